@@ -1,0 +1,1 @@
+"""Alignment strategies: one file, one paper. Tokens in, tokens out."""

@@ -1,0 +1,90 @@
+"""What a strategy, an engine and a reward know of each other: token ids, weights and scores, nothing else.
+
+Shapes: T response tokens, N completions, K objectives. Token ids are those of the base's tokenizer; a response
+includes its end-of-sequence token. Log-probabilities are natural.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+BASE = "base"
+"""The frozen model's name in every mixture."""
+
+Tokens = Sequence[int]
+Mixture = Mapping[str, float]
+"""member -> w: the distribution softmax(sum_i w_i log p_i), i over the members named; {BASE: 1} is the frozen model."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """How one token is drawn from a mixture: mix, `plausibility`, then `native`, temperature, min-p, top-k, top-p."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    """0 is greedy."""
+    top_k: int = 0
+    """0 keeps all."""
+    top_p: float = 1.0
+    seed: int | None = None
+    """With a seed, a draw depends on nothing but the request; None draws anew each time."""
+    plausibility: float = 0.0
+    """Only tokens with p_base >= plausibility * max p_base may be drawn (contrastive decoding's mask)."""
+    native: Any = None
+    """The engine's own sampling object with what a strategy does not look into: stop strings, grammar, penalties."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether tokens are drawn from the mixture itself, neither sharpened nor truncated."""
+        return self.temperature == 1 and self.top_k == 0 and self.top_p == 1 and self.plausibility == 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chunk:
+    """The next piece of one answer. Pieces of one answer come in order, its last one with `finish`."""
+
+    index: int
+    """Which of the n answers."""
+    tokens: tuple[int, ...]
+    finish: str | None = None
+    """"stop" (end of sequence or a stop string), "length", or the engine's own reason."""
+    report: Mapping[str, Any] = field(default_factory=dict)
+    """What the strategy tells of this answer, beside its tokens; shown to the client."""
+    native: Any = None
+    """The engine's own object for these tokens (text, log-probs). None: the tokens are all there is."""
+
+
+class Engine(Protocol):
+    """A frozen base and the guides that run in lock-step with it."""
+
+    def generate(self, prompt: Tokens, sampling: Sampling, *, n: int, guides: Mixture) -> AsyncIterator[Chunk]:
+        """n answers drawn from the mixture, their pieces interleaved. Closing the iterator ends the work."""
+        ...
+
+    async def score(self, prompt: Tokens, completion: Tokens, *, guides: Mixture) -> list[float]:
+        """[T] log-probs of the completion's tokens under the mixture, untempered and untruncated."""
+        ...
+
+    async def divergence(self, prompt: Tokens, completion: Tokens, *, guides: Mixture) -> list[float]:
+        """[T] exact KL(mixture || base) of the next token, in nats, before each of the completion's tokens."""
+        ...
+
+
+class Reward(Protocol):
+    """Higher is better. NaN and infinity are errors, never scores."""
+
+    async def __call__(self, prompt: Tokens, completions: Sequence[Tokens]) -> list[list[float]]:
+        """[N, K] scores, one row per completion."""
+        ...
+
+
+class Strategy(Protocol):
+    """A frozen dataclass of hyper-parameters under the paper's names, called once per request."""
+
+    def __call__(
+        self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, want: frozenset[str]
+    ) -> AsyncIterator[Chunk]:
+        """n answers. `want` names what the client asked to see beside them ("trace", "candidates", "rewards")."""
+        ...
