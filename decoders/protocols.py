@@ -34,11 +34,14 @@ class Sampling:
     """Only tokens with p_base >= plausibility * max p_base may be drawn (contrastive decoding's mask)."""
     native: Any = None
     """The engine's own sampling object with what a strategy does not look into: stop strings, grammar, penalties."""
+    constrained: bool = False
+    """Whether `native` changes the distribution too (min-p, penalties, logit bias, grammar)."""
 
     @property
     def exact(self) -> bool:
-        """Whether tokens are drawn from the mixture itself, neither sharpened nor truncated."""
-        return self.temperature == 1 and self.top_k == 0 and self.top_p == 1 and self.plausibility == 0
+        """Whether tokens are drawn from the mixture itself, neither sharpened nor truncated nor constrained."""
+        warped = self.temperature != 1 or self.top_k != 0 or self.top_p != 1 or self.plausibility != 0
+        return not (warped or self.constrained)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,3 +91,8 @@ class Strategy(Protocol):
     ) -> AsyncIterator[Chunk]:
         """n answers. `want` names what the client asked to see beside them ("trace", "candidates", "rewards")."""
         ...
+
+
+async def indifferent(prompt: Tokens, completions: Sequence[Tokens]) -> list[list[float]]:
+    """The reward with no objectives, [N, 0]: what a strategy gets that was given nothing to prefer."""
+    return [[] for _ in completions]
