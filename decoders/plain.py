@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+
 from decoders.protocols import BASE, Chunk, Engine, Reward, Sampling, Tokens
 
 
@@ -13,5 +14,5 @@ class Plain:
 
     def __call__(
         self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, want: frozenset[str]
-    ) -> AsyncIterator[Chunk]:
+    ) -> AsyncGenerator[Chunk, None]:
         return engine.generate(prompt, sampling, n=n, guides={BASE: 1})

@@ -6,7 +6,7 @@ includes its end-of-sequence token. Log-probabilities are natural.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -62,7 +62,7 @@ class Chunk:
 class Engine(Protocol):
     """A frozen base and the guides that run in lock-step with it."""
 
-    def generate(self, prompt: Tokens, sampling: Sampling, *, n: int, guides: Mixture) -> AsyncIterator[Chunk]:
+    def generate(self, prompt: Tokens, sampling: Sampling, *, n: int, guides: Mixture) -> AsyncGenerator[Chunk, None]:
         """n answers drawn from the mixture, their pieces interleaved. Closing the iterator ends the work."""
         ...
 
@@ -88,7 +88,7 @@ class Strategy(Protocol):
 
     def __call__(
         self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, want: frozenset[str]
-    ) -> AsyncIterator[Chunk]:
+    ) -> AsyncGenerator[Chunk, None]:
         """n answers. `want` names what the client asked to see beside them ("trace", "candidates", "rewards")."""
         ...
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,15 +55,17 @@ class ToyModel:
         return self.vocab[-1]
 
     def next(self, guides: Mixture, plausibility: float = 0.0) -> Next:
-        """Next-token log-probs of a mixture, computed from the tables; raises KeyError for an unknown member."""
+        """Next-token log-probs of a mixture, computed from the tables; raises ValueError for an unknown member."""
+        if unknown := set(guides) - set(self.tables):
+            raise ValueError(f"unknown members {sorted(unknown)}; known: {sorted(self.tables)}")
         logs = {m: {s: np.log(p) for s, p in self.tables[m].items()} for m in {BASE, *guides}}
 
         def mixed(prefix: Prefix) -> Vector:
-            z = sum((w * logs[m][prefix] for m, w in guides.items()), np.zeros(len(self.vocab)))
+            z: Vector = sum((w * logs[m][prefix] for m, w in guides.items()), np.zeros(len(self.vocab)))
             if plausibility:
                 base = logs[BASE][prefix]
                 z = np.where(base >= base.max() + np.log(plausibility), z, -np.inf)
-            return z - np.logaddexp.reduce(z)
+            return np.asarray(z - np.logaddexp.reduce(z))
 
         return mixed
 
@@ -83,7 +85,7 @@ class ToyModel:
 def warp(logprobs: Vector, sampling: Sampling) -> Vector:
     """[V] probabilities after temperature, top-k and top-p, in that order; greedy takes the first of the best."""
     if sampling.temperature == 0:
-        return np.eye(len(logprobs))[int(np.argmax(logprobs))]
+        return np.asarray(np.eye(len(logprobs))[int(np.argmax(logprobs))])
     p = np.exp((logprobs - logprobs.max()) / sampling.temperature)
     order = np.argsort(-p, kind="stable")
     if sampling.top_k:
@@ -111,7 +113,9 @@ class ToyEngine:
             raise ValueError(f"prompt holds no start token {self.start}")
         return tokens[len(tokens) - tokens[::-1].index(self.start) :]
 
-    async def generate(self, prompt: Tokens, sampling: Sampling, *, n: int, guides: Mixture) -> AsyncIterator[Chunk]:
+    async def generate(
+        self, prompt: Tokens, sampling: Sampling, *, n: int, guides: Mixture
+    ) -> AsyncGenerator[Chunk, None]:
         begun = self._response(prompt)
         logprobs = self.model.next(guides, sampling.plausibility)
         seed = self._entropy.spawn(1)[0].generate_state(1)[0] if sampling.seed is None else sampling.seed
