@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from inspect import signature
 from typing import Any, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from decoders import STRATEGIES, Entry
 from decoders.protocols import BASE, Strategy
@@ -20,26 +19,24 @@ AT = "alignment"
 
 
 class AlignmentRequest(BaseModel):
-    """As a client sends it; names and numbers are checked against the server afterwards."""
+    """As a client sends it; names and numbers are checked against the server afterwards. No key may be null."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, populate_by_name=False)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    strategy: str | None = None
-    weights: dict[str, Any] | None = None
-    guides: dict[str, Any] | None = None
-    params: dict[str, Any] | None = None
-    want: list[str] | None = None
+    strategy: str = ""
+    weights: dict[str, Any] = {}
+    guides: dict[str, Any] = {}
+    params: dict[str, Any] = {}
+    want: list[str] = Field(default=[], alias="return")
 
     @classmethod
     def parse(cls, raw: object) -> AlignmentRequest:
         """Raises ApiError naming the key."""
-        fields = ("strategy", "weights", "guides", "params", "return")
+        fields = [field.alias or name for name, field in cls.model_fields.items()]
         if not isinstance(raw, Mapping):
             raise ApiError(f"{AT} must be an object with keys among {', '.join(fields)}; got {shown(raw)}", param=AT)
-        if "want" in raw:
-            raise ApiError(unknown("key", "want", fields), param=f"{AT}.want", code="unknown_parameter")
         try:
-            return cls.model_validate({"want" if key == "return" else key: value for key, value in raw.items()})
+            return cls.model_validate(raw)
         except ValidationError as error:
             raise explained(error, at=AT, fields=fields) from None
 
@@ -87,41 +84,36 @@ def parameters(name: str) -> type[BaseModel]:
 def plan(raw: object, config: Config) -> Plan:
     """The plan for a request's `alignment`; raises ApiError naming the key, the value and what is valid."""
     asked = AlignmentRequest.parse(raw)
-    weights = _preferences(asked.weights, config)
+    given = asked.model_fields_set
+    weights = _preferences(asked.weights, config) if "weights" in given else {}
     exponents = _exponents(asked.guides, config)
-    name = asked.strategy
-    if name is None:
-        name = "guided" if weights or exponents is not None else config.default_strategy
+    name = config.default_strategy
+    if "strategy" in given:
+        name = asked.strategy
+    elif given & {"weights", "guides"}:
+        name = "guided"
     if name not in STRATEGIES:
         raise ApiError(unknown("strategy", name, STRATEGIES.keys()), param=f"{AT}.strategy")
     entry = STRATEGIES[name]
-    for field, given in (("weights", asked.weights), ("guides", asked.guides)):
-        if given is not None and field not in entry.takes:
-            raise ApiError(
-                f"{AT}.{field} cannot be honoured by strategy {name!r}", param=f"{AT}.{field}", code="unsupported_pair"
-            )
-    for wish in asked.want or ():
+    for field in ("weights", "guides"):
+        if field in given and field not in entry.takes:
+            message = f"{AT}.{field} cannot be honoured by strategy {name!r}"
+            raise ApiError(message, param=f"{AT}.{field}", code="unsupported_pair")
+    if entry.takes and not given & entry.takes:
+        wanted = " or ".join(f"{AT}.{field}" for field in sorted(entry.takes))
+        raise ApiError(f"strategy {name!r} needs {wanted}", param=AT, code="missing_required_parameter")
+    for wish in asked.want:
         if wish not in entry.shows:
             raise ApiError(f"strategy {name!r}: {unknown('return', wish, entry.shows)}", param=f"{AT}.return")
 
-    pulls = _pulls(weights, config) | (exponents or {})
-    params = dict(asked.params or {})
-    if "guides" in params:
-        message = f"{AT}.params.guides: write {AT}.guides or {AT}.weights"
+    if "guides" in asked.params:
+        message = f"write {AT}.guides, beside params"
         raise ApiError(message, param=f"{AT}.params.guides", code="unknown_parameter")
-    if entry.takes:
-        params["guides"] = pulls
-    strategy = _build(name, params)
+    pulls = {"guides": _pulls(weights, config) | exponents} if entry.takes else {}
+    strategy = _build(name, {**asked.params, **pulls})
     mixture = dict(getattr(strategy, "mixture", {}))
-    _bounded(mixture, config)
-    return Plan(
-        name=name,
-        entry=entry,
-        strategy=strategy,
-        weights=weights,
-        guides=mixture,
-        want=frozenset(asked.want or ()),
-    )
+    _bounded(mixture, config, param=f"{AT}.params" if asked.params else f"{AT}.weights")
+    return Plan(name=name, entry=entry, strategy=strategy, weights=weights, guides=mixture, want=frozenset(asked.want))
 
 
 def _number(value: object, param: str, config: Config) -> float:
@@ -131,9 +123,7 @@ def _number(value: object, param: str, config: Config) -> float:
     return float(value)
 
 
-def _preferences(raw: Mapping[str, Any] | None, config: Config) -> dict[str, float]:
-    if raw is None:
-        return {}
+def _preferences(raw: Mapping[str, Any], config: Config) -> dict[str, float]:
     at = f"{AT}.weights"
     if not raw:
         raise ApiError(
@@ -150,9 +140,7 @@ def _preferences(raw: Mapping[str, Any] | None, config: Config) -> dict[str, flo
     return weights
 
 
-def _exponents(raw: Mapping[str, Any] | None, config: Config) -> dict[str, float] | None:
-    if raw is None:
-        return None
+def _exponents(raw: Mapping[str, Any], config: Config) -> dict[str, float]:
     at = f"{AT}.guides"
     members = {*config.guides, BASE}
     for name in raw:
@@ -187,10 +175,10 @@ def _build(name: str, params: dict[str, Any]) -> Strategy:
     return strategy
 
 
-def _bounded(mixture: Mapping[str, float], config: Config) -> None:
+def _bounded(mixture: Mapping[str, float], config: Config, *, param: str) -> None:
     for member, weight in mixture.items():
         if member != BASE and member not in config.guides:
             raise ApiError(unknown("guide", member, config.guides.keys()), param=f"{AT}.params")
         if not abs(weight) <= config.max_weight:
             message = f"the exponent of {member!r} must lie in [-{config.max_weight:g}, {config.max_weight:g}]"
-            raise ApiError(f"{message}; got {weight:g}", param=f"{AT}.weights", code="out_of_range")
+            raise ApiError(f"{message}; got {weight:g}", param=param, code="out_of_range")

@@ -1,0 +1,102 @@
+"""The whole HTTP surface: vLLM's OpenAI app, our own endpoints, and the middleware between them."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from decoders import STRATEGIES
+from engine.aligned import AlignedClient
+from server.alignment import parameters, plan
+from server.auth import Auth
+from server.config import Config, ConfigError
+from server.errors import ApiError, unknown
+from server.seam import Seam
+from server.vllm_app import ModelCard, ModelList, openai_app, request_fields
+
+
+def check_presets(config: Config) -> None:
+    """Raises ConfigError for a preset that no request could be answered with."""
+    for name, preset in config.presets.items():
+        try:
+            plan(preset, config)
+        except ApiError as error:
+            raise ConfigError(f"presets.{name}: {error.message}") from None
+
+
+async def build(client: AlignedClient, config: Config, args: Namespace) -> FastAPI:
+    """The app, ready to serve."""
+    app = await openai_app(client, args)
+    app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", None) != "/v1/models"]
+    _own_endpoints(app, client, config)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_middleware(Seam, config=config, fields=request_fields())
+    if config.keys:
+        app.add_middleware(Auth, keys=config.keys)
+    return app
+
+
+def _own_endpoints(app: FastAPI, client: AlignedClient, config: Config) -> None:
+    async def models() -> list[ModelCard]:
+        """The base, then each preset as a model of its own."""
+        listed: ModelList = await app.state.openai_serving_models.show_available_models()
+        base = listed.data[0]
+        presets = [base.model_copy(update={"id": name, "parent": base.id}) for name in config.presets]
+        return [*listed.data, *presets]
+
+    @app.get("/v1/models")
+    async def list_models() -> JSONResponse:
+        return JSONResponse(ModelList(data=await models()).model_dump())
+
+    @app.get("/v1/models/{name:path}")
+    async def retrieve_model(name: str) -> JSONResponse:
+        cards = {card.id: card for card in await models()}
+        if name not in cards:
+            return ApiError(unknown("model", name, cards), param="model", code="model_not_found", status=404).response()
+        return JSONResponse(cards[name].model_dump())
+
+    @app.get("/v1/alignment")
+    async def alignment() -> dict[str, Any]:
+        return catalogue(config)
+
+    @app.get("/ready")
+    async def ready() -> JSONResponse:
+        """Base and guides start together, so a running engine is a warm one."""
+        up = client.is_running and not client.errored
+        return JSONResponse({"ready": up}, status_code=200 if up else 503)
+
+
+def catalogue(config: Config) -> dict[str, Any]:
+    """What a client needs to build its controls."""
+    strategies = {}
+    for name, entry in STRATEGIES.items():
+        schema = parameters(name).model_json_schema()
+        strategies[name] = {
+            "description": (entry.load().__doc__ or "").split("\n")[0],
+            "paper": f"https://arxiv.org/abs/{entry.paper}" if entry.paper else None,
+            "takes": sorted(entry.takes),
+            "return": sorted(entry.shows),
+            "streaming": "native" if entry.streams else "buffered",
+            "params": {key: value for key, value in schema.get("properties", {}).items() if key != "guides"},
+        }
+    return {
+        "model": config.model_name,
+        "default_strategy": config.default_strategy,
+        "max_weight": config.max_weight,
+        "strategies": strategies,
+        "objectives": {name: objective.model_dump() for name, objective in config.objectives.items()},
+        "guides": sorted(config.guides),
+        "presets": {name: dict(preset) for name, preset in config.presets.items()},
+    }
+
+
+async def _http_error(request: Request, error: Exception) -> JSONResponse:
+    """Unknown paths and methods, which the framework refuses before any handler."""
+    assert isinstance(error, HTTPException)
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+    message = f"{error.detail}: {request.method} {request.url.path[:200]}"
+    return ApiError(message, code=code, status=error.status_code).response()

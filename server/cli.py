@@ -1,0 +1,79 @@
+"""The `trimtab` command."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from server.config import Config, ConfigError, load
+
+DEMO = Path(__file__).resolve().parent.parent / "demo" / "config.yaml"
+
+log = logging.getLogger("trimtab")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="trimtab", description="Test-time alignment inference server.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    serve = commands.add_parser("serve", help="serve a frozen model and its guides over the OpenAI API")
+    serve.add_argument("config", nargs="?", type=Path, default=DEMO, help="YAML file; by default the embedded demo")
+    serve.add_argument("--host", help="address to listen on")
+    serve.add_argument("--port", type=int, help="port to listen on")
+    serve.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="put a value over the file's, such as engine.max_model_len=512; may be repeated",
+    )
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    given = {"host": args.host, "port": args.port}
+    overrides = [*args.overrides, *(f"{key}={value}" for key, value in given.items() if value is not None)]
+    try:
+        config = load(args.config, overrides)
+        asyncio.run(run(config))
+    except (ConfigError, OSError) as error:
+        sys.exit(f"trimtab: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+async def run(config: Config) -> None:
+    """Serve until told to stop. The socket is taken first, so that a port in use is known before a model loads."""
+    # vLLM is imported no earlier than it is needed: it takes seconds, and a bad config should not.
+    from engine.errors import MemberError
+
+    from server.app import build, check_presets
+    from server.vllm_app import arguments, running_engine, serve_http, setup_server
+
+    check_presets(config)
+    args = arguments(config)
+    log.info("%s", config.model_dump_json(exclude={"api_keys"}))
+    _, sock = setup_server(args, reuse_port=False)
+    signal.signal(signal.SIGTERM, _interrupt)  # until the HTTP server has its own
+    try:
+        async with running_engine(config, args) as client:
+            app = await build(client, config, args)
+            stopped = await serve_http(
+                app, sock=sock, host=args.host, port=args.port, log_level="warning", access_log=False
+            )
+        await stopped
+    except MemberError as error:
+        raise ConfigError(str(error)) from None
+    finally:
+        sock.close()
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()

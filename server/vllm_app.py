@@ -1,0 +1,105 @@
+"""vLLM's OpenAI app on our engine client. The only file here that knows vLLM; its imports move between versions."""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentError, Namespace
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import fields
+from typing import Any
+
+from engine.members import engine_args
+from engine.vllm_engine import VLLMEngine
+from fastapi import FastAPI
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.engine.protocol import EngineClient
+from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest
+from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client_from_engine_args
+from vllm.entrypoints.launchers.app import build_app
+from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+from vllm.entrypoints.launchers.launcher import serve_http, setup_server
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.openai.models.protocol import ModelCard, ModelList
+from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+import engine  # noqa: F401  first: it sets vLLM's environment
+from engine.aligned import AlignedClient
+from server.config import Config, ConfigError
+from server.seam import CHAT, COMPLETIONS, MESSAGES, RESPONSES
+
+__all__ = ["EngineClient", "ModelCard", "ModelList", "arguments", "request_fields", "serve_http", "setup_server"]
+
+ROUTES = frozenset(
+    {CHAT, COMPLETIONS, RESPONSES, f"{RESPONSES}/{{response_id}}", f"{RESPONSES}/{{response_id}}/cancel", MESSAGES}
+    | {f"{MESSAGES}/count_tokens", "/v1/models", "/tokenize", "/detokenize", "/health", "/metrics", "/version"}
+    | {"/docs", "/openapi.json"}
+)
+"""What of vLLM's app is served. Its other ways to generate know nothing of `alignment`, so they are not."""
+
+
+def arguments(config: Config) -> Namespace:
+    """vLLM's server arguments; raises ConfigError for an engine option that it does not know or accept."""
+    argv = ["--model", config.base, "--served-model-name", config.model_name, "--enable-request-id-headers"]
+    for key, value in config.engine.items():
+        flag = key.replace("_", "-")
+        if isinstance(value, bool):
+            argv.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, list):
+            argv += [f"--{flag}", *map(str, value)]
+        else:
+            argv += [f"--{flag}", json.dumps(value) if isinstance(value, dict) else str(value)]
+    parser = make_arg_parser(FlexibleArgumentParser(exit_on_error=False))
+    try:
+        args, unknown = parser.parse_known_args(argv)
+        if unknown:
+            raise ConfigError(f"engine: vLLM knows no argument {unknown[0]!r}")
+        validate_parsed_serve_args(args)
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise ConfigError(f"engine: {error}") from None
+    args.host, args.port = config.host, config.port
+    assert isinstance(args, Namespace)
+    return args
+
+
+@asynccontextmanager
+async def running_engine(config: Config, args: Namespace) -> AsyncIterator[AlignedClient]:
+    """The engine up, and shut down whatever happens; raises MemberError for what cannot run together."""
+    engine_fields = {field.name for field in fields(AsyncEngineArgs)} - {"model", "served_model_name"}
+    options = {key: getattr(args, key) for key in config.engine if key in engine_fields}
+    guides = {name: guide.model_dump(exclude_none=True) for name, guide in config.guides.items()}
+    for key, value in engine_args(config.base, guides, **options).items():
+        setattr(args, key, value)
+    async with build_async_engine_client_from_engine_args(AsyncEngineArgs.from_cli_args(args)) as client:
+        view = VLLMEngine(client=client)
+
+        def bind(context: Mapping[str, Any]) -> VLLMEngine:
+            return view.for_request("trimtab", **context)
+
+        yield AlignedClient(client, bind)
+
+
+async def openai_app(client: AlignedClient, args: Namespace) -> FastAPI:
+    """vLLM's app around the client, cut down to ROUTES."""
+    tasks = await client.get_supported_tasks()
+    app: FastAPI = build_app(args, tasks, client.model_config)
+    await init_app_state(client, app.state, args, tasks)
+    app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", None) in ROUTES]
+    return app
+
+
+def request_fields() -> dict[str, frozenset[str]]:
+    """path -> the request's top-level fields there, as vLLM's own request models have them."""
+    models = {
+        CHAT: ChatCompletionRequest,
+        COMPLETIONS: CompletionRequest,
+        RESPONSES: ResponsesRequest,
+        MESSAGES: AnthropicMessagesRequest,
+    }
+    return {
+        path: frozenset(name for key, field in model.model_fields.items() for name in (key, field.alias) if name)
+        for path, model in models.items()
+    }
