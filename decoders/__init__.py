@@ -1,1 +1,43 @@
 """Alignment strategies: one file, one paper. Tokens in, tokens out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A row of the strategy table."""
+
+    target: str
+    """"module:name" of what builds the strategy from its parameters."""
+    paper: str = ""
+    """arXiv id; empty for none."""
+    takes: frozenset[str] = frozenset()
+    """Which of "weights" and "guides" it carries out, as its parameter `guides`."""
+    shows: frozenset[str] = frozenset()
+    """What a client may ask to see beside the answers."""
+    streams: bool = True
+    """Whether tokens reach the client as they are drawn; a search sends them when it has chosen."""
+
+    def load(self) -> Any:
+        """The builder: a callable with keyword parameters that returns a `Strategy`."""
+        module, _, name = self.target.partition(":")
+        return getattr(import_module(module), name)
+
+
+_trace = frozenset({"trace"})
+
+STRATEGIES: dict[str, Entry] = {
+    "contrastive": Entry(target="decoders.guided:contrastive", paper="2210.15097", shows=_trace),
+    "dera": Entry(target="decoders.guided:dera", paper="2402.02992", shows=_trace),
+    "genarm": Entry(
+        target="decoders.guided:genarm", paper="2410.08193", takes=frozenset({"weights", "guides"}), shows=_trace
+    ),
+    "guided": Entry(target="decoders.guided:Guided", takes=frozenset({"weights", "guides"}), shows=_trace),
+    "mod": Entry(target="decoders.guided:mod", paper="2406.18853", takes=frozenset({"guides"}), shows=_trace),
+    "plain": Entry(target="decoders.plain:Plain"),
+    "proxy_tuning": Entry(target="decoders.guided:proxy_tuning", paper="2401.08565", shows=_trace),
+}

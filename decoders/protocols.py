@@ -6,7 +6,7 @@ includes its end-of-sequence token. Log-probabilities are natural.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -34,11 +34,14 @@ class Sampling:
     """Only tokens with p_base >= plausibility * max p_base may be drawn (contrastive decoding's mask)."""
     native: Any = None
     """The engine's own sampling object with what a strategy does not look into: stop strings, grammar, penalties."""
+    constrained: bool = False
+    """Whether `native` changes the distribution too (min-p, penalties, logit bias, grammar)."""
 
     @property
     def exact(self) -> bool:
-        """Whether tokens are drawn from the mixture itself, neither sharpened nor truncated."""
-        return self.temperature == 1 and self.top_k == 0 and self.top_p == 1 and self.plausibility == 0
+        """Whether tokens are drawn from the mixture itself, neither sharpened nor truncated nor constrained."""
+        warped = self.temperature != 1 or self.top_k != 0 or self.top_p != 1 or self.plausibility != 0
+        return not (warped or self.constrained)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +62,7 @@ class Chunk:
 class Engine(Protocol):
     """A frozen base and the guides that run in lock-step with it."""
 
-    def generate(self, prompt: Tokens, sampling: Sampling, *, n: int, guides: Mixture) -> AsyncIterator[Chunk]:
+    def generate(self, prompt: Tokens, sampling: Sampling, *, n: int, guides: Mixture) -> AsyncGenerator[Chunk, None]:
         """n answers drawn from the mixture, their pieces interleaved. Closing the iterator ends the work."""
         ...
 
@@ -85,6 +88,11 @@ class Strategy(Protocol):
 
     def __call__(
         self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, want: frozenset[str]
-    ) -> AsyncIterator[Chunk]:
+    ) -> AsyncGenerator[Chunk, None]:
         """n answers. `want` names what the client asked to see beside them ("trace", "candidates", "rewards")."""
         ...
+
+
+async def indifferent(prompt: Tokens, completions: Sequence[Tokens]) -> list[list[float]]:
+    """The reward with no objectives, [N, 0]: what a strategy gets that was given nothing to prefer."""
+    return [[] for _ in completions]

@@ -1,0 +1,130 @@
+"""Guided decoding: next tokens from a product of language models, one exponent each.
+
+    z_t = sum_i w_i log p_i(. | x, y_<t),    y_t ~ softmax(z_t / T)                                                 (1)
+
+One kernel, many papers; they differ only in what w is:
+
+| function        | paper             | mixture                                            |
+|-----------------|-------------------|----------------------------------------------------|
+| `genarm`        | arXiv 2410.08193  | base: 1, ARM_i: alpha * w_i (= 1 / beta_i)          |
+| `dera`          | arXiv 2402.02992  | base: 1 - lambda, aligned: lambda                   |
+| `mod`           | arXiv 2406.18853  | aligned_i: w_i, sum w_i = 1, reverse KL             |
+| `proxy_tuning`  | arXiv 2401.08565  | base: 1, expert: alpha, antiexpert: -alpha          |
+| `contrastive`   | arXiv 2210.15097  | base: 1, amateur: -1, on the plausible tokens only  |
+
+Sampled this way, a sequence is *not* a draw from p_base prod_i p_i^w_i / Z, because (1) is normalised at each step:
+
+    Z_t = sum_z p_base(z) prod_i p_i(z)^w_i,    log Z_t = sum_i w_i log p_i(y_t) - log q(y_t)                       (2)
+
+with q the mixture. Weighting each sample by prod_t Z_t makes it one, and the trace gives that weight.
+Cost: one token of every member per token shown; a trace scores each answer once per member and twice more.
+Neutral value: no guides, or every exponent 0, is the base, token for token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from decoders.protocols import BASE, Chunk, Engine, Mixture, Reward, Sampling, Tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guided:
+    """Equation (1), the mixture as it stands."""
+
+    guides: Annotated[Mixture, Field(description="exponent w per guide; the base's is 1 unless it is named too")]
+    plausibility: Annotated[
+        float, Field(ge=0, le=1, description="draw only tokens with p_base >= plausibility * max p_base; 0 is off")
+    ] = 0.0
+
+    @property
+    def mixture(self) -> Mixture:
+        return {BASE: 1.0, **self.guides}
+
+    async def __call__(
+        self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, want: frozenset[str]
+    ) -> AsyncGenerator[Chunk, None]:
+        sampling = replace(sampling, plausibility=self.plausibility)
+        answers: list[list[int]] = [[] for _ in range(n)]
+        last: list[Chunk] = []
+        async with aclosing(engine.generate(prompt, sampling, n=n, guides=self.mixture)) as chunks:
+            async for chunk in chunks:
+                if "trace" not in want:
+                    yield chunk
+                    continue
+                answers[chunk.index] += chunk.tokens
+                if chunk.finish:
+                    last.append(chunk)
+                else:
+                    yield chunk
+        traces = await asyncio.gather(*(self._trace(prompt, answers[c.index], sampling, engine) for c in last))
+        for chunk, trace in zip(last, traces, strict=True):
+            yield replace(chunk, report={**chunk.report, "trace": trace})
+
+    async def _trace(self, prompt: Tokens, answer: Tokens, sampling: Sampling, engine: Engine) -> dict[str, Any]:
+        """Per token of the answer: exact KL(q || base) and log Z_t, in nats; `log_weight` = sum_t log Z_t.
+
+        Both are of the mixture itself, at temperature 1. `log_weight` is null where tokens were drawn otherwise, since
+        (2) is then not the weight of the draw.
+        """
+        members = {m: w for m, w in self.mixture.items() if w}
+        kl, drawn, *scores = await asyncio.gather(
+            engine.divergence(prompt, answer, guides=self.mixture),
+            engine.score(prompt, answer, guides=self.mixture),
+            *(engine.score(prompt, answer, guides={m: 1.0}) for m in members),
+        )
+        weighted = [[w * logprob for logprob in score] for w, score in zip(members.values(), scores, strict=True)]
+        log_z = [math.fsum(step) - q for step, q in zip(zip(*weighted, strict=True), drawn, strict=True)]  # (2)
+        return {"kl": kl, "log_z": log_z, "log_weight": math.fsum(log_z) if sampling.exact else None}
+
+
+Exponent = Annotated[float, Field(description="how far the guide pulls; 0 is the base")]
+Member = Annotated[str, Field(description="a guide's name")]
+
+
+def genarm(
+    *,
+    guides: Annotated[Mixture, Field(description="preference weight per autoregressive reward model")],
+    alpha: Exponent = 1.0,
+) -> Guided:
+    """GenARM, multi-objective form (eq. 9): exponent alpha * w_i, where alpha = 1 / beta."""
+    return Guided(guides={guide: alpha * w for guide, w in guides.items()})
+
+
+def dera(
+    *,
+    aligned: Member,
+    lambda_: Annotated[float, Field(alias="lambda", description="0 is the base, 1 the aligned model, above 1 beyond")],
+) -> Guided:
+    """Decoding-time realignment: beta_effective = beta / lambda, approximated per token."""
+    return Guided(guides={BASE: 1 - lambda_, aligned: lambda_})
+
+
+def mod(*, guides: Annotated[Mixture, Field(description="weight per aligned model; they sum to 1")]) -> Guided:
+    """Multi-objective decoding under reverse KL: prod_i p_i^w_i; raises ValueError unless the weights sum to 1."""
+    if abs(math.fsum(guides.values()) - 1) > 1e-6:
+        raise ValueError(f"guides must sum to 1 under 'mod'; these sum to {math.fsum(guides.values()):g}")
+    return Guided(guides={BASE: 0.0, **guides})
+
+
+def proxy_tuning(*, expert: Member, antiexpert: Member, alpha: Exponent = 1.0) -> Guided:
+    """Proxy tuning: the base moved by what tuning did to a small model; raises ValueError for one guide twice."""
+    if expert == antiexpert:
+        raise ValueError("expert and antiexpert must be two guides")
+    return Guided(guides={expert: alpha, antiexpert: -alpha})
+
+
+def contrastive(
+    *,
+    amateur: Member,
+    alpha: Annotated[float, Field(ge=0, le=1, description="plausibility: p_base >= alpha * max p_base")] = 0.1,
+) -> Guided:
+    """Contrastive decoding, the base as the expert (eqs. 2 and 4)."""
+    return Guided(guides={amateur: -1.0}, plausibility=alpha)

@@ -1,0 +1,18 @@
+"""The identity strategy: answers of the frozen model as they are."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+
+from decoders.protocols import BASE, Chunk, Engine, Reward, Sampling, Tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plain:
+    """y ~ p_base(. | x)."""
+
+    def __call__(
+        self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, want: frozenset[str]
+    ) -> AsyncGenerator[Chunk, None]:
+        return engine.generate(prompt, sampling, n=n, guides={BASE: 1})

@@ -1,0 +1,197 @@
+"""A vLLM engine client whose `generate()` carries out a strategy, so that vLLM's own OpenAI app serves aligned answers.
+
+The strategy of the HTTP request being handled is found in a context variable. Requests without one go to vLLM as they
+came. For the others, vLLM's sampling parameters become a `Sampling`, the strategy's chunks become vLLM's outputs, and
+what the strategy tells of its answers is kept on the `Run` for whoever answers the request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from contextvars import ContextVar
+from copy import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+from vllm.engine.protocol import EngineClient
+from vllm.outputs import CompletionOutput, RequestOutput
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+from decoders.protocols import Chunk, Engine, Mixture, Reward, Sampling, Strategy, Tokens
+
+
+@dataclass(kw_only=True)
+class Run:
+    """A strategy at work for one HTTP request, and what it has spent and told so far."""
+
+    strategy: Strategy
+    reward: Reward
+    want: frozenset[str] = frozenset()
+    sampled: int = 0
+    """Tokens drawn, shown or not."""
+    scored: int = 0
+    """Tokens whose log-prob was asked for, once per mixture."""
+    reports: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """choice -> what the strategy told of it"""
+    choices: int = 0
+    """Answers begun, over all the request's prompts."""
+
+
+running: ContextVar[Run | None] = ContextVar("running", default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Metered:
+    """An engine that counts its work on a run."""
+
+    engine: Engine
+    run: Run
+
+    async def generate(
+        self, prompt: Tokens, sampling: Sampling, *, n: int, guides: Mixture
+    ) -> AsyncGenerator[Chunk, None]:
+        async with aclosing(self.engine.generate(prompt, sampling, n=n, guides=guides)) as chunks:
+            async for chunk in chunks:
+                self.run.sampled += len(chunk.tokens)
+                yield chunk
+
+    async def score(self, prompt: Tokens, completion: Tokens, *, guides: Mixture) -> list[float]:
+        self.run.scored += len(completion)
+        return await self.engine.score(prompt, completion, guides=guides)
+
+    async def divergence(self, prompt: Tokens, completion: Tokens, *, guides: Mixture) -> list[float]:
+        self.run.scored += len(completion)
+        return await self.engine.divergence(prompt, completion, guides=guides)
+
+
+def as_sampling(params: SamplingParams) -> Sampling:
+    """What a strategy may look into; the rest travels as `native`."""
+    constrained = (
+        params.min_p
+        or params.presence_penalty
+        or params.frequency_penalty
+        or params.repetition_penalty != 1
+        or params.logit_bias
+        or params.allowed_token_ids
+        or params.bad_words
+        or params.min_tokens
+        or params.ignore_eos
+        or params.structured_outputs
+    )
+    return Sampling(
+        max_tokens=params.max_tokens or 1,
+        temperature=params.temperature,
+        top_k=max(params.top_k, 0),
+        top_p=params.top_p,
+        seed=params.seed,
+        native=params,
+        constrained=bool(constrained),
+    )
+
+
+class AlignedClient:
+    """Everything but `generate` is the inner client's.
+
+    `bind(context)` gives the engine for one request; context is vLLM's keyword arguments of `generate` (adapter, trace
+    headers, priority …).
+    """
+
+    def __init__(self, inner: EngineClient, bind: Callable[[Mapping[str, Any]], Engine]) -> None:
+        self.inner = inner
+        self.bind = bind
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def generate(
+        self, prompt: Any, sampling_params: SamplingParams, request_id: str, **context: Any
+    ) -> AsyncGenerator[RequestOutput, None]:
+        # Not itself a generator: the context variable is read in the handler's context, not the consumer's.
+        run = running.get()
+        if run is None:
+            outputs: AsyncGenerator[RequestOutput, None] = self.inner.generate(
+                prompt, sampling_params, request_id, **context
+            )
+            return outputs
+        return self._aligned(run, prompt, sampling_params, request_id, context)
+
+    async def _aligned(
+        self, run: Run, prompt: Any, params: SamplingParams, request_id: str, context: Mapping[str, Any]
+    ) -> AsyncGenerator[RequestOutput, None]:
+        if prompt.get("type") != "token":
+            raise ValueError(f"alignment works on text prompts; this one is of type {prompt.get('type')!r}")
+        tokens: Sequence[int] = prompt["prompt_token_ids"]
+        first, n = run.choices, params.n
+        run.choices += n
+        engine = Metered(self.bind(context), run)
+        texts = [Text(self.inner.renderer.tokenizer, skip_special=params.skip_special_tokens) for _ in range(n)]
+        ended = 0
+        whole: RequestOutput | None = None
+        strategy = run.strategy(tokens, as_sampling(params), engine, run.reward, n=n, want=run.want)
+        async with aclosing(strategy) as chunks:
+            async for chunk in chunks:
+                if chunk.report:
+                    run.reports.setdefault(first + chunk.index, {}).update(chunk.report)
+                ended += chunk.finish is not None
+                piece = as_output(chunk, tokens, texts[chunk.index])
+                piece.request_id, piece.finished = request_id, ended == n
+                if params.output_kind == RequestOutputKind.DELTA:
+                    yield piece
+                elif whole is None:
+                    whole = piece
+                else:
+                    whole.add(piece, aggregate=True)
+        if whole is not None:
+            whole.outputs.sort(key=lambda output: output.index)
+            yield whole
+
+
+EngineClient.register(AlignedClient)
+
+
+def as_output(chunk: Chunk, prompt: Sequence[int], text: Text) -> RequestOutput:
+    """A chunk as vLLM's output: the engine's own where it has one, else its tokens and their text."""
+    if chunk.native is not None:
+        output: RequestOutput = copy(chunk.native)
+        [completion] = output.outputs
+        output.outputs = [copy(completion)]
+        output.outputs[0].index = chunk.index
+        return output
+    return RequestOutput(
+        request_id="",
+        prompt=None,
+        prompt_token_ids=list(prompt),
+        prompt_logprobs=None,
+        outputs=[
+            CompletionOutput(
+                index=chunk.index,
+                text=text.next(chunk.tokens, last=chunk.finish is not None),
+                token_ids=list(chunk.tokens),
+                cumulative_logprob=None,
+                logprobs=None,
+                finish_reason=chunk.finish,
+            )
+        ],
+        finished=False,
+        num_cached_tokens=0,
+    )
+
+
+class Text:
+    """The text of one answer as its tokens arrive; an unfinished character waits for its other bytes."""
+
+    def __init__(self, tokenizer: Any, *, skip_special: bool) -> None:
+        self.tokenizer = tokenizer
+        self.skip_special = skip_special
+        self.tokens: list[int] = []
+        self.shown = 0
+
+    def next(self, tokens: Sequence[int], *, last: bool) -> str:
+        self.tokens += tokens
+        text: str = self.tokenizer.decode(self.tokens, skip_special_tokens=self.skip_special)
+        if text.endswith("\ufffd") and not last:
+            return ""
+        fresh = text[self.shown :]
+        self.shown = len(text)
+        return fresh

@@ -1,0 +1,188 @@
+"""The server's one configuration: what is frozen, what guides it, what people may prefer, how it is served.
+
+Read from YAML, refused with the line and the key of what is wrong. Relative model paths are relative to the file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from decoders import STRATEGIES
+from decoders.protocols import BASE
+from server.errors import unknown
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,63}$")]
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class ConfigError(Exception):
+    """A configuration that cannot be served."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class GuideConfig(Section):
+    """A model that runs in lock-step with the base."""
+
+    model: str
+    """A checkpoint directory or Hugging Face id, or a PEFT LoRA adapter of the base."""
+    quantization: str | None = None
+    """As vLLM's argument of the same name."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hugging Face id."""
+
+
+class ObjectiveConfig(Section):
+    """A dimension that a person can prefer."""
+
+    about: str = ""
+    """Shown to clients."""
+    guide: str | None = None
+    """The guide that pulls towards it."""
+    gain: float = Field(default=1.0, allow_inf_nan=False)
+    """The guide's exponent at preference weight 1, so that equal weights pull equally."""
+
+
+class Config(Section):
+    base: str
+    """The frozen model: a checkpoint directory or Hugging Face id."""
+    name: Name | None = None
+    """The model id that clients use; by default the last part of `base`."""
+    guides: Mapping[Name, GuideConfig] = {}
+    objectives: Mapping[Name, ObjectiveConfig] = {}
+    presets: Mapping[Name, Mapping[str, Any]] = {}
+    """Model ids of their own, each an `alignment` object."""
+    default_strategy: str = "plain"
+    """For requests that say nothing."""
+    max_weight: float = Field(default=100.0, gt=0, le=1e4)
+    """Largest magnitude of a guide's exponent."""
+    max_body_mib: float = Field(default=4.0, gt=0)
+    """Longest request body, in MiB."""
+    host: str = "127.0.0.1"
+    port: Port = 8000
+    api_keys: tuple[str, ...] = ()
+    """Keys that open the server; none means open to all. TRIMTAB_API_KEY in the environment adds one."""
+    engine: Mapping[str, Any] = {}
+    """vLLM's own arguments by name, with underscores: dtype, max_model_len, tensor_parallel_size …"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _paths_as_guides(cls, data: Any) -> Any:
+        """`guides: {warmth: some/path}` is short for `{warmth: {model: some/path}}`."""
+        if isinstance(data, dict) and isinstance(data.get("guides"), dict):
+            short = {n: {"model": g} if isinstance(g, str) else g for n, g in data["guides"].items()}
+            data = {**data, "guides": short}
+        return data
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> Config:
+        if BASE in self.guides:
+            raise ValueError(f"guides.{BASE}: {BASE!r} is the frozen model's own name")
+        for name, objective in self.objectives.items():
+            if objective.guide is not None and objective.guide not in self.guides:
+                raise ValueError(f"objectives.{name}.guide: {unknown('guide', objective.guide, self.guides.keys())}")
+        if self.default_strategy not in STRATEGIES:
+            raise ValueError(f"default_strategy: {unknown('strategy', self.default_strategy, STRATEGIES.keys())}")
+        if self.model_name in self.presets:
+            raise ValueError(f"presets.{self.model_name}: this is the base model's own id")
+        return self
+
+    @property
+    def model_name(self) -> str:
+        return self.name or Path(self.base).name
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Every key that opens the server."""
+        extra = os.environ.get("TRIMTAB_API_KEY")
+        return (*self.api_keys, extra) if extra else self.api_keys
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration in a file, with "key=value" or "a.b=value" put over it; raises ConfigError."""
+    try:
+        text = path.read_text()
+        data = yaml.safe_load(text)
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected keys and values at the top; valid keys: {', '.join(Config.model_fields)}")
+    for override in overrides:
+        _put(data, override)
+    _resolve(data, path.parent)
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(f"{path}{_complaint(error, text)}") from None
+
+
+def _put(data: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {override}: expected KEY=VALUE, such as port=8001 or engine.max_model_len=512")
+    *above, last = key.split(".")
+    for part in above:
+        data = data.setdefault(part, {})
+        if not isinstance(data, dict):
+            raise ConfigError(f"--set {override}: {part} holds a value, not keys")
+    try:
+        data[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: {error}") from None
+
+
+def _resolve(data: dict[str, Any], folder: Path) -> None:
+    """Model paths that exist beside the file become absolute; anything else is left as a Hugging Face id."""
+
+    def beside(name: Any) -> Any:
+        return str((folder / name).resolve()) if isinstance(name, str) and (folder / name).exists() else name
+
+    data["base"] = beside(data.get("base"))
+    if isinstance(guides := data.get("guides"), dict):
+        for name, guide in guides.items():
+            if isinstance(guide, dict):
+                guide["model"] = beside(guide.get("model"))
+            else:
+                guides[name] = beside(guide)
+
+
+def _complaint(error: ValidationError, text: str) -> str:
+    """ ":LINE: key: what is wrong" for the first complaint."""
+    first: Any = error.errors(include_url=False)[0]
+    path = [str(part) for part in first["loc"]]
+    message = first["msg"].removeprefix("Value error, ")
+    if not path and (named := re.match(r"([\w.:/-]+): (.*)", message, re.DOTALL)):
+        path, message = named[1].split("."), named[2]
+    if first["type"] == "extra_forbidden":
+        message = unknown("key", path[-1], _fields(path[:-1]))
+    return f":{_line(text, path)}: {'.'.join(path)}: {message}"
+
+
+def _fields(path: Sequence[str]) -> list[str]:
+    sections: dict[str, type[Section]] = {"guides": GuideConfig, "objectives": ObjectiveConfig}
+    section = sections.get(path[0] if path else "", Config)
+    return list(section.model_fields)
+
+
+def _line(text: str, path: Sequence[str]) -> int:
+    """The line, from 1, of the deepest key of `path` that stands in the file."""
+    node, line = yaml.compose(text), 1
+    for part in path:
+        if not isinstance(node, yaml.MappingNode):
+            break
+        for key, value in node.value:
+            if key.value == part:
+                node, line = value, key.start_mark.line + 1
+                break
+        else:
+            break
+    return line

@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import pytest
+
+from decoders.guided import Guided, contrastive, dera, genarm, mod, proxy_tuning
+from decoders.plain import Plain
+from decoders.protocols import Strategy
+from tests.contracts import ENGINE_LAWS, STRATEGY_LAWS, Specimen
+
+STRATEGIES: list[Strategy] = [
+    Plain(),
+    Guided(guides={"arm": 0.7}),
+    genarm(guides={"arm": 0.5}, alpha=2.0),
+    dera(aligned="arm", **{"lambda_": 0.3}),
+    mod(guides={"arm": 0.6, "base": 0.4}),
+    proxy_tuning(expert="arm", antiexpert="base", alpha=0.5),
+    contrastive(amateur="arm", alpha=0.3),
+]
+
+
+@pytest.mark.parametrize("law", ENGINE_LAWS, ids=lambda law: law.__name__)
+async def test_the_toy_engine(specimen: Specimen, law) -> None:
+    await law(specimen)
+
+
+@pytest.mark.parametrize("law", STRATEGY_LAWS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
+async def test_a_strategy_on_the_toy(specimen: Specimen, strategy: Strategy, law) -> None:
+    await law(specimen, strategy)
