@@ -36,7 +36,7 @@ class Composite(nn.Module):
         own = getattr(config.hf_config, FIELD)
         base_config = vllm_config.with_hf_config(config.hf_config, architectures=own["architectures"])
         self.base = initialize_model(vllm_config=base_config, prefix=prefix)
-        self.guides = nn.ModuleList()
+        self.guides: Any = nn.ModuleList()
         self.options = [Guide(**options) for options in own["guides"]]
         self.configs = [guide_config(vllm_config, guide) for guide in self.options]
         for place, guide in enumerate(self.configs):
@@ -93,7 +93,7 @@ class Composite(nn.Module):
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
         """[N, V] fp32 logits of each row's mixture; of its divergence from the base, where the row asks for that."""
-        *states, slots = hidden_states.split(self.widths, dim=-1)
+        *states, slots = torch.split(hidden_states, self.widths, dim=-1)
         rows_NW = self.table.rows[slots.contiguous().view(torch.int32).view(-1).long()]
         use = self.table.use
         base_NV = self.base.compute_logits(states[0].contiguous())
@@ -130,7 +130,7 @@ class Composite(nn.Module):
                 loader.load_weights(guide, config.model_config)
             else:
                 weights = loader.get_all_weights(config.model_config, guide)
-                guide.load_weights(Adapter.read(options.adapter).merge(weights))
+                guide.load_weights(Adapter.read(options.adapter, options.adapter_revision).merge(weights))
             loaded |= {f"guides.{place}.{name}" for name, _ in guide.named_parameters()}
         return loaded
 

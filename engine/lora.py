@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import safe_open
 from torch import Tensor
 from transformers.utils import cached_file
@@ -58,8 +57,12 @@ class AdapterError(ValueError):
 def file_of(model: str, name: str, revision: str | None = None) -> Path | None:
     """A checkpoint's file, from a directory or the hub; None if it has none such."""
     found = cached_file(
-        model, name, revision=revision, _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False, _raise_exceptions_for_gated_repo=False,
+        model,
+        name,
+        revision=revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        _raise_exceptions_for_gated_repo=False,
     )
     return Path(found) if found is not None else None
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from engine import lora
@@ -35,6 +35,7 @@ class Guide:
     hf_overrides: Mapping[str, Any] = field(default_factory=dict)
     adapter: str | None = None
     """Set by `engine_args`: the adapter to merge into `model`, which then is the base's."""
+    adapter_revision: str | None = None
 
     @classmethod
     def parse(cls, name: str, options: str | Mapping[str, Any]) -> Guide:
@@ -73,15 +74,22 @@ def engine_args(base: str, guides: Mapping[str, str | Mapping[str, Any]], **opti
     register()
     check_options(options)
     overrides = options.pop("hf_overrides", None) or {}
-    base_config = model_config(BASE, lambda: AsyncEngineArgs(model=base, hf_overrides=overrides, **options).create_model_config())
+    base_config = model_config(
+        BASE, lambda: AsyncEngineArgs(model=base, hf_overrides=overrides, **options).create_model_config()
+    )
     check_kind(BASE, base_config)
     members = []
     for name, given in guides.items():
         guide = Guide.parse(name, given)
         if lora.is_adapter(guide.model, guide.revision):
             check_adapter(guide, base_config)
-            guide = Guide(
-                name=name, model=base, adapter=guide.model, revision=base_config.revision, hf_overrides=overrides
+            guide = replace(
+                guide,
+                model=base,
+                revision=base_config.revision,
+                hf_overrides=overrides,
+                adapter=guide.model,
+                adapter_revision=guide.revision,
             )
         else:
             check_guide(guide, base_config, asked_length=options.get("max_model_len"))
@@ -200,8 +208,8 @@ def check_vocabulary(guide: Guide, base: ModelConfig) -> None:
         first = differ[0]
         raise MemberError(
             guide.name,
-            f"another tokenizer than the base's: {len(differ)} of {len(ours)} ids mean another token "
-            f"(id {first} is {ours[first]!r} to the base, {theirs[first]!r} to the guide); valid: the base's vocabulary",
+            f"another tokenizer than the base's: {len(differ)} of {len(ours)} ids mean another token (id {first} is "
+            f"{ours[first]!r} to the base, {theirs[first]!r} to the guide); valid: the base's vocabulary",
         )
 
 
@@ -209,7 +217,7 @@ def check_adapter(guide: Guide, base: ModelConfig) -> None:
     for option in ("quantization", "tokenizer"):
         if getattr(guide, option) is not None:
             raise MemberError(guide.name, f"{option} does not apply to a LoRA adapter, which is merged into the base")
-    if base.is_quantized() if callable(base.is_quantized) else base.is_quantized:
+    if base.is_quantized:
         raise MemberError(guide.name, "a LoRA adapter cannot be merged into a quantised base; valid: a full checkpoint")
     try:
         lora.Adapter.read(guide.model, guide.revision).check(lora.shapes(base.model))

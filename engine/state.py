@@ -16,12 +16,10 @@ if TYPE_CHECKING:
     from engine.composite import Composite
 
 
-class CompositeState(DefaultModelState):
+class CompositeState(DefaultModelState):  # type: ignore[misc]
     """Writes the weight table and, per token, the slot to read there."""
 
-    def __init__(
-        self, vllm_config: VllmConfig, model: Composite, encoder_cache: Any, device: torch.device
-    ) -> None:
+    def __init__(self, vllm_config: VllmConfig, model: Composite, encoder_cache: Any, device: torch.device) -> None:
         super().__init__(vllm_config, model, encoder_cache, device)
         self.table = model.table
         self.slot_of: dict[str, int] = {}

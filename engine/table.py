@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -64,7 +64,7 @@ class WeightTable:
         self.use = Use(guides=(), rescale=False, plausibility=False, readout=False)
         self._stale = False
 
-    _tables: WeakValueDictionary[int, WeightTable] = WeakValueDictionary()
+    _tables: ClassVar[WeakValueDictionary[int, WeightTable]] = WeakValueDictionary()
 
     @classmethod
     def of(cls, vllm_config: VllmConfig) -> WeightTable:
@@ -113,7 +113,7 @@ class WeightTable:
         )
 
 
-class RowWriter(V1LogitsProcessor, V2LogitsProcessor):
+class RowWriter(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore[misc]
     """Under V1, tells the table what the batch holds. It never touches logits: mixing is the model's, before any mask.
 
     One class with both runners' interfaces, because both load what the same engine argument names; under V2 the model

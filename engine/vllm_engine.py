@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -45,7 +45,7 @@ class VLLMEngine:
 
     async def generate(
         self, prompt: Tokens, sampling: Sampling, *, n: int, guides: Mixture
-    ) -> AsyncIterator[Chunk]:
+    ) -> AsyncGenerator[Chunk, None]:
         """`Sampling.native` is a SamplingParams or None; each Chunk's is the CompletionOutput that it was made of."""
         native = sampling.native if sampling.native is not None else SamplingParams()
         if KEY in (native.extra_args or {}):
@@ -114,7 +114,7 @@ class VLLMEngine:
             output = [output async for output in outputs][-1]
         return [*output.prompt_logprobs[len(prompt) :], output.outputs[0].logprobs[0]]
 
-    async def _run(self, prompt: Tokens, params: SamplingParams) -> AsyncIterator[RequestOutput]:
+    async def _run(self, prompt: Tokens, params: SamplingParams) -> AsyncGenerator[RequestOutput, None]:
         request = f"{self.name}-{uuid4().hex[:16]}"
         outputs = self.client.generate(
             tokens_input(list(prompt), cache_salt=self.cache_salt), params, request, **self.context

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, MistralConfig, PreTrainedTokenizerFast, Qwen2Config
 from transformers import AutoModelForCausalLM as HF
+from transformers import LlamaConfig, MistralConfig, PreTrainedTokenizerFast, Qwen2Config
 
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
 SPECIAL = ["<pad>", "<s>", "</s>"]
@@ -60,4 +61,15 @@ def windowed(path: Path) -> Path:
 
 def shorter(path: Path) -> Path:
     """Knows the first 200 tokens only."""
-    return checkpoint(path, LlamaConfig(**sizes(64, 1, 2, vocab_size=200, eos_token_id=199, bos_token_id=198, pad_token_id=197)), 4, VOCABULARY[:200])
+    own = sizes(64, 1, 2, vocab_size=200, eos_token_id=199, bos_token_id=198, pad_token_id=197)
+    return checkpoint(path, LlamaConfig(**own), seed=4, vocabulary=VOCABULARY[:200])
+
+
+def adapter(path: Path, base_path: Path, **options: object) -> Path:
+    """A LoRA of the base with a B that is not zero."""
+    model = HF.from_pretrained(base_path, dtype=torch.float32)
+    torch.manual_seed(5)
+    targets = ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"]
+    config = LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": targets, "init_lora_weights": False, **options})
+    get_peft_model(model, config).save_pretrained(path)
+    return path
