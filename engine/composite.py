@@ -1,0 +1,151 @@
+"""The model that vLLM runs: a frozen base and K guides, one schedule, one paged KV cache, one sampler.
+
+Every member sees every token, so all share block tables, prefix-cache hits and chunks. `forward` returns the members'
+hidden states side by side, and with them the slot of each token's request in the weight table; `compute_logits` mixes
+(engine.mixture). Mixing there, not in a logits processor, puts it before the grammar's mask, the returned
+log-probabilities, biases, penalties and every sampling parameter, and makes prompt log-probabilities the mixture's.
+
+Shapes: T tokens of a step, N rows whose logits are wanted, H_i member i's hidden size, V the base's vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from vllm.compilation.backends import set_model_tag
+from vllm.config import VllmConfig, replace
+from vllm.forward_context import get_forward_context, is_forward_context_available
+from vllm.model_executor.model_loader import get_model_loader
+from vllm.model_executor.model_loader.utils import initialize_model
+from vllm.model_executor.models.utils import WeightsMapper
+
+from engine.lora import Adapter
+from engine.members import Guide, guide_model_config
+from engine.mixture import NEVER, READOUT, divergence, implausible, mix, write
+from engine.plugin import FIELD
+from engine.table import WeightTable
+
+
+class Composite(nn.Module):
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__()
+        config = vllm_config.model_config
+        own = getattr(config.hf_config, FIELD)
+        base_config = vllm_config.with_hf_config(config.hf_config, architectures=own["architectures"])
+        self.base = initialize_model(vllm_config=base_config, prefix=prefix)
+        self.guides: Any = nn.ModuleList()
+        self.options = [Guide(**options) for options in own["guides"]]
+        self.configs = [guide_config(vllm_config, guide) for guide in self.options]
+        for place, guide in enumerate(self.configs):
+            name = f"guide{place}"  # never a number between dots: vLLM would read it as a layer's index
+            if guide.quant_config is not None:  # its lists of layers to spare name them without our prefix
+                guide.quant_config.apply_vllm_mapper(WeightsMapper(orig_to_new_prefix={"": f"{name}."}))
+            with set_model_tag(name):
+                self.guides.append(initialize_model(vllm_config=guide, prefix=name))
+        self.table = WeightTable.of(vllm_config)
+        self.slots: Tensor | None = None
+        """[max T] int32, Model Runner V2's. None: the V1 runner, which tells rows by the attention metadata."""
+        self.vocabularies = [c.model_config.get_vocab_size() for c in self.configs]
+        self.shorter = [size < config.get_vocab_size() for size in self.vocabularies]
+        slot_columns = 4 // torch.empty((), dtype=config.dtype).element_size()  # one int32 in the hidden states' dtype
+        hidden = [c.model_config.get_hidden_size() for c in (vllm_config, *self.configs)]
+        self.widths = [*hidden, slot_columns]
+
+    def embed_input_ids(self, input_ids: Tensor) -> Tensor:
+        embedded: Tensor = self.base.embed_input_ids(input_ids)
+        return embedded
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        positions: Tensor,
+        intermediate_tensors: Any = None,
+        inputs_embeds: Tensor | None = None,
+        **_: Any,
+    ) -> Tensor:
+        """[T, Σ H_i + slot columns]"""
+        states = [self.base(input_ids, positions, None, inputs_embeds)]
+        for guide, shorter, size in zip(self.guides, self.shorter, self.vocabularies, strict=True):
+            # An id that the guide does not know must still be a row of its embedding; any will do, for no weights
+            # were trained on it in either case.
+            known = input_ids.clamp(max=size - 1) if shorter else input_ids
+            states.append(guide(known, positions, None, None))
+        slots = self.slots_of(len(states[0]), states[0].device)
+        states.append(slots.view(torch.uint8).view(-1, 4).view(states[0].dtype))  # bit-cast: exact in any dtype
+        return torch.cat(states, dim=-1)
+
+    def slots_of(self, T: int, device: torch.device) -> Tensor:
+        """[T] int32: each token's request's slot in the weight table."""
+        if self.slots is not None:
+            return self.slots[:T]
+        slots = torch.full((T,), self.table.default, dtype=torch.int32, device=device)
+        metadata = get_forward_context().attn_metadata if is_forward_context_available() else None
+        if metadata:
+            layer = next(iter(metadata.values())) if isinstance(metadata, dict) else metadata
+            ends = layer.query_start_loc[1:]
+            token = torch.arange(T, dtype=ends.dtype, device=device)
+            # A token past the last request is padding and falls on a slot beyond the batch, which nobody samples.
+            slots = torch.searchsorted(ends, token, right=True, out_int32=True).clamp_(max=self.table.default)
+        return slots
+
+    def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
+        """[N, V] fp32 logits of each row's mixture; of its divergence from the base, where the row asks for that."""
+        *states, slots = torch.split(hidden_states, self.widths, dim=-1)
+        rows_NW = self.table.rows[slots.contiguous().view(torch.int32).view(-1).long()]
+        use = self.table.use
+        base_NV = self.base.compute_logits(states[0].contiguous())
+
+        def guides() -> Iterator[tuple[int, Tensor]]:
+            for column in use.guides:
+                yield column, self.guides[column - 1].compute_logits(states[column].contiguous())
+
+        if base_NV is None:  # tensor parallelism that gathers on one rank: the others only take part
+            for _ in guides():
+                pass
+            return None
+        forbidden = implausible(base_NV, rows_NW) if use.plausibility else None
+        if not use.readout:
+            mixture_NV = mix(base_NV, guides(), rows_NW, rescale=use.rescale)
+        else:
+            mixture_NV = self._with_readout(base_NV, list(guides()), rows_NW)
+        return mixture_NV if forbidden is None else mixture_NV.masked_fill_(forbidden, NEVER)
+
+    @staticmethod
+    def _with_readout(base_NV: Tensor, guides: list[tuple[int, Tensor]], rows_NW: Tensor) -> Tensor:
+        asked = rows_NW[:, READOUT] != 0
+        kl = divergence(base_NV[asked], [(column, logits[asked]) for column, logits in guides], rows_NW[asked])
+        mixture_NV = mix(base_NV, guides, rows_NW)
+        mixture_NV[asked] = write(kl, mixture_NV.shape[-1])
+        return mixture_NV
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+        """`weights` are the base's; each guide reads its own, or the base's again with its adapter merged in."""
+        loaded = {f"base.{name}" for name in self.base.load_weights(weights) or ()}
+        for place, (guide, options, config) in enumerate(zip(self.guides, self.options, self.configs, strict=True)):
+            loader = get_model_loader(config.load_config)
+            if options.adapter is None:
+                loader.load_weights(guide, config.model_config)
+            else:
+                weights = loader.get_all_weights(config.model_config, guide)
+                guide.load_weights(Adapter.read(options.adapter, options.adapter_revision).merge(weights))
+            loaded |= {f"guides.{place}.{name}" for name, _ in guide.named_parameters()}
+        return loaded
+
+    @classmethod
+    def get_model_state_cls(cls) -> type:
+        from engine.state import CompositeState  # needs Triton, which only Model Runner V2 has for certain
+
+        return CompositeState
+
+
+def guide_config(vllm_config: VllmConfig, guide: Guide) -> VllmConfig:
+    """The engine's config as one guide is built with it, the way vLLM builds a draft model's."""
+    base = vllm_config.model_config
+    config = guide_model_config(guide, base, base.max_model_len)
+    # Attention reads its window from the cache's config, which is the base's: without a copy, a sliding-window guide
+    # runs full attention, and a full-attention guide inherits the base's window, both in silence.
+    cache = replace(vllm_config.cache_config, sliding_window=config.get_sliding_window())
+    return replace(vllm_config, model_config=config, cache_config=cache, quant_config=None, speculative_config=None)

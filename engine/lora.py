@@ -1,0 +1,158 @@
+"""A guide that is a PEFT LoRA adapter of the base: W = W_base + s·B·A, merged while the weights stream in.
+
+s = lora_alpha / r, or lora_alpha / √r with rsLoRA. Merging before vLLM stacks q, k and v (or gate and up) means that
+fused layers need no thought, and nothing is written to disk. Source: peft's `LoraConfig` and `LoraLayer`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from torch import Tensor
+from transformers.utils import cached_file
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+HONOURED = {
+    "alpha_pattern",
+    "fan_in_fan_out",
+    "lora_alpha",
+    "peft_type",
+    "r",
+    "rank_pattern",  # each A's own shape says it
+    "use_rslora",
+}
+TRAINING_ONLY = {
+    "auto_mapping",
+    "base_model_name_or_path",
+    "ensure_weight_tying",
+    "exclude_modules",
+    "inference_mode",
+    "layers_pattern",
+    "layers_to_transform",
+    "lora_dropout",
+    "megatron_core",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+    "target_modules",
+    "task_type",
+}
+NEUTRAL: dict[str, tuple[Any, ...]] = {"bias": ("none",), "init_lora_weights": (True, False, "gaussian", "orthogonal")}
+"""Values of fields that otherwise change the base's own weights or biases."""
+
+
+class AdapterError(ValueError):
+    """An adapter that cannot be merged into this base."""
+
+
+def file_of(model: str, name: str, revision: str | None = None) -> Path | None:
+    """A checkpoint's file, from a directory or the hub; None if it has none such."""
+    found = cached_file(
+        model,
+        name,
+        revision=revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        _raise_exceptions_for_gated_repo=False,
+    )
+    return Path(found) if found is not None else None
+
+
+def is_adapter(model: str, revision: str | None = None) -> bool:
+    return Path(model, CONFIG).is_file() if Path(model).is_dir() else file_of(model, CONFIG, revision) is not None
+
+
+def shapes(model: str) -> dict[str, tuple[int, ...]] | None:
+    """Names and shapes of a checkpoint's weights; None where it is not a local directory of safetensors."""
+    files = sorted(Path(model).glob("*.safetensors"))
+    found: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        with safe_open(file, framework="pt") as weights:
+            found |= {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+    return found or None
+
+
+@dataclass(frozen=True)
+class Adapter:
+    path: Path
+    config: Mapping[str, Any]
+    modules: frozenset[str]
+    """The base's modules that it changes, by their names in the base's checkpoint."""
+
+    @classmethod
+    def read(cls, model: str, revision: str | None = None) -> Adapter:
+        """Raises AdapterError for whatever a merge of A and B would not honour."""
+        config_file, path = file_of(model, CONFIG, revision), file_of(model, WEIGHTS, revision)
+        if config_file is None or path is None:
+            raise AdapterError(f"{model} has no {WEIGHTS if config_file else CONFIG}")
+        config = json.loads(config_file.read_text())
+        if config.get("peft_type") != "LORA":
+            raise AdapterError(f"{model} is a {config.get('peft_type')} adapter; valid: LORA")
+        for key, value in config.items():
+            if key in HONOURED | TRAINING_ONLY or (key in NEUTRAL and value in NEUTRAL[key]):
+                continue
+            if key in NEUTRAL or (value and key not in NEUTRAL):
+                raise AdapterError(f"{model} has {key}={value!r}, which a merge of A and B does not honour")
+        modules: dict[str, set[str]] = {}
+        with safe_open(path, framework="pt") as weights:
+            for name in weights.keys():  # noqa: SIM118
+                match = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])\.weight", name)
+                if match is None:
+                    raise AdapterError(f"{model} holds {name}; valid: only A and B of linear layers")
+                modules.setdefault(match[1], set()).add(match[2])
+        for module, halves in modules.items():
+            if halves != {"A", "B"}:
+                raise AdapterError(f"{model} has only one of A and B for {module}")
+        return cls(path, config, frozenset(modules))
+
+    def check(self, base: Mapping[str, tuple[int, ...]] | None) -> None:
+        """That every module it changes is in the base, in its shape. Without the base's shapes, loading checks."""
+        if base is None:
+            return
+        with safe_open(self.path, framework="pt") as weights:
+            for module in sorted(self.modules):
+                A, B = (weights.get_slice(self._key(module, half)).get_shape() for half in "AB")
+                want = (A[1], B[0]) if self.config.get("fan_in_fan_out") else (B[0], A[1])
+                found = base.get(f"{module}.weight")
+                if found != want:
+                    has = f"has it as {list(found)}" if found else "has no such weight"
+                    raise AdapterError(f"a LoRA of another base: it changes {module} of {list(want)}; the base {has}")
+
+    def merge(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """The base's weights with this adapter in them, in the base's dtype; the products are taken in fp32."""
+        left = set(self.modules)
+        with safe_open(self.path, framework="pt") as halves:
+            for name, weight in weights:
+                module = name.removesuffix(".weight")
+                if name.endswith(".weight") and module in left:
+                    left.remove(module)
+                    A, B = (halves.get_tensor(self._key(module, half)).float() for half in "AB")
+                    delta = self._scale(module, rank=len(A)) * (B @ A)
+                    delta = delta.T if self.config.get("fan_in_fan_out") else delta
+                    if delta.shape != weight.shape:
+                        raise AdapterError(f"a LoRA of another base: {module} is {list(weight.shape)} there")
+                    weight = (weight.float() + delta.to(weight.device)).to(weight.dtype)
+                yield name, weight
+        if left:
+            raise AdapterError(f"a LoRA of another base, which has no {sorted(left)[0]}")
+
+    def _scale(self, module: str, rank: int) -> float:
+        alpha = self.config["lora_alpha"]
+        for pattern, value in (self.config.get("alpha_pattern") or {}).items():
+            if re.match(rf"(.*\.)?({pattern})$", module):
+                alpha = value
+                break
+        return float(alpha) / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
+
+    @staticmethod
+    def _key(module: str, half: str) -> str:
+        return f"base_model.model.{module}.lora_{half}.weight"

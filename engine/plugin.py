@@ -1,0 +1,48 @@
+"""What every vLLM process must know before it builds a model: our architecture, and the hooks of the base's own.
+
+vLLM calls `register` in each of its processes through the entry point group `vllm.general_plugins`, so the package has
+to be installed, not just importable. Nothing heavy may be imported here: this also runs where no model is ever built.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vllm.config import ModelConfig, VllmConfig
+
+ARCHITECTURE = "TrimtabForCausalLM"
+"""What the base's config is told to be, so that vLLM builds the composite."""
+
+FIELD = "trimtab"
+"""Where the base's config carries the members: {"architectures": the base's own, "guides": [options]}."""
+
+
+class OwnHooks:
+    """vLLM adjusts some configs by architecture; ours hides the base's, so its own hooks are called here."""
+
+    @classmethod
+    def _own(cls, model_config: ModelConfig) -> list[type]:
+        from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+
+        architectures = getattr(model_config.hf_config, FIELD)["architectures"]
+        return [MODELS_CONFIG_MAP[name] for name in architectures if name in MODELS_CONFIG_MAP]
+
+    @classmethod
+    def verify_and_update_config(cls, vllm_config: VllmConfig) -> None:
+        for hooks in cls._own(vllm_config.model_config):
+            hooks.verify_and_update_config(vllm_config)  # type: ignore[attr-defined]
+
+    @classmethod
+    def verify_and_update_model_config(cls, model_config: ModelConfig) -> None:
+        for hooks in cls._own(model_config):
+            hooks.verify_and_update_model_config(model_config)  # type: ignore[attr-defined]
+
+
+def register() -> None:
+    from vllm import ModelRegistry
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+
+    if ARCHITECTURE not in ModelRegistry.get_supported_archs():
+        ModelRegistry.register_model(ARCHITECTURE, "engine.composite:Composite")
+    MODELS_CONFIG_MAP[ARCHITECTURE] = OwnHooks

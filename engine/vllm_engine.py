@@ -1,0 +1,141 @@
+"""`decoders.protocols.Engine` over vLLM."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+from vllm.engine.protocol import EngineClient
+from vllm.inputs.engine import tokens_input
+from vllm.logprobs import Logprob
+from vllm.outputs import RequestOutput
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+from decoders.protocols import BASE, Chunk, Mixture, Sampling, Tokens
+from engine.mixture import read
+from engine.plugin import FIELD
+from engine.table import KEY, pack
+
+HEAVIEST = 1e6
+"""|w| at most: beyond it, fp32 logits lose their units, and nothing but the sign of w would be left."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VLLMEngine:
+    """One request's view of a running engine, whose arguments came from `engine.members.engine_args`."""
+
+    client: EngineClient
+    name: str = "trimtab"
+    """What the ids of its requests begin with."""
+    cache_salt: str | None = None
+    context: Mapping[str, Any] = field(default_factory=dict)
+    """What `EngineClient.generate` takes beside prompt and sampling: trace_headers, priority, data_parallel_rank …"""
+
+    @property
+    def guides(self) -> tuple[str, ...]:
+        return tuple(guide["name"] for guide in getattr(self.client.model_config.hf_config, FIELD)["guides"])
+
+    def for_request(self, name: str, *, cache_salt: str | None = None, **context: Any) -> VLLMEngine:
+        return replace(self, name=name, cache_salt=cache_salt, context=context)
+
+    async def generate(
+        self, prompt: Tokens, sampling: Sampling, *, n: int, guides: Mixture
+    ) -> AsyncGenerator[Chunk, None]:
+        """`Sampling.native` is a SamplingParams or None; each Chunk's is the CompletionOutput that it was made of."""
+        native = sampling.native if sampling.native is not None else SamplingParams()
+        if KEY in (native.extra_args or {}):
+            raise ValueError(f"extra_args.{KEY} is reserved: name guides instead")
+        final = native.output_kind is RequestOutputKind.FINAL_ONLY
+        params = msgspec.structs.replace(
+            native,
+            n=n,
+            max_tokens=sampling.max_tokens,
+            min_tokens=min(native.min_tokens, sampling.max_tokens),
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            seed=None if sampling.seed is None else sampling.seed % 2**62,  # -1 would mean none, and n children add n
+            output_kind=RequestOutputKind.FINAL_ONLY if final else RequestOutputKind.DELTA,
+            extra_args={**(native.extra_args or {}), KEY: self._row(guides, plausibility=sampling.plausibility)},
+        )
+        async with aclosing(self._run(prompt, params)) as outputs:
+            async for output in outputs:
+                for piece in output.outputs:
+                    yield Chunk(
+                        index=piece.index, tokens=tuple(piece.token_ids), finish=piece.finish_reason, native=piece
+                    )
+
+    async def score(self, prompt: Tokens, completion: Tokens, *, guides: Mixture) -> list[float]:
+        """Each token's own log-probability, in fp32. Costs a prefill of prompt and completion: no prefix-cache hits."""
+        row = self._row(guides)
+        found = await self._read(prompt, completion, row, logprobs=0, allowed_token_ids=list(completion[-1:]))
+        impossible = Logprob(-math.inf)  # a last token that the mixture forbids cannot be sampled, so it is not listed
+        return [logprobs.get(token, impossible).logprob for logprobs, token in zip(found, completion, strict=True)]
+
+    async def divergence(self, prompt: Tokens, completion: Tokens, *, guides: Mixture) -> list[float]:
+        """Computed by the worker in fp64 from the members' logits, read back within a relative error of 1e-5.
+
+        The worker answers with logits of two tokens whose difference is the logarithm of the divergence, and vLLM's
+        own log-probabilities carry it here: the worker keeps no state, and tensor parallelism, chunked prefill and
+        both model runners need no thought.
+        """
+        found = await self._read(prompt, completion, self._row(guides, readout=True), logprobs=2)
+        return [read(logprobs[0].logprob, logprobs[1].logprob) for logprobs in found]
+
+    async def _read(
+        self, prompt: Tokens, completion: Tokens, row: bytes, logprobs: int, **more: Any
+    ) -> list[Mapping[int, Logprob]]:
+        """[T] log-probabilities at each of the completion's tokens.
+
+        All but the last are read as the prompt's, the last as the one sampled: a completion that fills the context
+        leaves no room for one token more.
+        """
+        if not prompt:
+            raise ValueError("prompt is empty: the first token of a completion has no distribution without one")
+        if not completion:
+            return []
+        params = SamplingParams(
+            max_tokens=1,
+            temperature=0.0,
+            logprobs=logprobs,
+            prompt_logprobs=logprobs,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            extra_args={KEY: row},
+            skip_clone=True,
+            **more,
+        )
+        async with aclosing(self._run([*prompt, *completion[:-1]], params)) as outputs:
+            output = [output async for output in outputs][-1]
+        return [*output.prompt_logprobs[len(prompt) :], output.outputs[0].logprobs[0]]
+
+    async def _run(self, prompt: Tokens, params: SamplingParams) -> AsyncGenerator[RequestOutput, None]:
+        request = f"{self.name}-{uuid4().hex[:16]}"
+        outputs = self.client.generate(
+            tokens_input(list(prompt), cache_salt=self.cache_salt), params, request, **self.context
+        )
+        ended = False
+        try:
+            async with aclosing(outputs):
+                async for output in outputs:
+                    ended = output.finished
+                    yield output
+        finally:
+            if not ended:  # a task cancelled between registering the request and sending it would leave it registered
+                await self.client.abort(request)
+
+    def _row(self, mixture: Mixture, *, plausibility: float = 0.0, readout: bool = False) -> bytes:
+        names = (BASE, *self.guides)
+        for name, weight in mixture.items():
+            if name not in names:
+                raise ValueError(f"guides.{name}: no such member; valid: {', '.join(names)}")
+            if not abs(weight) <= HEAVIEST:
+                raise ValueError(f"guides.{name}: {weight!r} is no weight; valid: a number within ±{HEAVIEST:g}")
+        if not 0 <= plausibility <= 1:
+            raise ValueError(f"plausibility: {plausibility!r}; valid: from 0 to 1")
+        return pack([mixture.get(name, 0.0) for name in names], plausibility=plausibility, readout=readout)
