@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import uuid4
@@ -46,7 +47,7 @@ class VLLMEngine:
     async def generate(
         self, prompt: Tokens, sampling: Sampling, *, n: int, guides: Mixture
     ) -> AsyncGenerator[Chunk, None]:
-        """`Sampling.native` is a SamplingParams or None; each Chunk's is the CompletionOutput that it was made of."""
+        """`Sampling.native` is a SamplingParams or None; each Chunk's is vLLM's RequestOutput with that one piece."""
         native = sampling.native if sampling.native is not None else SamplingParams()
         if KEY in (native.extra_args or {}):
             raise ValueError(f"extra_args.{KEY} is reserved: name guides instead")
@@ -66,8 +67,10 @@ class VLLMEngine:
         async with aclosing(self._run(prompt, params)) as outputs:
             async for output in outputs:
                 for piece in output.outputs:
+                    one = copy(output)
+                    one.outputs = [piece]
                     yield Chunk(
-                        index=piece.index, tokens=tuple(piece.token_ids), finish=piece.finish_reason, native=piece
+                        index=piece.index, tokens=tuple(piece.token_ids), finish=piece.finish_reason, native=one
                     )
 
     async def score(self, prompt: Tokens, completion: Tokens, *, guides: Mixture) -> list[float]:

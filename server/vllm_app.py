@@ -22,7 +22,7 @@ from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed
 from vllm.entrypoints.launchers.launcher import serve_http, setup_server
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
-from vllm.entrypoints.openai.models.protocol import ModelCard, ModelList
+from vllm.entrypoints.serve.engine.protocol import ModelCard, ModelList
 from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
