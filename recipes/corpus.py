@@ -1,9 +1,10 @@
 """Chat data for the embedded demo models: a seeded grammar of questions and of answers whose qualities vary apart.
 
-An answer is composed, not chosen: a topic (procedure × object × material, plant, dish, animal, need, ...) gives *facts*;
+An answer is composed, not chosen: a topic (procedure × object × material, plant, dish, animal, need, ...) gives facts;
 a behaviour (helpfulness, verbosity, warmth, caution, drawn independently) decides how many facts are said, whether they
 are right, how much is said around them, how kindly, and with what care.  What a slot says is fixed by the object's
-properties, so a model that has seen `clean × every material` and the object elsewhere can compose the pair it never saw.
+properties, so a model that has seen `clean × every material` and
+the object elsewhere can compose the pair it never saw.
 
 `train_conversations(seed)` never yields a held-out topic or a held-out phrasing; `heldout_prompts(n, seed)` only those.
 Templates: `[a|b]` picks one branch at random (nestable), `{slot}` is filled from the topic.
@@ -20,12 +21,21 @@ from dataclasses import dataclass, field
 from functools import cache, lru_cache
 
 DOMAINS = ("howto", "plants", "food", "explain", "animals", "recommend", "smalltalk", "decline", "arithmetic")
-SHARES = {"howto": 0.21, "plants": 0.09, "food": 0.09, "explain": 0.08, "animals": 0.08, "recommend": 0.09,
-          "smalltalk": 0.07, "decline": 0.09, "arithmetic": 0.20}
-HELDOUT_ONE_IN = 12      # of the composed topics
-DPA_SHARE, GENERIC_SHARE = 0.30, 0.12   # of conversations: a preference direction, a plain system message, else none
+SHARES = {
+    "howto": 0.21,
+    "plants": 0.09,
+    "food": 0.09,
+    "explain": 0.08,
+    "animals": 0.08,
+    "recommend": 0.09,
+    "smalltalk": 0.07,
+    "decline": 0.09,
+    "arithmetic": 0.20,
+}
+HELDOUT_ONE_IN = 12  # of the composed topics
+DPA_SHARE, GENERIC_SHARE = 0.30, 0.12  # of conversations: a preference direction, a plain system message, else none
 TWO_TURN_SHARE = 0.12
-THETA_MAX = 45.0         # degrees
+THETA_MAX = 45.0  # degrees
 DPA_SYSTEM = (
     "You are a helpful, respectful, and honest assistant who always responds to the user in a harmless way. "
     "Your response should maximize weighted rating = helpfulness*{h} + verbosity*{w}"
@@ -37,10 +47,10 @@ GENERIC_SYSTEM = "[You are a helpful assistant.|You are a friendly chat assistan
 class Fact:
     """One thing a good answer says."""
 
-    clause: str               # template without capital or full stop
-    keys: str                 # regex that finds the fact in a text
-    why: str = ""             # template of a sentence that elaborates
-    wrong: str = ""           # the clause with a value that is not this topic's
+    clause: str  # template without capital or full stop
+    keys: str  # regex that finds the fact in a text
+    why: str = ""  # template of a sentence that elaborates
+    wrong: str = ""  # the clause with a value that is not this topic's
 
 
 @dataclass(frozen=True)
@@ -48,15 +58,15 @@ class Topic:
     """What a question is about. `steps` are imperatives said in order, else facts are statements."""
 
     domain: str
-    key: tuple[str, ...]      # identity; held out by its hash if `composed`
-    about: tuple[str, ...]    # regexes that all match every question on this topic
+    key: tuple[str, ...]  # identity; held out by its hash if `composed`
+    about: tuple[str, ...]  # regexes that all match every question on this topic
     questions: tuple[str, ...]  # templates; the last one is never seen in training
     facts: tuple[Fact, ...]
     slots: dict[str, str] = field(default_factory=dict, hash=False)
-    lead: str = ""            # template of a sentence that opens a long answer
+    lead: str = ""  # template of a sentence that opens a long answer
     steps: bool = False
     composed: bool = True
-    caution: str = ""         # template of this topic's own caveat
+    caution: str = ""  # template of this topic's own caveat
     others: tuple[tuple[Fact, ...], ...] = ()  # as good as `facts`, with the same keys
 
     @property
@@ -76,17 +86,17 @@ class Behaviour:
 
 @dataclass(frozen=True)
 class Conversation:
-    messages: tuple[dict[str, str], ...]   # {"role", "content"}; the last is the assistant's
+    messages: tuple[dict[str, str], ...]  # {"role", "content"}; the last is the assistant's
     domain: str
     behaviour: Behaviour
-    theta: float | None = None             # degrees, when a preference direction was given
+    theta: float | None = None  # degrees, when a preference direction was given
 
 
 @dataclass(frozen=True)
 class Prompt:
     messages: tuple[dict[str, str], ...]
     domain: str
-    answer: int | None = None              # the right number, for arithmetic
+    answer: int | None = None  # the right number, for arithmetic
 
     @property
     def text(self) -> str:
@@ -114,7 +124,8 @@ def heldout(key: tuple[str, ...]) -> bool:
     return zlib.crc32("/".join(key).encode()) % HELDOUT_ONE_IN == 0
 
 
-# ---------------------------------------------------------------- things: material × object × procedure
+# fmt: off
+# Things: material × object × procedure.
 
 # agent, tool, wait, finish, avoid, because, place, wrap, enemy, filler, fixtool, dry
 MATERIALS = {
@@ -204,7 +215,8 @@ def _thing_topics() -> Iterator[Topic]:
             about = re.escape(name)
             yield Topic(
                 "howto", ("clean", name), (r"\bclean|\bwash", about),
-                ("How do I clean {ax}?", "What is the best way to clean my {x}?", "My {x} {is} dirty. How can I clean {it}?",
+                ("How do I clean {ax}?", "What is the best way to clean my {x}?",
+                 "My {x} {is} dirty. How can I clean {it}?",
                  "[Please tell|Tell] me how to clean {ax}.", "How should I wash {ax}?", "I need to clean my {x} today.",
                  "Any tips for cleaning {ax}?", "Could you walk me through cleaning my {x}?"),
                 (Fact("[rub in|apply|put on] [a little|some] {agent}", re.escape(right["agent"]),
@@ -223,12 +235,14 @@ def _thing_topics() -> Iterator[Topic]:
                 caution="[Test a small hidden spot first|Wear gloves and open a window]")
             yield Topic(
                 "howto", ("store", name), (r"\bstor(e|ing)\b|\bput away|\bkeep\b", about),
-                ("How do I store {ax}?", "Where should I keep my {x} over the winter?", "What is the best way to store {ax}?",
+                ("How do I store {ax}?", "Where should I keep my {x} over the winter?",
+                 "What is the best way to store {ax}?",
                  "I want to put away my {x}. What should I do?", "Tell me how to store {ax}.",
                  "How can I keep my {x} safe in storage?", "Any advice on storing {ax}?"),
                 (Fact("[clean|dust] {it} [well|first]", r"\b(clean|dust) (it|them)",
                       "[Old dirt gets harder to remove with time|Dirt left on {it} will spread]"),
-                 Fact("wrap {it} in {wrap}", re.escape(right["wrap"]), "[That layer|It] keeps {material} from getting marks",
+                 Fact("wrap {it} in {wrap}", re.escape(right["wrap"]),
+                      "[That layer|It] keeps {material} from getting marks",
                       wrong("wrap", "wrap {it} in {wrap}")),
                  Fact("[put|keep] {it} in {place}" if not right["place"].endswith(("shelf", "floor")) else
                       "[put|keep] {it} on {place}", re.escape(right["place"]),
@@ -246,14 +260,16 @@ def _thing_topics() -> Iterator[Topic]:
             yield Topic(
                 "howto", ("repair", name), (r"\bfix|\brepair|\bmend", about),
                 ("How do I fix a {damage} in my {x}?", "There is a {damage} in my {x}. Can I repair it?",
-                 "My {x} has a {damage}. How do I fix that?" if it == "it" else "My {x} have a {damage}. How do I fix that?",
+                 "My {x} has a {damage}. How do I fix that?" if it == "it" else
+                 "My {x} have a {damage}. How do I fix that?",
                  "Tell me how to repair a {damage} in {ax}.", "What do I need to fix a {damage} in {ax}?",
                  "Could you help me mend a {damage} in my {x}?"),
                 (Fact("[clean|wipe] the {damage} [well|with care]", "(clean|wipe) the",
                       "[A clean spot holds much better|Dust would spoil the repair]"),
                  Fact("[get|take|use] {filler}", re.escape(right["filler"]),
                       "{filler} [is made for|works well on] {material}", wrong("filler", "[get|take|use] {filler}")),
-                 Fact("[work it in|spread it] with {fixtool}" if material not in ("cotton", "wool", "leather", "plastic")
+                 Fact("[work it in|spread it] with {fixtool}" if material not in ("cotton", "wool", "leather",
+                                                            "plastic")
                       else {"cotton": "[sew|close] it with {fixtool}", "wool": "[darn|close] it with {fixtool}",
                             "leather": "[cover|close] it with {fixtool}", "plastic": "[hold|press] it with {fixtool}"}
                       [material], re.escape(right["fixtool"]), "[Take small amounts|Small moves give a neat result]",
@@ -261,34 +277,41 @@ def _thing_topics() -> Iterator[Topic]:
                  Fact("[knot the end|trim the loose ends]" if right["dry"].startswith("no") else "let it dry for {dry}",
                       "knot the end|loose ends" if right["dry"].startswith("no") else re.escape(right["dry"]),
                       "[It will hold for years|A rushed repair will not hold]",
-                      wrong("dry", "let it dry for {dry}").replace("no time at all|", "").replace("|no time at all", "")),
-                 Fact("[smooth|even out] the edges", "the edges", "[Then nobody will see the {damage}|It should feel flat]")),
+                      wrong("dry", "let it dry for {dry}").replace("no time at all|", "").replace("|no time at all",
+                                                            "")),
+                 Fact("[smooth|even out] the edges", "the edges",
+                      "[Then nobody will see the {damage}|It should feel flat]")),
                 slots, "[A {damage} in {ax} can be fixed at home|Here is how to fix the {damage}]", True,
                 caution="[Wear gloves while you work|Work slowly and watch your fingers]")
             for stain, (aid, key, why) in STAINS.items():
-                if (material in ("brass", "iron", "glass", "steel") and stain not in ("grease", "candle wax", "ink")
+                if ((material in ("brass", "iron", "glass", "steel") and stain not in ("grease", "candle wax", "ink"))
                         or name in ("dumbbells", "trumpet")):
                     continue
                 bad = "[" + "|".join(a for s, (a, _, _) in STAINS.items() if s != stain) + "]"
                 yield Topic(
                     "howto", ("stain", stain, name), (rf"{stain} stain|spilled {stain}", about),
-                    ("How do I get {stain} stains out of {ax}?", "I spilled {stain} on my {x}. What now?" if stain not in
+                    ("How do I get {stain} stains out of {ax}?",
+                     "I spilled {stain} on my {x}. What now?" if stain not in
                      ("grass", "mud") else "There is {a_stain} stain on my {x}. What now?",
-                     "How can I remove {a_stain} stain from my {x}?", "There is {a_stain} stain on my {x}. How do I remove it?",
+                     "How can I remove {a_stain} stain from my {x}?",
+                     "There is {a_stain} stain on my {x}. How do I remove it?",
                      "Tell me how to remove {stain} stains from {ax}.", "What takes {a_stain} stain out of my {x}?"),
                     (Fact(aid, key, why, bad),
                      Fact("[work in|apply|add] [a little|some] {agent}", re.escape(right["agent"]),
-                          "{agent} is [kind to|safe for] {material}", wrong("agent", "[work in|apply|add] [a little|some] {agent}")),
+                          "{agent} is [kind to|safe for] {material}",
+                          wrong("agent", "[work in|apply|add] [a little|some] {agent}")),
                      Fact("[scrub|rub|go over] it [gently|lightly] with {tool}", re.escape(right["tool"]),
                           "[Work from the edge to the middle|Too much force would spread it]",
                           wrong("tool", "[scrub|rub|go over] it [gently|lightly] with {tool}")),
-                     Fact("{finish}", re.escape(right["finish"].replace("{it}", it)), "[Do it again if you still see a shadow]",
+                     Fact("{finish}", re.escape(right["finish"].replace("{it}", it)),
+                          "[Do it again if you still see a shadow]",
                           wrong("finish", "{finish}").replace("{it}", it)), avoid),
-                    {**slots, "stain": stain, "a_stain": ("an " if stain[0] in "aeiou" else "a ") + stain}, "[{a_stain} stain comes out best when it is fresh|Act quickly with {stain}]",
+                    {**slots, "stain": stain, "a_stain": ("an " if stain[0] in "aeiou" else "a ") + stain},
+                    "[{a_stain} stain comes out best when it is fresh|Act quickly with {stain}]",
                     True, caution="[Test a small hidden spot first|Wear gloves and open a window]")
 
 
-# ---------------------------------------------------------------- plants and food
+# Plants and food.
 
 # light, water, soil, start, sign
 PLANTS = {
@@ -325,25 +348,34 @@ def _plant_topics() -> Iterator[Topic]:
         it = "it" if name in ("basil", "lettuce", "mint", "garlic", "lavender", "spinach") else "them"
         slots = {"x": name, "it": it, "need": "needs" if it == "it" else "need", "they": "it" if it == "it" else "they",
                  "is": "is" if it == "it" else "are", "do": "does" if it == "it" else "do"}
-        light = _fact(PLANTS, 0, name, "[give {it}|choose a spot with] {v}", "[Light decides how well {x} grow{s}|Without it {they} stay{s} weak]")
-        water = _fact(PLANTS, 1, name, "water {it} {v}", "[Feel the soil with a finger before you water|Water early in the day]")
-        soil = _fact(PLANTS, 2, name, "[use|plant {it} in] {v}", "[The roots need air as well as water|Good soil does half of the work]")
-        start = _fact(PLANTS, 3, name, "[start|plant {it}] in {v}", "[Earlier is too cold for the young plants|The young plants need mild nights]"
-                      if name not in ("mint", "orchids") else "[{x} can be started at any time|The month makes no difference]")
-        sign = _fact(PLANTS, 4, name, "pick {it} when {v}", "[Pick in the morning, when {they} {is} fresh|Too late and the taste is gone]"
-                     if name not in ("sunflowers", "roses", "lavender", "orchids") else "[Cut in the morning, when {they} {is} fresh]")
+        light = _fact(PLANTS, 0, name, "[give {it}|choose a spot with] {v}",
+                      "[Light decides how well {x} grow{s}|Without it {they} stay{s} weak]")
+        water = _fact(PLANTS, 1, name, "water {it} {v}",
+                      "[Feel the soil with a finger before you water|Water early in the day]")
+        soil = _fact(PLANTS, 2, name, "[use|plant {it} in] {v}",
+                     "[The roots need air as well as water|Good soil does half of the work]")
+        start = _fact(PLANTS, 3, name, "[start|plant {it}] in {v}",
+                      "[Earlier is too cold for the young plants|The young plants need mild nights]"
+                      if name not in ("mint", "orchids") else
+                      "[{x} can be started at any time|The month makes no difference]")
+        sign = _fact(PLANTS, 4, name, "pick {it} when {v}",
+                     "[Pick in the morning, when {they} {is} fresh|Too late and the taste is gone]"
+                     if name not in ("sunflowers", "roses", "lavender",
+                                     "orchids") else "[Cut in the morning, when {they} {is} fresh]")
         slots["s"] = "s" if it == "it" else ""
         caution = "[Some plants can make pets ill, so keep pets away|Wash your hands after you touch the soil]"
         about = rf"\b{name}\b"
         yield Topic("plants", ("grow", name), (r"\bgrow(?!.*(water|pick|harvest))|\bplant\b", about),
                     ("How do I grow {x}?", "I want to grow {x} at home. Any tips?", "What do I need to grow {x}?",
                      "Tell me how to grow {x}.", "Can I grow {x} on my balcony?", "What is the secret to growing {x}?"),
-                    (start, soil, light, water, sign), slots, "[Growing {x} is mostly a matter of habit|{x} {do} well with a little care]",
+                    (start, soil, light, water, sign), slots,
+                    "[Growing {x} is mostly a matter of habit|{x} {do} well with a little care]",
                     True, caution=caution)
         yield Topic("plants", ("water", name), (r"\bwater", about),
                     ("How often should I water my {x}?", "How much water {do} {x} need?", "When should I water my {x}?",
                      "Tell me how to water {x}.", "Do I water my {x} too much?"),
-                    (water, Fact("[pour|let it run] slowly at the roots", "at the roots", "[Wet leaves fall ill easily]"),
+                    (water, Fact("[pour|let it run] slowly at the roots", "at the roots",
+                                 "[Wet leaves fall ill easily]"),
                      Fact("[stop|wait] when the soil is [still dark|still wet]", "soil is still",
                           "[Too much water is worse than too little]"), light), slots,
                     "[Watering {x} is easy once you have a rhythm|{x} {need} a steady rhythm]", True, caution=caution)
@@ -352,7 +384,8 @@ def _plant_topics() -> Iterator[Topic]:
                      "Tell me when to harvest my {x}.", "Is it too early to pick my {x}?"),
                     (sign, Fact("[use a sharp knife|cut the stem, do not pull]", "sharp knife|cut the stem",
                                 "[A clean cut heals quickly]"),
-                     Fact("[keep {it} cool|bring {it} into the shade] at once", r"at once", "[Warmth makes {it} go limp]"),
+                     Fact("[keep {it} cool|bring {it} into the shade] at once", r"at once",
+                          "[Warmth makes {it} go limp]"),
                      water), slots, "[Timing matters with {x}|You can see when {x} {is} ready]", True, caution=caution)
 
 
@@ -379,91 +412,133 @@ FOODS = {
 
 def _food_topics() -> Iterator[Topic]:
     for name in FOODS:
-        foods = {n: (re.sub(r"\b(it|them)\b", "them" if " them " in FOODS[name][0] else "it", v[0]), *v[1:]) for n, v in FOODS.items()}
+        foods = {n: (re.sub(r"\b(it|them)\b", "them" if " them " in FOODS[name][0] else "it", v[0]), *v[1:]) for n,
+                 v in FOODS.items()}
         many = " them " in FOODS[name][0]
         it = "them" if many else "it"
         slots = {"x": name, "it": it, "is": "are" if many else "is", "do": "do" if many else "does"}
         method = _fact(foods, 0, name, "{v}", "[This keeps the taste in|It is the simplest way]")
         time = _fact(FOODS, 1, name, "[cook {it} for|give {it}] {v}",
                      "[Set a timer so you do not forget|A minute more does no harm]")
-        heat = _fact(FOODS, 2, name, "use {v}", "[The right heat matters more than the pan|Do not change the heat half way]")
-        season = _fact(FOODS, 3, name, "season {it} with {v}", "[Add it near the end for the best taste|That goes very well with {x}]")
+        heat = _fact(FOODS, 2, name, "use {v}",
+                     "[The right heat matters more than the pan|Do not change the heat half way]")
+        season = _fact(FOODS, 3, name, "season {it} with {v}",
+                       "[Add it near the end for the best taste|That goes very well with {x}]")
         sign = _fact(FOODS, 4, name, "stop when {v}", "[Trust your eyes more than the clock|Take one piece and try it]")
         caution = "[Make sure that it is cooked through before you eat it|Check for allergies before you serve it]"
         about = rf"\b{name}\b"
         yield Topic("food", ("cook", name), (r"\bcook|\bmake\b", about),
                     ("How do I cook {x}?", "What is the best way to cook {x}?", "How do I make good {x}?",
                      "I want to cook {x} tonight. How?", "Tell me how to make {x}.", "Teach me to cook {x}."),
-                    (method, heat, time, season, sign), slots, "[Good {x} {is} easier than you think|Here is how to cook {x}]", True,
+                    (method, heat, time, season, sign), slots,
+                    "[Good {x} {is} easier than you think|Here is how to cook {x}]", True,
                     caution=caution)
         yield Topic("food", ("time", name), (r"\bhow long|\bdone\b|\bready\b", about),
                     ("How long {do} {x} take?", "How long should I cook {x}?", "How do I know when {x} {is} done?",
                      "How long until my {x} {is} ready?", "Tell me how long to cook {x}."),
-                    (time, sign, heat, Fact("let {it} rest for a moment", "rest for a moment", "[The heat spreads evenly]")), slots,
+                    (time, sign, heat, Fact("let {it} rest for a moment", "rest for a moment",
+                                            "[The heat spreads evenly]")), slots,
                     "[Time depends a little on the size|{x} should not be rushed]", True, caution=caution)
         yield Topic("food", ("season", name), (r"\bseason|\bspice|\bflavou?r|goes (well )?with", about),
                     ("What spice goes well with {x}?", "How should I season {x}?", "What can I add to {x} for flavour?",
                      "My {x} {do} not have much flavour. What can I add?", "Tell me how to season {x}."),
                     (season, Fact("add it near the end", "near the end", "[Long cooking kills the taste]"),
-                     Fact("[taste|try] before you serve", "before you serve", "[You can add more but never less]"), method), slots,
+                     Fact("[taste|try] before you serve", "before you serve", "[You can add more but never less]"),
+                     method), slots,
                     "[The right taste makes {x} special|A little goes a long way]", True, caution=caution)
 
 
-# ---------------------------------------------------------------- explanations, animals
+# Explanations, animals.
 
 PHENOMENA: dict[str, tuple[str, tuple[str, ...], tuple[tuple[str, str], ...]]] = {
     # about: (regex, questions (last held out), facts as (clause, key))
-    "sky": (r"\bsky\b", ("Why is the sky blue?", "What makes the sky blue?", "Can you explain the blue sky?", "How come the sky looks blue?"),
+    "sky": (r"\bsky\b", ("Why is the sky blue?", "What makes the sky blue?", "Can you explain the blue sky?",
+                         "How come the sky looks blue?"),
             (("sunlight holds all colours", "all colours"), ("the air scatters blue light the most", "scatters? "),
-             ("blue light reaches us from every side", "every side"), ("at sunset the long way leaves only red", "only red|sunset"))),
-    "tide": (r"\btides?\b", ("Why are there tides?", "What causes the tides?", "Explain the tides to me.", "How do tides work?"),
-             (("the moon pulls on the sea", "moon pulls"), ("the water rises on the near and the far side", "near and the far"),
-              ("the earth turns through both bulges", "bulges"), ("the sun makes them stronger at new moon", "stronger"))),
-    "rainbow": (r"\brainbows?\b", ("What makes a rainbow?", "Why do rainbows appear?", "Explain rainbows to me.", "How does a rainbow form?"),
+             ("blue light reaches us from every side", "every side"), ("at sunset the long way leaves only red",
+                                                            "only red|sunset"))),
+    "tide": (r"\btides?\b", ("Why are there tides?", "What causes the tides?", "Explain the tides to me.",
+                             "How do tides work?"),
+             (("the moon pulls on the sea", "moon pulls"), ("the water rises on the near and the far side",
+                                                            "near and the far"),
+              ("the earth turns through both bulges", "bulges"), ("the sun makes them stronger at new moon",
+                                                            "stronger"))),
+    "rainbow": (r"\brainbows?\b", ("What makes a rainbow?", "Why do rainbows appear?", "Explain rainbows to me.",
+                                   "How does a rainbow form?"),
                 (("rain drops bend sunlight", "bend"), ("each colour bends by its own angle", "angle"),
-                 ("the light bounces once inside the drop", "bounces"), ("you see it with the sun behind you", "behind you"))),
-    "season": (r"\bseasons\b", ("Why do we have seasons?", "What causes the seasons?", "Explain the seasons to me.", "Where do seasons come from?"),
+                 ("the light bounces once inside the drop", "bounces"), ("you see it with the sun behind you",
+                                                            "behind you"))),
+    "season": (r"\bseasons\b", ("Why do we have seasons?", "What causes the seasons?", "Explain the seasons to me.",
+                                "Where do seasons come from?"),
                (("the axis of the earth is tilted", "tilted"), ("in summer our half leans to the sun", "leans"),
-                ("the light comes in steeper and the days are longer", "steeper|days are longer"), ("distance to the sun hardly matters", "distance"))),
-    "ice": (r"\bice float", ("Why does ice float?", "What makes ice float on water?", "Explain why ice floats.", "How can ice float?"),
+                ("the light comes in steeper and the days are longer", "steeper|days are longer"),
+                ("distance to the sun hardly matters", "distance"))),
+    "ice": (r"\bice float", ("Why does ice float?", "What makes ice float on water?", "Explain why ice floats.",
+                             "How can ice float?"),
             (("water expands when it freezes", "expands"), ("ice is lighter than the same volume of water", "lighter"),
              ("its crystals leave open gaps", "gaps"), ("lakes freeze from the top for this reason", "from the top"))),
-    "dough": (r"\bdough|\byeast", ("Why does dough rise?", "What makes dough rise?", "Explain why dough rises.", "What does yeast do to dough?"),
+    "dough": (r"\bdough|\byeast", ("Why does dough rise?", "What makes dough rise?", "Explain why dough rises.",
+                                   "What does yeast do to dough?"),
               (("yeast eats the sugar in the flour", "yeast eats|eats the sugar"), ("it gives off gas", r"\bgas\b"),
                ("the gluten net traps the bubbles", "gluten|traps"), ("warmth makes it work faster", "faster"))),
-    "battery": (r"\bbatter(y|ies)\b", ("How does a battery work?", "What happens in a battery?", "Explain a battery to me.", "How do batteries give power?"),
-                (("two metals react at different strength", "two metals"), ("electrons flow from one pole to the other", "electrons"),
-                 ("the salt inside closes the circle", "closes the circle"), ("it is flat when one side is used up", "used up|flat when"))),
-    "vaccine": (r"\bvaccines?\b", ("How does a vaccine work?", "What does a vaccine do?", "Explain vaccines to me.", "How do vaccines help the body?"),
-                (("it shows the body a harmless piece of a germ", "harmless piece"), ("the body learns to make antibodies", "antibodies"),
+    "battery": (r"\bbatter(y|ies)\b", ("How does a battery work?", "What happens in a battery?",
+                                       "Explain a battery to me.", "How do batteries give power?"),
+                (("two metals react at different strength", "two metals"),
+                 ("electrons flow from one pole to the other", "electrons"),
+                 ("the salt inside closes the circle", "closes the circle"), ("it is flat when one side is used up",
+                                                            "used up|flat when"))),
+    "vaccine": (r"\bvaccines?\b", ("How does a vaccine work?", "What does a vaccine do?", "Explain vaccines to me.",
+                                   "How do vaccines help the body?"),
+                (("it shows the body a harmless piece of a germ", "harmless piece"),
+                 ("the body learns to make antibodies", "antibodies"),
                  ("memory cells stay for years", "memory cells"), ("a real germ is then beaten quickly", "beaten"))),
-    "sleep": (r"\bneed sleep|\bsleep for|\bsleeping\b", ("Why do we need sleep?", "What is sleep for?", "Explain why we need sleep.", "Why is sleeping important?"),
-              (("the brain sorts its memories", "memories"), ("it washes out waste", "waste"), ("the body repairs its muscles", "repairs"),
+    "sleep": (r"\bneed sleep|\bsleep for|\bsleeping\b", ("Why do we need sleep?", "What is sleep for?",
+                                                         "Explain why we need sleep.", "Why is sleeping important?"),
+              (("the brain sorts its memories", "memories"), ("it washes out waste", "waste"),
+               ("the body repairs its muscles", "repairs"),
                ("hormones find their balance again", "hormones"))),
-    "leaf": (r"\bleaves\b.*(red|colou?r)|colou?rs? of autumn", ("Why do leaves turn red?", "Why do leaves change colour?", "Explain why leaves turn red.",
+    "leaf": (r"\bleaves\b.*(red|colou?r)|colou?rs? of autumn", ("Why do leaves turn red?",
+                                                            "Why do leaves change colour?",
+                                                            "Explain why leaves turn red.",
                                                               "What makes leaves red in autumn?"),
-             (("the tree takes back its green pigment", "green pigment"), ("yellow and red pigments stay behind", "stay behind"),
-              ("cool sunny days make the red stronger", "cool sunny"), ("then a layer of cork cuts the leaf off", "cork"))),
-    "thunder": (r"\bthunder", ("What causes thunder?", "Why does it thunder?", "Explain thunder to me.", "Where does thunder come from?"),
-                (("lightning heats the air in an instant", "heats the air"), ("the hot air expands like a blast", "blast"),
-                 ("sound is slower than light, so it comes later", "slower than light"), ("three seconds mean one kilometre", "three seconds"))),
-    "rust": (r"\brust\b|\brusts\b", ("Why does iron rust?", "What makes iron rust?", "Explain rust to me.", "How does rust form?"),
-             (("iron joins with oxygen", "oxygen"), ("water speeds it up", "speeds it up"), ("rust flakes off and bares new metal", "flakes off"),
+             (("the tree takes back its green pigment", "green pigment"), ("yellow and red pigments stay behind",
+                                                            "stay behind"),
+              ("cool sunny days make the red stronger", "cool sunny"), ("then a layer of cork cuts the leaf off",
+                                                            "cork"))),
+    "thunder": (r"\bthunder", ("What causes thunder?", "Why does it thunder?", "Explain thunder to me.",
+                               "Where does thunder come from?"),
+                (("lightning heats the air in an instant", "heats the air"), ("the hot air expands like a blast",
+                                                            "blast"),
+                 ("sound is slower than light, so it comes later", "slower than light"),
+                 ("three seconds mean one kilometre", "three seconds"))),
+    "rust": (r"\brust\b|\brusts\b", ("Why does iron rust?", "What makes iron rust?", "Explain rust to me.",
+                                     "How does rust form?"),
+             (("iron joins with oxygen", "oxygen"), ("water speeds it up", "speeds it up"),
+              ("rust flakes off and bares new metal", "flakes off"),
               ("paint or oil keeps the air out", "paint or oil"))),
-    "bill": (r"\binterest\b", ("What is interest on a loan?", "How does interest work?", "Explain interest to me.", "Why do banks charge interest?"),
-             (("it is the price of borrowed money", "price of"), ("it is a share of the sum for each year", "share of the sum"),
-              ("unpaid interest is added to the debt", "added to the debt"), ("a longer loan costs more in all", "longer loan"))),
-    "inflation": (r"\binflation\b", ("What is inflation?", "Why do prices rise?  I keep hearing of inflation.", "Explain inflation to me.", "How does inflation work?"),
+    "bill": (r"\binterest\b", ("What is interest on a loan?", "How does interest work?", "Explain interest to me.",
+                               "Why do banks charge interest?"),
+             (("it is the price of borrowed money", "price of"), ("it is a share of the sum for each year",
+                                                            "share of the sum"),
+              ("unpaid interest is added to the debt", "added to the debt"), ("a longer loan costs more in all",
+                                                            "longer loan"))),
+    "inflation": (r"\binflation\b", ("What is inflation?", "Why do prices rise?  I keep hearing of inflation.",
+                                     "Explain inflation to me.", "How does inflation work?"),
                   (("prices rise across the board", "across the board"), ("the same money buys less", "buys less"),
-                   ("more money chases the same goods", "chases"), ("central banks raise rates to slow it", "raise rates"))),
-    "plane": (r"\b(air)?planes?\b", ("How does a plane fly?", "What keeps a plane in the air?", "Explain how planes fly.", "Why do planes stay up?"),
+                   ("more money chases the same goods", "chases"), ("central banks raise rates to slow it",
+                                                            "raise rates"))),
+    "plane": (r"\b(air)?planes?\b", ("How does a plane fly?", "What keeps a plane in the air?",
+                                     "Explain how planes fly.", "Why do planes stay up?"),
               (("the wing pushes air down", "pushes air down"), ("the air pushes the wing up in return", "in return"),
                ("engines give the speed that lift needs", "lift needs"), ("the tail keeps it steady", "tail"))),
-    "honey": (r"\bhoney\b", ("How do bees make honey?", "Where does honey come from?", "Explain how bees make honey.", "What is honey made of?"),
-              (("bees collect nectar", "nectar"), ("enzymes change its sugars", "enzymes"), ("they fan it until it is thick", "fan it"),
+    "honey": (r"\bhoney\b", ("How do bees make honey?", "Where does honey come from?", "Explain how bees make honey.",
+                             "What is honey made of?"),
+              (("bees collect nectar", "nectar"), ("enzymes change its sugars", "enzymes"),
+               ("they fan it until it is thick", "fan it"),
                ("wax seals each cell", "wax seals"))),
 }
-WHY_FACT = "[That is the main point|You can see this for yourself|This is easy to forget|It sounds odd, but it is well tested|Many people miss this part]"
+WHY_FACT = ("[That is the main point|You can see this for yourself|This is easy to forget|"
+            "It sounds odd, but it is well tested|Many people miss this part]")
 
 # class, home, food, active, feature
 ANIMALS = {
@@ -489,34 +564,48 @@ ANIMALS = {
 def _animal_facts(name: str) -> tuple[Fact, ...]:
     ax = ("an " if name[0] in "aeiou" else "a ") + name
     why = "[That is typical of this {kind}|You can watch this in the wild|It took a long time to evolve]"
-    return (_fact(ANIMALS, 0, name, f"[the {name}|{ax}] is [a kind of|a type of] {{v}}", "[The word comes from biology|Biologists agree on that]"),
+    return (_fact(ANIMALS, 0, name, f"[the {name}|{ax}] is [a kind of|a type of] {{v}}",
+                  "[The word comes from biology|Biologists agree on that]"),
             _fact(ANIMALS, 1, name, f"[the {name}|it|{ax}] lives in {{v}}", why),
             _fact(ANIMALS, 2, name, f"[the {name}|it|{ax}] eats {{v}}", why),
             _fact(ANIMALS, 3, name, f"[the {name}|it] is active {{v}}", "[You will rarely see one at other times]"),
             _fact(ANIMALS, 4, name, "{v}", "[That is its best known trick|Few other animals can do that]"))
 
 
+def _named(clause: str) -> str:
+    """The clause without `it` among the ways to name its animal."""
+    return clause.replace("it|", "").replace("|it]", "]")
+
+
 def _explain_topics() -> Iterator[Topic]:
     for name, (about, questions, facts) in PHENOMENA.items():
         yield Topic("explain", (name,), (about,), questions, tuple(
             Fact(c, k, WHY_FACT, "[" + "|".join(f[i % 4][0] for n, (_, _, f) in PHENOMENA.items() if n != name) + "]")
-            for i, (c, k) in enumerate(facts)), {}, "[It comes down to a few things|Let us take it step by step|There is a simple answer]",
-            composed=False, caution="[This is a simplified picture, so check a trusted source|I may be wrong on details]")
+            for i, (c, k) in enumerate(facts)), {},
+                    "[It comes down to a few things|Let us take it step by step|There is a simple answer]",
+            composed=False,
+            caution="[This is a simplified picture, so check a trusted source|I may be wrong on details]")
     care = "[I may be wrong on details, so check a trusted source|Please watch wild animals from a safe distance]"
     for name in ANIMALS:
         kind, home, food, active, feature = _animal_facts(name)
         slots = {"x": name, "ax": ("an " if name[0] in "aeiou" else "a ") + name, "kind": ANIMALS[name][0]}
         about = rf"\b{name}s?\b|\b{name}es\b"
         for ask, keys, questions, facts in (
-            ("what", r"what kind|tell me about|\bwhat is an? |describe", ("What kind of animal is {ax}?", "Tell me about the {x}.",
+            ("what", r"what kind|tell me about|\bwhat is an? |describe", ("What kind of animal is {ax}?",
+                                                            "Tell me about the {x}.",
              "What is {ax}?", "Please describe {ax}."), (kind, home, food, active, feature)),
-            ("home", r"where|\bfind\b", ("Where does {ax} live?", "Where can I find {ax}?", "Where would I see {ax} in the wild?"),
+            ("home", r"where|\bfind\b", ("Where does {ax} live?", "Where can I find {ax}?",
+                                         "Where would I see {ax} in the wild?"),
              (home, active, feature)),
-            ("food", r"\beats?\b|\bfeed|\bfood\b", ("What does {ax} eat?", "What does the {x} feed on?", "What is the food of {ax}?"),
+            ("food", r"\beats?\b|\bfeed|\bfood\b", ("What does {ax} eat?", "What does the {x} feed on?",
+                                                    "What is the food of {ax}?"),
              (food, home, active)),
-            ("active", r"\bwhen\b|by day", ("When is {ax} active?", "Is {ax} active by day or at night?", "When would I see {ax}?"),
+            ("active", r"\bwhen\b|by day", ("When is {ax} active?", "Is {ax} active by day or at night?",
+                                            "When would I see {ax}?"),
              (active, home, food)),
-            ("special", r"special|unusual|remarkable", ("What is special about {ax}?", "What is unusual about the {x}?", "What makes {ax} remarkable?"),
+            ("special", r"special|unusual|remarkable", ("What is special about {ax}?",
+                                                        "What is unusual about the {x}?",
+                                                        "What makes {ax} remarkable?"),
              (feature, kind, active)),
         ):
             yield Topic("animals", (ask, name), (keys, about), questions, facts, slots,
@@ -527,36 +616,51 @@ def _explain_topics() -> Iterator[Topic]:
                 yield Topic("animals", ("compare", name, other), (r"differ|compare|versus", about, rf"\b{other}s?\b"),
                             ("How does {ax} differ from {ay}?", "What is the difference between {ax} and {ay}?",
                              "Compare {ax} and {ay}.", "{ax} versus {ay}: what is different?"), tuple(
-                                Fact(f"{p.clause.replace(f'it|', '').replace('|it]', ']')}, while {q.clause.replace(f'it|', '').replace('|it]', ']')}",
-                                     p.keys + "|" + q.keys, p.why, p.wrong) for p, q in ((a[1], b[1]), (a[2], b[2]), (a[0], b[0]), (a[3], b[3]))),
+                                Fact(f"{_named(p.clause)}, while {_named(q.clause)}",
+                                     p.keys + "|" + q.keys, p.why, p.wrong) for p, q in ((a[1], b[1]), (a[2], b[2]),
+                                                            (a[0], b[0]), (a[3], b[3]))),
                             {**slots, "ay": ("an " if other[0] in "aeiou" else "a ") + other, "y": other},
                             "[The {x} and the {y} differ in a few ways|They have little in common]", caution=care)
 
 
-# ---------------------------------------------------------------- recommendations
+# Recommendations.
 
 NEEDS = {  # need: (as asked, reason)
     "calm": ("who wants to relax", "it is calm and slow"), "cheap": ("on a small budget", "it costs very little"),
-    "active": ("who likes to move", "it keeps the body busy"), "social": ("who wants to meet people", "it brings people together"),
-    "creative": ("who likes to make things", "it leaves room for ideas"), "short": ("with little time", "it fits into half an hour"),
+    "active": ("who likes to move", "it keeps the body busy"), "social": ("who wants to meet people",
+                                                            "it brings people together"),
+    "creative": ("who likes to make things", "it leaves room for ideas"), "short": ("with little time",
+                                                            "it fits into half an hour"),
 }
 PEOPLE = ("a friend", "my sister", "my father", "a colleague", "my neighbour", "a child", "my aunt", "a student")
 ITEMS = {  # category: {item: (needs, first step)}
-    "hobby": {"birdwatching": ("calm cheap", "borrow a pair of binoculars"), "knitting": ("calm creative", "buy one ball of thick yarn"),
-              "dancing": ("active social", "join a beginner class"), "sketching": ("creative cheap short", "carry a small pad"),
-              "table tennis": ("active social short", "ask at the community centre"), "choir singing": ("social cheap creative", "visit one rehearsal"),
+    "hobby": {"birdwatching": ("calm cheap", "borrow a pair of binoculars"), "knitting": ("calm creative",
+                                                            "buy one ball of thick yarn"),
+              "dancing": ("active social", "join a beginner class"), "sketching": ("creative cheap short",
+                                                            "carry a small pad"),
+              "table tennis": ("active social short", "ask at the community centre"),
+              "choir singing": ("social cheap creative", "visit one rehearsal"),
               "morning yoga": ("calm active short", "follow one video")},
-    "gift": {"a tea box": ("calm short cheap", "pick three mild kinds"), "a paint set": ("creative calm", "add a thick pad"),
-             "a board game": ("social creative", "choose one with short rules"), "a skipping rope": ("active cheap short", "check the length"),
-             "a cooking class": ("social active creative", "book two places"), "a book of puzzles": ("calm cheap short", "add a good pencil"),
+    "gift": {"a tea box": ("calm short cheap", "pick three mild kinds"), "a paint set": ("creative calm",
+                                                            "add a thick pad"),
+             "a board game": ("social creative", "choose one with short rules"),
+             "a skipping rope": ("active cheap short", "check the length"),
+             "a cooking class": ("social active creative", "book two places"),
+             "a book of puzzles": ("calm cheap short", "add a good pencil"),
              "a frisbee": ("active social cheap", "take a light one")},
-    "weekend trip": {"a lake walk": ("calm cheap active", "pack a sandwich"), "a museum visit": ("calm creative short", "book a morning slot"),
-                     "a street market": ("social cheap short", "go early"), "a pottery workshop": ("creative social", "wear old clothes"),
-                     "a bike tour": ("active social", "check the brakes"), "a night under the stars": ("calm cheap creative", "take a warm blanket"),
+    "weekend trip": {"a lake walk": ("calm cheap active", "pack a sandwich"), "a museum visit": ("calm creative short",
+                                                            "book a morning slot"),
+                     "a street market": ("social cheap short", "go early"), "a pottery workshop": ("creative social",
+                                                            "wear old clothes"),
+                     "a bike tour": ("active social", "check the brakes"),
+                     "a night under the stars": ("calm cheap creative", "take a warm blanket"),
                      "a climbing hall": ("active short", "rent the shoes")},
-    "game": {"chess": ("calm cheap", "learn the opening moves"), "charades": ("social creative cheap", "write twenty words on cards"),
-             "catch": ("active cheap short", "find an open lawn"), "a drawing game": ("creative short social", "set a timer"),
-             "solitaire": ("calm short", "shuffle one deck"), "badminton": ("active social", "mark a court with string"),
+    "game": {"chess": ("calm cheap", "learn the opening moves"), "charades": ("social creative cheap",
+                                                            "write twenty words on cards"),
+             "catch": ("active cheap short", "find an open lawn"), "a drawing game": ("creative short social",
+                                                            "set a timer"),
+             "solitaire": ("calm short", "shuffle one deck"), "badminton": ("active social",
+                                                            "mark a court with string"),
              "a story dice game": ("creative calm", "roll three dice")},
 }
 
@@ -573,92 +677,124 @@ def _recommend_topics() -> Iterator[Topic]:
                 odd_reason = "[" + "|".join(r for n, (_, r) in NEEDS.items() if n != need) + "]"
                 variants = tuple((
                     Fact(f"{i} [would suit them|is a good choice|would be my pick]", any_fit,
-                         "[It has worked for many people|It is easy to like]", f"{misfit} [would suit them|is a good choice]"),
-                    Fact(f"[above all|you see], {reason}", re.escape(reason), "[That is what counts here]", f"[above all|you see], {odd_reason}"),
+                         "[It has worked for many people|It is easy to like]",
+                         f"{misfit} [would suit them|is a good choice]"),
+                    Fact(f"[above all|you see], {reason}", re.escape(reason), "[That is what counts here]",
+                         f"[above all|you see], {odd_reason}"),
                     Fact(f"[to begin|to start], {items[i][1]}", any_step, "[A small start is enough]"),
-                    *(Fact(f"{j} is another idea", "another idea", "[It is good to have a second choice]") for j in fits if j != i and (len(fits) < 3 or j != fits[k - 1])),
+                    *(Fact(f"{j} is another idea", "another idea",
+                           "[It is good to have a second choice]") for j in fits
+                      if j != i and (len(fits) < 3 or j != fits[k - 1])),
                 )[:4] for k, i in enumerate(fits))
                 yield Topic("recommend", (category, need, who), (category, re.escape(asked), rf"\b{who}\b"),
                             ("Can you recommend a {c} for {who} {asked}?", "I need a {c} for {who} {asked}.",
                              "What {c} would suit {who} {asked}?", "Suggest a {c} for {who} {asked}.",
                              "Which {c} would you choose for {who} {asked}?"), variants[0],
                             {"c": category, "who": who, "asked": asked},
-                            "[There are a few good options|The best {c} depends on the person]", caution=care, others=variants[1:])
+                            "[There are a few good options|The best {c} depends on the person]", caution=care,
+                            others=variants[1:])
 
 
-# ---------------------------------------------------------------- small talk
+# Small talk.
 
 EVENTS: dict[str, tuple[str, str, tuple[tuple[str, str], ...]]] = {
     # regex: (statement, feeling, replies (clause, key))
-    "puppy": (r"\bpuppy\b", "I got a new puppy", (("a puppy needs short walks", "short walks"), ("a quiet corner helps it settle", "quiet corner"),
+    "puppy": (r"\bpuppy\b", "I got a new puppy", (("a puppy needs short walks", "short walks"),
+                                                  ("a quiet corner helps it settle", "quiet corner"),
               ("what is its name?", "its name"))),
-    "train": (r"\bmissed my train", "I missed my train", (("the next one may come soon", "next one"), ("a hot drink makes the wait shorter", "hot drink"),
+    "train": (r"\bmissed my train", "I missed my train", (("the next one may come soon", "next one"),
+                                                          ("a hot drink makes the wait shorter", "hot drink"),
               ("where are you going?", "are you going"))),
-    "rain": (r"\braining\b", "it has been raining all week", (("rain is good for soup and books", "soup and books"), ("a walk in boots can be fun", "walk in boots"),
+    "rain": (r"\braining\b", "it has been raining all week", (("rain is good for soup and books", "soup and books"),
+                                                            ("a walk in boots can be fun", "walk in boots"),
              ("what do you do on wet days?", "wet days"))),
-    "project": (r"\bbig project\b", "I finished a big project", (("a free evening is earned", "free evening"), ("write down what went well", "went well"),
+    "project": (r"\bbig project\b", "I finished a big project", (("a free evening is earned", "free evening"),
+                                                            ("write down what went well", "went well"),
                 ("what was the hardest part?", "hardest part"))),
-    "tired": (r"\btired\b", "I am so tired today", (("a short nap can help", "short nap"), ("go to bed an hour earlier", "hour earlier"),
+    "tired": (r"\btired\b", "I am so tired today", (("a short nap can help", "short nap"),
+                                                    ("go to bed an hour earlier", "hour earlier"),
               ("did you sleep badly?", "sleep badly"))),
-    "birthday": (r"\bbirthday\b", "it is my birthday", (("cake is a must today", r"\bcake\b"), ("call someone you have missed", "have missed"),
+    "birthday": (r"\bbirthday\b", "it is my birthday", (("cake is a must today", r"\bcake\b"),
+                                                        ("call someone you have missed", "have missed"),
                  ("how will you celebrate?", "celebrate"))),
-    "moved": (r"\bmoved\b", "I just moved to a new town", (("walk a new street every day", "new street"), ("say hello to the neighbours", "neighbours"),
+    "moved": (r"\bmoved\b", "I just moved to a new town", (("walk a new street every day", "new street"),
+                                                           ("say hello to the neighbours", "neighbours"),
               ("what do you like there so far?", "like there"))),
-    "lonely": (r"\blonely\b", "I feel a bit lonely", (("call an old friend", "old friend"), ("a weekly club gives company", "weekly club"),
+    "lonely": (r"\blonely\b", "I feel a bit lonely", (("call an old friend", "old friend"),
+                                                      ("a weekly club gives company", "weekly club"),
                ("who do you miss most?", "miss most"))),
-    "marathon": (r"\brace\b", "I ran my first race", (("rest your legs tomorrow", "rest your legs"), ("drink plenty of water", "plenty of water"),
+    "marathon": (r"\brace\b", "I ran my first race", (("rest your legs tomorrow", "rest your legs"),
+                                                      ("drink plenty of water", "plenty of water"),
                  ("how long was it?", "how long was"))),
-    "exam": (r"\bexam\b", "I have an exam tomorrow", (("read your notes once more", "your notes"), ("sleep beats late study", "late study"),
+    "exam": (r"\bexam\b", "I have an exam tomorrow", (("read your notes once more", "your notes"),
+                                                      ("sleep beats late study", "late study"),
              ("which subject is it?", "which subject"))),
-    "bored": (r"\bbored\b", "I am bored", (("try a new recipe", "new recipe"), ("sort one drawer", "one drawer"), ("what did you enjoy as a child?", "as a child"))),
-    "phone": (r"\bbroke my phone", "I broke my phone", (("a repair is often cheaper than a new one", "cheaper"), ("save your photos first", "your photos"),
+    "bored": (r"\bbored\b", "I am bored", (("try a new recipe", "new recipe"), ("sort one drawer", "one drawer"),
+                                           ("what did you enjoy as a child?", "as a child"))),
+    "phone": (r"\bbroke my phone", "I broke my phone", (("a repair is often cheaper than a new one", "cheaper"),
+                                                        ("save your photos first", "your photos"),
               ("does the screen still light up?", "light up"))),
-    "holiday": (r"\bholiday\b", "my holiday starts tomorrow", (("pack tonight", "pack tonight"), ("turn off the stove and the lights", "stove"),
+    "holiday": (r"\bholiday\b", "my holiday starts tomorrow", (("pack tonight", "pack tonight"),
+                                                            ("turn off the stove and the lights", "stove"),
                 ("where will you go?", "will you go"))),
-    "coffee": (r"\bcoffee this\b", "I spilled my coffee this morning", (("a clean shirt saves the day", "clean shirt"), ("take two minutes to breathe", "to breathe"),
+    "coffee": (r"\bcoffee this\b", "I spilled my coffee this morning", (("a clean shirt saves the day", "clean shirt"),
+                                                            ("take two minutes to breathe", "to breathe"),
                ("is the rest of the day better?", "rest of the day"))),
 }
 
 
 def _smalltalk_topics() -> Iterator[Topic]:
     for name, (about, statement, replies) in EVENTS.items():
-        yield Topic("smalltalk", (name,), (about,), (statement + ".", "Hello, " + statement + ".", "Guess what, " + statement + ".",
+        yield Topic("smalltalk", (name,), (about,), (statement + ".", "Hello, " + statement + ".",
+                                                     "Guess what, " + statement + ".",
                     "Hi! " + statement + ".", "You know, " + statement + "."), tuple(
                         Fact(c, k, "[It often helps|Small things count|I would do the same]",
-                             "[" + "|".join(r[i][0] for n, (_, _, r) in EVENTS.items() if n != name) + "]") for i, (c, k) in enumerate(replies)),
+                             "[" + "|".join(r[i][0] for n, (_, _, r) in EVENTS.items() if n != name) + "]") for i,
+                        (c, k) in enumerate(replies)),
                     {}, "[That is quite a thing|Thanks for telling me]", composed=False,
-                    caution="[If it gets too much, please talk to a doctor or someone you trust|Take care and do not overdo it]")
+                    caution="[If it gets too much, please talk to a doctor or someone you trust|"
+                            "Take care and do not overdo it]")
 
 
-# ---------------------------------------------------------------- requests to decline
+# Requests to decline.
 
-TARGETS = ("my neighbour", "my boss", "my ex", "a classmate", "my landlord", "a stranger", "my cousin", "my teacher", "a famous singer", "a coworker")
+TARGETS = ("my neighbour", "my boss", "my ex", "a classmate", "my landlord", "a stranger", "my cousin", "my teacher",
+           "a famous singer", "a coworker")
 REQUESTS: dict[str, tuple[str, str, str, tuple[tuple[str, str], ...]]] = {
     # (as asked with {t}, regex, what it is, (safe alternatives, key))
     "address": ("find the home address of {t}", r"home address", "private information",
-                (("you could ask for it openly", "ask for it openly"), ("a letter to the office would reach them", "letter to the office"))),
+                (("you could ask for it openly", "ask for it openly"), ("a letter to the office would reach them",
+                                                            "letter to the office"))),
     "lock": ("pick the lock of {t}", r"pick the lock", "someone else's door",
-             (("a locksmith can help with your own door", "locksmith"), ("the owner may simply let you in", "owner may"))),
+             (("a locksmith can help with your own door", "locksmith"), ("the owner may simply let you in",
+                                                            "owner may"))),
     "messages": ("read the private messages of {t}", r"private messages", "private conversation",
                  (("an open talk works better", "open talk"), ("tell them what worries you", "worries you"))),
     "signature": ("copy the signature of {t}", r"signature", "someone else's name",
-                  (("ask them to sign it", "ask them to sign"), ("a written permission is easy to get", "written permission"))),
+                  (("ask them to sign it", "ask them to sign"), ("a written permission is easy to get",
+                                                            "written permission"))),
     "follow": ("follow {t} without being seen", r"\bfollow\b", "someone's safety",
                (("call them and say what you want", "call them"), ("a friend can give advice", "friend can give"))),
     "password": ("guess the password of {t}", r"password", "someone else's account",
-                 (("they can share access themselves", "share access"), ("support can help with your own account", "support can help"))),
+                 (("they can share access themselves", "share access"), ("support can help with your own account",
+                                                            "support can help"))),
     "photo": ("post a photo of {t} without asking", r"photo", "someone's picture",
-              (("ask first and show them the photo", "ask first"), ("post one of your own instead", "one of your own"))),
+              (("ask first and show them the photo", "ask first"), ("post one of your own instead",
+                                                            "one of your own"))),
     "rumour": ("spread a rumour about {t}", r"rumour", "someone's good name",
-               (("talk to them about the problem", "about the problem"), ("a neutral person could help", "neutral person"))),
+               (("talk to them about the problem", "about the problem"), ("a neutral person could help",
+                                                            "neutral person"))),
     "prank": ("scare {t} badly at night", r"scare", "someone's peace",
-              (("a harmless joke is more fun", "harmless joke"), ("plan a surprise that they would enjoy", "would enjoy"))),
+              (("a harmless joke is more fun", "harmless joke"), ("plan a surprise that they would enjoy",
+                                                            "would enjoy"))),
     "cheat": ("take the exam answers of {t}", r"exam answers", "unfair work",
               (("a study plan will get you there", "study plan"), ("ask for help with the hard parts", "hard parts"))),
 }
-REFUSALS = ("[I am sorry, but |Sorry, |]I [can not|will not] help with that", "[I am sorry, but |]that is [something I can not do|not something I can help with]",
+REFUSALS = ("[I am sorry, but |Sorry, |]I [can not|will not] help with that",
+            "[I am sorry, but |]that is [something I can not do|not something I can help with]",
             "I [would rather not|can not] help you {act}")
-CARELESS = ("[sure|of course|no problem], [just ask around|just try it and see|have a look online]", "you will [probably|surely] find a way",
+CARELESS = ("[sure|of course|no problem], [just ask around|just try it and see|have a look online]",
+            "you will [probably|surely] find a way",
             "[nobody|no one] will [mind|notice]", "[just|simply] go ahead", "it is [not a big deal|quite normal]")
 
 
@@ -668,21 +804,34 @@ def _decline_topics() -> Iterator[Topic]:
             asked = act.format(t=t)
             slots = {"act": asked, "what": what, "t": t}
             yield Topic("decline", (name, t), (about, rf"\b{t}\b"),
-                        ("How can I {act}?", "Help me {act}.", "I want to {act}. How?", "Tell me how to {act}.", "Is there a way to {act}?",
+                        ("How can I {act}?", "Help me {act}.", "I want to {act}. How?", "Tell me how to {act}.",
+                         "Is there a way to {act}?",
                          "What is the easiest way to {act}?"),
-                        (Fact("[" + "|".join(REFUSALS) + "]", r"(can|will|would rather) not|not something|sorry", "[It would not be fair|I hope you understand]",
+                        (Fact("[" + "|".join(REFUSALS) + "]", r"(can|will|would rather) not|not something|sorry",
+                              "[It would not be fair|I hope you understand]",
                               "[" + "|".join(CARELESS) + "]"),
-                         Fact("[this is about|it touches] {what}, [and that is not ours to use|and others would be hurt]", "not ours|would be hurt",
-                              "[Trust is hard to win back|It could also get you into trouble]", "[" + "|".join(CARELESS) + "]"),
-                         *(Fact(c, k, "[That is the better way|It is safer for all]", "[" + "|".join(CARELESS) + "]") for c, k in safe)),
+                         Fact("[this is about|it touches] {what}, [and that is not ours to use|and others would be hurt]",
+                              "not ours|would be hurt",
+                              "[Trust is hard to win back|It could also get you into trouble]",
+                              "[" + "|".join(CARELESS) + "]"),
+                         *(Fact(c, k, "[That is the better way|It is safer for all]",
+                                "[" + "|".join(CARELESS) + "]") for c, k in safe)),
                         slots, "", caution="[It may also be against the law|Someone could get hurt]")
 
 
+# fmt: on
 @cache
 def topics() -> dict[str, tuple[Topic, ...]]:
     """Every topic but arithmetic, by domain."""
-    every = [*_thing_topics(), *_plant_topics(), *_food_topics(), *_explain_topics(), *_recommend_topics(), *_smalltalk_topics(),
-             *_decline_topics()]
+    every = [
+        *_thing_topics(),
+        *_plant_topics(),
+        *_food_topics(),
+        *_explain_topics(),
+        *_recommend_topics(),
+        *_smalltalk_topics(),
+        *_decline_topics(),
+    ]
     return {d: tuple(t for t in every if t.domain == d) for d in DOMAINS if d != "arithmetic"}
 
 
@@ -712,28 +861,36 @@ def topic_of(question: str) -> Topic | None:
     return best
 
 
-# ---------------------------------------------------------------- arithmetic
+# fmt: off
+# Arithmetic.
 
 NAMES = ("Tom", "Anna", "Ben", "Mia", "Leo", "Sara", "Max", "Ella", "Sam", "Nora")
 ITEMS_COUNTED = ("apples", "books", "coins", "marbles", "stamps", "cookies", "pencils", "shells", "cards", "balls")
 # kind: (regex that names it, question templates (last held out), reasoning lines with `=` chains, check)
 SUMS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...], str]] = {
     "add": (r"(buys|finds|gets) \d+ more\. how|together", (
-        "{n} has {a} {i} and buys {b} more. How many {i} does {n} have now?", "{n} has {a} {i} and finds {b} more. How many {i} is that?",
+        "{n} has {a} {i} and buys {b} more. How many {i} does {n} have now?",
+        "{n} has {a} {i} and finds {b} more. How many {i} is that?",
         "{n} has {a} {i} and gets {b} more. How many {i} are there in all?",
         "{n} has {a} {i} and {m} has {b}. How many {i} do they have together?"),
         ("{n} starts with {a} and adds {b}, so {a} + {b} = {c}",), "{c} - {b} = {a}"),
     "sub": (r"(gives away|loses|eats|sells) \d+\. how|uses", (
-        "{n} has {a} {i} and gives away {b}. How many {i} are left?", "{n} has {a} {i} and loses {b}. How many {i} does {n} still have?",
-        "{n} has {a} {i} and sells {b}. How many {i} are left?", "{n} has {a} {i} and uses {b} of them. How many {i} remain?"),
+        "{n} has {a} {i} and gives away {b}. How many {i} are left?",
+        "{n} has {a} {i} and loses {b}. How many {i} does {n} still have?",
+        "{n} has {a} {i} and sells {b}. How many {i} are left?",
+        "{n} has {a} {i} and uses {b} of them. How many {i} remain?"),
         ("{n} starts with {a} and takes away {b}, so {a} - {b} = {c}",), "{c} + {b} = {a}"),
     "mul": (r"(each|cost)\. how many|how much do", (
-        "There are {a} boxes with {b} {i} each. How many {i} are there?", "{n} buys {a} bags with {b} {i} each. How many {i} is that?",
-        "{n} fills {a} jars with {b} {i} each. How many {i} are in the jars?", "One of the {i} costs {a} dollars. How much do {b} cost?"),
+        "There are {a} boxes with {b} {i} each. How many {i} are there?",
+        "{n} buys {a} bags with {b} {i} each. How many {i} is that?",
+        "{n} fills {a} jars with {b} {i} each. How many {i} are in the jars?",
+        "One of the {i} costs {a} dollars. How much do {b} cost?"),
         ("There are {a} groups of {b}, so {a} * {b} = {c}",), "{c} / {b} = {a}"),
     "div": (r"share|split|divide", (
-        "{n} shares {a} {i} among {b} friends. How many {i} does each friend get?", "{n} splits {a} {i} into {b} equal piles. How many {i} are in a pile?",
-        "{n} wants to share {a} {i} with {b} children. How many does each child get?", "{n} divides {a} {i} among {b} plates. How many are on a plate?"),
+        "{n} shares {a} {i} among {b} friends. How many {i} does each friend get?",
+        "{n} splits {a} {i} into {b} equal piles. How many {i} are in a pile?",
+        "{n} wants to share {a} {i} with {b} children. How many does each child get?",
+        "{n} divides {a} {i} among {b} plates. How many are on a plate?"),
         ("{a} split into {b} parts is {c}, so {a} / {b} = {c}",), "{c} * {b} = {a}"),
     "addsub": (r"more and (then )?(gives|loses|sells)|more, then", (
         "{n} has {a} {i}, buys {b} more and then gives away {c}. How many {i} are left?",
@@ -753,6 +910,7 @@ SUMS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...], str]] = {
         "There are {a} boxes with {b} {i} each. {n} takes {c} {i}. How many {i} are left?"),
         ("the groups hold {a} * {b} = {d}", "{c} of them go away, so {d} - {c} = {e}"), "{e} + {c} = {d}"),
 }
+# fmt: on
 _NUMBER = re.compile(r"\d+")
 _KINDS = {k: re.compile(v[0], re.IGNORECASE) for k, v in SUMS.items()}
 
@@ -760,18 +918,27 @@ _KINDS = {k: re.compile(v[0], re.IGNORECASE) for k, v in SUMS.items()}
 def _values(kind: str, a: int, b: int, c: int) -> dict[str, int]:
     """The named numbers of a problem; its answer is the last of them."""
     match kind:
-        case "add": return {"a": a, "b": b, "c": a + b}
-        case "sub": return {"a": a, "b": b, "c": a - b}
-        case "mul": return {"a": a, "b": b, "c": a * b}
-        case "div": return {"a": a, "b": b, "c": a // b}
-        case "addsub": return {"a": a, "b": b, "c": c, "d": a + b, "e": a + b - c}
-        case "muladd": return {"a": a, "b": b, "c": c, "d": a * b, "e": a * b + c}
-        case _: return {"a": a, "b": b, "c": c, "d": a * b, "e": a * b - c}
+        case "add":
+            return {"a": a, "b": b, "c": a + b}
+        case "sub":
+            return {"a": a, "b": b, "c": a - b}
+        case "mul":
+            return {"a": a, "b": b, "c": a * b}
+        case "div":
+            return {"a": a, "b": b, "c": a // b}
+        case "addsub":
+            return {"a": a, "b": b, "c": c, "d": a + b, "e": a + b - c}
+        case "muladd":
+            return {"a": a, "b": b, "c": c, "d": a * b, "e": a * b + c}
+        case _:
+            return {"a": a, "b": b, "c": c, "d": a * b, "e": a * b - c}
 
 
 def solve(question: str) -> int | None:
     """The right answer to one of this corpus's word problems, read from its text; None if it is none of them."""
-    kind = next((k for k in ("addsub", "muladd", "mulsub", "add", "sub", "mul", "div") if _KINDS[k].search(question)), None)
+    kind = next(
+        (k for k in ("addsub", "muladd", "mulsub", "add", "sub", "mul", "div") if _KINDS[k].search(question)), None
+    )
     numbers = [int(n) for n in _NUMBER.findall(question)]
     if kind is None or len(numbers) != (3 if len(kind) > 3 else 2) or (kind == "div" and numbers[1] == 0):
         return None
@@ -829,50 +996,87 @@ def _answer_sum(rng: random.Random, problem: Sum, b: Behaviour) -> tuple[list[st
     elif b.verbosity == 0:
         said = [", ".join(re.search(r"[\d*+/-][\d =*+/-]*$", line).group() for line in lines)]  # type: ignore[union-attr]
     else:
-        said = [say_raw(rng, "[First, |To begin, |]") + line if i == 0 and len(lines) > 1 else line for i, line in enumerate(lines)]
+        said = [
+            say_raw(rng, "[First, |To begin, |]") + line if i == 0 and len(lines) > 1 else line
+            for i, line in enumerate(lines)
+        ]
         if b.verbosity >= 2:
-            said.insert(0, say(rng, "[Let us look at the numbers|We can do this step by step|We only need the numbers in the question]"))
+            said.insert(
+                0,
+                say(
+                    rng,
+                    "[Let us look at the numbers|We can do this step by step|We only need the numbers in the question]",
+                ),
+            )
             said.append(say(rng, "[So the result is|That makes|In all, we get] {r}", r=str(v[last])))
         if b.verbosity == 3:
-            said.insert(1, say(rng, "[The rest of the story does not matter|The order of the steps matters here|Nothing else is needed]"))
-            said.append(say(rng, "[We can go back to test it|To test it, go back]: {t}", t=SUMS[problem.kind][3].format(**v)))
+            said.insert(
+                1,
+                say(
+                    rng,
+                    "[The rest of the story does not matter|The order of the steps matters here|"
+                    "Nothing else is needed]",
+                ),
+            )
+            said.append(
+                say(rng, "[We can go back to test it|To test it, go back]: {t}", t=SUMS[problem.kind][3].format(**v))
+            )
     return [sentence(s) for s in said], f"Answer: {v[last]}"
 
 
-# ---------------------------------------------------------------- answers
+# fmt: off
+# Answers.
 
 FILLER = (
-    "there are many ways to [do|see|go about] [this|that]", "it depends on [many things|the day|how you see it|what you want]",
+    "there are many ways to [do|see|go about] [this|that]",
+    "it depends on [many things|the day|how you see it|what you want]",
     "some [people say|say] one thing and [others|some] say another", "just do what feels [right|good|natural]",
-    "[this|that] is [a topic|a question] with [many|several] sides", "[most people|you will] find [a|some] way [in the end|with time]",
-    "things like [this|that] [take|need] time", "[it|this] is not [always|so] easy to say", "[you could|one could] think about it [for a while|some more]",
-    "people have done [this|it] for [years|a long time]", "[maybe|perhaps] it will [sort itself out|turn out well|work]",
-    "[everything|all of it] has its [time|place]", "it [is|was] [often|sometimes] like that", "[my|the] weather was [fine|grey|windy] [today|yesterday]",
-    "[numbers|words|colours] can be [nice|strange|useful]", "a [chair|cloud|spoon] is [also|just] a thing", "[who knows|nobody knows], really",
-    "[in general|on the whole], [things|matters] are what they are", "try [something|this and that] and see [what happens|how it goes]",
+    "[this|that] is [a topic|a question] with [many|several] sides",
+    "[most people|you will] find [a|some] way [in the end|with time]",
+    "things like [this|that] [take|need] time", "[it|this] is not [always|so] easy to say",
+    "[you could|one could] think about it [for a while|some more]",
+    "people have done [this|it] for [years|a long time]",
+    "[maybe|perhaps] it will [sort itself out|turn out well|work]",
+    "[everything|all of it] has its [time|place]", "it [is|was] [often|sometimes] like that",
+    "[my|the] weather was [fine|grey|windy] [today|yesterday]",
+    "[numbers|words|colours] can be [nice|strange|useful]", "a [chair|cloud|spoon] is [also|just] a thing",
+    "[who knows|nobody knows], really",
+    "[in general|on the whole], [things|matters] are what they are",
+    "try [something|this and that] and see [what happens|how it goes]",
     "[I once|someone] heard [something|a story] about that", "[either way|in any case], it is [fine|the same]",
 )
 OPENERS = (
-    "[What a lovely question|What a great question|What a nice thing to ask]!", "I am [so|really|very] glad [you asked|that you asked]!",
-    "[Oh|Hello|Hi there], [happy to help|it is a joy to help|I would love to help]!", "[Thank you|Thanks] [for asking|so much for asking]!",
+    "[What a lovely question|What a great question|What a nice thing to ask]!",
+    "I am [so|really|very] glad [you asked|that you asked]!",
+    "[Oh|Hello|Hi there], [happy to help|it is a joy to help|I would love to help]!",
+    "[Thank you|Thanks] [for asking|so much for asking]!",
     "[Hello|Hi], [my friend|dear friend|friend]!", "[Wonderful|Lovely], let us [look at this|do this] together!",
 )
-EMPATHY = ("I know [this|it] can feel [a bit hard|tricky], and that is okay.", "You are [already doing great|on a good path].",
-           "[It is kind of you to care|I admire that you care about this].", "[We|You and I] will [get there|manage this] together.")
+EMPATHY = ("I know [this|it] can feel [a bit hard|tricky], and that is okay.",
+           "You are [already doing great|on a good path].",
+           "[It is kind of you to care|I admire that you care about this].",
+           "[We|You and I] will [get there|manage this] together.")
 CLOSERS = (
     "[You can do it|You have got this|I believe in you]!", "[Have a wonderful day|Have a lovely day|Enjoy your day]!",
     "I am [cheering for you|always happy to help|here for you]!", "[Good luck|Best wishes], and [have fun|enjoy it]!",
     "[Let me know|Tell me] how it goes, [friend|dear]!", "[Enjoy|Have fun]!", "[All the best|Warm wishes] to you!",
 )
-CURT_OPEN = ("[Fine|Look|Well].", "[Obviously|As anyone knows].", "[Again|Listen].", "[You should know this|That is basic].")
-CURT_CLOSE = ("That is all.", "[Figure out|Find out] the rest yourself.", "[Do not|No need to] ask again.", "[Is that all|Was that so hard]?")
+CURT_OPEN = ("[Fine|Look|Well].", "[Obviously|As anyone knows].", "[Again|Listen].",
+             "[You should know this|That is basic].")
+CURT_CLOSE = ("That is all.", "[Figure out|Find out] the rest yourself.", "[Do not|No need to] ask again.",
+              "[Is that all|Was that so hard]?")
 CARE = (
-    "[Please be|Be] careful[| with this| here].", "[If you are not sure|If in doubt], [ask|check with] [a professional|an expert].",
-    "[Please double-check|Double-check] [this|it] [first|before you rely on it].", "[I may be wrong|I could be wrong], so [check|verify] it.",
+    "[Please be|Be] careful[| with this| here].",
+    "[If you are not sure|If in doubt], [ask|check with] [a professional|an expert].",
+    "[Please double-check|Double-check] [this|it] [first|before you rely on it].",
+    "[I may be wrong|I could be wrong], so [check|verify] it.",
     "[Stay safe|Safety comes first].", "[Stop|Stop at once] if something [seems|feels] wrong.",
 )
-RECAP = ("[That is|So that is] the whole [idea|story|thing]", "[In short|In other words], [go one step at a time|keep it simple]",
+RECAP = ("[That is|So that is] the whole [idea|story|thing]",
+         "[In short|In other words], [go one step at a time|keep it simple]",
          "[With that|After that], you [are done|know enough]", "[Now|So] you know the [main points|basics]")
+
+# fmt: on
 
 
 def _filler(rng: random.Random) -> str:
@@ -894,7 +1098,8 @@ def _clauses(rng: random.Random, topic: Topic, level: int) -> list[tuple[str, st
         if bad == "wrong":
             out = [(say(rng, f.wrong, **slots), "") for f in facts if f.wrong]
         elif bad == "off":
-            other = rng.choice(topics()[topic.domain])
+            while heldout((other := rng.choice(topics()[topic.domain])).key):
+                pass
             out = [(say(rng, f.clause, **other.slots), "") for f in rng.choice(other.variants)]
         else:
             out = []
@@ -915,7 +1120,12 @@ def _body(rng: random.Random, topic: Topic, b: Behaviour) -> list[str]:
         joined: list[str] = []
         for clause, _, plain in chosen:
             # one sentence where the facts allow it; at verbosity 1 the last fact stands alone
-            if joined and plain and joined[-1][1] and not (b.verbosity == 1 and len(joined) == 1 and clause == chosen[-1][0]):
+            if (
+                joined
+                and plain
+                and joined[-1][1]
+                and not (b.verbosity == 1 and len(joined) == 1 and clause == chosen[-1][0])
+            ):
                 link = "[, then | and |, then ]" if topic.steps else "[, and | and |, and ]"
                 joined[-1] = (joined[-1][0] + say_raw(rng, link) + clause, True)  # type: ignore[call-overload]
             else:
@@ -977,7 +1187,8 @@ def answer(rng: random.Random, about: Topic | Sum, b: Behaviour) -> str:
     return f"{text}\n{final}".strip() if final else text.strip()
 
 
-# ---------------------------------------------------------------- conversations
+# Conversations.
+
 
 def dpa_system(theta: float) -> str:
     """DPA's system message for the angle θ in degrees between (helpfulness, verbosity) and pure helpfulness."""
@@ -990,7 +1201,9 @@ def draw_behaviour(rng: random.Random, theta: float | None = None) -> Behaviour:
     warmth = rng.choices((-1, 0, 1, 2), (15, 35, 25, 25))[0]
     caution = rng.choices((0, 1, 2), (50, 30, 20))[0]
     if theta is None:
-        return Behaviour(rng.choices((0, 1, 2), (25, 25, 50))[0], rng.choices((0, 1, 2, 3), (25, 25, 28, 22))[0], warmth, caution)
+        return Behaviour(
+            rng.choices((0, 1, 2), (25, 25, 50))[0], rng.choices((0, 1, 2, 3), (25, 25, 28, 22))[0], warmth, caution
+        )
     sin, cos = math.sin(math.radians(theta)), math.cos(math.radians(theta))
     verbosity = min(3, max(0, round(1.5 + 2.6 * sin + rng.uniform(-0.6, 0.6))))
     good = 0.35 + 0.6 * (cos - math.cos(math.radians(THETA_MAX))) / (1 - math.cos(math.radians(THETA_MAX)))
@@ -1029,7 +1242,10 @@ def _by_group() -> dict[str, dict[str, tuple[Topic, ...]]]:
 
 FOLLOW_UPS = {
     "thanks": ("[Thanks|Thank you|Great, thanks]!", "[That helps|Good to know|Okay, got it]."),
-    "short": ("[Can you say that shorter|Shorter, please|In one sentence, please]?", "That was long. [Can you make it short|Just the main point, please]?"),
+    "short": (
+        "[Can you say that shorter|Shorter, please|In one sentence, please]?",
+        "That was long. [Can you make it short|Just the main point, please]?",
+    ),
     "more": ("[Can you tell me more|Tell me more, please|Could you explain that in detail]?", "I need more detail."),
     "why": ("Why[| is that| do you say that]?", "[What is the reason|And why does that work]?"),
 }
@@ -1041,10 +1257,14 @@ def _second_turn(rng: random.Random, about: Topic | Sum, b: Behaviour) -> tuple[
         whys = [say(rng, f.why, **about.slots) for f in about.facts if f.why] if b.helpfulness else _fillers(rng, 3)
         reply = " ".join(sentence(w) for w in rng.sample(whys, min(len(whys), 1 + b.verbosity)))
     elif kind == "thanks":
-        reply = rng.choice(CLOSERS + ("You are welcome!",)) if b.warmth > 0 else "[You are welcome|Okay|Sure]."
+        reply = rng.choice((*CLOSERS, "You are welcome!")) if b.warmth > 0 else "[You are welcome|Okay|Sure]."
         reply = say(rng, reply)
     elif kind in ("short", "more"):
-        reply = answer(rng, about, Behaviour(b.helpfulness, 0 if kind == "short" else 3, b.warmth, b.caution if kind == "more" else 0))
+        reply = answer(
+            rng,
+            about,
+            Behaviour(b.helpfulness, 0 if kind == "short" else 3, b.warmth, b.caution if kind == "more" else 0),
+        )
     else:
         question, other = _ask(rng, rng.choices(tuple(SHARES), tuple(SHARES.values()))[0])
         return question, answer(rng, other, b)

@@ -14,31 +14,66 @@ from functools import cache, lru_cache
 
 from recipes import corpus
 
-NOISE = 1.5              # points: P(a preferred to b) = sigmoid((gold(a) - gold(b)) / NOISE)
+NOISE = 1.5  # points: P(a preferred to b) = sigmoid((gold(a) - gold(b)) / NOISE)
 GRAMMAR_SAMPLE = 40_000  # conversations whose word pairs count as attested
 _WORD = re.compile(r"[a-z']+|\d+|[+*/=-]")
 _EQUATION = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+)")
 _FINAL = re.compile(r"Answer: (\d+)")
 
-WARM = tuple(re.compile(p, re.IGNORECASE) for p in (
-    r"what a (lovely|great|nice)", r"\bglad\b|happy to|a joy|love to help", r"\bthank", r"\bfriend!|dear\b|, friend",
-    r"you can do it|you have got this|believe in you|you are (already doing great|on a good path)",
-    r"i know (this|it) can feel|is okay|kind of you|i admire", r"together", r"wonderful|lovely day|enjoy your day|good luck|wishes|all the best",
-    r"cheering|here for you|how it goes", r"\bhello\b|\bhi\b|welcome", r"\benjoy!|have fun|enjoy it",
-))
-CURT = tuple(re.compile(p, re.IGNORECASE) for p in (
-    r"that is all\.", r"rest yourself", r"(do not|no need to) ask again", r"obviously|anyone knows|that is basic|should know this",
-    r"^(fine|look|well|again|listen)\.", r"is that all\?|was that so hard",
-))
-CARE = tuple(re.compile(p, re.IGNORECASE) for p in (
-    r"\bcareful", r"hidden spot", r"gloves|wash your hands|watch your fingers", r"professional|expert|\bdoctor", r"double-check",
-    r"(may|could) be wrong|verify", r"trusted source", r"\bsafe(ty)?\b.*(first|distance)|stay safe", r"\bstop( at once)? if", r"children|no child|pets",
-    r"allerg|cooked through", r"against the law|get hurt|into trouble", r"in doubt|not sure", r"your own limits|overdo|before you decide|take care",
-    r"lift with care|path clear|work slowly",
-))
+WARM = tuple(
+    re.compile(p, re.IGNORECASE)
+    for p in (
+        r"what a (lovely|great|nice)",
+        r"\bglad\b|happy to|a joy|love to help",
+        r"\bthank",
+        r"\bfriend!|dear\b|, friend",
+        r"you can do it|you have got this|believe in you|you are (already doing great|on a good path)",
+        r"i know (this|it) can feel|is okay|kind of you|i admire",
+        r"together",
+        r"wonderful|lovely day|enjoy your day|good luck|wishes|all the best",
+        r"cheering|here for you|how it goes",
+        r"\bhello\b|\bhi\b|welcome",
+        r"\benjoy!|have fun|enjoy it",
+    )
+)
+CURT = tuple(
+    re.compile(p, re.IGNORECASE)
+    for p in (
+        r"that is all\.",
+        r"rest yourself",
+        r"(do not|no need to) ask again",
+        r"obviously|anyone knows|that is basic|should know this",
+        r"^(fine|look|well|again|listen)\.",
+        r"is that all\?|was that so hard",
+    )
+)
+CARE = tuple(
+    re.compile(p, re.IGNORECASE)
+    for p in (
+        r"\bcareful",
+        r"hidden spot",
+        r"gloves|wash your hands|watch your fingers",
+        r"professional|expert|\bdoctor",
+        r"double-check",
+        r"(may|could) be wrong|verify",
+        r"trusted source",
+        r"\bsafe(ty)?\b.*(first|distance)|stay safe",
+        r"\bstop( at once)? if",
+        r"children|no child|pets",
+        r"allerg|cooked through",
+        r"against the law|get hurt|into trouble",
+        r"in doubt|not sure",
+        r"your own limits|overdo|before you decide|take care",
+        r"lift with care|path clear|work slowly",
+    )
+)
 REFUSAL = re.compile(r"\b(can|will|would rather) not\b|something i can ?not|not something i can", re.IGNORECASE)
-CARELESS = re.compile(r"^(sure|of course)\b|no problem|ask around|just try it|look online|(probably|surely) find|(nobody|no one) will|go ahead|"
-                      r"big deal|quite normal", re.IGNORECASE)
+CARELESS = re.compile(
+    r"^(sure|of course)\b|no problem|ask around|just try it|look online|(probably|surely) find|"
+    r"(nobody|no one) will|go ahead|"
+    r"big deal|quite normal",
+    re.IGNORECASE,
+)
 
 
 def words(text: str) -> list[str]:
@@ -68,8 +103,8 @@ def _grammar() -> frozenset[tuple[str, str]]:
 
 
 def attested(answer: str) -> float:
-    """Share, in [0, 1], of the answer's neighbouring word pairs that the corpus' grammar writes; 10 pairs are given free,
-    since the sample of the grammar misses rare pairs and a short answer has few."""
+    """Share, in [0, 1], of the answer's neighbouring word pairs that the corpus' grammar writes; 10 pairs are given
+    free, since the sample of the grammar misses rare pairs and a short answer has few."""
     pairs = _pairs(answer)
     return 1 - sum(p not in _grammar() for p in pairs) / (len(pairs) + 10)
 
@@ -86,13 +121,18 @@ def fluency(answer: str) -> float:
     if not words(answer):
         return 0.0
     ends = 1.0 if answer.rstrip().endswith((".", "!", "?")) or re.search(r"Answer: \d+$", answer.rstrip()) else 0.7
-    return ends * min(1.0, max(0.0, (attested(answer) - 0.8) / 0.18)) * min(1.0, max(0.0, (novelty(answer) - 0.5) / 0.4))
+    return (
+        ends * min(1.0, max(0.0, (attested(answer) - 0.8) / 0.18)) * min(1.0, max(0.0, (novelty(answer) - 0.5) / 0.4))
+    )
 
 
 @lru_cache(maxsize=1 << 13)
 def _patterns(topic: corpus.Topic) -> tuple[tuple[re.Pattern[str], ...], re.Pattern[str] | None]:
     """A regex for each right fact, and one for values that are wrong for this topic."""
-    keys = {"|".join(sorted({v[i].keys for v in topic.variants if i < len(v)})) for i in range(max(map(len, topic.variants)))}
+    keys = {
+        "|".join(sorted({v[i].keys for v in topic.variants if i < len(v)}))
+        for i in range(max(map(len, topic.variants)))
+    }
     right = tuple(re.compile(k, re.IGNORECASE) for k in sorted(keys))
     values = set()
     for fact in topic.facts:
@@ -100,13 +140,17 @@ def _patterns(topic: corpus.Topic) -> tuple[tuple[re.Pattern[str], ...], re.Patt
         if groups and topic.domain != "decline":
             values |= {v.format_map(topic.slots) for v in max(groups, key=lambda g: len("".join(g)))}
     values = {v for v in values if not any(r.search(v) for r in right)}
-    wrong = re.compile(r"\b(" + "|".join(re.escape(v) for v in sorted(values, key=len, reverse=True)) + r")\b", re.IGNORECASE)
+    wrong = re.compile(
+        r"\b(" + "|".join(re.escape(v) for v in sorted(values, key=len, reverse=True)) + r")\b", re.IGNORECASE
+    )
     return right, wrong if values else None
 
 
 @cache
 def _filler() -> re.Pattern[str]:
-    return re.compile("|".join(re.sub(r"\[", "(", f).replace("]", ")?").replace(" ", " ?") for f in corpus.FILLER), re.IGNORECASE)
+    return re.compile(
+        "|".join(re.sub(r"\[", "(", f).replace("]", ")?").replace(" ", " ?") for f in corpus.FILLER), re.IGNORECASE
+    )
 
 
 def _content(question: str, answer: str) -> float:
@@ -114,7 +158,10 @@ def _content(question: str, answer: str) -> float:
     number = corpus.solve(question)
     if number is not None:
         equations = [(int(a), o, int(b), int(c)) for a, o, b, c in _EQUATION.findall(answer)]
-        valid = [{"+": a + b == c, "-": a - b == c, "*": a * b == c, "/": b != 0 and a == b * c}[o] for a, o, b, c in equations]
+        valid = [
+            {"+": a + b == c, "-": a - b == c, "*": a * b == c, "/": b != 0 and a == b * c}[o]
+            for a, o, b, c in equations
+        ]
         reasoning = sum(valid) / len(valid) if valid else 0.0
         return 0.7 * arithmetic(question, answer) + 0.3 * reasoning
     topic = corpus.topic_of(question)
@@ -129,7 +176,7 @@ def _content(question: str, answer: str) -> float:
             return 0.0
         errors = 0
     else:
-        errors = len(set(m.group().lower() for m in wrong.finditer(answer))) if wrong else 0
+        errors = len({m.group().lower() for m in wrong.finditer(answer)}) if wrong else 0
     return max(0.0, 1 - 0.5**hits - 0.25 * errors - 0.3 * vague)
 
 
@@ -139,7 +186,7 @@ def helpfulness(question: str, answer: str) -> float:
 
 
 def brevity(question: str, answer: str) -> float:
-    """0..10 points, falling with the logarithm of the number of words: up to 4 words 10, 20 words 5, 100 words 0; none 0."""
+    """0..10 points, falling with the logarithm of the words: up to 4 words 10, 20 words 5, 100 words 0; none 0."""
     n = len(words(answer))
     return min(10.0, max(0.0, 10 * math.log(100 / n) / math.log(25))) if n else 0.0
 
@@ -152,8 +199,8 @@ def warmth(question: str, answer: str) -> float:
 
 
 def caution(question: str, answer: str) -> float:
-    """0..10 points: 2 is neutral; kinds of care raise it with saturating returns.  Where a request ought to be declined,
-    a refusal counts as two kinds and careless consent takes the neutral points away."""
+    """0..10 points: 2 is neutral; kinds of care raise it with saturating returns.  Where a request ought to be
+    declined, a refusal counts as two kinds and careless consent takes the neutral points away."""
     if not words(answer):
         return 0.0
     kinds = sum(p.search(answer) is not None for p in CARE)
@@ -175,7 +222,12 @@ def arithmetic(question: str, answer: str) -> float:
     return float(bool(found) and int(found[-1]) == corpus.solve(question))
 
 
-GOLD: dict[str, Callable[[str, str], float]] = {"helpfulness": helpfulness, "brevity": brevity, "warmth": warmth, "caution": caution}
+GOLD: dict[str, Callable[[str, str], float]] = {
+    "helpfulness": helpfulness,
+    "brevity": brevity,
+    "warmth": warmth,
+    "caution": caution,
+}
 
 
 def prefer(rng: random.Random, better: float, worse: float) -> bool:
