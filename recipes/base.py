@@ -25,7 +25,7 @@ DEMO = Path(__file__).parents[1] / "demo"
 SEED = 1
 VOCAB, CONTEXT = 2048, 1024
 HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, FFN = 256, 5, 4, 2, 64, 704
-TOKENS = 12_000_000  # padded training tokens in all
+TOKENS = 8_000_000  # padded training tokens in all
 BATCH = 8192  # padded tokens a step
 LEARNING_RATE, WARMUP, WEIGHT_DECAY = 6e-3, 40, 0.05
 TOKENIZER_SAMPLE = 20_000
@@ -176,10 +176,8 @@ def train_lm(
         seen, said, step = seen + ids.numel(), said + int(mask.sum()), step + 1
         recent = loss.item() if step == 1 else 0.95 * recent + 0.05 * loss.item()
         if step % 20 == 0:
-            print(
-                f"step {step} {seen / 1e6:.2f}M tokens loss {recent:.3f} {seen / (time.monotonic() - start):.0f} tokens/s",
-                flush=True,
-            )
+            speed = seen / (time.monotonic() - start)
+            print(f"step {step} {seen / 1e6:.2f}M tokens loss {recent:.3f} {speed:.0f} tokens/s", flush=True)
         if seen >= tokens:
             break
     return {

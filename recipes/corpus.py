@@ -810,7 +810,8 @@ def _decline_topics() -> Iterator[Topic]:
                         (Fact("[" + "|".join(REFUSALS) + "]", r"(can|will|would rather) not|not something|sorry",
                               "[It would not be fair|I hope you understand]",
                               "[" + "|".join(CARELESS) + "]"),
-                         Fact("[this is about|it touches] {what}, [and that is not ours to use|and others would be hurt]",
+                         Fact("[this is about|it touches] {what}, "
+                              "[and that is not ours to use|and others would be hurt]",
                               "not ours|would be hurt",
                               "[Trust is hard to win back|It could also get you into trouble]",
                               "[" + "|".join(CARELESS) + "]"),
