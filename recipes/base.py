@@ -190,10 +190,15 @@ def train_lm(
 
 
 @torch.inference_mode()
-def perplexity(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int = 10_000) -> float:
-    """Per assistant token, on conversations of a stream that training never drew from."""
+def perplexity(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    conversations: Iterator[corpus.Conversation] | None = None,
+) -> float:
+    """Per assistant token; by default on conversations of a stream that training never drew from."""
     total, count = 0.0, 0
-    for ids, mask in batches(tokenizer, itertools.islice(corpus.train_conversations(seed), HELDOUT_SAMPLE), BATCH):
+    fresh = itertools.islice(corpus.train_conversations(10_000), HELDOUT_SAMPLE)
+    for ids, mask in batches(tokenizer, conversations or fresh, BATCH):
         n = int(mask.sum())
         total, count = total + said_loss(model, ids, mask).item() * n, count + n
     return math.exp(total / count)

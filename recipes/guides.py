@@ -12,6 +12,7 @@ Shapes: B pairs, rows 0..B-1 chosen and B..2B-1 rejected; T positions.
 
 import itertools
 import random
+import statistics
 import time
 
 import torch
@@ -32,7 +33,7 @@ from recipes.base import (
     save,
     train_lm,
 )
-from recipes.gold import GOLD, prefer
+from recipes.gold import GOLD, fluency, prefer
 from recipes.sample import sample
 
 SEED = 2
@@ -40,6 +41,7 @@ HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, FFN = 128, 4, 4, 2, 32, 352
 TOKENS, LEARNING_RATE = 7_000_000, 5e-3  # the shared start: a language model of the corpus
 PAIRS, EPOCHS, BATCH = 5000, 2, 32  # pairs drawn from the base, for all objectives alike
 BETA, LAMBDA, ARM_LEARNING_RATE = 0.1, 0.2, 5e-4
+CONTROL_PROMPTS = 270
 OBJECTIVES = ("helpfulness", "brevity", "warmth", "caution")
 
 Pair = tuple[str, str, str]  # rendered prompt, chosen, rejected
@@ -135,6 +137,20 @@ def accuracy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, pairs:
     return right / len(pairs)
 
 
+def control(
+    base: LlamaForCausalLM, start: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> list[dict[str, float]]:
+    """Mean gold and fluency of base · start^α on held-out prompts: what a guide does that knows no preference."""
+    prompts, rows = corpus.heldout_prompts(CONTROL_PROMPTS, SEED), []
+    for alpha in (0.0, 0.5, 1.0, 2.0):
+        answers = sample([(base, 1.0), (start, alpha)], tokenizer, [p.messages for p in prompts], SEED)
+        row = {"alpha": alpha, "fluency": statistics.fmean(fluency(a.text) for a in answers)}
+        for objective, gold in GOLD.items():
+            row[objective] = statistics.fmean(gold(p.text, a.text) for p, a in zip(prompts, answers, strict=True))
+        rows.append(row)
+    return rows
+
+
 def main() -> None:
     tokenizer = load_tokenizer()
     torch.manual_seed(SEED)
@@ -147,6 +163,7 @@ def main() -> None:
     }
     initial = {k: v.clone() for k, v in model.state_dict().items()}
     base = LlamaForCausalLM.from_pretrained(DEMO / "base", dtype=torch.float32)
+    shared["control"] = control(base, model, tokenizer)
     drawing = time.monotonic()
     pairs = draw_pairs(base, tokenizer, PAIRS, SEED)
     shared |= {"pairs": len(pairs), "drawing_seconds": time.monotonic() - drawing}
