@@ -78,7 +78,9 @@ def show(study: Study) -> dict[str, Any]:
         rows = []
         for alpha, p in sorted(points.items()):
             words = f"{p.mean('words'):.1f}"
-            rows.append([alpha, plus_minus(p.scores[objective]), rise[alpha], plus_minus(p.kl), p.mean("fluency"), words])
+            rows.append(
+                [alpha, plus_minus(p.scores[objective]), rise[alpha], plus_minus(p.kl), p.mean("fluency"), words]
+            )
         print(table(["alpha", "gold", "rise in spreads", "KL, nats/answer", "fluency", "words"], rows))
         top = max(rise, key=lambda alpha: rise[alpha])
         best.append((objective, top, rise[top], statistics.fmean(points[top].kl), points[top].mean("fluency")))
