@@ -40,20 +40,25 @@ ROUTES = frozenset(
 """What of vLLM's app is served. Its other ways to generate know nothing of `alignment`, so they are not."""
 
 
-def arguments(config: Config) -> Namespace:
-    """vLLM's server arguments; raises ConfigError for an engine option that it does not know or accept."""
-    argv = ["--model", config.base, "--served-model-name", config.model_name, "--enable-request-id-headers"]
+def argv(config: Config) -> list[str]:
+    """The configuration as vLLM's own command line would have it, without the guides."""
+    flags = ["--model", config.base, "--served-model-name", config.model_name, "--enable-request-id-headers"]
     for key, value in config.engine.items():
         flag = key.replace("_", "-")
         if isinstance(value, bool):
-            argv.append(f"--{flag}" if value else f"--no-{flag}")
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
         elif isinstance(value, list):
-            argv += [f"--{flag}", *map(str, value)]
+            flags += [f"--{flag}", *map(str, value)]
         else:
-            argv += [f"--{flag}", json.dumps(value) if isinstance(value, dict) else str(value)]
+            flags += [f"--{flag}", json.dumps(value) if isinstance(value, dict) else str(value)]
+    return flags
+
+
+def arguments(config: Config) -> Namespace:
+    """vLLM's server arguments; raises ConfigError for an engine option that it does not know or accept."""
     parser = make_arg_parser(FlexibleArgumentParser(exit_on_error=False))
     try:
-        args, unknown = parser.parse_known_args(argv)
+        args, unknown = parser.parse_known_args(argv(config))
         if unknown:
             raise ConfigError(f"engine: vLLM knows no argument {unknown[0]!r}")
         validate_parsed_serve_args(args)
