@@ -19,7 +19,7 @@ from decoders.protocols import BASE
 from server.errors import unknown
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,63}$")]
-Port = Annotated[int, Field(ge=0, le=65535)]
+Port = Annotated[int, Field(ge=1, le=65535)]
 
 
 class ConfigError(Exception):
@@ -72,7 +72,7 @@ class Config(Section):
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: Port = 8000
-    """Port to listen on; 0 takes a free one."""
+    """Port to listen on."""
     api_keys: tuple[str, ...] = ()
     """Keys that open the server; none means open to all. TRIMTAB_API_KEY in the environment adds one."""
     engine: Mapping[str, Any] = {}
