@@ -70,6 +70,7 @@ def engine_args(base: str, guides: Mapping[str, str | Mapping[str, Any]], **opti
     `options` are vLLM's own and pass through. Raises MemberError naming the member, what was found and what is valid.
     """
     from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.platforms import current_platform
 
     register()
     check_options(options)
@@ -95,6 +96,8 @@ def engine_args(base: str, guides: Mapping[str, str | Mapping[str, Any]], **opti
             check_guide(guide, base_config, asked_length=options.get("max_model_len"))
         members.append(asdict(guide))
     own = {"architectures": base_config.architectures, "guides": members}
+    if current_platform.is_cpu():
+        options.setdefault("worker_cls", "engine.cpu.Worker")
     return {
         **options,
         "model": base,
