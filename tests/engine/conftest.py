@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ OPTIONS: dict[str, Any] = {
     "max_num_seqs": 8,
     "max_num_batched_tokens": 64,
     "block_size": 32,
-    "kv_cache_memory_bytes": 1 << 24,
+    "kv_cache_memory_bytes": 8 << 20,
     "enforce_eager": True,
 }
 """Little of everything, so that chunks, prefix hits, queueing, recycled rows and preemption all happen."""
@@ -54,11 +54,44 @@ def members(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {**paths, "lora": family.adapter(root / "lora", paths[BASE])}
 
 
+@dataclass(frozen=True)
+class Plain:
+    """What vLLM alone says of the base."""
+
+    prompts: list[list[int]]
+    temperatures: tuple[float, ...]
+    answers: list[list[int]]
+
+
 @pytest.fixture(scope="session")
-async def client(members: dict[str, Path]) -> AsyncIterator[AsyncLLM]:
-    from engine.members import engine_args
+async def plain_vllm(members: dict[str, Path]) -> Plain:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    prompts, temperatures = [list(range(i, i + 40 + i)) for i in range(8)], (0.0, 1.0)
+    llm = AsyncLLM.from_engine_args(AsyncEngineArgs(model=str(members[BASE]), disable_log_stats=True, **OPTIONS))
+
+    async def answer(i: int, temperature: float) -> list[int]:
+        params = SamplingParams(
+            max_tokens=24, temperature=temperature, seed=i, ignore_eos=True, output_kind=RequestOutputKind.FINAL_ONLY
+        )
+        outputs = [o async for o in llm.generate({"prompt_token_ids": prompts[i]}, params, f"{i}-{temperature}")]
+        return list(outputs[-1].outputs[0].token_ids)
+
+    try:
+        answers = [await answer(i, temperature) for i in range(len(prompts)) for temperature in temperatures]
+    finally:
+        llm.shutdown()
+    return Plain(prompts, temperatures, answers)
+
+
+@pytest.fixture(scope="session")
+async def client(members: dict[str, Path], plain_vllm: Plain) -> AsyncIterator[AsyncLLM]:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
+
+    from engine.members import engine_args
 
     arguments = engine_args(str(members[BASE]), {guide: str(members[guide]) for guide in GUIDES}, **OPTIONS)
     llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
@@ -117,12 +150,17 @@ class Reference:
         return (p.exp() * (p - q)).nan_to_num(0.0).sum(-1)
 
 
-@pytest.fixture(scope="session")
-def reference(members: dict[str, Path]) -> Iterator[Reference]:
+def load(members: Mapping[str, Path | str]) -> dict[str, Any]:
+    """The members in Hugging Face's code; the adapter merged by peft."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM as HF
 
     models = {name: HF.from_pretrained(path, dtype=torch.float32) for name, path in members.items() if name != "lora"}
-    merged = PeftModel.from_pretrained(HF.from_pretrained(members[BASE], dtype=torch.float32), members["lora"])
-    models["lora"] = merged.merge_and_unload()
-    yield Reference({name: model.eval() for name, model in models.items()})
+    base = HF.from_pretrained(members[BASE], dtype=torch.float32)
+    models["lora"] = PeftModel.from_pretrained(base, members["lora"]).merge_and_unload()
+    return {name: model.eval() for name, model in models.items()}
+
+
+@pytest.fixture(scope="session")
+def reference(members: dict[str, Path]) -> Reference:
+    return Reference(load(members))

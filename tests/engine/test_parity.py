@@ -52,9 +52,9 @@ def check(reference: Reference, case: Case, tokens: list[int], logprobs: list[di
     return worst
 
 
-async def answer(engine, case: Case, n: int = 1, **sampling) -> list[tuple[list[int], list[dict]]]:
+async def answer(engine, case: Case, n: int = 1, new: int = NEW, **sampling) -> list[tuple[list[int], list[dict]]]:
     native = SamplingParams(logprobs=5, ignore_eos=True)
-    sampling = Sampling(max_tokens=NEW, native=native, **sampling)
+    sampling = Sampling(max_tokens=new, native=native, **sampling)
     tokens: list[list[int]] = [[] for _ in range(n)]
     logprobs: list[list[dict]] = [[] for _ in range(n)]
     async with aclosing(engine.generate(case.prompt, sampling, n=n, guides=case.mixture)) as chunks:
