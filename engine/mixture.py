@@ -55,7 +55,7 @@ def implausible(base_NV: Tensor, rows_NW: Tensor) -> Tensor:
 
 def divergence(base_NV: Tensor, guides: list[tuple[int, Tensor]], rows_NW: Tensor) -> Tensor:
     """[N] of (3) in nats, fp64 throughout: at 1e-6 nats the log-ratios are a thousandth of a logit."""
-    blocks = []
+    blocks = [base_NV.new_empty(0, dtype=torch.float64)]
     for block in (slice(start, start + BLOCK) for start in range(0, len(base_NV), BLOCK)):
         base = base_NV[block].double()
         z = mix(base.clone(), [(column, logits[block]) for column, logits in guides], rows_NW[block].double())

@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
 
 from decoders import STRATEGIES
 from engine.aligned import AlignedClient
@@ -34,9 +35,9 @@ async def build(client: AlignedClient, config: Config, args: Namespace) -> FastA
     app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", None) != "/v1/models"]
     _own_endpoints(app, client, config)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_middleware(Seam, config=config, fields=request_fields())
-    if config.keys:
-        app.add_middleware(Auth, keys=config.keys)
+    # Outside of vLLM's stack, ours also sees the answers to what went wrong inside it.
+    stack: ASGIApp = Seam(app.build_middleware_stack(), config, request_fields())
+    app.middleware_stack = Auth(stack, config.keys) if config.keys else stack
     return app
 
 

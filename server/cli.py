@@ -49,7 +49,6 @@ async def run(config: Config) -> None:
     """Serve until told to stop. The socket is taken first, so that a port in use is known before a model loads."""
     # vLLM is imported no earlier than it is needed: it takes seconds, and a bad config should not.
     from engine.errors import MemberError
-
     from server.app import build, check_presets
     from server.vllm_app import arguments, running_engine, serve_http, setup_server
 

@@ -9,8 +9,6 @@ from contextlib import asynccontextmanager
 from dataclasses import fields
 from typing import Any
 
-from engine.members import engine_args
-from engine.vllm_engine import VLLMEngine
 from fastapi import FastAPI
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.engine.protocol import EngineClient
@@ -22,12 +20,13 @@ from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed
 from vllm.entrypoints.launchers.launcher import serve_http, setup_server
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
-from vllm.entrypoints.openai.models.protocol import ModelCard, ModelList
 from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+from vllm.entrypoints.serve.engine.protocol import ModelCard, ModelList
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-import engine  # noqa: F401  first: it sets vLLM's environment
 from engine.aligned import AlignedClient
+from engine.members import engine_args
+from engine.vllm_engine import VLLMEngine
 from server.config import Config, ConfigError
 from server.seam import CHAT, COMPLETIONS, MESSAGES, RESPONSES
 

@@ -60,4 +60,4 @@ async def main(members: dict[str, str]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(asyncio.run(main(json.loads(sys.argv[1])))))
+    sys.stdout.write(json.dumps(asyncio.run(main(json.loads(sys.argv[1])))))

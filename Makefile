@@ -1,0 +1,41 @@
+# serve and test work on a fresh clone with nothing but Python 3.11, make and a C compiler.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+CONFIG ?= demo/config.yaml
+
+.PHONY: serve test check bench models clean
+
+serve: $(VENV)/installed
+	$(BIN)/trimtab serve $(CONFIG)
+
+test: check
+	$(BIN)/python -m pytest
+
+check: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/installed
+	$(BIN)/python -m bench.engine --quick
+	$(BIN)/python -m bench.quality guided --quick
+	$(BIN)/python -m bench.overhead --quick
+
+models: $(VENV)/installed
+	$(BIN)/python -m recipes.base
+	$(BIN)/python -m recipes.guides
+	$(BIN)/python -m recipes.card
+
+# The CPU build of torch comes from PyTorch's own index where pip's has only the CUDA one. The three packages that
+# vLLM pulls in beside it break every import of transformers where they are CUDA builds, and nothing here needs them.
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -e '.[cpu,dev,recipes]' \
+	  || $(BIN)/pip install -q -e '.[cpu,dev,recipes]' --extra-index-url https://download.pytorch.org/whl/cpu
+	$(BIN)/python -c 'import torchvision, torchaudio, torchcodec' 2>/dev/null \
+	  || $(BIN)/pip uninstall -q -y torchvision torchaudio torchcodec
+	touch $@
+
+clean:
+	rm -rf $(VENV) out
