@@ -103,9 +103,11 @@ async def test_preemption(vllm_engine, reference):
                 logprobs += chunk.native.outputs[0].logprobs
         return tokens, logprobs
 
+    alone = [await whole(case) for case in cases]
     before = preemptions()
     told = await asyncio.gather(*(whole(case) for case in cases))
     assert preemptions() > before, "the cache was large enough: nothing was tested"
+    assert [tokens for tokens, _ in told] == [tokens for tokens, _ in alone]
     for case, (tokens, logprobs) in zip(cases, told, strict=True):
         assert check(reference, case, tokens, logprobs, greedy=False) <= TOLERANCE
 
