@@ -215,7 +215,7 @@ def tables(seconds: dict[int, dict[str, list[float]]], load: Load) -> str:
     others = [
         [batch, *(spread(speedups(of, other)) for other in (HF_LOOP, HF_PROCESSOR))] for batch, of in seconds.items()
     ]
-    composites = [f"base + {K}" for K in Ks]
+    contenders, composites = list(next(iter(seconds.values()))), [f"base + {K}" for K in Ks]
     return "\n\n".join(
         [
             "Generated tokens per second (median round)\n" + report.table(["batch", *contenders], speed),

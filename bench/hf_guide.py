@@ -39,6 +39,6 @@ class HFGuide(AdapterLogitsProcessor):  # type: ignore[misc]
             seen += len(tokens)
             new = torch.tensor([tokens], device=logits.device)
             told: Tensor = self.model(new, past_key_values=cache, logits_to_keep=1).logits[0, -1]
-            return logits + weight * told
+            return logits.add(told, alpha=weight)
 
         return guided

@@ -93,7 +93,7 @@ def preemptions() -> float:
 async def test_preemption(vllm_engine, reference):
     """More tokens at once than the cache holds: whoever is put back and resumed keeps its weights, and its seed."""
     cases = [Case([i, *PROMPT], {BASE: 1.0, GUIDES[i % 3]: 0.3 * i}) for i in range(8)]
-    sampling = Sampling(max_tokens=200, seed=5, native=SamplingParams(ignore_eos=True, logprobs=5))
+    sampling = Sampling(max_tokens=120, seed=5, native=SamplingParams(ignore_eos=True, logprobs=5))
 
     async def whole(case: Case) -> tuple[list[int], list[dict]]:
         tokens, logprobs = [], []
