@@ -226,8 +226,8 @@ def check_vocabulary(guide: Guide, base: ModelConfig) -> None:
 
 
 def check_adapter(guide: Guide, base: ModelConfig) -> None:
-    for option in ("quantization", "tokenizer"):
-        if getattr(guide, option) is not None:
+    for option in ("hf_overrides", "quantization", "tokenizer"):
+        if getattr(guide, option):
             raise MemberError(guide.name, f"{option} does not apply to a LoRA adapter, which is merged into the base")
     if base.is_quantized:
         raise MemberError(guide.name, "a LoRA adapter cannot be merged into a quantised base; valid: a full checkpoint")
