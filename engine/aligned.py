@@ -78,6 +78,8 @@ def as_sampling(params: SamplingParams) -> Sampling:
         or params.min_tokens
         or params.ignore_eos
         or params.structured_outputs
+        or params.thinking_token_budget
+        or params.watermarking
     )
     return Sampling(
         max_tokens=params.max_tokens or 1,
@@ -94,7 +96,7 @@ class AlignedClient:
     """Everything but `generate` is the inner client's.
 
     `bind(context)` gives the engine for one request; context is vLLM's keyword arguments of `generate` (adapter, trace
-    headers, priority …).
+    headers, priority …) and the prompt's cache salt.
     """
 
     def __init__(self, inner: EngineClient, bind: Callable[[Mapping[str, Any]], Engine]) -> None:
@@ -114,17 +116,19 @@ class AlignedClient:
                 prompt, sampling_params, request_id, **context
             )
             return outputs
-        return self._aligned(run, prompt, sampling_params, request_id, context)
+        first = run.choices
+        run.choices += sampling_params.n
+        return self._aligned(run, first, prompt, sampling_params, request_id, context)
 
     async def _aligned(
-        self, run: Run, prompt: Any, params: SamplingParams, request_id: str, context: Mapping[str, Any]
+        self, run: Run, first: int, prompt: Any, params: SamplingParams, request_id: str, context: Mapping[str, Any]
     ) -> AsyncGenerator[RequestOutput, None]:
+        """`first` is the response's index of this prompt's first answer."""
         if prompt.get("type") != "token":
             raise ValueError(f"alignment works on text prompts; this one is of type {prompt.get('type')!r}")
         tokens: Sequence[int] = prompt["prompt_token_ids"]
-        first, n = run.choices, params.n
-        run.choices += n
-        engine = Metered(self.bind(context), run)
+        n = params.n
+        engine = Metered(self.bind({**context, "cache_salt": prompt.get("cache_salt")}), run)
         texts = [Text(self.inner.renderer.tokenizer, skip_special=params.skip_special_tokens) for _ in range(n)]
         ended = 0
         whole: RequestOutput | None = None

@@ -6,10 +6,12 @@ import argparse
 import asyncio
 import logging
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from server.alignment import check
 from server.config import Config, ConfigError, load
 
 DEMO = Path(__file__).resolve().parent.parent / "demo" / "config.yaml"
@@ -37,26 +39,37 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = {"host": args.host, "port": args.port}
     overrides = [*args.overrides, *(f"{key}={value}" for key, value in given.items() if value is not None)]
     try:
-        config = load(args.config, overrides)
-        asyncio.run(run(config))
+        config = load(args.config, overrides, check)
+        with bind(config) as sock:
+            asyncio.run(run(config, sock))
     except (ConfigError, OSError) as error:
         sys.exit(f"trimtab: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
 
 
-async def run(config: Config) -> None:
-    """Serve until told to stop. The socket is taken first, so that a port in use is known before a model loads."""
+def bind(config: Config) -> socket.socket:
+    """The port taken, so that one in use is known before a model loads; nobody is let in yet."""
+    sock = socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((config.host, config.port))
+    except OSError as error:
+        sock.close()
+        raise ConfigError(f"cannot listen on {config.host} port {config.port}: {error.strerror}") from None
+    return sock
+
+
+async def run(config: Config, sock: socket.socket) -> None:
+    """Serve until told to stop."""
+    signal.signal(signal.SIGTERM, _interrupt)  # until the HTTP server has its own
     # vLLM is imported no earlier than it is needed: it takes seconds, and a bad config should not.
     from engine.errors import MemberError
-    from server.app import build, check_presets
-    from server.vllm_app import arguments, running_engine, serve_http, setup_server
+    from server.app import build
+    from server.vllm_app import arguments, running_engine, serve_http
 
-    check_presets(config)
     args = arguments(config)
     log.info("%s", config.model_dump_json(exclude={"api_keys"}))
-    _, sock = setup_server(args, reuse_port=False)
-    signal.signal(signal.SIGTERM, _interrupt)  # until the HTTP server has its own
     try:
         async with running_engine(config, args) as client:
             app = await build(client, config, args)
@@ -66,8 +79,6 @@ async def run(config: Config) -> None:
         await stopped
     except MemberError as error:
         raise ConfigError(str(error)) from None
-    finally:
-        sock.close()
 
 
 def _interrupt(*_: object) -> None:
