@@ -181,7 +181,7 @@ def _build(name: str, params: dict[str, Any]) -> Strategy:
     except ValidationError as error:
         raise explained(error, at=at, fields=fields) from None
     except ValueError as error:
-        raise ApiError(str(error), param=at) from None
+        raise ApiError(str(error), param=at if fields else f"{AT}.guides") from None
     return strategy
 
 
