@@ -37,7 +37,7 @@ from decoders.protocols import BASE, Chunk, Engine, Mixture, Reward, Sampling, T
 
 @dataclass(frozen=True, kw_only=True)
 class Guided:
-    """Equation (1), the mixture as it stands."""
+    """Any mixture: log p_base + sum_i w_i log p_i, the exponents as they stand."""
 
     guides: Annotated[Mixture, Field(description="exponent w per guide; the base's is 1 unless it is named too")]
     plausibility: Annotated[
@@ -94,7 +94,7 @@ def genarm(
     guides: Annotated[Mixture, Field(description="preference weight per autoregressive reward model")],
     alpha: Exponent = 1.0,
 ) -> Guided:
-    """GenARM, multi-objective form (eq. 9): exponent alpha * w_i, where alpha = 1 / beta."""
+    """GenARM, one or many objectives: log p_base + alpha sum_i w_i log p_i, with alpha = 1 / beta."""
     return Guided(guides={guide: alpha * w for guide, w in guides.items()})
 
 
@@ -103,19 +103,25 @@ def dera(
     aligned: Member,
     lambda_: Annotated[float, Field(alias="lambda", description="0 is the base, 1 the aligned model, above 1 beyond")],
 ) -> Guided:
-    """Decoding-time realignment: beta_effective = beta / lambda, approximated per token."""
+    """Decoding-time realignment: (1 - lambda) log p_base + lambda log p_aligned; beta becomes beta / lambda."""
     return Guided(guides={BASE: 1 - lambda_, aligned: lambda_})
 
 
 def mod(*, guides: Annotated[Mixture, Field(description="weight per aligned model; they sum to 1")]) -> Guided:
-    """Multi-objective decoding under reverse KL: prod_i p_i^w_i; raises ValueError unless the weights sum to 1."""
+    """Multi-objective decoding, reverse KL: sum_i w_i log p_i over aligned models, without the base.
+
+    Raises ValueError unless the weights sum to 1.
+    """
     if abs(math.fsum(guides.values()) - 1) > 1e-6:
         raise ValueError(f"guides must sum to 1 under 'mod'; these sum to {math.fsum(guides.values()):g}")
     return Guided(guides={BASE: 0.0, **guides})
 
 
 def proxy_tuning(*, expert: Member, antiexpert: Member, alpha: Exponent = 1.0) -> Guided:
-    """Proxy tuning: the base moved by what tuning did to a small model; raises ValueError for one guide twice."""
+    """Proxy tuning: log p_base + alpha (log p_expert - log p_antiexpert).
+
+    Raises ValueError for one guide in both places.
+    """
     if expert == antiexpert:
         raise ValueError("expert and antiexpert must be two guides")
     return Guided(guides={expert: alpha, antiexpert: -alpha})
@@ -126,5 +132,5 @@ def contrastive(
     amateur: Member,
     alpha: Annotated[float, Field(ge=0, le=1, description="plausibility: p_base >= alpha * max p_base")] = 0.1,
 ) -> Guided:
-    """Contrastive decoding, the base as the expert (eqs. 2 and 4)."""
+    """Contrastive decoding, the base as the expert: log p_base - log p_amateur on the plausible tokens only."""
     return Guided(guides={amateur: -1.0}, plausibility=alpha)

@@ -56,19 +56,17 @@ class AdapterError(ValueError):
 
 def file_of(model: str, name: str, revision: str | None = None) -> Path | None:
     """A checkpoint's file, from a directory or the hub; None if it has none such."""
-    found = cached_file(
-        model,
-        name,
-        revision=revision,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        _raise_exceptions_for_gated_repo=False,
-    )
+    if Path(model).is_dir():
+        return Path(model, name) if Path(model, name).is_file() else None
+    try:
+        found = cached_file(model, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+    except OSError:  # no such repository; whoever builds the model's config says so better
+        return None
     return Path(found) if found is not None else None
 
 
 def is_adapter(model: str, revision: str | None = None) -> bool:
-    return Path(model, CONFIG).is_file() if Path(model).is_dir() else file_of(model, CONFIG, revision) is not None
+    return file_of(model, CONFIG, revision) is not None
 
 
 def shapes(model: str) -> dict[str, tuple[int, ...]] | None:

@@ -7,9 +7,12 @@ process that a person is looking at, because what a worker raises reaches them a
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
 
 from engine import lora
 from engine.errors import MemberError
@@ -70,6 +73,7 @@ def engine_args(base: str, guides: Mapping[str, str | Mapping[str, Any]], **opti
     `options` are vLLM's own and pass through. Raises MemberError naming the member, what was found and what is valid.
     """
     from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.platforms import current_platform
 
     register()
     check_options(options)
@@ -95,6 +99,8 @@ def engine_args(base: str, guides: Mapping[str, str | Mapping[str, Any]], **opti
             check_guide(guide, base_config, asked_length=options.get("max_model_len"))
         members.append(asdict(guide))
     own = {"architectures": base_config.architectures, "guides": members}
+    if current_platform.is_cpu():
+        options.setdefault("worker_cls", "engine.cpu.Worker")
     return {
         **options,
         "model": base,
@@ -118,12 +124,18 @@ def check_options(options: Mapping[str, Any]) -> None:
         raise MemberError("engine", f"speculative method {method!r} reads the base's hidden states; valid: {valid}")
 
 
-def model_config(member: str, build: Any) -> ModelConfig:
+def model_config(member: str, build: Callable[[], ModelConfig]) -> ModelConfig:
     """vLLM's config of one member; what it objects to, under the member's name."""
     try:
-        config: ModelConfig = build()
-    except (OSError, ValueError, KeyError) as error:  # pydantic's validation errors are ValueErrors
+        config = build()
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise MemberError(member, reason.split(" Supported architectures:")[0]) from error  # hundreds of them
+    except (OSError, ValueError, KeyError) as error:
         raise MemberError(member, str(error)) from error
+    local = Path(config.model)
+    if local.is_dir() and not any(any(local.glob(f"*.{kind}")) for kind in ("safetensors", "bin", "pt")):
+        raise MemberError(member, f"no weights in {local}; valid: safetensors, or PyTorch's bin")
     return config
 
 

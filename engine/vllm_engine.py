@@ -47,30 +47,30 @@ class VLLMEngine:
     async def generate(
         self, prompt: Tokens, sampling: Sampling, *, n: int, guides: Mixture
     ) -> AsyncGenerator[Chunk, None]:
-        """`Sampling.native` is a SamplingParams or None; each Chunk's is vLLM's RequestOutput with that one piece."""
-        native = sampling.native if sampling.native is not None else SamplingParams()
-        if KEY in (native.extra_args or {}):
+        """`Sampling.native` is a SamplingParams or None; each Chunk's is the RequestOutput of its answer alone."""
+        template = sampling.native if sampling.native is not None else SamplingParams()
+        if KEY in (template.extra_args or {}):
             raise ValueError(f"extra_args.{KEY} is reserved: name guides instead")
-        final = native.output_kind is RequestOutputKind.FINAL_ONLY
+        final = template.output_kind is RequestOutputKind.FINAL_ONLY
         params = msgspec.structs.replace(
-            native,
+            template,
             n=n,
             max_tokens=sampling.max_tokens,
-            min_tokens=min(native.min_tokens, sampling.max_tokens),
+            min_tokens=min(template.min_tokens, sampling.max_tokens),
             temperature=sampling.temperature,
             top_k=sampling.top_k,
             top_p=sampling.top_p,
             seed=None if sampling.seed is None else sampling.seed % 2**62,  # -1 would mean none, and n children add n
             output_kind=RequestOutputKind.FINAL_ONLY if final else RequestOutputKind.DELTA,
-            extra_args={**(native.extra_args or {}), KEY: self._row(guides, plausibility=sampling.plausibility)},
+            extra_args={**(template.extra_args or {}), KEY: self._row(guides, plausibility=sampling.plausibility)},
         )
         async with aclosing(self._run(prompt, params)) as outputs:
             async for output in outputs:
                 for piece in output.outputs:
-                    one = copy(output)
-                    one.outputs = [piece]
+                    native = copy(output)
+                    native.outputs = [piece]
                     yield Chunk(
-                        index=piece.index, tokens=tuple(piece.token_ids), finish=piece.finish_reason, native=one
+                        index=piece.index, tokens=tuple(piece.token_ids), finish=piece.finish_reason, native=native
                     )
 
     async def score(self, prompt: Tokens, completion: Tokens, *, guides: Mixture) -> list[float]:

@@ -28,7 +28,7 @@ from decoders.protocols import BASE
 from server.errors import unknown
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,63}$")]
-Port = Annotated[int, Field(ge=0, le=65535)]
+Port = Annotated[int, Field(ge=1, le=65535)]
 
 
 class ConfigError(Exception):
@@ -84,7 +84,9 @@ class Config(Section):
     name: Name | None = None
     """The model id that clients use; by default the last part of `base`."""
     guides: Mapping[Name, GuideConfig] = {}
+    """Models that run in lock-step with the base, by name; a bare path is short for `{model: path}`."""
     objectives: Mapping[Name, ObjectiveConfig] = {}
+    """What a person can prefer, by name."""
     presets: Mapping[Name, Mapping[str, Any]] = {}
     """Model ids of their own, each an `alignment` object."""
     default_strategy: str = "plain"
@@ -94,7 +96,9 @@ class Config(Section):
     max_body_mib: float = Field(default=4.0, gt=0)
     """Longest request body, in MiB."""
     host: str = "127.0.0.1"
+    """Address to listen on."""
     port: Port = 8000
+    """Port to listen on."""
     api_keys: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Keys that open the server; none means open to all. TRIMTAB_API_KEY in the environment adds one."""
     engine: Mapping[str, Any] = {}

@@ -55,22 +55,27 @@ FRONTEND = frozenset(
 around ours (another root path, its own keys and middleware)."""
 
 
-def arguments(config: Config) -> Namespace:
-    """vLLM's server arguments; raises ConfigError for an engine option that it does not know or accept."""
-    argv = ["--model", config.base, "--served-model-name", config.model_name]
+def argv(config: Config) -> list[str]:
+    """The configuration as vLLM's own command line would have it, without the guides; raises ConfigError."""
+    flags = ["--model", config.base, "--served-model-name", config.model_name]
     for key, value in config.engine.items():
         if key not in ENGINE | FRONTEND:
             raise ConfigError(f"engine.{unknown('key', key, ENGINE | FRONTEND)}")
         flag = key.replace("_", "-")
         if isinstance(value, bool):
-            argv.append(f"--{flag}" if value else f"--no-{flag}")
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
         elif isinstance(value, list):
-            argv += [f"--{flag}", *map(str, value)]
+            flags += [f"--{flag}", *map(str, value)]
         else:
-            argv += [f"--{flag}", json.dumps(value) if isinstance(value, dict) else str(value)]
+            flags += [f"--{flag}", json.dumps(value) if isinstance(value, dict) else str(value)]
+    return flags
+
+
+def arguments(config: Config) -> Namespace:
+    """vLLM's server arguments; raises ConfigError for an engine option that it does not know or accept."""
     parser = make_arg_parser(FlexibleArgumentParser(exit_on_error=False))
     try:
-        args, surplus = parser.parse_known_args(argv)
+        args, surplus = parser.parse_known_args(argv(config))
         if surplus:
             raise ConfigError(f"engine: vLLM takes no {surplus[0]}")
         validate_parsed_serve_args(args)

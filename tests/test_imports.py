@@ -1,4 +1,4 @@
-"""Imports point one way: server -> engine, rewards, decoders; engine and rewards -> decoders.protocols; decoders -> none.
+"""Imports point one way: server -> engine, rewards, decoders; engine and rewards -> decoders.protocols.
 
 What a test or a benchmark needs, none of them may lean on; and vLLM stays in its room.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -71,5 +72,6 @@ def adapter(path: Path, base_path: Path, **options: object) -> Path:
     torch.manual_seed(5)
     targets = ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"]
     config = LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": targets, "init_lora_weights": False, **options})
-    get_peft_model(model, config).save_pretrained(path)
+    with warnings.catch_warnings(action="ignore"):  # peft's advice on what some of the refused options do
+        get_peft_model(model, config).save_pretrained(path)
     return path

@@ -96,13 +96,13 @@ def test_a_refusal_names_line_and_key(folder: Path, old: str, new: str, line: in
     ],
 )
 def test_what_is_no_config(folder: Path, text: str, message: str) -> None:
-    with pytest.raises(ConfigError, match="config.yaml") as caught:
+    with pytest.raises(ConfigError, match=r"config\.yaml") as caught:
         load(written(folder, text))
     assert message in str(caught.value)
 
 
 def test_a_missing_file_is_named(folder: Path) -> None:
-    with pytest.raises(ConfigError, match="nothing.yaml"):
+    with pytest.raises(ConfigError, match=r"nothing\.yaml"):
         load(folder / "nothing.yaml")
 
 

@@ -1,0 +1,78 @@
+"""One setting, its answers, and their gold scores: on prompts that no model was trained on, over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from openai import AsyncOpenAI
+
+from recipes.corpus import Prompt
+from recipes.gold import GOLD, fluency
+
+
+@dataclass(frozen=True)
+class Point:
+    """One setting's answers, measured."""
+
+    alignment: Mapping[str, Any]
+    scores: Mapping[str, tuple[float, ...]]
+    """gold scores, fluency and words, per prompt"""
+    kl: tuple[float, ...]
+    """per prompt, sum_t KL(guided || base) along the answer, in nats"""
+
+    def mean(self, name: str) -> float:
+        return statistics.fmean(self.scores[name])
+
+    def figures(self) -> dict[str, Any]:
+        scores = {**self.scores, "kl": self.kl}
+        means = {name: {"mean": statistics.fmean(values), "half_ci95": half(values)} for name, values in scores.items()}
+        return {"alignment": dict(self.alignment), **means}
+
+
+def half(values: Sequence[float]) -> float:
+    """Half a 95 % interval of the mean."""
+    return 1.96 * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def plus_minus(values: Sequence[float]) -> str:
+    return f"{statistics.fmean(values):.2f} ± {half(values):.2f}"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A served model and the prompts that every point shares, as it does the seeds."""
+
+    client: AsyncOpenAI
+    model: str
+    prompts: Sequence[Prompt]
+    gate: asyncio.Semaphore
+    max_tokens: int = 200
+
+    async def point(self, alignment: Mapping[str, Any]) -> Point:
+        """One draw at temperature 1 per prompt, traced where there is a guide to trace."""
+        answers = await asyncio.gather(*(self._answer(seed, alignment) for seed in range(len(self.prompts))))
+        said = [(prompt.text, text) for prompt, (text, _) in zip(self.prompts, answers, strict=True)]
+        scores = {name: tuple(gold(question, text) for question, text in said) for name, gold in GOLD.items()}
+        scores["fluency"] = tuple(fluency(text) for _, text in said)
+        scores["words"] = tuple(float(len(text.split())) for _, text in said)
+        return Point(alignment=alignment, scores=scores, kl=tuple(kl for _, kl in answers))
+
+    async def _answer(self, seed: int, alignment: Mapping[str, Any]) -> tuple[str, float]:
+        messages: Any = list(self.prompts[seed].messages)
+        body = {"alignment": {**alignment, "return": ["trace"]}} if alignment else {}
+        async with self.gate:
+            answer = await self.client.chat.completions.create(
+                model=self.model,
+                messages=messages,
+                temperature=1.0,
+                max_tokens=self.max_tokens,
+                seed=seed,
+                extra_body=body,
+            )
+        told = (answer.model_extra or {})["alignment"]
+        return answer.choices[0].message.content or "", math.fsum(told["choices"][0]["trace"]["kl"]) if body else 0.0

@@ -1,0 +1,50 @@
+"""What every bench command prints and writes: a table for people, JSON for machines, and where it was measured."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Markdown, columns aligned; floats to three significant places after the point."""
+    cells = [[f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in [list(headers), *cells]) for i in range(len(headers))]
+
+    def line(row: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+
+    return "\n".join([line(headers), "|" + "|".join("-" * (width + 2) for width in widths) + "|", *map(line, cells)])
+
+
+def write(path: Path | None, figures: Any) -> None:
+    """Figures with the command, machine, versions and time they come from; nothing where there is no path."""
+    if path is None:
+        return
+    about = {
+        "command": " ".join(["python -m", *sys.argv[:1], *sys.argv[1:]]),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": hardware(),
+        "versions": {name: version(name) for name in ("torch", "transformers")},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"about": about, "figures": figures}, indent=1))
+
+
+def hardware() -> str:
+    """ "2 x AMD EPYC, NVIDIA H200": processors this process may use, and accelerators."""
+    import os
+
+    import torch
+
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    parts = [f"{len(os.sched_getaffinity(0))} x {names[0] if names else platform.processor()}"]
+    parts += [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return ", ".join(parts)

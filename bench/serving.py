@@ -1,0 +1,63 @@
+"""A server to measure: one that runs already, or one started for the purpose and stopped afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+START_LIMIT = 600.0
+"""Seconds that a model may take to load."""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def started(command: Sequence[str], port: int, ready: str, log: Path) -> Iterator[str]:
+    """The base URL of a server once `ready` answers 200; raises RuntimeError with the log's end if it does not."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    url = f"http://127.0.0.1:{port}"
+    with log.open("w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        deadline = time.monotonic() + START_LIMIT
+        while True:
+            with contextlib.suppress(OSError, urllib.error.HTTPError), urllib.request.urlopen(url + ready, timeout=5):
+                break
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the server did not start; {log} ends:\n{log.read_text()[-2000:]}")
+            time.sleep(0.25)
+        yield url
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(30)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def trimtab(url: str | None, config: Path | None, *overrides: str) -> Iterator[str]:
+    """The given server's base URL, or that of a new `trimtab serve`."""
+    if url is not None:
+        yield url.rstrip("/")
+        return
+    port = free_port()
+    command = [sys.executable, "-m", "server.cli", "serve", *([str(config)] if config else []), "--port", str(port)]
+    command += [part for override in overrides for part in ("--set", override)]
+    with started(command, port, "/ready", Path("out/trimtab.log")) as base:
+        yield base

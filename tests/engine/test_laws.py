@@ -1,0 +1,39 @@
+"""The laws of engines and strategies, on vLLM."""
+
+import pytest
+from vllm.sampling_params import SamplingParams
+
+from decoders.guided import Guided
+from decoders.plain import Plain
+from decoders.protocols import BASE, Sampling
+from tests.contracts import ENGINE_LAWS, STRATEGY_LAWS, Specimen
+
+
+@pytest.fixture(scope="session")
+def specimen(vllm_engine, client) -> Specimen:
+    async def live() -> int:
+        return client.get_num_unfinished_requests()
+
+    return Specimen(
+        engine=vllm_engine,
+        prompts=(list(range(3)), list(range(50, 90)), list(range(20, 170))),
+        guides=("llama", "windowed", "lora"),
+        live=live,
+        sampling=Sampling(max_tokens=12, native=SamplingParams()),
+        tolerance=1e-4,
+    )
+
+
+@pytest.mark.parametrize("law", ENGINE_LAWS, ids=lambda law: law.__name__)
+async def test_engine(specimen, law):
+    await law(specimen)
+
+
+@pytest.mark.parametrize("strategy", [Plain(), Guided(guides={"llama": 0.7, "lora": -0.3})], ids=["plain", "guided"])
+@pytest.mark.parametrize("law", STRATEGY_LAWS, ids=lambda law: law.__name__)
+async def test_strategy(specimen, law, strategy):
+    await law(specimen, strategy)
+
+
+def test_the_base_is_a_member(vllm_engine):
+    assert BASE not in vllm_engine.guides
