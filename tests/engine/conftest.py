@@ -28,7 +28,7 @@ OPTIONS: dict[str, Any] = {
     "max_num_seqs": 8,
     "max_num_batched_tokens": 64,
     "block_size": 32,
-    "kv_cache_memory_bytes": 8 << 20,
+    "kv_cache_memory_bytes": 4 << 20,
     "enforce_eager": True,
 }
 """Little of everything, so that chunks, prefix hits, queueing, recycled rows and preemption all happen."""
@@ -122,7 +122,7 @@ def live(client: AsyncLLM) -> Callable[[], int]:
 
 @dataclass(frozen=True)
 class Reference:
-    """The members in Hugging Face's own code, fp32, one sequence at a time."""
+    """The members in Hugging Face's own code, one sequence at a time; fp64, so that the noise measured is ours alone."""
 
     models: Mapping[str, Any]
 
@@ -131,7 +131,7 @@ class Reference:
         """[T, V_member]"""
         model = self.models[member]
         known = torch.tensor([tokens]).clamp(max=model.config.vocab_size - 1)
-        return model(known).logits[0].double()
+        return model(known).logits[0]
 
     def logprobs(self, tokens: list[int], mixture: Mixture) -> Tensor:
         """[T, V] of the next token after each."""
@@ -155,8 +155,8 @@ def load(members: Mapping[str, Path | str]) -> dict[str, Any]:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM as HF
 
-    models = {name: HF.from_pretrained(path, dtype=torch.float32) for name, path in members.items() if name != "lora"}
-    base = HF.from_pretrained(members[BASE], dtype=torch.float32)
+    models = {name: HF.from_pretrained(path, dtype=torch.float64) for name, path in members.items() if name != "lora"}
+    base = HF.from_pretrained(members[BASE], dtype=torch.float64)
     models["lora"] = PeftModel.from_pretrained(base, members["lora"]).merge_and_unload()
     return {name: model.eval() for name, model in models.items()}
 

@@ -38,7 +38,7 @@ def sizes(hidden: int, layers: int, heads: int, **more: object) -> dict[str, obj
     return {
         "vocab_size": PADDED, "hidden_size": hidden, "intermediate_size": 2 * hidden, "num_hidden_layers": layers,
         "num_attention_heads": heads, "num_key_value_heads": 1, "max_position_embeddings": POSITIONS,
-        "initializer_range": 0.35, "bos_token_id": 257, "eos_token_id": 258, "pad_token_id": 256,
+        "initializer_range": 0.25, "bos_token_id": 257, "eos_token_id": 258, "pad_token_id": 256,
         "tie_word_embeddings": False, **more,
     }  # fmt: skip
 

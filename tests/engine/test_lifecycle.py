@@ -93,7 +93,7 @@ def preemptions() -> float:
 async def test_preemption(vllm_engine, reference):
     """More tokens at once than the cache holds: whoever is put back and resumed keeps its weights, and its seed."""
     cases = [Case([i, *PROMPT], {BASE: 1.0, GUIDES[i % 3]: 0.3 * i}) for i in range(8)]
-    sampling = Sampling(max_tokens=200, seed=5, native=SamplingParams(ignore_eos=True, logprobs=5))
+    sampling = Sampling(max_tokens=120, seed=5, native=SamplingParams(ignore_eos=True, logprobs=5))
 
     async def whole(case: Case) -> tuple[list[int], list[dict]]:
         tokens, logprobs = [], []
@@ -103,9 +103,11 @@ async def test_preemption(vllm_engine, reference):
                 logprobs += chunk.native.outputs[0].logprobs
         return tokens, logprobs
 
+    alone = [await whole(case) for case in cases]
     before = preemptions()
     told = await asyncio.gather(*(whole(case) for case in cases))
     assert preemptions() > before, "the cache was large enough: nothing was tested"
+    assert [tokens for tokens, _ in told] == [tokens for tokens, _ in alone]
     for case, (tokens, logprobs) in zip(cases, told, strict=True):
         assert check(reference, case, tokens, logprobs, greedy=False) <= TOLERANCE
 

@@ -1,0 +1,258 @@
+"""python -m bench.engine: what guides cost, in the engine itself.
+
+Every other bench speaks HTTP; this one drives vLLM directly, because the question is what one lock-step engine costs
+against its members as engines of their own, and a server would only blur it. Weights are random: speed does not depend
+on what they say. Each round runs every contender once at every batch size, one after the other on the same machine,
+and a ratio is taken within a round, so that a machine that slows down slows both its sides; the median round is told.
+
+    ratio(K, B) = (t_base(B) + K t_guide(B)) / t_composite(K, B)
+
+t: seconds in which B requests prefill a prompt and draw the same number of tokens. Above 1, one engine is faster than
+its members in turn. The two baselines with one guide are what one would write otherwise: a loop over two Hugging Face
+models with key-value caches, and a vLLM logits processor that runs a Hugging Face guide for each request.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+
+from bench import report
+from bench.hf_guide import KEY as HF_KEY
+from engine.members import engine_args
+from engine.table import KEY, pack
+
+VOCABULARY = 8192
+ALPHA = 0.5
+MOST_GUIDES = 3
+HF_LOOP, HF_PROCESSOR = "two-model HF loop", "logits processor, HF guide"
+
+Prompts = list[list[int]]
+Contender = Callable[[Prompts], None]
+"""Draws the tokens of all prompts."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Llama's sizes: 98M and 21M parameters, of which the embeddings are 13M and 6M."""
+
+    hidden: int
+    layers: int
+
+    def write(self, path: Path, seed: int) -> Path:
+        """A checkpoint of random weights, with a tokenizer of as many words as ids."""
+        torch.manual_seed(seed)
+        config = LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=self.hidden,
+            intermediate_size=self.hidden * 8 // 3,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.hidden // 64,
+            num_key_value_heads=self.hidden // 64,
+            max_position_embeddings=1024,
+        )
+        AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(path)
+        words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0"))
+        PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w2").save_pretrained(path)
+        return path
+
+
+BASE, GUIDE = Shape(hidden=768, layers=12), Shape(hidden=384, layers=8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """One measurement's work."""
+
+    batches: tuple[int, ...]
+    rounds: int
+    prompt: int
+    new: int
+    seed: int
+
+    def prompts(self, batch: int, draw: random.Random) -> Prompts:
+        return [[draw.randrange(3, VOCABULARY) for _ in range(self.prompt)] for _ in range(batch)]
+
+
+@contextmanager
+def vllm_engine(load: Load, extra: dict[str, Any] | None = None, **arguments: Any) -> Iterator[Contender]:
+    """A vLLM engine in a process of its own, warm."""
+    from vllm import LLM, SamplingParams
+
+    llm = LLM(**arguments)
+    params = SamplingParams(max_tokens=load.new, ignore_eos=True, detokenize=False, extra_args=extra)
+
+    def run(prompts: Prompts) -> None:
+        outputs = llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], params, use_tqdm=False)
+        assert all(len(output.outputs[0].token_ids) == load.new for output in outputs)
+
+    try:
+        yield run
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+
+
+def hf_loop(load: Load, base: str, guide: str, dtype: torch.dtype) -> Contender:
+    """Both models step by step over one batch, mixed and sampled as the engine does."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    pair = [AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(device).eval() for path in (base, guide)]
+
+    @torch.inference_mode()
+    def run(prompts: Prompts) -> None:
+        tokens = torch.tensor(prompts, device=device)
+        caches: list[Any] = [None, None]
+        for _ in range(load.new):
+            z = 0.0
+            for i, (model, weight) in enumerate(zip(pair, (1.0, ALPHA), strict=True)):
+                output = model(tokens, past_key_values=caches[i], use_cache=True, logits_to_keep=1)
+                caches[i] = output.past_key_values
+                z = z + weight * output.logits[:, -1].float()
+            tokens = torch.multinomial(torch.softmax(torch.as_tensor(z), -1), 1)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return run
+
+
+@contextmanager
+def environment(**values: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def started(stack: ExitStack, load: Load, base: str, guide: str, dtype: str, *, eager: bool) -> dict[str, Contender]:
+    shared: dict[str, Any] = {
+        "dtype": dtype,
+        "enforce_eager": eager,
+        "max_model_len": load.prompt + load.new + 1,
+        "max_num_seqs": max(load.batches),
+        "max_num_batched_tokens": max(2048, max(load.batches) * load.prompt),
+        "enable_prefix_caching": False,
+        "kv_cache_memory_bytes": 2 << 30,
+        "gpu_memory_utilization": 0.1,
+        "disable_log_stats": True,
+    }
+    found = {
+        "base": stack.enter_context(vllm_engine(load, model=base, **shared)),
+        "guide": stack.enter_context(vllm_engine(load, model=guide, **shared)),
+    }
+    for K in range(1, MOST_GUIDES + 1):
+        arguments = engine_args(base, {f"g{i}": guide for i in range(K)}, **shared)
+        row = {KEY: pack([1.0, *[ALPHA / K] * K])}
+        found[f"base + {K}"] = stack.enter_context(vllm_engine(load, row, **arguments))
+    processor = {"logits_processors": ["bench.hf_guide:HFGuide"], "additional_config": {HF_KEY: guide}}
+    with environment(VLLM_USE_V2_MODEL_RUNNER="0"):  # per-request processors are the V1 runner's
+        found[HF_PROCESSOR] = stack.enter_context(vllm_engine(load, {HF_KEY: ALPHA}, model=base, **processor, **shared))
+    found[HF_LOOP] = hf_loop(load, base, guide, getattr(torch, dtype))
+    return found
+
+
+def measure(runs: dict[str, Contender], load: Load) -> dict[int, dict[str, list[float]]]:
+    """batch -> contender -> seconds of each round"""
+    draw = random.Random(load.seed)
+    seconds: dict[int, dict[str, list[float]]] = {batch: {name: [] for name in runs} for batch in load.batches}
+    for batch in load.batches:  # the first time through compiles, allocates and fills caches
+        for run in runs.values():
+            run(load.prompts(min(batch, 8), draw))
+    for _ in range(load.rounds):
+        for batch in load.batches:
+            names = list(runs)
+            draw.shuffle(names)
+            for name in names:
+                prompts = load.prompts(batch, draw)
+                start = time.perf_counter()
+                runs[name](prompts)
+                seconds[batch][name].append(time.perf_counter() - start)
+    return seconds
+
+
+def ratios(seconds: dict[str, list[float]], K: int) -> list[float]:
+    """Of the sum of the members' times to the composite's, round by round."""
+    rounds = zip(seconds["base"], seconds["guide"], seconds[f"base + {K}"], strict=True)
+    return [(base + K * guide) / composite for base, guide, composite in rounds]
+
+
+def speedups(seconds: dict[str, list[float]], other: str) -> list[float]:
+    return [theirs / ours for theirs, ours in zip(seconds[other], seconds["base + 1"], strict=True)]
+
+
+def spread(values: Sequence[float]) -> str:
+    return f"{statistics.median(values):.3f} ({min(values):.2f}–{max(values):.2f})"
+
+
+def tables(seconds: dict[int, dict[str, list[float]]], load: Load) -> str:
+    Ks = range(1, MOST_GUIDES + 1)
+    speed = [
+        [batch, *(round(batch * load.new / statistics.median(times)) for times in of.values())]
+        for batch, of in seconds.items()
+    ]
+    against_sum = [[batch, *(spread(ratios(of, K)) for K in Ks)] for batch, of in seconds.items()]
+    cost = [
+        [batch, *(statistics.median(of[f"base + {K}"]) / statistics.median(of["base"]) for K in Ks)]
+        for batch, of in seconds.items()
+    ]
+    others = [
+        [batch, *(spread(speedups(of, other)) for other in (HF_LOOP, HF_PROCESSOR))] for batch, of in seconds.items()
+    ]
+    contenders, composites = list(next(iter(seconds.values()))), [f"base + {K}" for K in Ks]
+    return "\n\n".join(
+        [
+            "Generated tokens per second (median round)\n" + report.table(["batch", *contenders], speed),
+            "Ratio of the members' times in turn to one engine's: median (lowest–highest round)\n"
+            + report.table(["batch", *composites], against_sum),
+            "Time against the base's alone\n" + report.table(["batch", *composites], cost),
+            "Times faster, with one guide, than\n" + report.table(["batch", HF_LOOP, HF_PROCESSOR], others),
+        ]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", help="a checkpoint's directory; without it, random weights of 98M parameters")
+    parser.add_argument("--guide", help="one of the same vocabulary; without it, random weights of 21M parameters")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="bfloat16")
+    parser.add_argument("--compile", action="store_true", help="vLLM's compiled mode and CUDA graphs, not eager")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--prompt", type=int, default=32, help="tokens")
+    parser.add_argument("--new", type=int, default=32, help="tokens")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="3 rounds of 16 tokens")
+    parser.add_argument("--json", type=Path)
+    asked = parser.parse_args()
+    rounds, new = (3, 16) if asked.quick else (asked.rounds, asked.new)
+    load = Load(batches=tuple(asked.batches), rounds=rounds, prompt=asked.prompt, new=new, seed=asked.seed)
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        base = asked.base or str(BASE.write(Path(folder, "base"), load.seed))
+        guide = asked.guide or str(GUIDE.write(Path(folder, "guide"), load.seed + 1))
+        runs = started(stack, load, base, guide, asked.dtype, eager=not asked.compile)
+        seconds = measure(runs, load)
+    print(f"{report.hardware()}; {'compiled' if asked.compile else 'eager'}, {asked.dtype}; {load}\n")
+    print(tables(seconds, load))
+    report.write(asked.json, {"load": vars(load), "eager": not asked.compile, "dtype": asked.dtype, "seconds": seconds})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""What people do without a lock-step engine: guide vLLM's base by a Hugging Face model inside a logits processor.
+
+vLLM's own way to bring a per-request processor; each request keeps its guide's key-value cache. Only a baseline.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, DynamicCache
+from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
+
+KEY = "hf_guide"
+"""Of the engine's `additional_config`: the guide's directory. Of a request's `extra_args`: its weight."""
+
+
+class HFGuide(AdapterLogitsProcessor):  # type: ignore[misc]
+    def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
+        super().__init__(vllm_config, device, is_pin_memory)
+        path = vllm_config.additional_config[KEY]
+        dtype = vllm_config.model_config.dtype
+        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(device).eval()
+
+    def is_argmax_invariant(self) -> bool:
+        return False
+
+    def new_req_logits_processor(self, params: Any) -> Any:
+        weight = (params.extra_args or {}).get(KEY)
+        if weight is None:
+            return None
+        cache, seen = DynamicCache(config=self.model.config), 0
+
+        @torch.inference_mode()
+        def guided(prompt: list[int], output: list[int], logits: Tensor) -> Tensor:
+            nonlocal seen
+            tokens = [*prompt, *output][seen:]
+            seen += len(tokens)
+            new = torch.tensor([tokens], device=logits.device)
+            told: Tensor = self.model(new, past_key_values=cache, logits_to_keep=1).logits[0, -1]
+            return logits.add(told, alpha=weight)
+
+        return guided
