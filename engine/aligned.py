@@ -12,6 +12,7 @@ from contextlib import aclosing
 from contextvars import ContextVar
 from copy import copy
 from dataclasses import dataclass, field
+from types import AsyncGeneratorType
 from typing import Any
 
 from vllm.engine.protocol import EngineClient
@@ -36,6 +37,13 @@ class Run:
     """choice -> what the strategy told of it"""
     choices: int = 0
     """Answers begun, over all the request's prompts."""
+    streams: list[AsyncGenerator[RequestOutput, None]] = field(default_factory=list)
+
+    async def close(self) -> None:
+        """End what still runs: a server whose client leaves while it sends drops generators without closing them."""
+        for stream in self.streams:
+            if isinstance(stream, AsyncGeneratorType) and not stream.ag_running:  # one that runs is being cancelled
+                await stream.aclose()
 
 
 running: ContextVar[Run | None] = ContextVar("running", default=None)
@@ -118,7 +126,9 @@ class AlignedClient:
             return outputs
         first = run.choices
         run.choices += sampling_params.n
-        return self._aligned(run, first, prompt, sampling_params, request_id, context)
+        stream = self._aligned(run, first, prompt, sampling_params, request_id, context)
+        run.streams.append(stream)
+        return stream
 
     async def _aligned(
         self, run: Run, first: int, prompt: Any, params: SamplingParams, request_id: str, context: Mapping[str, Any]
@@ -131,7 +141,7 @@ class AlignedClient:
         engine = Metered(self.bind({**context, "cache_salt": prompt.get("cache_salt")}), run)
         texts = [Text(self.inner.renderer.tokenizer, skip_special=params.skip_special_tokens) for _ in range(n)]
         ended = 0
-        whole: RequestOutput | None = None
+        answers: dict[int, RequestOutput] = {}
         strategy = run.strategy(tokens, as_sampling(params), engine, run.reward, n=n, want=run.want)
         async with aclosing(strategy) as chunks:
             async for chunk in chunks:
@@ -142,12 +152,14 @@ class AlignedClient:
                 piece.request_id, piece.finished = request_id, ended == n
                 if params.output_kind == RequestOutputKind.DELTA:
                     yield piece
-                elif whole is None:
-                    whole = piece
+                elif chunk.index in answers:
+                    answers[chunk.index].add(piece, aggregate=True)
                 else:
-                    whole.add(piece, aggregate=True)
-        if whole is not None:
-            whole.outputs.sort(key=lambda output: output.index)
+                    answers[chunk.index] = piece
+        if answers:
+            whole = next(iter(answers.values()))
+            whole.outputs = [answers[i].outputs[0] for i in sorted(answers)]
+            whole.finished = ended == n
             yield whole
 
 

@@ -87,20 +87,22 @@ class Answer:
             await self.send(message)
 
     async def _go_on(self, body: bytes, *, more: bool) -> None:
+        error = None
         if self.kind == "error":
             self.body += body
-            if not more and self.start is not None:
-                await self._refuse(as_error(bytes(self.body), self.start["status"]))
-            return
-        if self.kind == "stream":
-            error = as_error(body.partition(b"data: ")[2]) if body.startswith(ERROR_EVENTS) else None
-            if self.start is not None and error is not None:
-                return await self._refuse(error)
-            if self.start is not None:
-                start, self.start = self.start, None
-                await self.send(start)
-            if error is not None:
-                body = b"event: error\n" * body.startswith(b"event:") + b"data: " + error.body() + b"\n\n"
+            if more:
+                return
+            body = bytes(self.body)
+            error = as_error(body, self.start["status"]) if self.start is not None else None
+        elif self.kind == "stream" and body.startswith(ERROR_EVENTS):
+            error = as_error(body.partition(b"data: ")[2])
+        if error is not None and self.start is not None:
+            return await self._refuse(error)
+        if self.start is not None:
+            start, self.start = self.start, None
+            await self.send(start)
+        if error is not None:
+            body = b"event: error\n" * body.startswith(b"event:") + b"data: " + error.body() + b"\n\n"
         await self.send({"type": "http.response.body", "body": body, "more_body": more})
         self.done = not more
 

@@ -40,17 +40,20 @@ class ApiError(Exception):
 CODES = {401: "invalid_api_key", 404: "not_found", 405: "method_not_allowed", 429: "rate_limit_exceeded"}
 
 
-def as_error(body: bytes, status: int | None = None) -> ApiError:
-    """An error in vLLM's words, or in ours, as ours; its status is in the body where `status` is not given."""
+def as_error(body: bytes, status: int | None = None) -> ApiError | None:
+    """An error in vLLM's words, or in ours, as ours, or None where it is none.
+
+    Its status is in the body where `status` is not given.
+    """
     try:
         error = json.loads(body)["error"]
-        message, param, code = str(error["message"]), error.get("param"), error.get("code")
+        message, param, code = error["message"], error.get("param"), error.get("code")
     except (ValueError, KeyError, TypeError, AttributeError):
-        message, param, code = body.decode(errors="replace")[:1000], None, None
+        return None
     status = status or (code if isinstance(code, int) and code >= 400 else 500)
     if not isinstance(code, str):
         code = "context_length_exceeded" if param == "input_tokens" else CODES.get(status)
-    return ApiError(message, param=(param or "").removeprefix("body.") or None, code=code, status=status)
+    return ApiError(str(message), param=(param or "").removeprefix("body.") or None, code=code, status=status)
 
 
 def uncaught(error: Exception) -> ApiError:

@@ -157,6 +157,8 @@ class Seam:
             raise
         finally:
             running.reset(token)
+            if call.run is not None:
+                await call.run.close()
             REQUESTS.labels(call.strategy, answer.outcome).inc()
             DURATION.labels(call.strategy).observe(time.monotonic() - began)
 
@@ -269,10 +271,11 @@ class Answer:
             body = self._whole(json.loads(self.body))
             await self.send(self.start)
         elif self.kind == "stream":
-            body = self._event(body)
-            if not more:
-                body, self.held = self.held + body, b""
-        await self.send({"type": "http.response.body", "body": body, "more_body": more})
+            *before, body = self._event(body)
+            for event in before:
+                await self.send({"type": "http.response.body", "body": event, "more_body": True})
+        if body or not more:
+            await self.send({"type": "http.response.body", "body": body, "more_body": more})
         if not more and self.outcome == "client_abort" and body != b"null":
             self.outcome = outcome(self.start["status"])
 
@@ -286,25 +289,22 @@ class Answer:
         headers["x-alignment-sampled-tokens"] = str(answer[AT].get("sampled_tokens", 0))
         return body
 
-    def _event(self, event: bytes) -> bytes:
-        """What of a stream to send now that this came."""
-        if event.startswith(ERROR_EVENTS):
-            self.outcome = outcome(as_error(event.partition(b"data: ")[2]).status)
-        elif event.startswith(b"event: response.failed"):
-            self.outcome = "engine_error"
+    def _event(self, event: bytes) -> list[bytes]:
+        """What of a stream to send now that this came, one event each."""
+        if event.startswith((*ERROR_EVENTS, b"event: response.failed")):
+            error = as_error(event.partition(b"data: ")[2])
+            self.outcome = outcome(error.status if error is not None else 500)
         if self.call.path in (RESPONSES, MESSAGES):
-            return self._typed(event)
-        if event.startswith(b"data: [DONE]"):
-            last, self.held = self.held, b""
-            return (amended(last, self.call.amend) if last else b"") + event
+            return [self._typed(event)]
+        before, self.held = self.held, b""
+        if before and event.startswith(b"data: [DONE]"):
+            return [amended(before, self.call.amend), event]
         if self.call.model is not None and event.startswith(b"data: {"):
             event = amended(event, self.call.named)
-        before, self.held = self.held, b""
         # Only an event that ends a choice, or one without choices, can be the last: the rest must not wait.
         if b'"finish_reason":"' in event or b'"choices":[]' in event:
-            self.held = event
-            return before
-        return before + event
+            self.held, event = event, b""
+        return [before, event] if before else [event]
 
     def _typed(self, event: bytes) -> bytes:
         """Responses and messages name their events."""

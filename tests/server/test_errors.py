@@ -31,7 +31,9 @@ def test_ours() -> None:
     assert json.loads(error.body())["error"] == {
         "message": "no", "type": "invalid_request_error", "param": "alignment.weights", "code": "out_of_range",
     }  # fmt: skip
-    assert as_error(error.body(), 400).body() == error.body()
+    again = as_error(error.body(), 400)
+    assert again is not None
+    assert again.body() == error.body()
 
 
 @pytest.mark.parametrize(
@@ -47,16 +49,21 @@ def test_ours() -> None:
 )  # fmt: skip
 def test_vllms_become_ours(body: dict[str, Any], status: int, param: str | None, code: str | None) -> None:
     error = as_error(json.dumps({"error": body}).encode())
+    assert error is not None
     assert (error.message, error.status, error.param, error.code) == ("m", status, param, code)
 
 
 def test_the_status_of_the_answer_goes_before_the_one_in_its_body() -> None:
-    assert as_error(b'{"error": {"message": "m", "code": 400}}', 422).status == 422
+    error = as_error(b'{"error": {"message": "m", "code": 400}}', 422)
+    assert error is not None
+    assert error.status == 422
 
 
-@pytest.mark.parametrize("body", [b"", b"oops", b"[]", b'{"detail": "x"}', b"\xff"])
-def test_what_is_no_error_is_quoted(body: bytes) -> None:
-    assert as_error(body, 502).message == body.decode(errors="replace")
+@pytest.mark.parametrize("body", [b"", b"oops", b"[]", b'{"ready": false}', b'{"error": "x"}', b"\xff"])
+async def test_what_is_no_error_passes(body: bytes) -> None:
+    assert as_error(body, 503) is None
+    given = await answer(body, status=503)
+    assert (given.status_code, given.content) == (503, body)
 
 
 def test_only_a_value_error_is_told() -> None:

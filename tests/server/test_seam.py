@@ -134,8 +134,8 @@ async def test_no_model_is_the_base() -> None:
         (b'{"n": NaN}', 400, None, "invalid_json", "the request body is not valid JSON: NaN is not a JSON number"),
         (b'{"n": -Infinity}', 400, None, "invalid_json", "the request body is not valid JSON: -Infinity is not a JSON"),
         (b'{"n": "\xff\xfe"}', 400, None, "invalid_json", "the request body is not valid JSON: 'utf-8' codec can't de"),
-        (b'{"messages": "\\ud800"}', 400, None, "invalid_json", "the request body holds half of a surrogate pair,"),
-        (b'{"alignment": {"\\udfff": 1}}', 400, None, "invalid_json", "the request body holds half of a surrogate pair,"),
+        (b'{"messages": "\\ud800"}', 400, None, "invalid_json", "the request body holds half of a surrogate pai"),
+        (b'{"alignment": {"\\udfff": 1}}', 400, None, "invalid_json", "the request body holds half of a surrogate pai"),
         (b"[]", 400, None, "invalid_json", "the request body must be a JSON object"),
         (b"null", 400, None, "invalid_json", "the request body must be a JSON object"),
         (b'{"alignment": ' + b"[" * 4000 + b"]" * 4000 + b"}", 400, None, "invalid_json",
@@ -325,7 +325,7 @@ async def test_text_that_looks_like_an_end_does_not_wait() -> None:
         for part, held in zip(events(tricky, chunk(), chunk(finish="stop"), "[DONE]"), (0, 0, 1, 0), strict=True):
             count = len(sent)
             await send({"type": "http.response.body", "body": part, "more_body": b"DONE" not in part})
-            assert (sent[count] == b"") == bool(held)
+            assert (len(sent) == count) == bool(held)
 
     async def receive() -> Message:
         return {"type": "http.request", "body": b'{"alignment": {}}', "more_body": False}
