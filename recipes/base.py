@@ -101,7 +101,8 @@ def batches(
     assistant, end = tokenizer.convert_tokens_to_ids([ASSISTANT, END])
     while texts := [render(c.messages) for c in itertools.islice(conversations, 4096)]:
         rows = sorted(tokenizer(texts, add_special_tokens=False)["input_ids"], key=len)
-        out, group = [], []
+        out: list[list[list[int]]] = []
+        group: list[list[int]] = []
         for row in rows:
             if group and (len(group) + 1) * len(row) > batch:
                 out.append(group)
@@ -168,10 +169,10 @@ def train_lm(
         for group in itertools.chain.from_iterable(o.param_groups for o in optimizers):
             group["lr"] = learning_rate * min(1.0, (step + 1) / WARMUP) * rate(seen / tokens)
         loss = said_loss(model, ids, mask)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
-            optimizer.step()
+            optimizer.step()  # type: ignore[no-untyped-call]
             optimizer.zero_grad()
         seen, said, step = seen + ids.numel(), said + int(mask.sum()), step + 1
         recent = loss.item() if step == 1 else 0.95 * recent + 0.05 * loss.item()

@@ -112,7 +112,7 @@ def train_arm(
             chosen_B, rejected_B = said_logprob(model, ids, mask).chunk(2)
             arm = -torch.nn.functional.logsigmoid(BETA * (chosen_B - rejected_B)).mean()
             loss = arm - LAMBDA * chosen_B.sum() / mask[:BATCH].sum()  # (1)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
