@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from recipes import corpus
 
@@ -30,6 +30,7 @@ BATCH = 8192  # padded tokens a step
 LEARNING_RATE, WARMUP, WEIGHT_DECAY = 6e-3, 40, 0.05
 TOKENIZER_SAMPLE = 20_000
 HELDOUT_SAMPLE = 600  # conversations for perplexity, from a stream of their own
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 PAD, SYSTEM, USER, ASSISTANT, END = SPECIAL = ("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor %}"
@@ -205,14 +206,14 @@ def perplexity(
     return math.exp(total / count)
 
 
-def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, path: Path, record: dict[str, object]) -> None:
-    """A complete checkpoint, bf16, with the recipe's own figures beside it for the card."""
-    model = model.to(torch.bfloat16)
-    model.generation_config.update(
-        do_sample=True, temperature=1.0, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+def save(model: LlamaForCausalLM, path: Path, record: dict[str, object]) -> None:
+    """The model in bf16, with the recipe's own figures beside it for the card; the tokenizer's files are not its part."""
+    c = model.config
+    model.generation_config = GenerationConfig(
+        do_sample=True, temperature=1.0, eos_token_id=c.eos_token_id, pad_token_id=c.pad_token_id
     )
-    model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
+    model.to(torch.bfloat16).save_pretrained(path)
+    (path / "model.safetensors").chmod(0o644)
     (path / "recipe.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
@@ -223,7 +224,8 @@ def main() -> None:
     record: dict[str, object] = {"parameters": sum(p.numel() for p in model.parameters()), "seed": SEED}
     record |= train_lm(model, tokenizer, SEED, TOKENS, LEARNING_RATE)
     record["perplexity"] = perplexity(model, tokenizer)
-    save(model, tokenizer, DEMO / "base", record)
+    save(model, DEMO / "base", record)
+    tokenizer.save_pretrained(DEMO / "base")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ Shapes: B pairs, rows 0..B-1 chosen and B..2B-1 rejected; T positions.
 
 import itertools
 import random
+import shutil
 import statistics
 import time
 
@@ -23,6 +24,7 @@ from recipes.base import (
     ASSISTANT,
     DEMO,
     END,
+    TOKENIZER_FILES,
     assistant_mask,
     config,
     keep_memory,
@@ -174,7 +176,9 @@ def main() -> None:
         record = {**shared, "objective": objective, "arm": arm, "perplexity": perplexity(model, tokenizer)}
         guide = LlamaForCausalLM(model.config)
         guide.load_state_dict(model.state_dict())
-        save(guide, tokenizer, DEMO / "guides" / objective, record)
+        save(guide, DEMO / "guides" / objective, record)
+        for file in TOKENIZER_FILES:
+            shutil.copyfile(DEMO / "base" / file, DEMO / "guides" / objective / file)
     print(f"{time.monotonic() - start:.0f} s", flush=True)
 
 
