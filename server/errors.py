@@ -52,7 +52,7 @@ def as_error(body: bytes, status: int | None = None) -> ApiError | None:
         return None
     status = status or (code if isinstance(code, int) and code >= 400 else 500)
     if not isinstance(code, str):
-        code = "context_length_exceeded" if param == "input_tokens" else CODES.get(status)
+        code = "context_length_exceeded" if param in ("input_tokens", "input_text") else CODES.get(status)
     return ApiError(str(message), param=(param or "").removeprefix("body.") or None, code=code, status=status)
 
 
