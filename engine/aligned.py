@@ -12,6 +12,7 @@ from contextlib import aclosing
 from contextvars import ContextVar
 from copy import copy
 from dataclasses import dataclass, field
+from types import AsyncGeneratorType
 from typing import Any
 
 from vllm.engine.protocol import EngineClient
@@ -36,6 +37,13 @@ class Run:
     """choice -> what the strategy told of it"""
     choices: int = 0
     """Answers begun, over all the request's prompts."""
+    streams: list[AsyncGenerator[RequestOutput, None]] = field(default_factory=list)
+
+    async def close(self) -> None:
+        """End what still runs: a server whose client leaves while it sends drops generators without closing them."""
+        for stream in self.streams:
+            if isinstance(stream, AsyncGeneratorType) and not stream.ag_running:  # one that runs is being cancelled
+                await stream.aclose()
 
 
 running: ContextVar[Run | None] = ContextVar("running", default=None)
@@ -78,6 +86,8 @@ def as_sampling(params: SamplingParams) -> Sampling:
         or params.min_tokens
         or params.ignore_eos
         or params.structured_outputs
+        or params.thinking_token_budget
+        or params.watermarking
     )
     return Sampling(
         max_tokens=params.max_tokens or 1,
@@ -94,7 +104,7 @@ class AlignedClient:
     """Everything but `generate` is the inner client's.
 
     `bind(context)` gives the engine for one request; context is vLLM's keyword arguments of `generate` (adapter, trace
-    headers, priority …).
+    headers, priority …) and the prompt's cache salt.
     """
 
     def __init__(self, inner: EngineClient, bind: Callable[[Mapping[str, Any]], Engine]) -> None:
@@ -114,20 +124,24 @@ class AlignedClient:
                 prompt, sampling_params, request_id, **context
             )
             return outputs
-        return self._aligned(run, prompt, sampling_params, request_id, context)
+        first = run.choices
+        run.choices += sampling_params.n
+        stream = self._aligned(run, first, prompt, sampling_params, request_id, context)
+        run.streams.append(stream)
+        return stream
 
     async def _aligned(
-        self, run: Run, prompt: Any, params: SamplingParams, request_id: str, context: Mapping[str, Any]
+        self, run: Run, first: int, prompt: Any, params: SamplingParams, request_id: str, context: Mapping[str, Any]
     ) -> AsyncGenerator[RequestOutput, None]:
+        """`first` is the response's index of this prompt's first answer."""
         if prompt.get("type") != "token":
             raise ValueError(f"alignment works on text prompts; this one is of type {prompt.get('type')!r}")
         tokens: Sequence[int] = prompt["prompt_token_ids"]
-        first, n = run.choices, params.n
-        run.choices += n
-        engine = Metered(self.bind(context), run)
+        n = params.n
+        engine = Metered(self.bind({**context, "cache_salt": prompt.get("cache_salt")}), run)
         texts = [Text(self.inner.renderer.tokenizer, skip_special=params.skip_special_tokens) for _ in range(n)]
         ended = 0
-        whole: RequestOutput | None = None
+        answers: dict[int, RequestOutput] = {}
         strategy = run.strategy(tokens, as_sampling(params), engine, run.reward, n=n, want=run.want)
         async with aclosing(strategy) as chunks:
             async for chunk in chunks:
@@ -138,12 +152,14 @@ class AlignedClient:
                 piece.request_id, piece.finished = request_id, ended == n
                 if params.output_kind == RequestOutputKind.DELTA:
                     yield piece
-                elif whole is None:
-                    whole = piece
+                elif chunk.index in answers:
+                    answers[chunk.index].add(piece, aggregate=True)
                 else:
-                    whole.add(piece, aggregate=True)
-        if whole is not None:
-            whole.outputs.sort(key=lambda output: output.index)
+                    answers[chunk.index] = piece
+        if answers:
+            whole = next(iter(answers.values()))
+            whole.outputs = [answers[i].outputs[0] for i in sorted(answers)]
+            whole.finished = ended == n
             yield whole
 
 

@@ -25,6 +25,9 @@ from engine.table import KEY, pack
 HEAVIEST = 1e6
 """|w| at most: beyond it, fp32 logits lose their units, and nothing but the sign of w would be left."""
 
+MASKS = ("structured_outputs", "allowed_token_ids", "bad_words", "min_tokens")
+"""Sampling parameters that forbid tokens, as plausibility does."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class VLLMEngine:
@@ -51,6 +54,9 @@ class VLLMEngine:
         template = sampling.native if sampling.native is not None else SamplingParams()
         if KEY in (template.extra_args or {}):
             raise ValueError(f"extra_args.{KEY} is reserved: name guides instead")
+        masks = [name for name in MASKS if getattr(template, name)]
+        if sampling.plausibility and masks:
+            raise ValueError(f"plausibility cannot be combined with {masks[0]}: together they may leave no token")
         final = template.output_kind is RequestOutputKind.FINAL_ONLY
         params = msgspec.structs.replace(
             template,

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from recipes import corpus
 
@@ -25,11 +25,12 @@ DEMO = Path(__file__).parents[1] / "demo"
 SEED = 1
 VOCAB, CONTEXT = 2048, 1024
 HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, FFN = 256, 5, 4, 2, 64, 704
-TOKENS = 8_000_000  # padded training tokens in all
+TOKENS = 6_000_000  # padded training tokens in all
 BATCH = 8192  # padded tokens a step
 LEARNING_RATE, WARMUP, WEIGHT_DECAY = 6e-3, 40, 0.05
 TOKENIZER_SAMPLE = 20_000
 HELDOUT_SAMPLE = 600  # conversations for perplexity, from a stream of their own
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 PAD, SYSTEM, USER, ASSISTANT, END = SPECIAL = ("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor %}"
@@ -93,24 +94,32 @@ def assistant_mask(ids: list[int], assistant: int, end: int) -> list[bool]:
     return mask
 
 
+def _up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
+
+
 def batches(
     tokenizer: PreTrainedTokenizerFast, conversations: Iterator[corpus.Conversation], batch: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """(ids_BT, mask_BT): rows of similar length, at most `batch` padded tokens; pools are sorted, batches shuffled."""
+    """(ids_BT, mask_BT): rows of similar length, at most `batch` padded tokens; pools are sorted, batches shuffled.
+
+    Widths are multiples of 8, so that few shapes recur and freed memory is used again.
+    """
     rng = random.Random(SEED)
     assistant, end = tokenizer.convert_tokens_to_ids([ASSISTANT, END])
     while texts := [render(c.messages) for c in itertools.islice(conversations, 4096)]:
         rows = sorted(tokenizer(texts, add_special_tokens=False)["input_ids"], key=len)
-        out, group = [], []
+        out: list[list[list[int]]] = []
+        group: list[list[int]] = []
         for row in rows:
-            if group and (len(group) + 1) * len(row) > batch:
+            if group and (len(group) + 1) * _up(len(row), 8) > batch:
                 out.append(group)
                 group = []
             group.append(row)
         out.append(group)
         rng.shuffle(out)
         for group in out:
-            width = max(map(len, group))
+            width = _up(max(map(len, group)), 8)
             ids = torch.tensor([r + [tokenizer.pad_token_id] * (width - len(r)) for r in group])
             mask = torch.tensor([assistant_mask(r, assistant, end) + [False] * (width - len(r)) for r in group])
             yield ids, mask
@@ -137,12 +146,22 @@ def config(
     )
 
 
+def said_nll(model: LlamaForCausalLM, ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the N masked tokens: -log p, nats, and the row each stands in."""
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden_XD = model.model(input_ids=ids_BT[:, :-1]).last_hidden_state.flatten(0, 1)
+        at_N = mask_BT[:, 1:].flatten().nonzero()[:, 0]
+        padded = torch.nn.functional.pad(at_N, (0, _up(len(at_N), 512) - len(at_N)))  # few shapes, again
+        logits_NV = model.lm_head(hidden_XD[padded])
+    target_N = ids_BT[:, 1:].flatten()[padded]
+    nll_N = torch.nn.functional.cross_entropy(logits_NV.float(), target_N, reduction="none")[: len(at_N)]
+    return nll_N, at_N // (ids_BT.shape[1] - 1)
+
+
 def said_loss(model: LlamaForCausalLM, ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
     """Mean cross entropy, nats per token, over the masked tokens; logits are computed for those alone."""
-    with torch.autocast("cpu", torch.bfloat16):
-        hidden_BTD = model.model(input_ids=ids_BT[:, :-1]).last_hidden_state
-        logits_NV = model.lm_head(hidden_BTD[mask_BT[:, 1:]])
-    return torch.nn.functional.cross_entropy(logits_NV.float(), ids_BT[:, 1:][mask_BT[:, 1:]])
+    nll_N, _ = said_nll(model, ids_BT, mask_BT)
+    return nll_N.mean()
 
 
 def rate(done: float) -> float:
@@ -168,10 +187,10 @@ def train_lm(
         for group in itertools.chain.from_iterable(o.param_groups for o in optimizers):
             group["lr"] = learning_rate * min(1.0, (step + 1) / WARMUP) * rate(seen / tokens)
         loss = said_loss(model, ids, mask)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
-            optimizer.step()
+            optimizer.step()  # type: ignore[no-untyped-call]
             optimizer.zero_grad()
         seen, said, step = seen + ids.numel(), said + int(mask.sum()), step + 1
         recent = loss.item() if step == 1 else 0.95 * recent + 0.05 * loss.item()
@@ -204,14 +223,14 @@ def perplexity(
     return math.exp(total / count)
 
 
-def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, path: Path, record: dict[str, object]) -> None:
-    """A complete checkpoint, bf16, with the recipe's own figures beside it for the card."""
-    model = model.to(torch.bfloat16)
-    model.generation_config.update(
-        do_sample=True, temperature=1.0, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+def save(model: LlamaForCausalLM, path: Path, record: dict[str, object]) -> None:
+    """The model in bf16, with the recipe's own figures beside it for the card; without the tokenizer's files."""
+    c = model.config
+    model.generation_config = GenerationConfig(
+        do_sample=True, temperature=1.0, eos_token_id=c.eos_token_id, pad_token_id=c.pad_token_id
     )
-    model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
+    model.to(torch.bfloat16).save_pretrained(path)
+    (path / "model.safetensors").chmod(0o644)
     (path / "recipe.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
@@ -222,7 +241,8 @@ def main() -> None:
     record: dict[str, object] = {"parameters": sum(p.numel() for p in model.parameters()), "seed": SEED}
     record |= train_lm(model, tokenizer, SEED, TOKENS, LEARNING_RATE)
     record["perplexity"] = perplexity(model, tokenizer)
-    save(model, tokenizer, DEMO / "base", record)
+    save(model, DEMO / "base", record)
+    tokenizer.save_pretrained(DEMO / "base")
 
 
 if __name__ == "__main__":

@@ -170,10 +170,10 @@ def data(seen: Sequence[corpus.Conversation]) -> str:
 def behaviour(prompts: Sequence[corpus.Prompt], answers: Sequence[Sampled], said: set[str]) -> str:
     rows = [(o, mean_ci(s), f"{statistics.stdev(s):.2f}") for o in gold.GOLD for s in [scores(o, prompts, answers)]]
     out = table(("objective", "gold, points", "standard deviation"), rows) + "\n"
-    rows = []
+    by_domain = []
     for d in corpus.DOMAINS:
         of = [(p, a) for p, a in zip(prompts, answers, strict=True) if p.domain == d]
-        rows.append(
+        by_domain.append(
             (
                 d,
                 mean_ci([gold.helpfulness(p.text, a.text) for p, a in of]),
@@ -185,7 +185,7 @@ def behaviour(prompts: Sequence[corpus.Prompt], answers: Sequence[Sampled], said
     right = accuracy(prompts, answers)
     return (
         out
-        + table(("domain", "helpfulness", "fluency", "words", "verbatim in training"), rows)
+        + table(("domain", "helpfulness", "fluency", "words", "verbatim in training"), by_domain)
         + (
             f"\nWord problems solved: {mean_ci(right)} of {len(right)} answers. Answers that stand verbatim, whole, in "
             f"the training data: {sum(a.text in said for a in answers) / len(answers):.1%}. "

@@ -16,7 +16,7 @@ import math
 import random
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 
@@ -335,7 +335,7 @@ PLANTS = {
 P_SLOTS = ("light", "water", "soil", "start", "sign")
 
 
-def _fact(values: dict[str, tuple[str, ...]], index: int, name: str, template: str, why: str = "") -> Fact:
+def _fact(values: Mapping[str, tuple[str, ...]], index: int, name: str, template: str, why: str = "") -> Fact:
     """A fact whose slot `{v}` is the name's value, and wrong with any other's."""
     right = values[name][index]
     others = sorted({v[index] for v in values.values()} - {right})
@@ -578,10 +578,10 @@ def _named(clause: str) -> str:
 
 
 def _explain_topics() -> Iterator[Topic]:
-    for name, (about, questions, facts) in PHENOMENA.items():
+    for name, (about, questions, said) in PHENOMENA.items():
         yield Topic("explain", (name,), (about,), questions, tuple(
             Fact(c, k, WHY_FACT, "[" + "|".join(f[i % 4][0] for n, (_, _, f) in PHENOMENA.items() if n != name) + "]")
-            for i, (c, k) in enumerate(facts)), {},
+            for i, (c, k) in enumerate(said)), {},
                     "[It comes down to a few things|Let us take it step by step|There is a simple answer]",
             composed=False,
             caution="[This is a simplified picture, so check a trusted source|I may be wrong on details]")
@@ -590,7 +590,7 @@ def _explain_topics() -> Iterator[Topic]:
         kind, home, food, active, feature = _animal_facts(name)
         slots = {"x": name, "ax": ("an " if name[0] in "aeiou" else "a ") + name, "kind": ANIMALS[name][0]}
         about = rf"\b{name}s?\b|\b{name}es\b"
-        for ask, keys, questions, facts in (
+        for ask, keys, asked, facts in (
             ("what", r"what kind|tell me about|\bwhat is an? |describe", ("What kind of animal is {ax}?",
                                                             "Tell me about the {x}.",
              "What is {ax}?", "Please describe {ax}."), (kind, home, food, active, feature)),
@@ -608,7 +608,7 @@ def _explain_topics() -> Iterator[Topic]:
                                                         "What makes {ax} remarkable?"),
              (feature, kind, active)),
         ):
-            yield Topic("animals", (ask, name), (keys, about), questions, facts, slots,
+            yield Topic("animals", (ask, name), (keys, about), asked, facts, slots,
                         "[The {x} is an interesting animal|There is a lot to say about the {x}]", caution=care)
         for other in ANIMALS:
             if other > name:

@@ -12,6 +12,7 @@ Shapes: B pairs, rows 0..B-1 chosen and B..2B-1 rejected; T positions.
 
 import itertools
 import random
+import shutil
 import statistics
 import time
 
@@ -23,6 +24,7 @@ from recipes.base import (
     ASSISTANT,
     DEMO,
     END,
+    TOKENIZER_FILES,
     assistant_mask,
     config,
     keep_memory,
@@ -30,6 +32,7 @@ from recipes.base import (
     perplexity,
     rate,
     render,
+    said_nll,
     save,
     train_lm,
 )
@@ -38,7 +41,7 @@ from recipes.sample import sample
 
 SEED = 2
 HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, FFN = 128, 4, 4, 2, 32, 352
-TOKENS, LEARNING_RATE = 7_000_000, 5e-3  # the shared start: a language model of the corpus
+TOKENS, LEARNING_RATE = 6_000_000, 6e-3  # the shared start: a language model of the corpus
 PAIRS, EPOCHS, BATCH = 5000, 2, 32  # pairs drawn from the base, for all objectives alike
 BETA, LAMBDA, ARM_LEARNING_RATE = 0.1, 0.2, 5e-4
 CONTROL_PROMPTS = 270
@@ -74,11 +77,7 @@ def label(pairs: list[tuple[tuple[dict[str, str], ...], str, str]], objective: s
 
 def said_logprob(model: LlamaForCausalLM, ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
     """log π(y|x) of each row, summed over its masked tokens, nats."""
-    with torch.autocast("cpu", torch.bfloat16):
-        hidden_BTD = model.model(input_ids=ids_BT[:, :-1]).last_hidden_state
-        logits_NV = model.lm_head(hidden_BTD[mask_BT[:, 1:]])
-    nll_N = torch.nn.functional.cross_entropy(logits_NV.float(), ids_BT[:, 1:][mask_BT[:, 1:]], reduction="none")
-    row_N = mask_BT[:, 1:].nonzero()[:, 0]
+    nll_N, row_N = said_nll(model, ids_BT, mask_BT)
     return -torch.zeros(len(ids_BT)).index_add(0, row_N, nll_N)
 
 
@@ -87,7 +86,7 @@ def tensors(tokenizer: PreTrainedTokenizerFast, pairs: list[Pair]) -> tuple[torc
     texts = [p + ASSISTANT + y + END for p, y, _ in pairs] + [p + ASSISTANT + y + END for p, _, y in pairs]
     rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
     assistant, end = tokenizer.convert_tokens_to_ids([ASSISTANT, END])
-    width = max(map(len, rows))
+    width = -(-max(map(len, rows)) // 16) * 16
     ids = torch.tensor([r + [tokenizer.pad_token_id] * (width - len(r)) for r in rows])
     mask = torch.tensor([assistant_mask(r, assistant, end) + [False] * (width - len(r)) for r in rows])
     return ids, mask
@@ -112,7 +111,7 @@ def train_arm(
             chosen_B, rejected_B = said_logprob(model, ids, mask).chunk(2)
             arm = -torch.nn.functional.logsigmoid(BETA * (chosen_B - rejected_B)).mean()
             loss = arm - LAMBDA * chosen_B.sum() / mask[:BATCH].sum()  # (1)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
@@ -174,7 +173,9 @@ def main() -> None:
         record = {**shared, "objective": objective, "arm": arm, "perplexity": perplexity(model, tokenizer)}
         guide = LlamaForCausalLM(model.config)
         guide.load_state_dict(model.state_dict())
-        save(guide, tokenizer, DEMO / "guides" / objective, record)
+        save(guide, DEMO / "guides" / objective, record)
+        for file in TOKENIZER_FILES:
+            shutil.copyfile(DEMO / "base" / file, DEMO / "guides" / objective / file)
     print(f"{time.monotonic() - start:.0f} s", flush=True)
 
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from decoders import STRATEGIES, Entry
 from decoders.protocols import BASE, Strategy
-from server.config import Config
+from server.config import Config, ConfigError
 from server.errors import ApiError, explained, shown, unknown
 
 AT = "alignment"
@@ -79,6 +79,16 @@ def parameters(name: str) -> type[BaseModel]:
     }
     config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
     return create_model(name, __config__=config, **fields)
+
+
+def check(config: Config) -> None:
+    """Raises ConfigError for a preset or a default that no request could be answered with."""
+    asked = {"default_strategy": {}, **{f"presets.{name}": preset for name, preset in config.presets.items()}}
+    for key, raw in asked.items():
+        try:
+            plan(raw, config)
+        except ApiError as error:
+            raise ConfigError(error.message, key=key) from None
 
 
 def plan(raw: object, config: Config) -> Plan:
@@ -171,7 +181,7 @@ def _build(name: str, params: dict[str, Any]) -> Strategy:
     except ValidationError as error:
         raise explained(error, at=at, fields=fields) from None
     except ValueError as error:
-        raise ApiError(str(error), param=at) from None
+        raise ApiError(str(error), param=at if fields else f"{AT}.guides") from None
     return strategy
 
 

@@ -6,27 +6,19 @@ from argparse import Namespace
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from decoders import STRATEGIES
 from engine.aligned import AlignedClient
-from server.alignment import parameters, plan
+from server.alignment import parameters
 from server.auth import Auth
-from server.config import Config, ConfigError
+from server.config import Config
+from server.envelope import Envelope
 from server.errors import ApiError, unknown
 from server.seam import Seam
 from server.vllm_app import ModelCard, ModelList, openai_app, request_fields
-
-
-def check_presets(config: Config) -> None:
-    """Raises ConfigError for a preset that no request could be answered with."""
-    for name, preset in config.presets.items():
-        try:
-            plan(preset, config)
-        except ApiError as error:
-            raise ConfigError(f"presets.{name}: {error.message}") from None
 
 
 async def build(client: AlignedClient, config: Config, args: Namespace) -> FastAPI:
@@ -37,7 +29,7 @@ async def build(client: AlignedClient, config: Config, args: Namespace) -> FastA
     app.add_exception_handler(HTTPException, _http_error)
     # Outside of vLLM's stack, ours also sees the answers to what went wrong inside it.
     stack: ASGIApp = Seam(app.build_middleware_stack(), config, request_fields())
-    app.middleware_stack = Auth(stack, config.keys) if config.keys else stack
+    app.middleware_stack = Envelope(Auth(stack, config.keys) if config.keys else stack)
     return app
 
 
@@ -54,7 +46,7 @@ def _own_endpoints(app: FastAPI, client: AlignedClient, config: Config) -> None:
         return JSONResponse(ModelList(data=await models()).model_dump())
 
     @app.get("/v1/models/{name:path}")
-    async def retrieve_model(name: str) -> JSONResponse:
+    async def retrieve_model(name: str) -> Response:
         cards = {card.id: card for card in await models()}
         if name not in cards:
             return ApiError(unknown("model", name, cards), param="model", code="model_not_found", status=404).response()
@@ -95,7 +87,7 @@ def catalogue(config: Config) -> dict[str, Any]:
     }
 
 
-async def _http_error(request: Request, error: Exception) -> JSONResponse:
+async def _http_error(request: Request, error: Exception) -> Response:
     """Unknown paths and methods, which the framework refuses before any handler."""
     assert isinstance(error, HTTPException)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")

@@ -5,14 +5,24 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import os
 import signal
+import socket
 import sys
+import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
+
+from server.alignment import check
 from server.config import Config, ConfigError, load
 
 DEMO = Path(__file__).resolve().parent.parent / "demo" / "config.yaml"
+
+LAST_WORDS = 2
+"""Seconds that finished answers have to reach their clients once the engine has stopped."""
 
 log = logging.getLogger("trimtab")
 
@@ -37,41 +47,70 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = {"host": args.host, "port": args.port}
     overrides = [*args.overrides, *(f"{key}={value}" for key, value in given.items() if value is not None)]
     try:
-        config = load(args.config, overrides)
-        asyncio.run(run(config))
+        config = load(args.config, overrides, check)
+        with bind(config) as sock:
+            asyncio.run(run(config, sock))
     except (ConfigError, OSError) as error:
         sys.exit(f"trimtab: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
-async def run(config: Config) -> None:
-    """Serve until told to stop. The socket is taken first, so that a port in use is known before a model loads."""
+def bind(config: Config) -> socket.socket:
+    """The port taken, so that one in use is known before a model loads; nobody is let in yet."""
+    sock = socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((config.host, config.port))
+    except OSError as error:
+        sock.close()
+        raise ConfigError(f"cannot listen on {config.host} port {config.port}: {error.strerror}") from None
+    return sock
+
+
+async def run(config: Config, sock: socket.socket) -> None:
+    """Serve until told to stop."""
+    leave_when_told()
     # vLLM is imported no earlier than it is needed: it takes seconds, and a bad config should not.
     from engine.errors import MemberError
-    from server.app import build, check_presets
-    from server.vllm_app import arguments, running_engine, serve_http, setup_server
+    from server.app import build
+    from server.vllm_app import arguments, running_engine, serve_http
 
-    check_presets(config)
     args = arguments(config)
     log.info("%s", config.model_dump_json(exclude={"api_keys"}))
-    _, sock = setup_server(args, reuse_port=False)
-    signal.signal(signal.SIGTERM, _interrupt)  # until the HTTP server has its own
     try:
         async with running_engine(config, args) as client:
             app = await build(client, config, args)
             stopped = await serve_http(
-                app, sock=sock, host=args.host, port=args.port, log_level="warning", access_log=False
+                app,
+                sock=sock,
+                host=args.host,
+                port=args.port,
+                log_level="warning",
+                access_log=False,
+                timeout_graceful_shutdown=LAST_WORDS,
             )
         await stopped
     except MemberError as error:
         raise ConfigError(str(error)) from None
-    finally:
-        sock.close()
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
+def leave_when_told() -> None:
+    """Until the HTTP server has handlers of its own, SIGTERM and SIGINT end this process and what it has started.
+
+    A thread does it, because vLLM blocks the main one while it starts: no handler would run there before it is up.
+    """
+    told, tells = socket.socketpair()
+    tells.setblocking(False)
+
+    def watch() -> None:
+        [number] = told.recv(1)
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                process.kill()
+        os._exit(128 + number)
+
+    signal.signal(signal.SIGTERM, lambda *_: None)  # not the default, which would leave the others behind
+    signal.set_wakeup_fd(tells.detach())
+    threading.Thread(target=watch, daemon=True).start()
 
 
 if __name__ == "__main__":

@@ -7,12 +7,21 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
 from decoders import STRATEGIES
 from decoders.protocols import BASE
@@ -25,6 +34,23 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 class ConfigError(Exception):
     """A configuration that cannot be served."""
 
+    def __init__(self, message: str, *, key: str = "") -> None:
+        super().__init__(f"{key}: {message}" if key else message)
+        self.key = key
+
+
+def _found(name: str, info: ValidationInfo) -> str:
+    """A path from the file's folder as an absolute one; what looks like no path is a Hugging Face id."""
+    path = (info.context or Path()) / Path(name).expanduser()
+    if path.exists():
+        return str(path.resolve())
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ValueError(f"there is no {path}")
+    return name
+
+
+Model = Annotated[str, AfterValidator(_found)]
+
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
@@ -33,7 +59,7 @@ class Section(BaseModel):
 class GuideConfig(Section):
     """A model that runs in lock-step with the base."""
 
-    model: str
+    model: Model
     """A checkpoint directory or Hugging Face id, or a PEFT LoRA adapter of the base."""
     quantization: str | None = None
     """As vLLM's argument of the same name."""
@@ -53,7 +79,7 @@ class ObjectiveConfig(Section):
 
 
 class Config(Section):
-    base: str
+    base: Model
     """The frozen model: a checkpoint directory or Hugging Face id."""
     name: Name | None = None
     """The model id that clients use; by default the last part of `base`."""
@@ -73,7 +99,7 @@ class Config(Section):
     """Address to listen on."""
     port: Port = 8000
     """Port to listen on."""
-    api_keys: tuple[str, ...] = ()
+    api_keys: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Keys that open the server; none means open to all. TRIMTAB_API_KEY in the environment adds one."""
     engine: Mapping[str, Any] = {}
     """vLLM's own arguments by name, with underscores: dtype, max_model_len, tensor_parallel_size …"""
@@ -111,8 +137,8 @@ class Config(Section):
         return (*self.api_keys, extra) if extra else self.api_keys
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """The configuration in a file, with "key=value" or "a.b=value" put over it; raises ConfigError."""
+def load(path: Path, overrides: Sequence[str] = (), check: Callable[[Config], None] = lambda _: None) -> Config:
+    """The configuration in a file, with "key=value" or "a.b=value" put over it; raises ConfigError, also `check`'s."""
     try:
         text = path.read_text()
         data = yaml.safe_load(text)
@@ -122,11 +148,14 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path}: expected keys and values at the top; valid keys: {', '.join(Config.model_fields)}")
     for override in overrides:
         _put(data, override)
-    _resolve(data, path.parent)
     try:
-        return Config.model_validate(data)
+        config = Config.model_validate(data, context=path.parent)
+        check(config)
     except ValidationError as error:
         raise ConfigError(f"{path}{_complaint(error, text)}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{path}:{_line(text, error.key.split('.'))}: {error}") from None
+    return config
 
 
 def _put(data: dict[str, Any], override: str) -> None:
@@ -144,24 +173,9 @@ def _put(data: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override}: {error}") from None
 
 
-def _resolve(data: dict[str, Any], folder: Path) -> None:
-    """Model paths that exist beside the file become absolute; anything else is left as a Hugging Face id."""
-
-    def beside(name: Any) -> Any:
-        return str((folder / name).resolve()) if isinstance(name, str) and (folder / name).exists() else name
-
-    data["base"] = beside(data.get("base"))
-    if isinstance(guides := data.get("guides"), dict):
-        for name, guide in guides.items():
-            if isinstance(guide, dict):
-                guide["model"] = beside(guide.get("model"))
-            else:
-                guides[name] = beside(guide)
-
-
 def _complaint(error: ValidationError, text: str) -> str:
-    """ ":LINE: key: what is wrong" for the first complaint."""
-    first: Any = error.errors(include_url=False)[0]
+    """ ":LINE: key: what is wrong" for one complaint: a misspelt key rather than the one that it leaves missing."""
+    first: Any = min(error.errors(include_url=False), key=lambda complaint: complaint["type"] != "extra_forbidden")
     path = [str(part) for part in first["loc"]]
     message = first["msg"].removeprefix("Value error, ")
     if not path and (named := re.match(r"([\w.:/-]+): (.*)", message, re.DOTALL)):

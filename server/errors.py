@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable
 from difflib import get_close_matches
 from typing import Any
 
 from pydantic import ValidationError
-from starlette.responses import JSONResponse
+from starlette.responses import Response
 
 SHOWN = 60
 """Characters of a bad value, and names of a list, that a message repeats at the most."""
@@ -17,7 +18,7 @@ class ApiError(Exception):
     """A request that cannot be carried out as asked."""
 
     def __init__(
-        self, message: str, *, param: str | None = None, code: str = "invalid_value", status: int = 400
+        self, message: str, *, param: str | None = None, code: str | None = "invalid_value", status: int = 400
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -25,11 +26,41 @@ class ApiError(Exception):
         self.code = code
         self.status = status
 
-    def response(self) -> JSONResponse:
+    def body(self) -> bytes:
+        """OpenAI's shape; with the key `type` beside the error it is Anthropic's too."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
+        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        return json.dumps({"error": error, "type": "error"}).encode()
+
+    def response(self) -> Response:
         headers = {"www-authenticate": "Bearer"} if self.status == 401 else None
-        body = {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
-        return JSONResponse(body, status_code=self.status, headers=headers)
+        return Response(self.body(), status_code=self.status, headers=headers, media_type="application/json")
+
+
+CODES = {401: "invalid_api_key", 404: "not_found", 405: "method_not_allowed", 429: "rate_limit_exceeded"}
+
+
+def as_error(body: bytes, status: int | None = None) -> ApiError | None:
+    """An error in vLLM's words, or in ours, as ours, or None where it is none.
+
+    Its status is in the body where `status` is not given.
+    """
+    try:
+        error = json.loads(body)["error"]
+        message, param, code = error["message"], error.get("param"), error.get("code")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    status = status or (code if isinstance(code, int) and code >= 400 else 500)
+    if not isinstance(code, str):
+        code = "context_length_exceeded" if param in ("input_tokens", "input_text") else CODES.get(status)
+    return ApiError(str(message), param=(param or "").removeprefix("body.") or None, code=code, status=status)
+
+
+def uncaught(error: Exception) -> ApiError:
+    """As vLLM has it, a ValueError says what is wrong with the request; what else went wrong is for the log alone."""
+    if isinstance(error, ValueError):
+        return ApiError(str(error))
+    return ApiError("internal server error", code="internal_error", status=500)
 
 
 def shown(value: object) -> str:

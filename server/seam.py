@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,16 +19,19 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from decoders.protocols import indifferent
 from engine.aligned import Run, running
+from engine.table import KEY
 from server.alignment import AT, Plan, plan
 from server.config import Config
-from server.errors import ApiError, listed
+from server.envelope import ERROR_EVENTS
+from server.errors import ApiError, as_error, listed, shown, uncaught, unknown
 from server.metrics import DURATION, REQUESTS, UNKNOWN_FIELDS
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
 
-NATIVE_ONLY = ("use_beam_search", "prompt_embeds")
-"""Request fields by which vLLM draws tokens its own way, so that no strategy could."""
+PLAIN_ONLY = ("use_beam_search", "prompt_embeds", "background", "kv_transfer_params", "ec_transfer_params")
+"""Request fields that no strategy can honour: with them vLLM draws tokens its own way, answers later, or reads a cache
+that another server filled."""
 
 Json = dict[str, Any]
 
@@ -80,8 +84,10 @@ class Call:
         return self.named(answer)
 
     def named(self, answer: Json) -> Json:
-        if self.model is not None and "model" in answer:
-            answer["model"] = self.model
+        """With the model id that the client wrote; responses and messages have it one level down in some events."""
+        for inner in (answer, answer.get("response"), answer.get("message")):
+            if self.model is not None and isinstance(inner, dict) and "model" in inner:
+                inner["model"] = self.model
         return answer
 
 
@@ -90,25 +96,30 @@ class Marked(dict[str, Any]):
 
     def __init__(self, pairs: list[tuple[str, Any]]) -> None:
         super().__init__(pairs)
-        keys = [key for key, _ in pairs]
-        self.twice = sorted({key for key in keys if keys.count(key) > 1}) if len(self) < len(keys) else []
+        counts = Counter(key for key, _ in pairs) if len(self) < len(pairs) else Counter()
+        self.twice = [key for key, count in counts.items() if count > 1]
 
 
 def parse(body: bytes) -> Json:
-    """The request's JSON object; raises ApiError where it is none."""
+    """The request's JSON object; raises ApiError where it is none, and RecursionError where it is too deep."""
     try:
         document = json.loads(body, parse_constant=_no_constant)
-    except RecursionError:
-        raise ApiError("the request body is nested too deeply", code="invalid_json") from None
+        if b"\\ud" in body or b"\\uD" in body:
+            json.dumps(document, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ApiError(
+            "the request body holds half of a surrogate pair, which is no text", code="invalid_json"
+        ) from None
     except ValueError as error:
         raise ApiError(f"the request body is not valid JSON: {error}", code="invalid_json") from None
     if not isinstance(document, dict):
         raise ApiError("the request body must be a JSON object", code="invalid_json")
     if AT in document:
-        marked = json.loads(body, object_pairs_hook=Marked)[AT]
-        for inner in [marked, *marked.values()] if isinstance(marked, Marked) else []:
-            if isinstance(inner, Marked) and inner.twice:
-                raise ApiError(f"{inner.twice[0]!r} is given twice", param=AT, code="duplicate_key")
+        whole = json.loads(body, object_pairs_hook=Marked)
+        inside = [whole[AT], *whole[AT].values()] if isinstance(whole[AT], Marked) else []
+        twice = [key for inner in inside if isinstance(inner, Marked) for key in inner.twice]
+        if twice or AT in whole.twice:
+            raise ApiError(f"{shown([*twice, AT][0])} is given twice", param=AT, code="duplicate_key")
     return document
 
 
@@ -130,18 +141,24 @@ class Seam:
         began = time.monotonic()
         try:
             call = self.understand(scope["path"], await self.read(receive))
-        except ApiError as refusal:
-            REQUESTS.labels("none", "invalid").inc()
-            return await refusal.response()(scope, receive, send)
         except ClientGone:
             REQUESTS.labels("none", "client_abort").inc()
             return
+        except (ApiError, RecursionError) as error:
+            too_deep = ApiError("the request body is nested too deeply", code="invalid_json")
+            REQUESTS.labels("none", "invalid").inc()
+            return await (error if isinstance(error, ApiError) else too_deep).response()(scope, receive, send)
         answer = Answer(call, send)
         token = running.set(call.run)
         try:
             await self.app(scope, replay(call.body, receive), answer)
+        except Exception as error:
+            answer.outcome = outcome(uncaught(error).status)
+            raise
         finally:
             running.reset(token)
+            if call.run is not None:
+                await call.run.close()
             REQUESTS.labels(call.strategy, answer.outcome).inc()
             DURATION.labels(call.strategy).observe(time.monotonic() - began)
 
@@ -173,12 +190,17 @@ class Seam:
         asked = document.pop(AT, {})
         model = document.get("model")
         preset = self.config.presets.get(model) if isinstance(model, str) else None
+        if isinstance(model, str) and model and preset is None and model != self.config.model_name:
+            known = [self.config.model_name, *self.config.presets]
+            raise ApiError(unknown("model", model, known), param="model", code="model_not_found", status=404)
+        if isinstance(xargs := document.get("vllm_xargs"), dict) and KEY in xargs:
+            raise ApiError(f"vllm_xargs.{KEY} is reserved: use {AT}", param=f"vllm_xargs.{KEY}")
         changed = preset is not None or len(document) < whole
         if preset is not None:
             document["model"] = self.config.model_name
             asked = {**preset, **asked} if isinstance(asked, dict) else asked
         planned = plan(asked, self.config)
-        for name in NATIVE_ONLY:
+        for name in PLAIN_ONLY:
             if document.get(name) and not planned.is_plain:
                 raise ApiError(
                     f"{name} cannot be combined with strategy {planned.name!r}", param=name, code="unsupported_pair"
@@ -249,13 +271,13 @@ class Answer:
             body = self._whole(json.loads(self.body))
             await self.send(self.start)
         elif self.kind == "stream":
-            body = self._event(body)
-            if not more:
-                body, self.held = self.held + body, b""
-        await self.send({"type": "http.response.body", "body": body, "more_body": more})
+            *before, body = self._event(body)
+            for event in before:
+                await self.send({"type": "http.response.body", "body": event, "more_body": True})
+        if body or not more:
+            await self.send({"type": "http.response.body", "body": body, "more_body": more})
         if not more and self.outcome == "client_abort" and body != b"null":
-            status = self.start["status"]
-            self.outcome = "ok" if status < 400 else "invalid" if status < 500 else "engine_error"
+            self.outcome = outcome(self.start["status"])
 
     def _whole(self, answer: Json | None) -> bytes:
         if answer is None:  # what vLLM's handler returns when the client has left
@@ -267,32 +289,36 @@ class Answer:
         headers["x-alignment-sampled-tokens"] = str(answer[AT].get("sampled_tokens", 0))
         return body
 
-    def _event(self, event: bytes) -> bytes:
-        """What of a stream to send now that this came."""
-        if event.startswith((b'data: {"error"', b"event: error", b"event: response.failed")):
-            self.outcome = "engine_error"
+    def _event(self, event: bytes) -> list[bytes]:
+        """What of a stream to send now that this came, one event each."""
+        if event.startswith((*ERROR_EVENTS, b"event: response.failed")):
+            error = as_error(event.partition(b"data: ")[2])
+            self.outcome = outcome(error.status if error is not None else 500)
         if self.call.path in (RESPONSES, MESSAGES):
-            return self._typed(event)
-        if event.startswith(b"data: [DONE]"):
-            last, self.held = self.held, b""
-            return (amended(last, self.call.amend) if last else b"") + event
+            return [self._typed(event)]
+        before, self.held = self.held, b""
+        if before and event.startswith(b"data: [DONE]"):
+            return [amended(before, self.call.amend), event]
         if self.call.model is not None and event.startswith(b"data: {"):
             event = amended(event, self.call.named)
-        before, self.held = self.held, b""
         # Only an event that ends a choice, or one without choices, can be the last: the rest must not wait.
         if b'"finish_reason":"' in event or b'"choices":[]' in event:
-            self.held = event
-            return before
-        return before + event
+            self.held, event = event, b""
+        return [before, event] if before else [event]
 
     def _typed(self, event: bytes) -> bytes:
         """Responses and messages name their events."""
         if event.startswith((b"event: response.completed", b"event: response.incomplete")):
             return amended(event, lambda data: data | {"response": self.call.amend(data["response"])})
-        if event.startswith((b"event: message_stop", b"event: response.created", b"event: response.in_progress")):
-            change = self.call.amend if event.startswith(b"event: message_stop") else self.call.named
-            return amended(event, change)
+        if event.startswith(b"event: message_stop"):
+            return amended(event, self.call.amend)
+        if event.startswith((b"event: message_start", b"event: response.created", b"event: response.in_progress")):
+            return amended(event, self.call.named)
         return event
+
+
+def outcome(status: int) -> str:
+    return "ok" if status < 400 else "invalid" if status < 500 else "engine_error"
 
 
 def amended(event: bytes, change: Any) -> bytes:

@@ -17,20 +17,23 @@ from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client_from_engine_args
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
-from vllm.entrypoints.launchers.launcher import serve_http, setup_server
+from vllm.entrypoints.launchers.launcher import serve_http, validate_api_server_args
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 from vllm.entrypoints.serve.engine.protocol import ModelCard, ModelList
+from vllm.tool_parsers import ToolParserManager
 from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.utils.system_utils import set_ulimit
 
 from engine.aligned import AlignedClient
 from engine.members import engine_args
 from engine.vllm_engine import VLLMEngine
 from server.config import Config, ConfigError
+from server.errors import unknown
 from server.seam import CHAT, COMPLETIONS, MESSAGES, RESPONSES
 
-__all__ = ["EngineClient", "ModelCard", "ModelList", "arguments", "request_fields", "serve_http", "setup_server"]
+__all__ = ["EngineClient", "ModelCard", "ModelList", "arguments", "request_fields", "serve_http"]
 
 ROUTES = frozenset(
     {CHAT, COMPLETIONS, RESPONSES, f"{RESPONSES}/{{response_id}}", f"{RESPONSES}/{{response_id}}/cancel", MESSAGES}
@@ -39,11 +42,25 @@ ROUTES = frozenset(
 )
 """What of vLLM's app is served. Its other ways to generate know nothing of `alignment`, so they are not."""
 
+ENGINE = frozenset(field.name for field in fields(AsyncEngineArgs)) - {"model", "served_model_name"}
+FRONTEND = frozenset(
+    {"chat_template", "chat_template_content_format", "default_chat_template_kwargs", "response_role"}
+    | {"trust_request_chat_template", "return_tokens_as_token_ids", "sse_keep_alive_interval", "log_error_stack"}
+    | {"enable_auto_tool_choice", "exclude_tools_when_tool_choice_none", "tool_call_parser", "tool_parser_plugin"}
+    | {"tool_strict_level", "tool_server", "enable_prompt_tokens_details", "enable_force_include_usage"}
+    | {"enable_per_request_metrics", "enable_log_outputs", "enable_log_deltas", "max_log_len"}
+    | {"allow_credentials", "allowed_origins", "allowed_methods", "allowed_headers", "disable_fastapi_docs"}
+)
+"""vLLM's arguments that are honoured here. The rest of its server's would be ignored (TLS, access logs) or would lead
+around ours (another root path, its own keys and middleware)."""
+
 
 def argv(config: Config) -> list[str]:
-    """The configuration as vLLM's own command line would have it, without the guides."""
-    flags = ["--model", config.base, "--served-model-name", config.model_name, "--enable-request-id-headers"]
+    """The configuration as vLLM's own command line would have it, without the guides; raises ConfigError."""
+    flags = ["--model", config.base, "--served-model-name", config.model_name]
     for key, value in config.engine.items():
+        if key not in ENGINE | FRONTEND:
+            raise ConfigError(f"engine.{unknown('key', key, ENGINE | FRONTEND)}")
         flag = key.replace("_", "-")
         if isinstance(value, bool):
             flags.append(f"--{flag}" if value else f"--no-{flag}")
@@ -58,13 +75,17 @@ def arguments(config: Config) -> Namespace:
     """vLLM's server arguments; raises ConfigError for an engine option that it does not know or accept."""
     parser = make_arg_parser(FlexibleArgumentParser(exit_on_error=False))
     try:
-        args, unknown = parser.parse_known_args(argv(config))
-        if unknown:
-            raise ConfigError(f"engine: vLLM knows no argument {unknown[0]!r}")
+        args, surplus = parser.parse_known_args(argv(config))
+        if surplus:
+            raise ConfigError(f"engine: vLLM takes no {surplus[0]}")
         validate_parsed_serve_args(args)
-    except (ArgumentError, TypeError, ValueError) as error:
+        if args.tool_parser_plugin:
+            ToolParserManager.import_tool_parser(args.tool_parser_plugin)
+        validate_api_server_args(args)
+    except (ArgumentError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"engine: {error}") from None
     args.host, args.port = config.host, config.port
+    set_ulimit()  # uvicorn drops connections for which it has no file descriptor
     assert isinstance(args, Namespace)
     return args
 
@@ -72,8 +93,7 @@ def arguments(config: Config) -> Namespace:
 @asynccontextmanager
 async def running_engine(config: Config, args: Namespace) -> AsyncIterator[AlignedClient]:
     """The engine up, and shut down whatever happens; raises MemberError for what cannot run together."""
-    engine_fields = {field.name for field in fields(AsyncEngineArgs)} - {"model", "served_model_name"}
-    options = {key: getattr(args, key) for key in config.engine if key in engine_fields}
+    options = {key: getattr(args, key) for key in config.engine if key in ENGINE}
     guides = {name: guide.model_dump(exclude_none=True) for name, guide in config.guides.items()}
     for key, value in engine_args(config.base, guides, **options).items():
         setattr(args, key, value)

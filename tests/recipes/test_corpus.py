@@ -119,14 +119,17 @@ def test_good_answers_to_sums_are_right_by_evaluation() -> None:
 
 
 def test_the_demo_family_is_small_and_shares_one_tokenizer() -> None:
+    pytest.importorskip("transformers")
     base = DEMO / "base"
     if not base.is_dir():
         pytest.skip("the demo models are not built")
+    from recipes.base import TOKENIZER_FILES
+
     members = [base, *sorted((DEMO / "guides").iterdir())]
     weights = [m / "model.safetensors" for m in members]
     assert sum(w.stat().st_size for w in weights) < 20e6
     assert all(w.stat().st_size < weights[0].stat().st_size / 4 for w in weights[1:])
-    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+    for file in TOKENIZER_FILES:
         assert {(m / file).read_bytes() for m in members} == {(base / file).read_bytes()}
 
 

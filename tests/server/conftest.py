@@ -1,0 +1,150 @@
+"""One real server for the session, as a person starts it: the demo where its models are, else a random family."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from server.config import Config, load
+from tests.engine import family
+from tests.server.toy_server import TEMPLATE
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+DEMO = ROOT / "demo" / "config.yaml"
+KEY = "sk-of-the-tests-9f1c"
+PATIENCE = 180.0
+"""Seconds until a server must be up, or have given up."""
+
+
+@pytest.fixture(scope="session")
+def config_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if (DEMO.parent / "base").exists():
+        return DEMO
+    from transformers import AutoTokenizer
+
+    root = tmp_path_factory.mktemp("family")
+    for name, make in (("base", family.base), ("kind", family.llama), ("brief", family.qwen)):
+        tokenizer = AutoTokenizer.from_pretrained(make(root / name))
+        tokenizer.chat_template = TEMPLATE
+        tokenizer.save_pretrained(root / name)
+    config = {
+        "base": "base",
+        "name": "family",
+        "guides": {"kind": "kind", "brief": "brief"},
+        "objectives": {"warmth": {"guide": "kind"}, "brevity": {"guide": "brief"}},
+        "presets": {"family-warm": {"weights": {"warmth": 1.0}}},
+        "engine": {"dtype": "float32", "enforce_eager": True, "max_model_len": family.POSITIONS, "max_num_seqs": 32,
+                   "kv_cache_memory_bytes": 1 << 28},
+    }  # fmt: skip
+    (root / "config.yaml").write_text(yaml.safe_dump(config))
+    return root / "config.yaml"
+
+
+@pytest.fixture(scope="session")
+def config(config_path: Path) -> Config:
+    return load(config_path)
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+@dataclass(frozen=True)
+class Running:
+    """`trimtab serve` in a session of processes of its own."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    log: Path
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def members(self) -> list[int]:
+        """Every process of its session that is no zombie."""
+        found = []
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                state, _, _, session, *_ = stat.read_text().rpartition(") ")[2].split()
+            except OSError:  # gone meanwhile
+                continue
+            if int(session) == self.process.pid and state != "Z":
+                found.append(int(stat.parent.name))
+        return found
+
+    def wait(self, seconds: float = PATIENCE) -> int:
+        return self.process.wait(seconds)
+
+    def told(self) -> str:
+        return self.log.read_text(errors="replace")
+
+
+def serve(path: Path, log: Path, *more: str, port: int | None = None) -> Running:
+    port = port or free_port()
+    command = [sys.executable, "-m", "server.cli", "serve", str(path), "--port", str(port), *more]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TRIMTAB_API_KEY": KEY}
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    return Running(process, port, log)
+
+
+def end(running: Running) -> None:
+    """What a test has left, if it failed: only the processes that it started."""
+    for pid in running.members():
+        os.kill(pid, 9)
+    running.wait()
+
+
+@pytest.fixture(scope="session")
+def server(config_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    log = tmp_path_factory.mktemp("serve") / "log"
+    running = serve(config_path, log, "--set", "max_body_mib=16", "--set", "engine.max_logprobs=20")
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while not _up(running):
+            assert running.process.poll() is None, running.told()
+            assert time.monotonic() < deadline, running.told()
+            time.sleep(0.2)
+        yield running
+    finally:
+        end(running)
+
+
+def _up(running: Running) -> bool:
+    try:
+        return httpx.get(f"{running.url}/ready").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def wishes(config: Config) -> dict[str, dict[str, Any]]:
+    """strategy -> an `alignment` that asks for it"""
+    one, other, *_ = config.guides
+    return {
+        "guided": {"guides": {one: 0.7, other: 0.3}},
+        "genarm": {"strategy": "genarm", "guides": {one: 1.0}, "params": {"alpha": 0.5}},
+        "dera": {"strategy": "dera", "params": {"aligned": one, "lambda": 0.5}},
+        "mod": {"strategy": "mod", "guides": {one: 0.5, other: 0.5}},
+        "proxy_tuning": {"strategy": "proxy_tuning", "params": {"expert": one, "antiexpert": other, "alpha": 0.5}},
+        "contrastive": {"strategy": "contrastive", "params": {"amateur": one, "alpha": 0.1}},
+    }
+
+
+STRATEGIES = ("guided", "genarm", "dera", "mod", "proxy_tuning", "contrastive")

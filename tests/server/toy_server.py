@@ -1,0 +1,98 @@
+"""The whole HTTP surface on the toy engine: vLLM's app, renderer and tokenizer, and no engine process behind them.
+
+The toy's three tokens are real ids of the tokenizer, and a response begins after the last token of the chat template's
+generation prompt, so every answer and its exact probability can be listed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI
+from transformers import AutoTokenizer, LlamaConfig
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.outputs import RequestOutput
+from vllm.renderers.registry import renderer_from_config
+from vllm.v1.engine.input_processor import InputProcessor
+
+from decoders.plain import Plain
+from decoders.protocols import Engine, indifferent
+from decoders.toy import ToyEngine, ToyModel
+from engine.aligned import AlignedClient, Run, running
+from server.app import build
+from server.config import Config
+from server.vllm_app import arguments
+from tests.engine import family
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+TOY = Path(__file__).parent.parent / "toy_model.json"
+
+
+def checkpoint(folder: Path) -> Path:
+    """What a front end reads of a model: config, tokenizer and chat template, no weights."""
+    LlamaConfig(**family.sizes(64, 1, 1), architectures=["LlamaForCausalLM"]).save_pretrained(folder)
+    family.tokenizer(folder, family.VOCABULARY)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def toy_engine(folder: Path, letters: str = "ab") -> ToyEngine:
+    """The toy of tests/toy_model.json, its tokens 0 and 1 being two letters."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    vocab = (*tokenizer.convert_tokens_to_ids(list(letters)), tokenizer.eos_token_id)
+    data = json.loads(TOY.read_text())
+    tables = {
+        member: {tuple(vocab[int(t)] for t in prefix): np.array(p) for prefix, p in data[member].items()}
+        for member in ("base", "arm")
+    }
+    [*_, start] = tokenizer.encode("assistant: ")
+    return ToyEngine(ToyModel(tables=tables, vocab=vocab, max_tokens=data["max_tokens"]), start=start)
+
+
+class Frontend:
+    """An engine client with a toy for its engine: what vLLM's app asks of one, and plain generation."""
+
+    is_running = True
+    errored = False
+
+    def __init__(self, args: AsyncEngineArgs, engine: Engine) -> None:
+        self.engine = engine
+        self.vllm_config = args.create_engine_config()
+        self.model_config = self.vllm_config.model_config
+        self.renderer = renderer_from_config(self.vllm_config)
+        self.input_processor = InputProcessor(self.vllm_config, self.renderer)
+
+    def generate(self, *args: Any, **context: Any) -> AsyncGenerator[RequestOutput, None]:
+        token = running.set(Run(strategy=Plain(), reward=indifferent))
+        try:
+            return AlignedClient(self, lambda _: self.engine).generate(*args, **context)
+        finally:
+            running.reset(token)
+
+    async def get_supported_tasks(self) -> tuple[str, ...]:
+        return ("generate",)
+
+    async def is_tracing_enabled(self) -> bool:
+        return False
+
+    async def check_health(self) -> None:
+        pass
+
+    def check_admission(self, *_: object, **__: object) -> None:
+        pass
+
+
+async def serve(config: Config, engine: Engine) -> FastAPI:
+    """The app, to be called through an ASGI transport."""
+    args = arguments(config)
+    frontend = Frontend(AsyncEngineArgs.from_cli_args(args), engine)
+    return await build(AlignedClient(frontend, lambda _: engine), config, args)
