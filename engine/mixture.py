@@ -41,7 +41,7 @@ def mix(base_NV: Tensor, guides: Iterable[tuple[int, Tensor]], rows_NW: Tensor, 
     for column, logits in guides:
         w_N1 = rows_NW[:, column : column + 1]
         known = min(logits.shape[-1], V)
-        z_NV[:, :known].addcmul_(logits[:, :known].to(z_NV.dtype), w_N1)  # (1)
+        z_NV[:, :known].addcmul_(logits[:, :known], w_N1)  # (1)
         if known < V:
             z_NV[:, known:].masked_fill_(w_N1 != 0, NEVER)
     return z_NV
