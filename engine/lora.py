@@ -96,9 +96,8 @@ class Adapter:
         if config.get("peft_type") != "LORA":
             raise AdapterError(f"{model} is a {config.get('peft_type')} adapter; valid: LORA")
         for key, value in config.items():
-            if key in HONOURED | TRAINING_ONLY or (key in NEUTRAL and value in NEUTRAL[key]):
-                continue
-            if key in NEUTRAL or (value and key not in NEUTRAL):
+            neutral = value in NEUTRAL[key] if key in NEUTRAL else not value
+            if not neutral and key not in HONOURED | TRAINING_ONLY:
                 raise AdapterError(f"{model} has {key}={value!r}, which a merge of A and B does not honour")
         modules: dict[str, set[str]] = {}
         with safe_open(path, framework="pt") as weights:
