@@ -82,6 +82,7 @@ class Load:
     prompt: int
     new: int
     seed: int
+    cache_gib: float
 
     def prompts(self, batch: int, draw: random.Random) -> Prompts:
         return [[draw.randrange(3, VOCABULARY) for _ in range(self.prompt)] for _ in range(batch)]
@@ -149,7 +150,8 @@ def started(stack: ExitStack, load: Load, base: str, guide: str, dtype: str, *, 
         "max_num_seqs": max(load.batches),
         "max_num_batched_tokens": max(2048, max(load.batches) * load.prompt),
         "enable_prefix_caching": False,
-        "kv_cache_memory_bytes": 2 << 30,
+        "block_size": 32,
+        "kv_cache_memory_bytes": int(load.cache_gib * 2**30),
         "gpu_memory_utilization": 0.1,
         "disable_log_stats": True,
     }
@@ -237,12 +239,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--prompt", type=int, default=32, help="tokens")
     parser.add_argument("--new", type=int, default=32, help="tokens")
+    parser.add_argument("--cache-gib", type=float, default=1.0, help="each engine's key-value cache; there are six")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="3 rounds of 16 tokens")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     rounds, new = (3, 16) if asked.quick else (asked.rounds, asked.new)
-    load = Load(batches=tuple(asked.batches), rounds=rounds, prompt=asked.prompt, new=new, seed=asked.seed)
+    load = Load(
+        batches=tuple(asked.batches),
+        rounds=rounds,
+        prompt=asked.prompt,
+        new=new,
+        seed=asked.seed,
+        cache_gib=asked.cache_gib,
+    )
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         base = asked.base or str(BASE.write(Path(folder, "base"), load.seed))

@@ -84,8 +84,11 @@ class Composite(nn.Module):
         slots = torch.full((T,), self.table.default, dtype=torch.int32, device=device)
         metadata = get_forward_context().attn_metadata if is_forward_context_available() else None
         if metadata:
-            layer = next(iter(metadata.values())) if isinstance(metadata, dict) else metadata
-            ends = layer.query_start_loc[1:]
+            layers = metadata.values() if isinstance(metadata, dict) else [metadata]
+            starts = next((m.query_start_loc for m in layers if hasattr(m, "query_start_loc")), None)
+            if starts is None:
+                raise RuntimeError("no attention backend here tells requests apart; valid: Model Runner V2, or another")
+            ends = starts[1:]
             token = torch.arange(T, dtype=ends.dtype, device=device)
             # A token past the last request is padding and falls on a slot beyond the batch, which nobody samples.
             slots = torch.searchsorted(ends, token, right=True, out_int32=True).clamp_(max=self.table.default)
@@ -94,7 +97,9 @@ class Composite(nn.Module):
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
         """[N, V] fp32 logits of each row's mixture; of its divergence from the base, where the row asks for that."""
         *states, slots = torch.split(hidden_states, self.widths, dim=-1)
-        rows_NW = self.table.rows[slots.contiguous().view(torch.int32).view(-1).long()]
+        slot_N = slots.contiguous().view(torch.int32).view(-1).long()
+        slot_N.clamp_(0, self.table.default)  # vLLM warms up on random hidden states
+        rows_NW = self.table.rows[slot_N]
         use = self.table.use
         base_NV = self.base.compute_logits(states[0].contiguous())
 

@@ -122,7 +122,7 @@ def live(client: AsyncLLM) -> Callable[[], int]:
 
 @dataclass(frozen=True)
 class Reference:
-    """The members in Hugging Face's own code, one sequence at a time; fp64, so that the noise measured is ours alone."""
+    """The members in Hugging Face's own code, one sequence at a time; fp64, so that the noise is ours alone."""
 
     models: Mapping[str, Any]
 

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 from transformers import LlamaConfig, MambaConfig
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 
 from decoders.protocols import BASE
 from engine.errors import MemberError
-from engine.members import engine_args
+from engine.members import Guide, engine_args, guide_model_config
 from engine.plugin import ARCHITECTURE
 from tests.engine import family
 from tests.engine.conftest import OPTIONS
@@ -136,3 +138,31 @@ def test_usage_statistics_are_off():
         check=True,
     )  # fmt: skip
     assert done.stdout.split() == ["0", "False"]
+
+
+def test_two_guides_of_one_path_share_no_compile_cache(members):
+    config = start(members, {"one": str(members["llama"]), "two": str(members["llama"])})
+    base = AsyncEngineArgs(**config).create_model_config()
+    one, two = (
+        guide_model_config(Guide(**options), base, None) for options in config["hf_overrides"]["trimtab"]["guides"]
+    )
+    assert one.compute_hash() != two.compute_hash()
+
+
+def test_the_base_s_own_hooks_are_called(members, monkeypatch):
+    """vLLM adjusts configs by architecture, and ours would hide the base's."""
+    seen = []
+
+    class Hooks:
+        @staticmethod
+        def verify_and_update_config(config):
+            seen.append("engine")
+
+        @staticmethod
+        def verify_and_update_model_config(config):
+            seen.append("model")
+
+    given = start(members, {})
+    monkeypatch.setitem(MODELS_CONFIG_MAP, "LlamaForCausalLM", Hooks)
+    AsyncEngineArgs(**given).create_engine_config()
+    assert set(seen) == {"engine", "model"}

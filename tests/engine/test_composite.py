@@ -1,0 +1,105 @@
+"""The composite's own steps, with members that are a matrix each."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from vllm.sampling_params import SamplingParams
+
+from engine.composite import Composite
+from engine.mixture import NEVER, read
+from engine.table import KEY, WeightTable, pack
+
+V, SLOTS = 20, 4
+HIDDEN = (6, 4)
+
+
+class Member(nn.Module):
+    def __init__(self, hidden: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.head = nn.Linear(hidden, V, bias=False, dtype=dtype)
+        self.asked = 0
+
+    def compute_logits(self, states: Tensor) -> Tensor:
+        self.asked += 1
+        return self.head(states)
+
+
+def composite(dtype: torch.dtype) -> Composite:
+    torch.manual_seed(0)
+    made = Composite.__new__(Composite)
+    nn.Module.__init__(made)
+    made.base = Member(HIDDEN[0], dtype)
+    made.guides = nn.ModuleList([Member(HIDDEN[1], dtype)])
+    made.table = WeightTable(2, SLOTS, torch.device("cpu"), owner=None)
+    made.widths = [*HIDDEN, 4 // dtype.itemsize]
+    return made
+
+
+def states(dtype: torch.dtype, slots: list[int]) -> Tensor:
+    bits = torch.tensor(slots, dtype=torch.int32).view(torch.uint8).view(-1, 4).view(dtype)
+    return torch.cat([torch.randn(len(slots), sum(HIDDEN)).to(dtype), bits], dim=-1)
+
+
+def write(made: Composite, slot: int, weights: list[float], **more) -> None:
+    made.table.write(slot, SamplingParams(extra_args={KEY: pack(weights, **more)}))
+    made.table.publish()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_each_row_is_mixed_by_its_own_slot(dtype):
+    made = composite(dtype)
+    write(made, 3, [0.5, -2.0])
+    write(made, 1, [1.0, 1.0])
+    hidden = states(dtype, [1, 3, 0, 1, SLOTS])
+    base = made.base.head(hidden[:, :6]).float()
+    guide = made.guides[0].head(hidden[:, 6:10]).float()
+    weights = torch.tensor([[1.0, 1], [0.5, -2], [1, 0], [1, 1], [1, 0]])
+    torch.testing.assert_close(made.compute_logits(hidden), weights[:, :1] * base + weights[:, 1:] * guide)
+
+
+@torch.no_grad()
+def test_random_hidden_states_are_some_row():
+    """vLLM warms samplers up on noise, whose last columns are no slot."""
+    made = composite(torch.float32)
+    assert made.compute_logits(torch.rand(64, sum(made.widths)) * 2 - 1).isfinite().all()
+
+
+@torch.no_grad()
+def test_nothing_is_computed_that_no_row_asks_for():
+    made = composite(torch.float32)
+    hidden = states(torch.float32, [0, SLOTS])
+    torch.testing.assert_close(made.compute_logits(hidden), made.base.head(hidden[:, :6]))
+    assert made.guides[0].asked == 0
+    write(made, 2, [1.0, 0.5])
+    made.compute_logits(hidden)
+    assert made.guides[0].asked == 1
+    made.table.clear(2)
+    made.table.publish()
+    made.compute_logits(hidden)
+    assert made.guides[0].asked == 1
+
+
+@torch.no_grad()
+def test_a_reading_is_of_its_row_alone():
+    made = composite(torch.float32)
+    write(made, 1, [1.0, 0.7], readout=True)
+    write(made, 2, [1.0, 0.7])
+    hidden = states(torch.float32, [1, 2, 0])
+    hidden[1, :10] = hidden[0, :10]
+    z = made.compute_logits(hidden)
+    p, q = z[1].double().log_softmax(-1), made.base.head(hidden[1, :6]).double().log_softmax(-1)
+    told = z[0].log_softmax(-1)
+    assert read(float(told[0]), float(told[1])) == pytest.approx(float((p.exp() * (p - q)).sum()), rel=1e-5)
+    assert (z[0, 2:] == NEVER).all()
+    assert z[1:].isfinite().all()
+
+
+@torch.no_grad()
+def test_a_rank_that_gathers_nothing_still_takes_part():
+    made = composite(torch.float32)
+    write(made, 1, [1.0, 0.7])
+    for member in (made.base, made.guides[0]):
+        member.compute_logits = lambda states, member=member: setattr(member, "asked", member.asked + 1)
+    assert made.compute_logits(states(torch.float32, [1])) is None
+    assert (made.base.asked, made.guides[0].asked) == (1, 1)
