@@ -157,10 +157,10 @@ class Seam:
             raise
         finally:
             running.reset(token)
-            if call.run is not None:
-                await call.run.close()
             REQUESTS.labels(call.strategy, answer.outcome).inc()
             DURATION.labels(call.strategy).observe(time.monotonic() - began)
+            if call.run is not None:
+                await call.run.close()
 
     async def read(self, receive: Receive) -> bytes:
         limit = int(self.config.max_body_mib * 2**20)

@@ -371,7 +371,7 @@ async def test_only_a_key_opens_the_server(config: Config, toy: ToyEngine) -> No
 
 @dataclass(frozen=True, kw_only=True)
 class Breaking:
-    """Breaks after a number of chunks."""
+    """Breaks after a number of chunks, or at the end where there are fewer."""
 
     after: int
     value_error: bool = False
@@ -383,9 +383,10 @@ class Breaking:
         async with aclosing(engine.generate(prompt, sampling, n=n, guides={BASE: 1.0})) as chunks:
             async for chunk in chunks:
                 if seen == self.after:
-                    raise ValueError("what was asked is wrong") if self.value_error else RuntimeError("broken inside")
+                    break
                 seen += 1
                 yield chunk
+        raise ValueError("what was asked is wrong") if self.value_error else RuntimeError("broken inside")
 
 
 @pytest.fixture
