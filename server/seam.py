@@ -91,13 +91,19 @@ class Call:
         return answer
 
 
-class Marked(dict[str, Any]):
-    """A JSON object that remembers which keys it was given twice."""
+class Twice(dict[str, Any]):
+    """A JSON object that was given some of its keys twice."""
 
-    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
-        super().__init__(pairs)
-        counts = Counter(key for key, _ in pairs) if len(self) < len(pairs) else Counter()
-        self.twice = [key for key, count in counts.items() if count > 1]
+    keys_twice: list[str]
+
+
+def marked(pairs: list[tuple[str, Any]]) -> Json:
+    found = dict(pairs)
+    if len(found) == len(pairs):
+        return found
+    twice = Twice(found)
+    twice.keys_twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+    return twice
 
 
 def parse(body: bytes) -> Json:
@@ -115,10 +121,11 @@ def parse(body: bytes) -> Json:
     if not isinstance(document, dict):
         raise ApiError("the request body must be a JSON object", code="invalid_json")
     if AT in document:
-        whole = json.loads(body, object_pairs_hook=Marked)
-        inside = [whole[AT], *whole[AT].values()] if isinstance(whole[AT], Marked) else []
-        twice = [key for inner in inside if isinstance(inner, Marked) for key in inner.twice]
-        if twice or AT in whole.twice:
+        whole = json.loads(body, object_pairs_hook=marked)
+        asked = whole[AT]
+        inside = [asked, *asked.values()] if isinstance(asked, dict) else []
+        twice = [key for inner in inside if isinstance(inner, Twice) for key in inner.keys_twice]
+        if twice or (isinstance(whole, Twice) and AT in whole.keys_twice):
             raise ApiError(f"{shown([*twice, AT][0])} is given twice", param=AT, code="duplicate_key")
     return document
 
