@@ -24,8 +24,8 @@ from starlette.types import Message
 from decoders import STRATEGIES, Entry
 from decoders.protocols import BASE, Chunk, Engine, Reward, Sampling, Tokens
 from decoders.toy import ToyEngine
+from server.answer import CHAT, MESSAGES, RESPONSES
 from server.config import Config
-from server.seam import CHAT, MESSAGES, RESPONSES
 from tests.server import toy_server
 
 HI: list[Any] = [{"role": "user", "content": "hi"}]
@@ -247,6 +247,16 @@ async def test_presets_are_models(client: AsyncOpenAI) -> None:
         await client.models.retrieve("toy-god")
     assert (caught.value.param, caught.value.code) == ("model", "model_not_found")
     assert "Did you mean 'toy-good'?" in caught.value.message
+
+
+async def test_a_preset_can_be_counted_with(raw: httpx.AsyncClient) -> None:
+    messages = [{"role": "user", "content": "hi"}]
+    for path in ("/tokenize", "/v1/messages/count_tokens"):
+        as_base, as_preset = [
+            await raw.post(path, json={"model": model, "messages": messages}) for model in ("toy", "toy-good")
+        ]
+        assert as_preset.status_code == 200
+        assert as_preset.json() == as_base.json()
 
 
 async def test_a_preset_is_its_wish(client: AsyncOpenAI) -> None:
