@@ -29,9 +29,9 @@ from vllm.utils.system_utils import set_ulimit
 from engine.aligned import AlignedClient
 from engine.members import engine_args
 from engine.vllm_engine import VLLMEngine
+from server.answer import CHAT, COMPLETIONS, MESSAGES, RESPONSES
 from server.config import Config, ConfigError
 from server.errors import unknown
-from server.seam import CHAT, COMPLETIONS, MESSAGES, RESPONSES
 
 __all__ = ["EngineClient", "ModelCard", "ModelList", "arguments", "request_fields", "serve_http"]
 

@@ -97,7 +97,7 @@ class Running:
 def serve(path: Path, log: Path, *more: str, port: int | None = None) -> Running:
     port = port or free_port()
     command = [sys.executable, "-m", "server.cli", "serve", str(path), "--port", str(port), *more]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TRIMTAB_API_KEY": KEY}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TRIMTAB_API_KEY": KEY, "VLLM_LOGGING_LEVEL": "INFO"}
     with log.open("wb") as out:
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True

@@ -24,8 +24,8 @@ from starlette.types import Message
 from decoders import STRATEGIES, Entry
 from decoders.protocols import BASE, Chunk, Engine, Reward, Sampling, Tokens
 from decoders.toy import ToyEngine
+from server.answer import CHAT, MESSAGES, RESPONSES
 from server.config import Config
-from server.seam import CHAT, MESSAGES, RESPONSES
 from tests.server import toy_server
 
 HI: list[Any] = [{"role": "user", "content": "hi"}]
@@ -249,6 +249,16 @@ async def test_presets_are_models(client: AsyncOpenAI) -> None:
     assert "Did you mean 'toy-good'?" in caught.value.message
 
 
+async def test_a_preset_can_be_counted_with(raw: httpx.AsyncClient) -> None:
+    messages = [{"role": "user", "content": "hi"}]
+    for path in ("/tokenize", "/v1/messages/count_tokens"):
+        as_base, as_preset = [
+            await raw.post(path, json={"model": model, "messages": messages}) for model in ("toy", "toy-good")
+        ]
+        assert as_preset.status_code == 200
+        assert as_preset.json() == as_base.json()
+
+
 async def test_a_preset_is_its_wish(client: AsyncOpenAI) -> None:
     by_name = await client.chat.completions.create(model="toy-good", messages=HI, n=3, seed=4)
     by_hand = await client.chat.completions.create(
@@ -371,7 +381,7 @@ async def test_only_a_key_opens_the_server(config: Config, toy: ToyEngine) -> No
 
 @dataclass(frozen=True, kw_only=True)
 class Breaking:
-    """Breaks after a number of chunks."""
+    """Breaks after a number of chunks, or at the end where there are fewer."""
 
     after: int
     value_error: bool = False
@@ -383,9 +393,10 @@ class Breaking:
         async with aclosing(engine.generate(prompt, sampling, n=n, guides={BASE: 1.0})) as chunks:
             async for chunk in chunks:
                 if seen == self.after:
-                    raise ValueError("what was asked is wrong") if self.value_error else RuntimeError("broken inside")
+                    break
                 seen += 1
                 yield chunk
+        raise ValueError("what was asked is wrong") if self.value_error else RuntimeError("broken inside")
 
 
 @pytest.fixture

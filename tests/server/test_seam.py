@@ -14,8 +14,10 @@ from prometheus_client import REGISTRY
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.aligned import Run, running
+from server.answer import CHAT, COMPLETIONS, MESSAGES, RESPONSES
+from server.body import parse
 from server.config import Config
-from server.seam import CHAT, COMPLETIONS, MESSAGES, RESPONSES, Seam, parse
+from server.seam import Seam
 
 CONFIG = Config.model_validate(
     {

@@ -17,8 +17,8 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
+from server.answer import CHAT, COMPLETIONS, MESSAGES
 from server.config import Config
-from server.seam import CHAT, COMPLETIONS, MESSAGES
 from tests.server.conftest import KEY, STRATEGIES, Running, wishes
 
 HI: list[Any] = [{"role": "user", "content": "Hello, how do I boil an egg?"}]
@@ -120,10 +120,10 @@ async def test_a_stream_is_the_answer_in_pieces(client: AsyncOpenAI, config: Con
 
 async def test_weights_change_the_answer_and_nothing_else_does(ask: Ask, objectives: list[str]) -> None:
     def weighted(w: float) -> dict[str, Any]:
-        return {"alignment": {"weights": {objectives[0]: w}}}
+        return {"alignment": {"weights": {objectives[0]: w}}, "max_tokens": 48}
 
     answers = [text(await ask(**weighted(w))) for w in (1.0, -1.0, 4.0)]
-    assert len({*answers, text(await ask())}) > 2
+    assert len({*answers, text(await ask(max_tokens=48))}) > 2
     assert [text(await ask(**weighted(w))) for w in (1.0, -1.0, 4.0)] == answers
 
 

@@ -1,0 +1,170 @@
+"""What goes back: vLLM's answer with `alignment`, the usage behind it and the headers put into it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import Message, Send
+
+from decoders.protocols import indifferent
+from engine.aligned import Run
+from server.alignment import AT, Plan
+from server.body import Json
+from server.envelope import ERROR_EVENTS
+from server.errors import as_error
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
+
+
+@dataclass(kw_only=True)
+class Call:
+    """One HTTP request: what was asked, and what is there to tell."""
+
+    path: str
+    body: bytes
+    """What vLLM's app gets to read."""
+    model: str | None
+    """The model id as the client wrote it, where it is a preset's."""
+    plan: Plan
+    warnings: list[str]
+    run: Run | None = None
+    """None where vLLM answers by itself."""
+    strategy: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.strategy = self.plan.name
+        if not self.plan.is_plain:
+            self.run = Run(strategy=self.plan.strategy, reward=indifferent, want=self.plan.want)
+
+    def told(self, usage: Mapping[str, Any]) -> Json:
+        """The response's `alignment`."""
+        told = self.plan.described() | self.spent(usage)
+        if self.run is not None and self.run.reports:
+            told["choices"] = [{"index": i, **report} for i, report in sorted(self.run.reports.items())]
+        if self.warnings:
+            told["warnings"] = self.warnings
+        return told
+
+    def spent(self, usage: Mapping[str, Any]) -> dict[str, int]:
+        if self.run is not None:
+            return {"sampled_tokens": self.run.sampled, "scored_tokens": self.run.scored}
+        shown = usage.get("completion_tokens") or usage.get("output_tokens")
+        return {} if shown is None else {"sampled_tokens": shown, "scored_tokens": 0}
+
+    def amend(self, answer: Json) -> Json:
+        """An answer, or a stream's last event, with what is ours in it."""
+        usage = answer.get("usage") or {}
+        answer[AT] = self.told(usage)
+        if "completion_tokens" in usage:
+            usage["completion_tokens_details"] = (usage.get("completion_tokens_details") or {}) | self.spent(usage)
+        return self.named(answer)
+
+    def named(self, answer: Json) -> Json:
+        """With the model id that the client wrote; responses and messages have it one level down in some events."""
+        for inner in (answer, answer.get("response"), answer.get("message")):
+            if self.model is not None and isinstance(inner, dict) and "model" in inner:
+                inner["model"] = self.model
+        return answer
+
+
+class Answer:
+    """`send` for one call: amends JSON answers whole, and streams at their last event."""
+
+    def __init__(self, call: Call, send: Send) -> None:
+        self.call = call
+        self.send = send
+        self.outcome = "client_abort"
+        self.start: Message = {}
+        self.body = bytearray()
+        self.held = b""
+        """A stream's event that may prove to be its last."""
+        self.kind = "other"
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            await self._begin(message)
+        elif message["type"] == "http.response.body":
+            await self._go_on(message)
+        else:
+            await self.send(message)
+
+    async def _begin(self, message: Message) -> None:
+        self.start = message
+        headers = MutableHeaders(raw=message["headers"])
+        if message["status"] == 200:
+            headers["x-alignment-strategy"] = self.call.strategy
+            content = headers.get("content-type", "")
+            self.kind = "json" if "json" in content else "stream" if "event-stream" in content else "other"
+        if self.kind != "json":
+            await self.send(message)
+
+    async def _go_on(self, message: Message) -> None:
+        body, more = message.get("body", b""), message.get("more_body", False)
+        if self.kind == "json":
+            self.body += body
+            if more:
+                return
+            body = self._whole(json.loads(self.body))
+            await self.send(self.start)
+        elif self.kind == "stream":
+            *before, body = self._event(body)
+            for event in before:
+                await self.send({"type": "http.response.body", "body": event, "more_body": True})
+        if body or not more:
+            await self.send({"type": "http.response.body", "body": body, "more_body": more})
+        if not more and self.outcome == "client_abort" and body != b"null":
+            self.outcome = outcome(self.start["status"])
+
+    def _whole(self, answer: Json | None) -> bytes:
+        if answer is None:  # what vLLM's handler returns when the client has left
+            return b"null"
+        answer = self.call.amend(answer)
+        body = json.dumps(answer, ensure_ascii=False, separators=(",", ":")).encode()
+        headers = MutableHeaders(raw=self.start["headers"])
+        headers["content-length"] = str(len(body))
+        headers["x-alignment-sampled-tokens"] = str(answer[AT].get("sampled_tokens", 0))
+        return body
+
+    def _event(self, event: bytes) -> list[bytes]:
+        """What of a stream to send now that this came, one event each."""
+        if event.startswith((*ERROR_EVENTS, b"event: response.failed")):
+            error = as_error(event.partition(b"data: ")[2])
+            self.outcome = outcome(error.status if error is not None else 500)
+        if self.call.path in (RESPONSES, MESSAGES):
+            return [self._typed(event)]
+        before, self.held = self.held, b""
+        if before and event.startswith(b"data: [DONE]"):
+            return [amended(before, self.call.amend), event]
+        if self.call.model is not None and event.startswith(b"data: {"):
+            event = amended(event, self.call.named)
+        # Only an event that ends a choice, or one without choices, can be the last: the rest must not wait.
+        if b'"finish_reason":"' in event or b'"choices":[]' in event:
+            self.held, event = event, b""
+        return [before, event] if before else [event]
+
+    def _typed(self, event: bytes) -> bytes:
+        """Responses and messages name their events."""
+        if event.startswith((b"event: response.completed", b"event: response.incomplete")):
+            return amended(event, lambda data: data | {"response": self.call.amend(data["response"])})
+        if event.startswith(b"event: message_stop"):
+            return amended(event, self.call.amend)
+        if event.startswith((b"event: message_start", b"event: response.created", b"event: response.in_progress")):
+            return amended(event, self.call.named)
+        return event
+
+
+def outcome(status: int) -> str:
+    return "ok" if status < 400 else "invalid" if status < 500 else "engine_error"
+
+
+def amended(event: bytes, change: Any) -> bytes:
+    """One server-sent event with its JSON data changed."""
+    head, _, rest = event.partition(b"data: ")
+    data, _, _ = rest.partition(b"\n")
+    changed = json.dumps(change(json.loads(data)), ensure_ascii=False, separators=(",", ":"))
+    return head + b"data: " + changed.encode() + b"\n\n"
