@@ -140,7 +140,7 @@ def training(records: dict[str, dict[str, object]]) -> str:
         )
     return table(("what", "steps", "data", "final loss", "wall time"), rows) + (
         f"\nDrawing the pairs took {guide['drawing_seconds']:.0f} s. Wall times are of the run that made these "
-        f"weights, on {hardware()}, with {torch.get_num_threads()} threads; other work shared the machine.\n"
+        f"weights, other work on the machine included; this page was measured on {hardware()}.\n"
     )
 
 
