@@ -12,6 +12,7 @@ Templates: `[a|b]` picks one branch at random (nestable), `{slot}` is filled fro
 Preference directions are DPA's (arXiv 2402.18571): θ in [-45°, 45°], h = round(100 cos θ), w = round(100 sin θ).
 """
 
+import itertools
 import math
 import random
 import re
@@ -836,28 +837,26 @@ def topics() -> dict[str, tuple[Topic, ...]]:
     return {d: tuple(t for t in every if t.domain == d) for d in DOMAINS if d != "arithmetic"}
 
 
-def compile_about(topic: Topic) -> tuple[re.Pattern[str], ...]:
-    return tuple(re.compile(a, re.IGNORECASE) for a in topic.about)
-
-
 @cache
-def _index() -> tuple[tuple[Topic, tuple[re.Pattern[str], ...]], ...]:
-    return tuple((t, compile_about(t)) for ts in topics().values() for t in ts)
+def _index() -> dict[re.Pattern[str], list[tuple[Topic, list[re.Pattern[str]]]]]:
+    """Topics by their last regex, which names the object and is shared by few."""
+    out: dict[re.Pattern[str], list[tuple[Topic, list[re.Pattern[str]]]]] = {}
+    for topic in itertools.chain.from_iterable(topics().values()):
+        *rest, last = (re.compile(a, re.IGNORECASE) for a in topic.about)
+        out.setdefault(last, []).append((topic, rest))
+    return out
 
 
 @lru_cache(maxsize=1 << 14)
 def topic_of(question: str) -> Topic | None:
     """The topic a question is about: all its regexes match, and it names the most characters."""
     best, best_length = None, 0
-    for topic, about in _index():
-        length = 0
-        for pattern in about:
-            found = pattern.search(question)
-            if found is None:
-                break
-            length += len(found.group())
-        else:
-            if length > best_length:
+    for last, group in _index().items():
+        named = last.search(question)
+        for topic, rest in group if named else ():
+            found = [pattern.search(question) for pattern in rest]
+            length = sum(len(f.group()) for f in [*found, named] if f)
+            if all(found) and length > best_length:
                 best, best_length = topic, length
     return best
 
