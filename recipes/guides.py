@@ -43,8 +43,8 @@ SEED = 2
 HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, FFN = 128, 4, 4, 2, 32, 352
 TOKENS, TOKENS_A_STEP, LEARNING_RATE = 4_500_000, 8192, 6e-3  # the shared start: a language model of the corpus
 PAIRS, EPOCHS, BATCH = 4000, 1, 32  # pairs drawn from the base, for all objectives alike
-BETA, LAMBDA, ARM_LEARNING_RATE = 0.1, 0.2, 5e-4
-CONTROL_PROMPTS = 180
+BETA, LAMBDA, ARM_LEARNING_RATE = 0.03, 0.1, 1e-3
+CONTROL_PROMPTS = 270
 OBJECTIVES = ("helpfulness", "brevity", "warmth", "caution")
 
 Pair = tuple[str, str, str]  # rendered prompt, chosen, rejected
