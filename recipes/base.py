@@ -26,7 +26,7 @@ SEED = 1
 VOCAB, CONTEXT = 2048, 1024
 HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, FFN = 256, 5, 4, 2, 64, 704
 TOKENS = 6_000_000  # padded training tokens in all
-BATCH = 8192  # padded tokens a step
+BATCH = 4096  # padded tokens a step
 LEARNING_RATE, WARMUP, WEIGHT_DECAY = 6e-3, 40, 0.05
 TOKENIZER_SAMPLE = 20_000
 HELDOUT_SAMPLE = 600  # conversations for perplexity, from a stream of their own
@@ -170,7 +170,12 @@ def rate(done: float) -> float:
 
 
 def train_lm(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, tokens: int, learning_rate: float
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    seed: int,
+    tokens: int,
+    batch: int,
+    learning_rate: float,
 ) -> dict[str, float]:
     """Muon on the layers' matrices, AdamW on the rest, warm-up and cosine, until `tokens` padded tokens are seen.
 
@@ -183,7 +188,7 @@ def train_lm(
         torch.optim.AdamW(others, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
     )
     seen, said, step, recent, start = 0, 0, 0, 0.0, time.monotonic()
-    for ids, mask in batches(tokenizer, corpus.train_conversations(seed), BATCH):
+    for ids, mask in batches(tokenizer, corpus.train_conversations(seed), batch):
         for group in itertools.chain.from_iterable(o.param_groups for o in optimizers):
             group["lr"] = learning_rate * min(1.0, (step + 1) / WARMUP) * rate(seen / tokens)
         loss = said_loss(model, ids, mask)
@@ -239,7 +244,7 @@ def main() -> None:
     tokenizer = train_tokenizer()
     model = LlamaForCausalLM(config(HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, FFN, tokenizer))
     record: dict[str, object] = {"parameters": sum(p.numel() for p in model.parameters()), "seed": SEED}
-    record |= train_lm(model, tokenizer, SEED, TOKENS, LEARNING_RATE)
+    record |= train_lm(model, tokenizer, SEED, TOKENS, BATCH, LEARNING_RATE)
     record["perplexity"] = perplexity(model, tokenizer)
     save(model, DEMO / "base", record)
     tokenizer.save_pretrained(DEMO / "base")

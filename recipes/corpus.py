@@ -12,6 +12,7 @@ Templates: `[a|b]` picks one branch at random (nestable), `{slot}` is filled fro
 Preference directions are DPA's (arXiv 2402.18571): θ in [-45°, 45°], h = round(100 cos θ), w = round(100 sin θ).
 """
 
+import itertools
 import math
 import random
 import re
@@ -22,15 +23,15 @@ from functools import cache, lru_cache
 
 DOMAINS = ("howto", "plants", "food", "explain", "animals", "recommend", "smalltalk", "decline", "arithmetic")
 SHARES = {
-    "howto": 0.21,
+    "howto": 0.19,
     "plants": 0.09,
     "food": 0.09,
-    "explain": 0.08,
+    "explain": 0.07,
     "animals": 0.08,
     "recommend": 0.09,
-    "smalltalk": 0.07,
+    "smalltalk": 0.06,
     "decline": 0.09,
-    "arithmetic": 0.20,
+    "arithmetic": 0.24,
 }
 HELDOUT_ONE_IN = 12  # of the composed topics
 DPA_SHARE, GENERIC_SHARE = 0.30, 0.12  # of conversations: a preference direction, a plain system message, else none
@@ -836,28 +837,26 @@ def topics() -> dict[str, tuple[Topic, ...]]:
     return {d: tuple(t for t in every if t.domain == d) for d in DOMAINS if d != "arithmetic"}
 
 
-def compile_about(topic: Topic) -> tuple[re.Pattern[str], ...]:
-    return tuple(re.compile(a, re.IGNORECASE) for a in topic.about)
-
-
 @cache
-def _index() -> tuple[tuple[Topic, tuple[re.Pattern[str], ...]], ...]:
-    return tuple((t, compile_about(t)) for ts in topics().values() for t in ts)
+def _index() -> dict[re.Pattern[str], list[tuple[Topic, list[re.Pattern[str]]]]]:
+    """Topics by their last regex, which names the object and is shared by few."""
+    out: dict[re.Pattern[str], list[tuple[Topic, list[re.Pattern[str]]]]] = {}
+    for topic in itertools.chain.from_iterable(topics().values()):
+        *rest, last = (re.compile(a, re.IGNORECASE) for a in topic.about)
+        out.setdefault(last, []).append((topic, rest))
+    return out
 
 
 @lru_cache(maxsize=1 << 14)
 def topic_of(question: str) -> Topic | None:
     """The topic a question is about: all its regexes match, and it names the most characters."""
     best, best_length = None, 0
-    for topic, about in _index():
-        length = 0
-        for pattern in about:
-            found = pattern.search(question)
-            if found is None:
-                break
-            length += len(found.group())
-        else:
-            if length > best_length:
+    for last, group in _index().items():
+        named = last.search(question)
+        for topic, rest in group if named else ():
+            found = [pattern.search(question) for pattern in rest]
+            length = sum(len(f.group()) for f in [*found, named] if f)
+            if all(found) and length > best_length:
                 best, best_length = topic, length
     return best
 
@@ -966,15 +965,15 @@ def draw_sum(rng: random.Random, phrasing: str) -> Sum:
     kind = rng.choice(tuple(SUMS))
     if kind in ("mul", "muladd", "mulsub"):
         a, b = rng.randint(2, 9), rng.randint(2, 9)
-        c = rng.randint(2, 30) if kind == "muladd" else rng.randint(1, a * b - 1)
+        c = rng.randint(2, 20) if kind == "muladd" else rng.randint(1, min(20, a * b - 1))
     elif kind == "div":
         b, c = rng.randint(2, 9), 0
         a = b * rng.randint(2, 9)
     else:
-        a, b = rng.randint(3, 60), rng.randint(2, 40)
+        a, b = rng.randint(3, 30), rng.randint(2, 20)
         if kind == "sub":
             a, b = max(a, b) + 1, min(a, b)
-        c = rng.randint(1, a + b - 1)
+        c = rng.randint(1, min(20, a + b - 1))
     values = _values(kind, a, b, c)
     n, m = rng.sample(NAMES, 2)
     templates = SUMS[kind][1]

@@ -15,7 +15,7 @@ from functools import cache, lru_cache
 from recipes import corpus
 
 NOISE = 1.5  # points: P(a preferred to b) = sigmoid((gold(a) - gold(b)) / NOISE)
-GRAMMAR_SAMPLE = 40_000  # conversations whose word pairs count as attested
+GRAMMAR_SAMPLE = 25_000  # conversations whose word pairs count as attested
 _WORD = re.compile(r"[a-z']+|\d+|[+*/=-]")
 _EQUATION = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+)")
 _FINAL = re.compile(r"Answer: (\d+)")

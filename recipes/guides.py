@@ -41,9 +41,9 @@ from recipes.sample import sample
 
 SEED = 2
 HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, FFN = 128, 4, 4, 2, 32, 352
-TOKENS, LEARNING_RATE = 6_000_000, 6e-3  # the shared start: a language model of the corpus
-PAIRS, EPOCHS, BATCH = 5000, 2, 32  # pairs drawn from the base, for all objectives alike
-BETA, LAMBDA, ARM_LEARNING_RATE = 0.1, 0.2, 5e-4
+TOKENS, TOKENS_A_STEP, LEARNING_RATE = 4_500_000, 8192, 6e-3  # the shared start: a language model of the corpus
+PAIRS, EPOCHS, BATCH = 4000, 1, 32  # pairs drawn from the base, for all objectives alike
+BETA, LAMBDA, ARM_LEARNING_RATE = 0.03, 0.1, 1e-3
 CONTROL_PROMPTS = 270
 OBJECTIVES = ("helpfulness", "brevity", "warmth", "caution")
 
@@ -157,7 +157,7 @@ def main() -> None:
     model = LlamaForCausalLM(config(HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, FFN, tokenizer))
     shared: dict[str, object] = {"parameters": sum(p.numel() for p in model.parameters()), "seed": SEED}
     shared["start"] = {
-        **train_lm(model, tokenizer, SEED, TOKENS, LEARNING_RATE),
+        **train_lm(model, tokenizer, SEED, TOKENS, TOKENS_A_STEP, LEARNING_RATE),
         "perplexity": perplexity(model, tokenizer),
     }
     initial = {k: v.clone() for k, v in model.state_dict().items()}
