@@ -37,7 +37,7 @@ async def round_trip(url: str, model: str, clients: int, requests: int) -> float
     """Tokens per second of `requests` answers."""
     body = {
         "model": model,
-        "messages": [{"role": "user", "content": "How do I clean a copper kettle?"}],
+        "messages": [{"role": "user", "content": "How do I clean a copper pan?"}],
         "max_tokens": TOKENS,
         "ignore_eos": True,
         "temperature": 1.0,
