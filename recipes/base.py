@@ -179,7 +179,7 @@ def train_lm(
 ) -> dict[str, float]:
     """Muon on the layers' matrices, AdamW on the rest, warm-up and cosine, until `tokens` padded tokens are seen.
 
-    After 60 steps of the base's recipe the loss was 2.9 with Muon against 4.7 with AdamW alone at the same rate.
+    In a short trial Muon's loss fell much faster than that of AdamW alone at the same rate.
     """
     matrices = [p for n, p in model.named_parameters() if p.dim() > 1 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.dim() == 1 or "embed" in n]

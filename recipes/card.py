@@ -301,7 +301,7 @@ def main() -> None:
             control=control(records),
             shown=shown(prompts, answers[::DRAWS]),
             beta=guides.BETA,
-            lam=guides.LAMBDA,
+            settings=", ".join(f"{o} {weight:g}" for o, (weight, _) in guides.SETTINGS.items()),
             seeds=f"{base.SEED}, {guides.SEED}, {SEED}",
         )
     )

@@ -43,9 +43,15 @@ SEED = 2
 HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, FFN = 128, 4, 4, 2, 32, 352
 TOKENS, TOKENS_A_STEP, LEARNING_RATE = 4_500_000, 8192, 6e-3  # the shared start: a language model of the corpus
 PAIRS, EPOCHS, BATCH = 4000, 1, 32  # pairs drawn from the base, for all objectives alike
-BETA, LAMBDA, ARM_LEARNING_RATE = 0.03, 0.1, 1e-3
+BETA = 0.03
 CONTROL_PROMPTS = 270
-OBJECTIVES = ("helpfulness", "brevity", "warmth", "caution")
+SETTINGS = {  # objective: λ, learning rate; helpfulness is knowledge, which a larger λ and smaller steps keep
+    "helpfulness": (1.0, 5e-4),
+    "brevity": (0.1, 1e-3),
+    "warmth": (0.1, 1e-3),
+    "caution": (0.1, 1e-3),
+}
+OBJECTIVES = tuple(SETTINGS)
 
 Pair = tuple[str, str, str]  # rendered prompt, chosen, rejected
 
@@ -93,24 +99,27 @@ def tensors(tokenizer: PreTrainedTokenizerFast, pairs: list[Pair]) -> tuple[torc
 
 
 def train_arm(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, pairs: list[Pair], seed: int
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    pairs: list[Pair],
+    seed: int,
+    weight: float,
+    learning_rate: float,
 ) -> dict[str, float]:
-    """Equation (1) by AdamW; every tenth pair is held out for the accuracy of r = log π_r."""
+    """Equation (1) with λ = `weight` by AdamW; every tenth pair is held out for the accuracy of r = log π_r."""
     test, train = pairs[::10], [p for i, p in enumerate(pairs) if i % 10]
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=ARM_LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.0, fused=True
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     rng, step, start, recent = random.Random(seed), 0, time.monotonic(), 0.69
     steps = EPOCHS * (len(train) // BATCH)
     for _ in range(EPOCHS):
         shuffled = rng.sample(train, len(train))
         for i in range(0, len(shuffled) - BATCH + 1, BATCH):
             for group in optimizer.param_groups:
-                group["lr"] = ARM_LEARNING_RATE * min(1.0, (step + 1) / 10) * rate(step / steps)
+                group["lr"] = learning_rate * min(1.0, (step + 1) / 10) * rate(step / steps)
             ids, mask = tensors(tokenizer, shuffled[i : i + BATCH])
             chosen_B, rejected_B = said_logprob(model, ids, mask).chunk(2)
             arm = -torch.nn.functional.logsigmoid(BETA * (chosen_B - rejected_B)).mean()
-            loss = arm - LAMBDA * chosen_B.sum() / mask[:BATCH].sum()  # (1)
+            loss = arm - weight * chosen_B.sum() / mask[:BATCH].sum()  # (1)
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -169,7 +178,7 @@ def main() -> None:
     for objective in OBJECTIVES:
         print(objective, flush=True)
         model.load_state_dict(initial)
-        arm = train_arm(model, tokenizer, label(pairs, objective), SEED)
+        arm = train_arm(model, tokenizer, label(pairs, objective), SEED, *SETTINGS[objective])
         record = {**shared, "objective": objective, "arm": arm, "perplexity": perplexity(model, tokenizer)}
         guide = LlamaForCausalLM(model.config)
         guide.load_state_dict(model.state_dict())
