@@ -420,11 +420,17 @@ async def test_metrics_count_each_request_once(raw: httpx.AsyncClient, ask: Ask,
     await raw.post(CHAT, json={"messages": HI, "alignment": {"strategy": "none"}})
     await raw.post(CHAT, json={"messages": HI, "temperature": -1, "alignment": wish["dera"]})
     await raw.post(CHAT, json={"messages": HI, "logit_bias": {"9999999": 1}, "stream": True, "alignment": wish["mod"]})
-    after = counts((await raw.get("/metrics/")).text)
-    assert {key: count - before.get(key, 0.0) for key, count in after.items() if count != before.get(key)} == {
+    expected = {
         ("guided", "ok"): 1, ("genarm", "ok"): 1, ("plain", "ok"): 1, ("none", "invalid"): 1, ("dera", "invalid"): 1,
         ("mod", "invalid"): 1,
     }  # fmt: skip
+    for _ in range(100):  # a request is counted when it is over, which its client may see first
+        after = counts((await raw.get("/metrics/")).text)
+        found = {key: count - before.get(key, 0.0) for key, count in after.items() if count != before.get(key)}
+        if len(found) == len(expected):
+            break
+        await asyncio.sleep(0.01)
+    assert found == expected
 
 
 async def test_nobody_comes_in_without_the_key(server: Running) -> None:
