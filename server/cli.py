@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import logging
 import os
 import signal
@@ -14,7 +15,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
-import uvloop
 
 from server.alignment import check
 from server.config import Config, ConfigError, load
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         config = load(args.config, overrides, check)
         with bind(config) as sock:
-            uvloop.run(run(config, sock))
+            asyncio.run(run(config, sock))
     except (ConfigError, OSError) as error:
         sys.exit(f"trimtab: {error}")
 
