@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import logging
 import os
 import signal
@@ -15,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
+import uvloop
 
 from server.alignment import check
 from server.config import Config, ConfigError, load
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         config = load(args.config, overrides, check)
         with bind(config) as sock:
-            asyncio.run(run(config, sock))
+            uvloop.run(run(config, sock))
     except (ConfigError, OSError) as error:
         sys.exit(f"trimtab: {error}")
 
