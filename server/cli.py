@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -68,7 +68,7 @@ def bind(config: Config) -> socket.socket:
 
 async def run(config: Config, sock: socket.socket) -> None:
     """Serve until told to stop."""
-    leave_when_told()
+    give_back = leave_when_told()
     # vLLM is imported no earlier than it is needed: it takes seconds, and a bad config should not.
     from engine.errors import MemberError
     from server.app import build
@@ -79,6 +79,7 @@ async def run(config: Config, sock: socket.socket) -> None:
     try:
         async with running_engine(config, args) as client:
             app = await build(client, config, args)
+            give_back()
             stopped = await serve_http(
                 app,
                 sock=sock,
@@ -93,10 +94,11 @@ async def run(config: Config, sock: socket.socket) -> None:
         raise ConfigError(str(error)) from None
 
 
-def leave_when_told() -> None:
+def leave_when_told() -> Callable[[], None]:
     """Until the HTTP server has handlers of its own, SIGTERM and SIGINT end this process and what it has started.
 
     A thread does it, because vLLM blocks the main one while it starts: no handler would run there before it is up.
+    Returns what gives signals back to the event loop, whose own handlers end a server that is up.
     """
     told, tells = socket.socketpair()
     tells.setblocking(False)
@@ -109,8 +111,13 @@ def leave_when_told() -> None:
         os._exit(128 + number)
 
     signal.signal(signal.SIGTERM, lambda *_: None)  # not the default, which would leave the others behind
-    signal.set_wakeup_fd(tells.detach())
+    before = signal.set_wakeup_fd(tells.detach())
     threading.Thread(target=watch, daemon=True).start()
+
+    def give_back() -> None:
+        signal.set_wakeup_fd(before)
+
+    return give_back
 
 
 if __name__ == "__main__":
