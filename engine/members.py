@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from decoders.protocols import BASE
 from engine import lora
 from engine.errors import MemberError
 from engine.plugin import ARCHITECTURE, FIELD, register
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig
-
-BASE = "base"
 
 
 @dataclass(frozen=True, kw_only=True)
