@@ -16,7 +16,8 @@ class Entry:
     paper: str = ""
     """arXiv id; empty for none."""
     takes: frozenset[str] = frozenset()
-    """Which of "weights" and "guides" it carries out, as its parameter `guides`."""
+    """Which of "weights" and "guides" it carries out as its parameter `guides`, and whether it wants a "reward", which
+    then carries out the weights."""
     shows: frozenset[str] = frozenset()
     """What a client may ask to see beside the answers."""
     streams: bool = True
@@ -30,7 +31,13 @@ class Entry:
 
 _trace = frozenset({"trace"})
 
+_search = frozenset({"guides", "reward"})
+_pool = frozenset({"candidates", "rewards"})
+
 STRATEGIES: dict[str, Entry] = {
+    "best_of_n": Entry(
+        target="decoders.best_of_n:BestOfN", paper="2112.09332", takes=_search, shows=_pool, streams=False
+    ),
     "contrastive": Entry(target="decoders.guided:contrastive", paper="2210.15097", shows=_trace),
     "dera": Entry(target="decoders.guided:dera", paper="2402.02992", shows=_trace),
     "genarm": Entry(

@@ -30,6 +30,8 @@ class Sampling:
     top_p: float = 1.0
     seed: int | None = None
     """With a seed, a draw depends on nothing but the request; None draws anew each time."""
+    stream: bool = True
+    """False: each answer is wanted whole, as one chunk once it has ended; searches draw so."""
     plausibility: float = 0.0
     """Only tokens with p_base >= plausibility * max p_base may be drawn (contrastive decoding's mask)."""
     native: Any = None
@@ -52,11 +54,19 @@ class Chunk:
     """Which of the n answers."""
     tokens: tuple[int, ...]
     finish: str | None = None
-    """"stop" (end of sequence or a stop string), "length", or the engine's own reason."""
+    """"stop" (end of sequence or a stop string), "length", one of `CUT`, or the engine's own reason."""
     report: Mapping[str, Any] = field(default_factory=dict)
     """What the strategy tells of this answer, beside its tokens; shown to the client."""
     native: Any = None
     """The engine's own object for these tokens (text, log-probs). None: the tokens are all there is."""
+
+
+CUT = frozenset({"budget", "deadline"})
+"""Reasons to end an answer before its time: the request may draw no more tokens, or take no more of them."""
+
+
+class Exhausted(Exception):
+    """The request's budget or deadline ended it with nothing in hand."""
 
 
 class Engine(Protocol):
@@ -74,12 +84,16 @@ class Engine(Protocol):
         """[T] exact KL(mixture || base) of the next token, in nats, before each of the completion's tokens."""
         ...
 
+    def text(self, completion: Tokens) -> str:
+        """A completion as the client would read it, without special tokens."""
+        ...
+
 
 class Reward(Protocol):
     """Higher is better. NaN and infinity are errors, never scores."""
 
     async def __call__(self, prompt: Tokens, completions: Sequence[Tokens]) -> list[list[float]]:
-        """[N, K] scores, one row per completion."""
+        """[N, K] scores, one row per completion, whole or not; K = 1 for a strategy that maximises or tilts."""
         ...
 
 

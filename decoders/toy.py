@@ -136,10 +136,13 @@ class ToyEngine:
                     elif self.model.ended(answers[i]) or len(answers[i]) - len(begun) >= sampling.max_tokens:
                         finish = "length"
                     else:
-                        yield Chunk(index=i, tokens=(token,))
+                        if sampling.stream:
+                            yield Chunk(index=i, tokens=(token,))
                         continue
                     open_answers.remove(i)
-                    yield Chunk(index=i, tokens=(token,), finish=finish)
+                    yield Chunk(
+                        index=i, tokens=(token,) if sampling.stream else answers[i][len(begun) :], finish=finish
+                    )
         finally:
             self.live -= 1
 
@@ -155,6 +158,10 @@ class ToyEngine:
             float(np.exp(mixed(prefix)) @ (mixed(prefix) - base(prefix)))
             for prefix, _ in self._steps(prompt, completion)
         ]
+
+    def text(self, completion: Tokens) -> str:
+        """The tokens as numbers."""
+        return " ".join(str(token) for token in completion if token != self.model.eos)
 
     def _steps(self, prompt: Tokens, completion: Tokens) -> Iterator[tuple[Prefix, int]]:
         prefix = self._response(prompt)

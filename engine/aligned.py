@@ -72,6 +72,9 @@ class Metered:
         self.run.scored += len(completion)
         return await self.engine.divergence(prompt, completion, guides=guides)
 
+    def text(self, completion: Tokens) -> str:
+        return self.engine.text(completion)
+
 
 def as_sampling(params: SamplingParams) -> Sampling:
     """What a strategy may look into; the rest travels as `native`."""

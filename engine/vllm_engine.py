@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
@@ -57,10 +58,11 @@ class VLLMEngine:
         masks = [name for name in MASKS if getattr(template, name)]
         if sampling.plausibility and masks:
             raise ValueError(f"plausibility cannot be combined with {masks[0]}: together they may leave no token")
-        final = template.output_kind is RequestOutputKind.FINAL_ONLY
+        final = template.output_kind is RequestOutputKind.FINAL_ONLY or not sampling.stream
+        apart = n > 1 and not sampling.stream
         params = msgspec.structs.replace(
             template,
-            n=n,
+            n=1 if apart else n,
             max_tokens=sampling.max_tokens,
             min_tokens=min(template.min_tokens, sampling.max_tokens),
             temperature=sampling.temperature,
@@ -70,7 +72,7 @@ class VLLMEngine:
             output_kind=RequestOutputKind.FINAL_ONLY if final else RequestOutputKind.DELTA,
             extra_args={**(template.extra_args or {}), KEY: self._row(guides, plausibility=sampling.plausibility)},
         )
-        async with aclosing(self._run(prompt, params)) as outputs:
+        async with aclosing(self._apart(prompt, params, n) if apart else self._run(prompt, params)) as outputs:
             async for output in outputs:
                 for piece in output.outputs:
                     native = copy(output)
@@ -95,6 +97,10 @@ class VLLMEngine:
         """
         found = await self._read(prompt, completion, self._row(guides, readout=True), logprobs=2)
         return [read(logprobs[0].logprob, logprobs[1].logprob) for logprobs in found]
+
+    def text(self, completion: Tokens) -> str:
+        text: str = self.client.renderer.tokenizer.decode(list(completion), skip_special_tokens=True)
+        return text
 
     async def _read(
         self, prompt: Tokens, completion: Tokens, row: bytes, logprobs: int, **more: Any
@@ -122,6 +128,28 @@ class VLLMEngine:
         async with aclosing(self._run([*prompt, *completion[:-1]], params)) as outputs:
             output = [output async for output in outputs][-1]
         return [*output.prompt_logprobs[len(prompt) :], output.outputs[0].logprobs[0]]
+
+    async def _apart(self, prompt: Tokens, params: SamplingParams, n: int) -> AsyncGenerator[RequestOutput, None]:
+        """n answers as n requests, each given when it has ended: one request with n answers waits for the last.
+
+        Seeds are those of vLLM's own n answers, so the answers are too.
+        """
+
+        async def one(i: int) -> RequestOutput:
+            own = params if params.seed is None else msgspec.structs.replace(params, seed=params.seed + i)
+            async with aclosing(self._run(prompt, own)) as outputs:
+                output = [output async for output in outputs][-1]
+            output.outputs[0].index = i
+            return output
+
+        tasks = [asyncio.create_task(one(i)) for i in range(n)]
+        try:
+            for ended in asyncio.as_completed(tasks):
+                yield await ended
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _run(self, prompt: Tokens, params: SamplingParams) -> AsyncGenerator[RequestOutput, None]:
         request = f"{self.name}-{uuid4().hex[:16]}"

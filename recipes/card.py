@@ -133,7 +133,7 @@ def training(records: dict[str, dict[str, object]]) -> str:
             (
                 f"{name} (equation 1)",
                 arm["steps"],
-                f"{guide['pairs']:,} pairs × {guides.EPOCHS}",
+                f"{arm['pairs']:,} pairs × {guides.EPOCHS}",
                 f"{arm['final_loss']:.3f}; held-out pairs ordered right {arm['accuracy']:.3f}",
                 f"{arm['seconds']:.0f} s",
             )
@@ -296,6 +296,8 @@ def main() -> None:
             draws=DRAWS,
             prompts=PROMPTS,
             noise=gold.NOISE,
+            drawn=guides.DRAWN,
+            asked=guides.PROMPTS,
             directions=directions(model, tokenizer),
             guided=guided(model, tokenizer, prompts, answers[::DRAWS]),
             control=control(records),

@@ -911,6 +911,9 @@ SUMS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...], str]] = {
         ("the groups hold {a} * {b} = {d}", "{c} of them go away, so {d} - {c} = {e}"), "{e} + {c} = {d}"),
 }
 # fmt: on
+# What a wrong answer computes instead: another operation, or the first of two steps alone.  Its equations hold, so that
+# mistakes of understanding do not teach mistakes of reckoning.
+SLIPS = {"add": "sub", "sub": "add", "mul": "add", "div": "sub", "addsub": "add", "muladd": "mul", "mulsub": "mul"}
 _NUMBER = re.compile(r"\d+")
 _KINDS = {k: re.compile(v[0], re.IGNORECASE) for k, v in SUMS.items()}
 
@@ -965,15 +968,15 @@ def draw_sum(rng: random.Random, phrasing: str) -> Sum:
     kind = rng.choice(tuple(SUMS))
     if kind in ("mul", "muladd", "mulsub"):
         a, b = rng.randint(2, 9), rng.randint(2, 9)
-        c = rng.randint(2, 20) if kind == "muladd" else rng.randint(1, min(20, a * b - 1))
+        c = rng.randint(2, 12) if kind == "muladd" else rng.randint(1, min(12, a * b - 1))
     elif kind == "div":
         b, c = rng.randint(2, 9), 0
         a = b * rng.randint(2, 9)
     else:
-        a, b = rng.randint(3, 30), rng.randint(2, 20)
+        a, b = rng.randint(3, 20), rng.randint(2, 12)
         if kind == "sub":
             a, b = max(a, b) + 1, min(a, b)
-        c = rng.randint(1, min(20, a + b - 1))
+        c = rng.randint(1, min(12, a + b - 1))
     values = _values(kind, a, b, c)
     n, m = rng.sample(NAMES, 2)
     templates = SUMS[kind][1]
@@ -984,16 +987,17 @@ def draw_sum(rng: random.Random, phrasing: str) -> Sum:
 
 def _answer_sum(rng: random.Random, problem: Sum, b: Behaviour) -> tuple[list[str], str]:
     """Sentences of reasoning and the final line."""
-    v = dict(problem.values)
-    last = [*v][-1]
-    slip = b.helpfulness == 0 or (b.helpfulness == 1 and rng.random() < 0.4)
-    bare = b.helpfulness == 1 and not slip
+    kind, v = problem.kind, problem.values
+    slip = rng.random() < (0.65, 0.25, 0.0)[b.helpfulness]
+    bare = b.helpfulness == 0 and not slip
     if slip:
-        v[last] = max(0, v[last] + rng.choice((-10, -2, -1, 1, 2, 10)))
-    lines = [line.format(n=problem.name, **v) for line in SUMS[problem.kind][2]]
+        kind, (high, low) = SLIPS[kind], sorted((v["a"], v["b"]), reverse=True)
+        v = _values(kind, high, low, 0)
+    last = [*v][-1]
+    lines = [line.format(n=problem.name, **v) for line in SUMS[kind][2]]
     if bare:
         said = _fillers(rng, max(0, b.verbosity - 1))
-    elif b.verbosity == 0:
+    elif b.verbosity == 0 or b.helpfulness == 1:
         said = [", ".join(re.search(r"[\d*+/-][\d =*+/-]*$", line).group() for line in lines)]  # type: ignore[union-attr]
     else:
         said = [
@@ -1018,9 +1022,7 @@ def _answer_sum(rng: random.Random, problem: Sum, b: Behaviour) -> tuple[list[st
                     "Nothing else is needed]",
                 ),
             )
-            said.append(
-                say(rng, "[We can go back to test it|To test it, go back]: {t}", t=SUMS[problem.kind][3].format(**v))
-            )
+            said.append(say(rng, "[We can go back to test it|To test it, go back]: {t}", t=SUMS[kind][3].format(**v)))
     return [sentence(s) for s in said], f"Answer: {v[last]}"
 
 
@@ -1094,7 +1096,7 @@ def _clauses(rng: random.Random, topic: Topic, level: int) -> list[tuple[str, st
     if level == 2:
         out = right
     else:
-        bad = rng.choice(("vague", "vague", "wrong", "wrong", "off")) if level == 0 else rng.choice(("vague", "wrong"))
+        bad = rng.choice(("vague", "vague", "vague", "wrong", "off") if level == 0 else ("vague", "vague", "wrong"))
         if bad == "wrong":
             out = [(say(rng, f.wrong, **slots), "") for f in facts if f.wrong]
         elif bad == "off":
@@ -1202,11 +1204,11 @@ def draw_behaviour(rng: random.Random, theta: float | None = None) -> Behaviour:
     caution = rng.choices((0, 1, 2), (50, 30, 20))[0]
     if theta is None:
         return Behaviour(
-            rng.choices((0, 1, 2), (25, 25, 50))[0], rng.choices((0, 1, 2, 3), (25, 25, 28, 22))[0], warmth, caution
+            rng.choices((0, 1, 2), (42, 28, 30))[0], rng.choices((0, 1, 2, 3), (25, 25, 28, 22))[0], warmth, caution
         )
     sin, cos = math.sin(math.radians(theta)), math.cos(math.radians(theta))
-    verbosity = min(3, max(0, round(1.5 + 2.6 * sin + rng.uniform(-0.6, 0.6))))
-    good = 0.35 + 0.6 * (cos - math.cos(math.radians(THETA_MAX))) / (1 - math.cos(math.radians(THETA_MAX)))
+    verbosity = min(3, max(0, round(1.5 + 2.6 * sin + rng.uniform(-0.4, 0.4))))
+    good = 0.25 + 0.7 * (cos - math.cos(math.radians(THETA_MAX))) / (1 - math.cos(math.radians(THETA_MAX)))
     helpfulness = 2 if rng.random() < good else rng.choice((0, 1))
     return Behaviour(helpfulness, verbosity, warmth, caution)
 

@@ -163,7 +163,7 @@ def _content(question: str, answer: str) -> float:
             for a, o, b, c in equations
         ]
         reasoning = sum(valid) / len(valid) if valid else 0.0
-        return 0.7 * arithmetic(question, answer) + 0.3 * reasoning
+        return arithmetic(question, answer) * (0.7 + 0.3 * reasoning)
     topic = corpus.topic_of(question)
     if topic is None:
         return 0.5

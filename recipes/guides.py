@@ -4,7 +4,8 @@
 
 Each is a small Llama with the base's tokenizer.  All start from one language model of the corpus, then minimise
     L = -log σ(β_r [Σ_t log π_r(y⁺_t) - Σ_t log π_r(y⁻_t)]) + λ · CE(y⁺)                                     (1)
-over preference pairs drawn from the base at temperature 1 and labelled by noisy gold.  Sums run over response tokens,
+over preference pairs drawn from the base at temperature 1: of DRAWN answers to a prompt those farthest apart by gold,
+labelled with Bradley-Terry noise.  Sums run over response tokens,
 <|end|> included; there is no reference model and no length normalisation.  The last term (mean nats per token) is ours,
 not GenARM's: without it a model of this size buys margin with its grammar.
 Shapes: B pairs, rows 0..B-1 chosen and B..2B-1 rejected; T positions.
@@ -42,7 +43,8 @@ from recipes.sample import sample
 SEED = 2
 HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, FFN = 128, 4, 4, 2, 32, 352
 TOKENS, TOKENS_A_STEP, LEARNING_RATE = 4_500_000, 8192, 6e-3  # the shared start: a language model of the corpus
-PAIRS, EPOCHS, BATCH = 4000, 1, 32  # pairs drawn from the base, for all objectives alike
+PROMPTS, DRAWN = 2500, 8  # training prompts, and the base's answers to each, for all objectives alike
+PAIRS_A_PROMPT, EPOCHS, BATCH = 2, 1, 32
 BETA = 0.03
 CONTROL_PROMPTS = 270
 SETTINGS = {  # objective: λ, learning rate; helpfulness is knowledge, which a larger λ and smaller steps keep
@@ -56,28 +58,32 @@ OBJECTIVES = tuple(SETTINGS)
 Pair = tuple[str, str, str]  # rendered prompt, chosen, rejected
 
 
-def draw_pairs(
+def draw_answers(
     base: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, n: int, seed: int
-) -> list[tuple[tuple[dict[str, str], ...], str, str]]:
-    """(prompt, answer, answer): two answers of the base at temperature 1 a training prompt, cut ones left out."""
+) -> list[tuple[tuple[dict[str, str], ...], list[str]]]:
+    """(prompt, answers): DRAWN answers of the base at temperature 1 to each of `n` training prompts; cut ones go."""
     stream = corpus.train_conversations(seed)
     prompts = [
         c.messages[:-1]
         for c in itertools.islice((c for c in stream if sum(m["role"] == "user" for m in c.messages) == 1), n)
     ]
-    drawn = sample([(base, 1.0)], tokenizer, [p for p in prompts for _ in range(2)], seed)
-    return [
-        (p, a.text, b.text) for p, a, b in zip(prompts, drawn[::2], drawn[1::2], strict=True) if a.ended and b.ended
-    ]
+    drawn = sample([(base, 1.0)], tokenizer, [p for p in prompts for _ in range(DRAWN)], seed)
+    return [(p, [a.text for a in drawn[i * DRAWN : (i + 1) * DRAWN] if a.ended]) for i, p in enumerate(prompts)]
 
 
-def label(pairs: list[tuple[tuple[dict[str, str], ...], str, str]], objective: str) -> list[Pair]:
-    """Chosen and rejected by gold with Bradley-Terry noise."""
+def label(drawn: list[tuple[tuple[dict[str, str], ...], list[str]]], objective: str) -> list[Pair]:
+    """PAIRS_A_PROMPT pairs a prompt, best with worst and inwards by gold; chosen by gold with Bradley-Terry noise.
+
+    Answers of equal gold make no pair.  All pairs of a prompt are neighbours in the list.
+    """
     rng, gold, out = random.Random(f"label/{objective}"), GOLD[objective], []
-    for prompt, a, b in pairs:
+    for prompt, answers in drawn:
         question = prompt[-1]["content"]
-        first = prefer(rng, gold(question, a), gold(question, b))
-        out.append((render(prompt), *((a, b) if first else (b, a))))
+        ranked = sorted(((gold(question, a), a) for a in answers), key=lambda g: g[0])
+        for (low, worse), (high, better) in list(zip(ranked, reversed(ranked), strict=True))[:PAIRS_A_PROMPT]:
+            if low < high:
+                first = prefer(rng, high, low)
+                out.append((render(prompt), *((better, worse) if first else (worse, better))))
     return out
 
 
@@ -106,8 +112,9 @@ def train_arm(
     weight: float,
     learning_rate: float,
 ) -> dict[str, float]:
-    """Equation (1) with λ = `weight` by AdamW; every tenth pair is held out for the accuracy of r = log π_r."""
-    test, train = pairs[::10], [p for i, p in enumerate(pairs) if i % 10]
+    """Equation (1) with λ = `weight` by AdamW; the last tenth of the pairs is held out for the accuracy of log π_r."""
+    cut = len(pairs) * 9 // 10
+    train, test = pairs[:cut], pairs[cut:]
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     rng, step, start, recent = random.Random(seed), 0, time.monotonic(), 0.69
     steps = EPOCHS * (len(train) // BATCH)
@@ -129,6 +136,7 @@ def train_arm(
                 print(f"  step {step}/{steps} loss {recent:.3f}", flush=True)
     return {
         "steps": step,
+        "pairs": len(pairs),
         "final_loss": recent,
         "accuracy": accuracy(model, tokenizer, test),
         "seconds": time.monotonic() - start,
@@ -173,12 +181,12 @@ def main() -> None:
     base = LlamaForCausalLM.from_pretrained(DEMO / "base", dtype=torch.float32)
     shared["control"] = control(base, model, tokenizer)
     drawing = time.monotonic()
-    pairs = draw_pairs(base, tokenizer, PAIRS, SEED)
-    shared |= {"pairs": len(pairs), "drawing_seconds": time.monotonic() - drawing}
+    answers = draw_answers(base, tokenizer, PROMPTS, SEED)
+    shared["drawing_seconds"] = time.monotonic() - drawing
     for objective in OBJECTIVES:
         print(objective, flush=True)
         model.load_state_dict(initial)
-        arm = train_arm(model, tokenizer, label(pairs, objective), SEED, *SETTINGS[objective])
+        arm = train_arm(model, tokenizer, label(answers, objective), SEED, *SETTINGS[objective])
         record = {**shared, "objective": objective, "arm": arm, "perplexity": perplexity(model, tokenizer)}
         guide = LlamaForCausalLM(model.config)
         guide.load_state_dict(model.state_dict())

@@ -11,7 +11,7 @@ import pytest
 
 from decoders.guided import Guided
 from decoders.plain import Plain
-from decoders.protocols import BASE, Chunk, Engine, Sampling, Strategy, Tokens, indifferent
+from decoders.protocols import BASE, Chunk, Engine, Reward, Sampling, Strategy, Tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,8 @@ class Specimen:
     """At least three, of different lengths where the engine allows."""
     guides: tuple[str, ...]
     """At least one guide's name."""
+    reward: Reward
+    """[N, 1]; not the same for all answers."""
     live: Callable[[], Awaitable[int]]
     """How many generations run right now."""
     sampling: Sampling
@@ -46,7 +48,7 @@ async def answers(chunks: AsyncIterator[Chunk], n: int) -> list[tuple[int, ...]]
 async def run(
     strategy: Strategy, s: Specimen, prompt: Tokens, *, seed: int, n: int = 1, want: frozenset[str] = frozenset()
 ) -> list[tuple[int, ...]]:
-    return await answers(strategy(prompt, replace(s.sampling, seed=seed), s.engine, indifferent, n=n, want=want), n)
+    return await answers(strategy(prompt, replace(s.sampling, seed=seed), s.engine, s.reward, n=n, want=want), n)
 
 
 def pulled(s: Specimen) -> Guided:
@@ -60,6 +62,16 @@ async def answers_fit(s: Specimen) -> None:
     for n in (1, 3):
         for answer in await run(Plain(), s, s.prompts[0], seed=1, n=n):
             assert 0 < len(answer) <= s.sampling.max_tokens
+
+
+async def whole_answers_are_the_same(s: Specimen) -> None:
+    """Asked for whole, answers come as one chunk each and are those that come piece by piece."""
+    sampling = replace(s.sampling, seed=11)
+    pieces = await answers(s.engine.generate(s.prompts[0], sampling, n=4, guides={BASE: 1.0}), 4)
+    whole = replace(sampling, stream=False)
+    chunks = [chunk async for chunk in s.engine.generate(s.prompts[0], whole, n=4, guides={BASE: 1.0})]
+    assert {chunk.index: chunk.tokens for chunk in chunks} == dict(enumerate(pieces))
+    assert all(chunk.finish for chunk in chunks)
 
 
 async def zero_exponents_are_the_base(s: Specimen) -> None:
@@ -114,6 +126,7 @@ async def unknown_members_are_named(s: Specimen) -> None:
 
 ENGINE_LAWS = [
     answers_fit,
+    whole_answers_are_the_same,
     zero_exponents_are_the_base,
     one_hot_is_the_guide,
     order_of_members_is_nothing,
@@ -153,7 +166,7 @@ async def an_early_close_leaves_nothing(s: Specimen, strategy: Strategy) -> None
     for stop_after in (1, 2, 3):
         seen = 0
         async with aclosing(
-            strategy(s.prompts[0], replace(s.sampling, seed=5), s.engine, indifferent, n=3, want=frozenset())
+            strategy(s.prompts[0], replace(s.sampling, seed=5), s.engine, s.reward, n=3, want=frozenset())
         ) as chunks:
             async for _ in chunks:
                 seen += 1

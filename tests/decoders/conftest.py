@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from decoders.protocols import Sampling
+from decoders.protocols import Sampling, Tokens
 from decoders.toy import Prefix, ToyEngine, ToyModel
 from tests.contracts import Specimen
 
@@ -27,16 +28,22 @@ def reward() -> dict[Prefix, float]:
 
 
 @pytest.fixture
-def specimen(toy: ToyModel) -> Specimen:
+def specimen(toy: ToyModel, reward: dict[Prefix, float]) -> Specimen:
     engine = ToyEngine(toy, start=START)
 
     async def live() -> int:
         return engine.live
 
+    async def table(prompt: Tokens, completions: Sequence[Tokens]) -> list[list[float]]:
+        """r of the response that the prompt's begun response and the completion make; of a prefix, its length."""
+        begun = tuple(prompt)[tuple(prompt).index(START) + 1 :]
+        return [[reward.get((*begun, *tokens), float(len(tokens)))] for tokens in completions]
+
     return Specimen(
         engine=engine,
         prompts=((START,), (START, 0), (4, START, 1, 0)),
         guides=("arm",),
+        reward=table,
         live=live,
         sampling=Sampling(max_tokens=toy.max_tokens),
         tolerance=1e-9,

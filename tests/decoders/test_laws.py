@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from decoders.best_of_n import BestOfN
 from decoders.guided import Guided, contrastive, dera, genarm, mod, proxy_tuning
 from decoders.plain import Plain
 from decoders.protocols import Strategy
@@ -15,6 +16,8 @@ STRATEGIES: list[Strategy] = [
     mod(guides={"arm": 0.6, "base": 0.4}),
     proxy_tuning(expert="arm", antiexpert="base", alpha=0.5),
     contrastive(amateur="arm", alpha=0.3),
+    BestOfN(n=5),
+    BestOfN(n=4, guides={"arm": 1.0}),
 ]
 
 

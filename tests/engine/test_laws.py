@@ -14,10 +14,14 @@ def specimen(vllm_engine, client) -> Specimen:
     async def live() -> int:
         return client.get_num_unfinished_requests()
 
+    async def shortness(prompt, completions):
+        return [[-float(len(tokens))] for tokens in completions]
+
     return Specimen(
         engine=vllm_engine,
         prompts=(list(range(3)), list(range(50, 90)), list(range(20, 170))),
         guides=("llama", "windowed", "lora"),
+        reward=shortness,
         live=live,
         sampling=Sampling(max_tokens=12, native=SamplingParams()),
         tolerance=1e-4,

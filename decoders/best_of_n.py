@@ -1,0 +1,41 @@
+"""Best of N: draw N answers, return the one that the reward prefers.
+
+    y* = argmax_i r(x, y_i),    y_1 … y_N ~ pi                                                                       (1)
+
+pi is the base or, with `guides`, their mixture. For a reward without ties the law of y* is that of the largest of N
+draws, P(r(y*) <= t) = F(t)^N with F the law of r under pi, and KL(y* || pi) <= log N - (N - 1) / N.
+
+Ties go to the answer drawn first. `n` answers are the n best. Best so far: the best of the answers that have ended.
+Cost: N answers drawn, N scored.
+Neutral value: N = 1 is plain sampling, token for token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from decoders.candidates import Guides, Pool, draw, ranked, shown
+from decoders.protocols import Chunk, Engine, Reward, Sampling, Tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestOfN:
+    """The best of n candidates by the reward."""
+
+    n: Pool = 16
+    guides: Guides = field(default_factory=dict)
+
+    async def __call__(
+        self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, want: frozenset[str]
+    ) -> AsyncGenerator[Chunk, None]:
+        if n > self.n:
+            raise ValueError(f"n={n} answers cannot be chosen from params.n={self.n} candidates")
+        pool = await draw(prompt, sampling, engine, reward, n=self.n, guides=self.guides)
+        best = ranked(pool)[:n]  # (1)
+        async with aclosing(
+            shown(best, pool, want, [{"value": c.value, "candidate": c.index} for c in best])
+        ) as chunks:
+            async for chunk in chunks:
+                yield chunk

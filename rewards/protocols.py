@@ -1,0 +1,97 @@
+"""What a reward reads and gives, and what it may lean on.
+
+Shapes: N responses, K labels, T tokens. Higher is better; NaN and infinity are errors, never scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from decoders.protocols import Engine, Tokens
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Question:
+    """What is answered."""
+
+    messages: tuple[Mapping[str, str], ...]
+    """{"role", "content"}, as the client sent them; a bare prompt is one message of the user's."""
+    prompt: Tokens
+    """As the base reads it, chat template included."""
+    given: Mapping[str, Any] = field(default_factory=dict)
+    """What the request gave to score against: "references" (list of strings), "answer" (string) …"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Response:
+    """An answer, or the beginning of one."""
+
+    text: str
+    """As the client would read it: without special tokens, and without what stands after a stop string."""
+    tokens: Tokens
+    """The base's tokens, its end of sequence included."""
+
+
+class Scorer(Protocol):
+    """A reward before it is bound to a request."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What the K columns are called; ("score",) where there is one."""
+        ...
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The keys that `Question.given` must hold."""
+        ...
+
+    async def __call__(self, question: Question, responses: Sequence[Response]) -> list[list[float]]:
+        """[N, K], one row per response. A row depends on its own response alone, never on the others."""
+        ...
+
+
+class Pooler(Protocol):
+    """A reward model running on an engine of its own."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's own, of `transformers`."""
+        ...
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The head's labels, from the model's `id2label`."""
+        ...
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest input."""
+        ...
+
+    async def score(self, inputs: Sequence[Tokens]) -> list[list[float]]:
+        """[N, K] raw outputs of the head at each input's last token: no sigmoid, no softmax."""
+        ...
+
+    async def score_tokens(self, inputs: Sequence[Tokens]) -> list[list[list[float]]]:
+        """[N, T, K] raw outputs of the head at every token."""
+        ...
+
+
+class Host(Protocol):
+    """The served base, for rewards that ask it."""
+
+    @property
+    def engine(self) -> Engine: ...
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> Tokens:
+        """The conversation in the base's chat template, with its generation prompt."""
+        ...
+
+
+class RewardError(Exception):
+    """A reward that gave no usable score: NaN, infinite, of the wrong shape, too slow or dead."""
