@@ -19,7 +19,8 @@ from vllm.engine.protocol import EngineClient
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-from decoders.protocols import Chunk, Engine, Mixture, Reward, Sampling, Strategy, Tokens
+from decoders.protocols import CUT, Chunk, Engine, Reward, Sampling, Strategy, Tokens
+from engine.meter import Meter, Metered
 
 
 @dataclass(kw_only=True)
@@ -29,12 +30,16 @@ class Run:
     strategy: Strategy
     reward: Reward
     want: frozenset[str] = frozenset()
-    sampled: int = 0
-    """Tokens drawn, shown or not."""
-    scored: int = 0
-    """Tokens whose log-prob was asked for, once per mixture."""
+    meter: Meter = field(default_factory=Meter)
+    instead: Strategy | None = None
+    """What answers where the strategy fails before its first token with one of `forgiven`."""
+    forgiven: tuple[type[Exception], ...] = ()
+    failed: Exception | None = None
+    """What ended the strategy, and the request too where nothing answered instead."""
     reports: dict[int, dict[str, Any]] = field(default_factory=dict)
     """choice -> what the strategy told of it"""
+    answers: dict[int, list[int]] = field(default_factory=dict)
+    """choice -> its tokens so far"""
     choices: int = 0
     """Answers begun, over all the request's prompts."""
     streams: list[AsyncGenerator[RequestOutput, None]] = field(default_factory=list)
@@ -45,35 +50,27 @@ class Run:
             if isinstance(stream, AsyncGeneratorType) and not stream.ag_running:  # one that runs is being cancelled
                 await stream.aclose()
 
-
-running: ContextVar[Run | None] = ContextVar("running", default=None)
-
-
-@dataclass(frozen=True, slots=True)
-class Metered:
-    """An engine that counts its work on a run."""
-
-    engine: Engine
-    run: Run
-
-    async def generate(
-        self, prompt: Tokens, sampling: Sampling, *, n: int, guides: Mixture
+    async def carry_out(
+        self, prompt: Tokens, sampling: Sampling, engine: Engine, *, n: int
     ) -> AsyncGenerator[Chunk, None]:
-        async with aclosing(self.engine.generate(prompt, sampling, n=n, guides=guides)) as chunks:
+        """The strategy's chunks; `failed` says what went wrong, whoever gets to see the exception."""
+        begun = False
+        try:
+            async with aclosing(self.strategy(prompt, sampling, engine, self.reward, n=n, want=self.want)) as chunks:
+                async for chunk in chunks:
+                    begun = True
+                    yield chunk
+            return
+        except Exception as error:
+            self.failed = error
+            if begun or self.instead is None or not isinstance(error, self.forgiven):
+                raise
+        async with aclosing(self.instead(prompt, sampling, engine, self.reward, n=n, want=frozenset())) as chunks:
             async for chunk in chunks:
-                self.run.sampled += len(chunk.tokens)
                 yield chunk
 
-    async def score(self, prompt: Tokens, completion: Tokens, *, guides: Mixture) -> list[float]:
-        self.run.scored += len(completion)
-        return await self.engine.score(prompt, completion, guides=guides)
 
-    async def divergence(self, prompt: Tokens, completion: Tokens, *, guides: Mixture) -> list[float]:
-        self.run.scored += len(completion)
-        return await self.engine.divergence(prompt, completion, guides=guides)
-
-    def text(self, completion: Tokens) -> str:
-        return self.engine.text(completion)
+running: ContextVar[Run | None] = ContextVar("running", default=None)
 
 
 def as_sampling(params: SamplingParams) -> Sampling:
@@ -98,6 +95,7 @@ def as_sampling(params: SamplingParams) -> Sampling:
         top_k=max(params.top_k, 0),
         top_p=params.top_p,
         seed=params.seed,
+        stream=params.output_kind is not RequestOutputKind.FINAL_ONLY,
         native=params,
         constrained=bool(constrained),
     )
@@ -141,13 +139,13 @@ class AlignedClient:
             raise ValueError(f"alignment works on text prompts; this one is of type {prompt.get('type')!r}")
         tokens: Sequence[int] = prompt["prompt_token_ids"]
         n = params.n
-        engine = Metered(self.bind({**context, "cache_salt": prompt.get("cache_salt")}), run)
+        engine = Metered(self.bind({**context, "cache_salt": prompt.get("cache_salt")}), run.meter)
         texts = [Text(self.inner.renderer.tokenizer, skip_special=params.skip_special_tokens) for _ in range(n)]
         ended = 0
         answers: dict[int, RequestOutput] = {}
-        strategy = run.strategy(tokens, as_sampling(params), engine, run.reward, n=n, want=run.want)
-        async with aclosing(strategy) as chunks:
+        async with aclosing(run.carry_out(tokens, as_sampling(params), engine, n=n)) as chunks:
             async for chunk in chunks:
+                run.answers.setdefault(first + chunk.index, []).extend(chunk.tokens)
                 if chunk.report:
                     run.reports.setdefault(first + chunk.index, {}).update(chunk.report)
                 ended += chunk.finish is not None
@@ -176,6 +174,7 @@ def as_output(chunk: Chunk, prompt: Sequence[int], text: Text) -> RequestOutput:
         [completion] = output.outputs
         output.outputs = [copy(completion)]
         output.outputs[0].index = chunk.index
+        output.outputs[0].finish_reason = finish_reason(chunk)
         return output
     return RequestOutput(
         request_id="",
@@ -188,13 +187,17 @@ def as_output(chunk: Chunk, prompt: Sequence[int], text: Text) -> RequestOutput:
                 text=text.next(chunk.tokens, last=chunk.finish is not None),
                 token_ids=list(chunk.tokens),
                 cumulative_logprob=None,
-                logprobs=None,
-                finish_reason=chunk.finish,
+                logprobs=None if chunk.tokens else [],
+                finish_reason=finish_reason(chunk),
             )
         ],
         finished=False,
         num_cached_tokens=0,
     )
+
+
+def finish_reason(chunk: Chunk) -> str | None:
+    return "length" if chunk.finish in CUT else chunk.finish
 
 
 class Text:

@@ -58,7 +58,6 @@ class VLLMEngine:
         masks = [name for name in MASKS if getattr(template, name)]
         if sampling.plausibility and masks:
             raise ValueError(f"plausibility cannot be combined with {masks[0]}: together they may leave no token")
-        final = template.output_kind is RequestOutputKind.FINAL_ONLY or not sampling.stream
         apart = n > 1 and not sampling.stream
         params = msgspec.structs.replace(
             template,
@@ -69,7 +68,7 @@ class VLLMEngine:
             top_k=sampling.top_k,
             top_p=sampling.top_p,
             seed=None if sampling.seed is None else sampling.seed % 2**62,  # -1 would mean none, and n children add n
-            output_kind=RequestOutputKind.FINAL_ONLY if final else RequestOutputKind.DELTA,
+            output_kind=RequestOutputKind.DELTA if sampling.stream else RequestOutputKind.FINAL_ONLY,
             extra_args={**(template.extra_args or {}), KEY: self._row(guides, plausibility=sampling.plausibility)},
         )
         async with aclosing(self._apart(prompt, params, n) if apart else self._run(prompt, params)) as outputs:

@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cache
-from inspect import signature
-from typing import Any, get_type_hints
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from decoders import STRATEGIES, Entry
 from decoders.protocols import BASE, Strategy
 from server.config import Config, ConfigError
 from server.errors import ApiError, explained, shown, unknown
+from server.kinds import check_rewards, parameters
+from server.objective import Spec, parsed, weighted
 
 AT = "alignment"
+
+
+class Budget(BaseModel):
+    """What a request may spend at the most; what is in hand when it is spent is the answer."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    max_sampled_tokens: int = Field(default=0, ge=1, le=10**8)
+    deadline_ms: int = Field(default=0, ge=1, le=3_600_000)
+
+
+class Given(BaseModel):
+    """What answers are compared with, for rewards that compare."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    references: list[str] = Field(default=[], min_length=1, max_length=64)
+    answer: str = Field(default="", min_length=1)
 
 
 class AlignmentRequest(BaseModel):
@@ -27,7 +45,11 @@ class AlignmentRequest(BaseModel):
     weights: dict[str, Any] = {}
     guides: dict[str, Any] = {}
     params: dict[str, Any] = {}
+    reward: Any = None
+    given: Given = Given()
+    budget: Budget = Budget()
     want: list[str] = Field(default=[], alias="return")
+    on_error: Literal["fail", "degrade"] = "fail"
 
     @classmethod
     def parse(cls, raw: object) -> AlignmentRequest:
@@ -38,7 +60,9 @@ class AlignmentRequest(BaseModel):
         try:
             return cls.model_validate(raw)
         except ValidationError as error:
-            raise explained(error, at=AT, fields=fields) from None
+            inside: dict[str, type[BaseModel]] = {"budget": Budget, "given": Given}
+            within = inside.get(str(error.errors()[0]["loc"][0]))
+            raise explained(error, at=AT, fields=within.model_fields if within else fields) from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +76,22 @@ class Plan:
     guides: Mapping[str, float]
     """Exponent per guide as the strategy got it."""
     want: frozenset[str]
+    objective: Spec | None = None
+    """What the reward is made of; None where the strategy wants none."""
+    given: Mapping[str, Any] = field(default_factory=dict)
+    """What rewards compare with."""
+    max_sampled_tokens: int | None = None
+    deadline_ms: int | None = None
+    degrade: bool = False
+    """Whether a reward that fails is answered plainly."""
 
     @property
     def is_plain(self) -> bool:
         return self.name == "plain"
+
+    @property
+    def bounded(self) -> bool:
+        return self.max_sampled_tokens is not None or self.deadline_ms is not None
 
     def described(self) -> dict[str, Any]:
         told: dict[str, Any] = {"strategy": self.name}
@@ -68,21 +104,9 @@ class Plan:
         return told
 
 
-@cache
-def parameters(name: str) -> type[BaseModel]:
-    """A strategy's parameters as a model, from the signature of what builds it."""
-    build = STRATEGIES[name].load()
-    hints = get_type_hints(build, include_extras=True)
-    fields: dict[str, Any] = {
-        p.name: (hints[p.name], ... if p.default is p.empty else p.default)
-        for p in signature(build).parameters.values()
-    }
-    config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
-    return create_model(name, __config__=config, **fields)
-
-
 def check(config: Config) -> None:
     """Raises ConfigError for a preset or a default that no request could be answered with."""
+    check_rewards(config)
     asked = {"default_strategy": {}, **{f"presets.{name}": preset for name, preset in config.presets.items()}}
     for key, raw in asked.items():
         try:
@@ -95,23 +119,19 @@ def plan(raw: object, config: Config) -> Plan:
     """The plan for a request's `alignment`; raises ApiError naming the key, the value and what is valid."""
     asked = AlignmentRequest.parse(raw)
     given = asked.model_fields_set
-    weights = _preferences(asked.weights, config) if "weights" in given else {}
-    exponents = _exponents(asked.guides, config)
     name = config.default_strategy
     if "strategy" in given:
         name = asked.strategy
-    elif given & {"weights", "guides"}:
+    elif given & {"weights", "guides"} and not _rewarded(asked, config):
         name = "guided"
     if name not in STRATEGIES:
         raise ApiError(unknown("strategy", name, STRATEGIES.keys()), param=f"{AT}.strategy")
     entry = STRATEGIES[name]
-    for field in ("weights", "guides"):
-        if field in given and field not in entry.takes:
-            message = f"{AT}.{field} cannot be honoured by strategy {name!r}"
-            raise ApiError(message, param=f"{AT}.{field}", code="unsupported_pair")
-    if entry.takes and not given & entry.takes:
-        wanted = " or ".join(f"{AT}.{field}" for field in sorted(entry.takes))
-        raise ApiError(f"strategy {name!r} needs {wanted}", param=AT, code="missing_required_parameter")
+    _honoured(given, name, entry)
+    searches = "reward" in entry.takes
+    by: Literal["guide", "reward"] = "reward" if searches else "guide"
+    weights = preferences(asked.weights, config, by=by) if "weights" in given else {}
+    exponents = _exponents(asked.guides, config)
     for wish in asked.want:
         if wish not in entry.shows:
             raise ApiError(f"strategy {name!r}: {unknown('return', wish, entry.shows)}", param=f"{AT}.return")
@@ -119,11 +139,58 @@ def plan(raw: object, config: Config) -> Plan:
     if "guides" in asked.params:
         message = f"write {AT}.guides, beside params"
         raise ApiError(message, param=f"{AT}.params.guides", code="unknown_parameter")
-    pulls = {"guides": _pulls(weights, config) | exponents} if entry.takes else {}
+    pulls = {"guides": exponents if searches else _pulls(weights, config) | exponents} if entry.takes else {}
     strategy = _build(name, {**asked.params, **pulls})
-    mixture = dict(getattr(strategy, "mixture", {}))
+    mixture = dict(getattr(strategy, "mixture", {BASE: 1.0, **exponents} if exponents else {}))
     _bounded(mixture, config, param=f"{AT}.params" if asked.params else f"{AT}.weights")
-    return Plan(name=name, entry=entry, strategy=strategy, weights=weights, guides=mixture, want=frozenset(asked.want))
+    _small(strategy, config)
+    objective = None
+    if searches and given & {"weights", "reward"}:
+        objective = parsed(asked.reward, config, at=f"{AT}.reward") if "reward" in given else weighted(weights, config)
+    return Plan(
+        name=name,
+        entry=entry,
+        strategy=strategy,
+        weights=weights,
+        guides=mixture,
+        want=frozenset(asked.want),
+        objective=objective,
+        given=asked.given.model_dump(exclude_unset=True),
+        max_sampled_tokens=asked.budget.max_sampled_tokens or None,
+        deadline_ms=asked.budget.deadline_ms or None,
+        degrade=asked.on_error == "degrade",
+    )
+
+
+def _rewarded(asked: AlignmentRequest, config: Config) -> bool:
+    """Whether a request without a strategy can be meant for the server's default one, a search."""
+    guided = all(config.objectives[name].guide for name in asked.weights if name in config.objectives)
+    return "reward" in STRATEGIES[config.default_strategy].takes and not guided
+
+
+def _honoured(given: set[str], name: str, entry: Entry) -> None:
+    """Raises ApiError for a field that the strategy could not carry out, or one that it lacks."""
+    honours = entry.takes | ({"weights", "given"} if "reward" in entry.takes else set())
+    for key in ("weights", "guides", "reward", "given"):
+        if key in given and key not in honours:
+            message = f"{AT}.{key} cannot be honoured by strategy {name!r}"
+            raise ApiError(message, param=f"{AT}.{key}", code="unsupported_pair")
+    if {"weights", "reward"} <= given:
+        message = f"{AT}.weights and {AT}.reward are two ways to say what is wanted: give one"
+        raise ApiError(message, param=f"{AT}.reward", code="unsupported_pair")
+    if not entry.takes or entry.reward_optional:
+        return
+    needed = {"weights", "reward"} if "reward" in entry.takes else entry.takes
+    if not given & needed:
+        wanted = " or ".join(f"{AT}.{key}" for key in sorted(needed))
+        raise ApiError(f"strategy {name!r} needs {wanted}", param=AT, code="missing_required_parameter")
+
+
+def _small(strategy: Strategy, config: Config) -> None:
+    pool = getattr(strategy, "n", 1)
+    if pool > config.max_candidates:
+        message = f"{AT}.params.n must be at most {config.max_candidates} on this server; got {pool}"
+        raise ApiError(message, param=f"{AT}.params.n", code="out_of_range")
 
 
 def _number(value: object, param: str, config: Config) -> float:
@@ -133,8 +200,10 @@ def _number(value: object, param: str, config: Config) -> float:
     return float(value)
 
 
-def _preferences(raw: Mapping[str, Any], config: Config) -> dict[str, float]:
-    at = f"{AT}.weights"
+def preferences(
+    raw: Mapping[str, Any], config: Config, *, by: Literal["guide", "reward"] = "reward", at: str = f"{AT}.weights"
+) -> dict[str, float]:
+    """Weights per objective that a guide, or a reward, can carry out; raises ApiError."""
     if not raw:
         raise ApiError(
             f"{at} is empty; name at least one objective of {', '.join(sorted(config.objectives))}", param=at
@@ -142,8 +211,8 @@ def _preferences(raw: Mapping[str, Any], config: Config) -> dict[str, float]:
     for name in raw:
         if name not in config.objectives:
             raise ApiError(unknown("objective", name, config.objectives.keys()), param=f"{at}.{name[:64]}")
-        if config.objectives[name].guide is None:
-            raise ApiError(f"objective {name!r} has no guide on this server", param=f"{at}.{name}")
+        if getattr(config.objectives[name], by) is None:
+            raise ApiError(f"objective {name!r} has no {by} on this server", param=f"{at}.{name}")
     weights = {name: _number(value, f"{at}.{name}", config) for name, value in raw.items()}
     if not any(weights.values()):
         raise ApiError(f"{at} are all zero: nothing is preferred; use strategy 'plain' for the base alone", param=at)

@@ -10,12 +10,14 @@ from typing import Any
 from starlette.datastructures import MutableHeaders
 from starlette.types import Message, Send
 
-from decoders.protocols import indifferent
+from decoders.protocols import Exhausted
 from engine.aligned import Run
+from rewards.protocols import RewardError
 from server.alignment import AT, Plan
 from server.body import Json
 from server.envelope import ERROR_EVENTS
-from server.errors import as_error
+from server.errors import as_error, uncaught
+from server.scoring import Scores
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
@@ -32,27 +34,67 @@ class Call:
     """The model id as the client wrote it, where it is a preset's."""
     plan: Plan
     warnings: list[str]
+    document: Json = field(default_factory=dict)
+    """The body as an object, without `alignment`."""
     run: Run | None = None
     """None where vLLM answers by itself."""
-    strategy: str = field(init=False)
+    scores: Scores | None = None
+    """What the reward said, where there is one."""
 
-    def __post_init__(self) -> None:
-        self.strategy = self.plan.name
-        if not self.plan.is_plain:
-            self.run = Run(strategy=self.plan.strategy, reward=indifferent, want=self.plan.want)
+    @property
+    def strategy(self) -> str:
+        """The strategy that ran."""
+        return "plain" if self.degraded else self.plan.name
+
+    @property
+    def degraded(self) -> bool:
+        return self.run is not None and self.run.failed is not None and self.run.instead is not None
+
+    @property
+    def outcome(self) -> str:
+        """How a request ended that was answered."""
+        if self.degraded:
+            return "degraded"
+        return (self.run.meter.cut if self.run is not None else None) or "ok"
 
     def told(self, usage: Mapping[str, Any]) -> Json:
         """The response's `alignment`."""
-        told = self.plan.described() | self.spent(usage)
-        if self.run is not None and self.run.reports:
-            told["choices"] = [{"index": i, **report} for i, report in sorted(self.run.reports.items())]
+        told = self.plan.described() | {"strategy": self.strategy} | self.spent(usage)
+        if self.outcome != "ok":
+            told["outcome"] = self.outcome
+        if self.run is not None:
+            choices = [{"index": i} | self._choice(i) for i in sorted({*self.run.reports, *self.run.answers})]
+            if any(len(choice) > 1 for choice in choices):
+                told["choices"] = choices
+            if self.degraded:
+                self.warnings.append(f"answered plainly, because {self.run.failed}")
         if self.warnings:
             told["warnings"] = self.warnings
         return told
 
+    def _choice(self, index: int) -> Json:
+        """What is told of one answer: the strategy's report, its rewards, and of the candidates what was asked for."""
+        assert self.run is not None
+        told = dict(self.run.reports.get(index, {}))
+        if self.scores is None:
+            return told
+        told |= self.scores.of(self.run.answers.get(index, []))
+        if "candidates" in told:
+            told["candidates"] = [self._candidate(candidate) for candidate in told["candidates"]]
+        return told
+
+    def _candidate(self, candidate: Mapping[str, Any]) -> Json:
+        assert self.scores is not None
+        told = {key: value for key, value in candidate.items() if key != "tokens"}
+        if "candidates" in self.plan.want:
+            told["text"] = self.scores.text(candidate["tokens"])
+        if "rewards" in self.plan.want:
+            told |= self.scores.of(candidate["tokens"])
+        return told
+
     def spent(self, usage: Mapping[str, Any]) -> dict[str, int]:
         if self.run is not None:
-            return {"sampled_tokens": self.run.sampled, "scored_tokens": self.run.scored}
+            return {"sampled_tokens": self.run.meter.sampled, "scored_tokens": self.run.meter.scored}
         shown = usage.get("completion_tokens") or usage.get("output_tokens")
         return {} if shown is None else {"sampled_tokens": shown, "scored_tokens": 0}
 
@@ -86,7 +128,10 @@ class Answer:
         self.kind = "other"
 
     async def __call__(self, message: Message) -> None:
+        """Raises what ended the strategy, where vLLM would make an error of its own of it."""
         if message["type"] == "http.response.start":
+            if message["status"] >= 400:
+                self._rethrow()
             await self._begin(message)
         elif message["type"] == "http.response.body":
             await self._go_on(message)
@@ -118,7 +163,13 @@ class Answer:
         if body or not more:
             await self.send({"type": "http.response.body", "body": body, "more_body": more})
         if not more and self.outcome == "client_abort" and body != b"null":
-            self.outcome = outcome(self.start["status"])
+            ok = self.start["status"] < 400
+            self.outcome = self.call.outcome if ok else outcome(self.start["status"])
+
+    def _rethrow(self) -> None:
+        run = self.call.run
+        if run is not None and isinstance(run.failed, RewardError | Exhausted):
+            raise run.failed
 
     def _whole(self, answer: Json | None) -> bytes:
         if answer is None:  # what vLLM's handler returns when the client has left
@@ -127,12 +178,15 @@ class Answer:
         body = json.dumps(answer, ensure_ascii=False, separators=(",", ":")).encode()
         headers = MutableHeaders(raw=self.start["headers"])
         headers["content-length"] = str(len(body))
+        headers["x-alignment-strategy"] = self.call.strategy
         headers["x-alignment-sampled-tokens"] = str(answer[AT].get("sampled_tokens", 0))
         return body
 
     def _event(self, event: bytes) -> list[bytes]:
         """What of a stream to send now that this came, one event each."""
+        MutableHeaders(raw=self.start["headers"])["x-alignment-strategy"] = self.call.strategy  # while it is held yet
         if event.startswith((*ERROR_EVENTS, b"event: response.failed")):
+            self._rethrow()
             error = as_error(event.partition(b"data: ")[2])
             self.outcome = outcome(error.status if error is not None else 500)
         if self.call.path in (RESPONSES, MESSAGES):
@@ -160,6 +214,13 @@ class Answer:
 
 def outcome(status: int) -> str:
     return "ok" if status < 400 else "invalid" if status < 500 else "engine_error"
+
+
+def outcome_of(error: Exception) -> str:
+    """How a request ended that this ended."""
+    if isinstance(error, RewardError):
+        return "reward_error"
+    return str(error) if isinstance(error, Exhausted) else outcome(uncaught(error).status)
 
 
 def amended(event: bytes, change: Any) -> bytes:

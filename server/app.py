@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -12,28 +13,31 @@ from starlette.types import ASGIApp
 
 from decoders import STRATEGIES
 from engine.aligned import AlignedClient
-from server.alignment import parameters
+from rewards import COMBINES, TRANSFORMS, Entry
 from server.auth import Auth
 from server.config import Config
 from server.envelope import Envelope
 from server.errors import ApiError, unknown
+from server.kinds import about, parameters
+from server.score import score
+from server.scoring import Scoring
 from server.seam import Seam
 from server.vllm_app import ModelCard, ModelList, openai_app, request_fields
 
 
-async def build(client: AlignedClient, config: Config, args: Namespace) -> FastAPI:
+async def build(client: AlignedClient, config: Config, args: Namespace, scoring: Scoring) -> FastAPI:
     """The app, ready to serve."""
     app = await openai_app(client, args)
     app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", None) != "/v1/models"]
-    _own_endpoints(app, client, config)
+    _own_endpoints(app, client, config, scoring)
     app.add_exception_handler(HTTPException, _http_error)
     # Outside of vLLM's stack, ours also sees the answers to what went wrong inside it.
-    stack: ASGIApp = Seam(app.build_middleware_stack(), config, request_fields())
+    stack: ASGIApp = Seam(app.build_middleware_stack(), config, request_fields(), scoring)
     app.middleware_stack = Envelope(Auth(stack, config.keys) if config.keys else stack)
     return app
 
 
-def _own_endpoints(app: FastAPI, client: AlignedClient, config: Config) -> None:
+def _own_endpoints(app: FastAPI, client: AlignedClient, config: Config, scoring: Scoring) -> None:
     async def models() -> list[ModelCard]:
         """The base, then each preset as a model of its own."""
         listed: ModelList = await app.state.openai_serving_models.show_available_models()
@@ -54,7 +58,11 @@ def _own_endpoints(app: FastAPI, client: AlignedClient, config: Config) -> None:
 
     @app.get("/v1/alignment")
     async def alignment() -> dict[str, Any]:
-        return catalogue(config)
+        return catalogue(config, scoring)
+
+    @app.post("/v1/alignment/score")
+    async def score_responses(request: Request) -> Response:
+        return await score(request, scoring)
 
     @app.get("/ready")
     async def ready() -> JSONResponse:
@@ -63,13 +71,13 @@ def _own_endpoints(app: FastAPI, client: AlignedClient, config: Config) -> None:
         return JSONResponse({"ready": up}, status_code=200 if up else 503)
 
 
-def catalogue(config: Config) -> dict[str, Any]:
+def catalogue(config: Config, scoring: Scoring) -> dict[str, Any]:
     """What a client needs to build its controls."""
     strategies = {}
     for name, entry in STRATEGIES.items():
         schema = parameters(name).model_json_schema()
         strategies[name] = {
-            "description": (entry.load().__doc__ or "").split("\n")[0],
+            "description": about(entry.load()),
             "paper": f"https://arxiv.org/abs/{entry.paper}" if entry.paper else None,
             "takes": sorted(entry.takes),
             "return": sorted(entry.shows),
@@ -82,8 +90,26 @@ def catalogue(config: Config) -> dict[str, Any]:
         "max_weight": config.max_weight,
         "strategies": strategies,
         "objectives": {name: objective.model_dump() for name, objective in config.objectives.items()},
+        "rewards": {
+            name: {"kind": config.rewards[name].kind, "labels": scorer.labels, "needs": sorted(scorer.needs)}
+            for name, scorer in scoring.scorers.items()
+        },
+        "combinations": schemas({name: e for name, e in COMBINES.items() if not e.load().in_pool}),
+        "transforms": schemas(TRANSFORMS),
         "guides": sorted(config.guides),
         "presets": {name: dict(preset) for name, preset in config.presets.items()},
+    }
+
+
+def schemas(table: Mapping[str, Entry]) -> dict[str, Any]:
+    """name -> what it is, and its parameters"""
+    return {
+        name: {
+            "description": about(entry.load()),
+            "paper": f"https://arxiv.org/abs/{entry.paper}" if entry.paper else None,
+            "params": entry.parameters.model_json_schema().get("properties", {}),
+        }
+        for name, entry in table.items()
     }
 
 

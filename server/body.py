@@ -6,10 +6,30 @@ import json
 from collections import Counter
 from typing import Any
 
+from starlette.types import Receive
+
 from server.alignment import AT
 from server.errors import ApiError, shown
 
 Json = dict[str, Any]
+
+
+class ClientGone(Exception):
+    """The client left before its request was whole."""
+
+
+async def whole(receive: Receive, max_mib: float) -> bytes:
+    """A request's body; raises ApiError for one over the limit, ClientGone where it never ends."""
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        body += message.get("body", b"")
+        if len(body) > max_mib * 2**20:
+            raise ApiError(f"the request body is larger than {max_mib:g} MiB", code="request_too_large", status=413)
+        if not message.get("more_body"):
+            return bytes(body)
 
 
 class Twice(dict[str, Any]):

@@ -29,7 +29,7 @@ log = logging.getLogger("trimtab")
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="trimtab", description="Test-time alignment inference server.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     serve = commands.add_parser("serve", help="serve a frozen model and its guides over the OpenAI API")
     serve.add_argument("config", nargs="?", type=Path, default=DEMO, help="YAML file; by default the embedded demo")
     serve.add_argument("--host", help="address to listen on")
@@ -42,11 +42,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         dest="overrides",
         help="put a value over the file's, such as engine.max_model_len=512; may be repeated",
     )
+    measure = commands.add_parser("calibrate", help="measure what makes equal weights pull equally, into the file")
+    measure.add_argument("config", type=Path, help="YAML file; its objectives get mean, spread and gain")
+    measure.add_argument("--prompts", type=Path, required=True, help="one prompt a line, or JSON with messages")
+    measure.add_argument("--answers", type=int, default=4, help="answers of the base to each")
+    measure.add_argument("--max-tokens", type=int, default=256, help="longest answer")
+    measure.add_argument("--dry-run", action="store_true", help="print the figures and leave the file alone")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    given = {"host": args.host, "port": args.port}
-    overrides = [*args.overrides, *(f"{key}={value}" for key, value in given.items() if value is not None)]
     try:
+        if args.command == "calibrate":
+            config = load(args.config, check=check)
+            return uvloop.run(measured(config, args))
+        given = {"host": args.host, "port": args.port}
+        overrides = [*args.overrides, *(f"{key}={value}" for key, value in given.items() if value is not None)]
         config = load(args.config, overrides, check)
         with bind(config) as sock:
             uvloop.run(run(config, sock))
@@ -72,13 +81,14 @@ async def run(config: Config, sock: socket.socket) -> None:
     # vLLM is imported no earlier than it is needed: it takes seconds, and a bad config should not.
     from engine.errors import MemberError
     from server.app import build
+    from server.scoring import running_scoring
     from server.vllm_app import arguments, running_engine, serve_http
 
     args = arguments(config)
     log.info("%s", config.model_dump_json(exclude={"api_keys"}))
     try:
-        async with running_engine(config, args) as client:
-            app = await build(client, config, args)
+        async with running_engine(config, args) as client, running_scoring(config, client) as scoring:
+            app = await build(client, config, args, scoring)
             give_back()
             stopped = await serve_http(
                 app,
@@ -92,6 +102,25 @@ async def run(config: Config, sock: socket.socket) -> None:
         await stopped
     except MemberError as error:
         raise ConfigError(str(error)) from None
+
+
+async def measured(config: Config, args: argparse.Namespace) -> None:
+    """Calibrate: print the table, and write the file unless told not to."""
+    leave_when_told()
+    from engine.errors import MemberError
+    from server.calibrate import calibrate, read_prompts, report, written
+    from server.scoring import running_scoring
+    from server.vllm_app import arguments, running_engine
+
+    prompts = read_prompts(args.prompts)
+    try:
+        async with running_engine(config, arguments(config)) as client, running_scoring(config, client) as scoring:
+            found = await calibrate(scoring, prompts, answers=args.answers, max_tokens=args.max_tokens)
+    except MemberError as error:
+        raise ConfigError(str(error)) from None
+    sys.stdout.write(report(found) + "\n")
+    if not args.dry_run:
+        args.config.write_text(written(args.config.read_text(), found))
 
 
 def leave_when_told() -> Callable[[], None]:

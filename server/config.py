@@ -76,6 +76,32 @@ class ObjectiveConfig(Section):
     """The guide that pulls towards it."""
     gain: float = Field(default=1.0, allow_inf_nan=False)
     """The guide's exponent at preference weight 1, so that equal weights pull equally."""
+    reward: str | Mapping[str, Any] | None = None
+    """What scores it: a reward's name, `name.label` for one of several, or `{of: …, combine: …, transform: …}`."""
+    mean: float = Field(default=0.0, allow_inf_nan=False)
+    """Mean of its reward over the base's own answers; a preference weight multiplies (reward - mean) / spread."""
+    spread: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """Standard deviation of its reward over the base's own answers."""
+
+
+class RewardConfig(Section):
+    """Something that scores whole answers. The other keys are the kind's own: docs/rewards.md."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
+
+    kind: str
+    """Which of the kinds of docs/rewards.md."""
+    timeout_s: float = Field(default=30.0, gt=0)
+    """Longest wait for its scores."""
+    model: Model | None = None
+    """For kinds that are models: a checkpoint directory or Hugging Face id."""
+    engine: Mapping[str, Any] = {}
+    """For kinds that are models: vLLM's arguments for the engine that it runs on."""
+
+    def served(self) -> tuple[str, dict[str, Any]]:
+        """The model, and the arguments of its engine."""
+        assert self.model is not None
+        return self.model, dict(self.engine)
 
 
 class Config(Section):
@@ -85,6 +111,8 @@ class Config(Section):
     """The model id that clients use; by default the last part of `base`."""
     guides: Mapping[Name, GuideConfig] = {}
     """Models that run in lock-step with the base, by name; a bare path is short for `{model: path}`."""
+    rewards: Mapping[Name, RewardConfig] = {}
+    """What scores answers, by name."""
     objectives: Mapping[Name, ObjectiveConfig] = {}
     """What a person can prefer, by name."""
     presets: Mapping[Name, Mapping[str, Any]] = {}
@@ -93,6 +121,8 @@ class Config(Section):
     """For requests that say nothing."""
     max_weight: float = Field(default=100.0, gt=0, le=1e4)
     """Largest magnitude of a guide's exponent."""
+    max_candidates: int = Field(default=256, ge=1, le=4096)
+    """Largest `params.n`: answers that one request may have drawn to choose from."""
     max_body_mib: float = Field(default=4.0, gt=0)
     """Longest request body, in MiB."""
     host: str = "127.0.0.1"
@@ -186,7 +216,7 @@ def _complaint(error: ValidationError, text: str) -> str:
 
 
 def _fields(path: Sequence[str]) -> list[str]:
-    sections: dict[str, type[Section]] = {"guides": GuideConfig, "objectives": ObjectiveConfig}
+    sections: dict[str, type[Section]] = {"guides": GuideConfig, "rewards": RewardConfig, "objectives": ObjectiveConfig}
     section = sections.get(path[0] if path else "", Config)
     return list(section.model_fields)
 

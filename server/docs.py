@@ -7,10 +7,25 @@ from pathlib import Path
 from typing import Any
 
 from decoders import STRATEGIES
-from server.alignment import parameters
-from server.config import Config, GuideConfig, ObjectiveConfig, Section
+from rewards import COMBINES, KINDS, TRANSFORMS
+from server.config import Config, GuideConfig, ObjectiveConfig, RewardConfig, Section
+from server.kinds import about, parameters
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
+INTRODUCTION = """\
+A reward scores whole answers, or beginnings of them; higher is better. The configuration names them under `rewards:`,
+each with its `kind` and that kind's keys. What a request's answers are scored by is its `weights`, over objectives with
+a `reward`, or its `reward`:
+
+| `alignment.reward` | is |
+|---|---|
+| `"name"` | a reward with one score, or an objective, standardised |
+| `"name.label"` | one score of a reward with several |
+| `{"of": X, "combine": C, "transform": T}` | X is one of these, a list of them, or an object from name to weight |
+
+C is a combination (without one, the sum) and T a transform, each by name or as `{"name": {parameter: value}}`.
+`weights` are the sum of weight × (reward − mean) / spread over objectives, with the figures of `trimtab calibrate`.
+References of a transform are answers of the frozen base to the same prompt, drawn once and remembered."""
 MADE = "<!-- Made by `python -m server.docs`: change the code instead. -->\n"
 
 
@@ -30,21 +45,50 @@ def strategies() -> str:
     ]
     lines += rows
     for name, entry in STRATEGIES.items():
-        lines += ["", f"## {name}", "", (entry.load().__doc__ or "").split("\n")[0], ""]
+        lines += ["", f"## {name}", "", about(entry.load()), ""]
         fields = [(key, f) for key, f in parameters(name).model_json_schema()["properties"].items() if key != "guides"]
         lines += ["| `params` | type | default | meaning |", "|---|---|---|---|"] if fields else ["No `params`."]
-        lines += [
-            f"| `{key}` | {_type(f)} | {f.get('default', 'required')} | {f.get('description', '')} |"
-            for key, f in fields
-        ]
+        lines += [f"| `{key}` | {_type(f)} | {_default(f)} | {f.get('description', '')} |" for key, f in fields]
     return "\n".join(lines) + "\n"
+
+
+def rewards() -> str:
+    """docs/rewards.md: every kind of reward, combination and transform, with its parameters."""
+    lines = [MADE, "# Rewards", ""]
+    lines += [INTRODUCTION]
+    for title, table in (("Kinds", KINDS), ("Combinations", COMBINES), ("Transforms", TRANSFORMS)):
+        lines += ["", f"## {title}"]
+        for name, entry in table.items():
+            if getattr(entry.load(), "in_pool", False):
+                continue  # what compares candidates cannot be asked for: answers are scored as they come
+            paper = f" ({_paper(entry.paper)})" if entry.paper else ""
+            model = " Needs `model`, and takes `engine`." if "pooler" in entry.uses else ""
+            fields = entry.parameters.model_json_schema().get("properties", {})
+            lines += ["", f"### {name}", "", f"{about(entry.load())}{paper}{model}", ""]
+            lines += ["| key | type | default | meaning |", "|---|---|---|---|"] if fields else ["No keys of its own."]
+            lines += [
+                f"| `{key}` | {_type(f)} | {_default(f)} | {f.get('description', '')} |" for key, f in fields.items()
+            ]
+    return "\n".join(lines) + "\n"
+
+
+def _default(field: dict[str, Any]) -> str:
+    if "default" not in field:
+        return "required"
+    return "none" if field["default"] is None else f"`{field['default']}`"
 
 
 def configuration() -> str:
     """docs/configuration.md: every key of the file."""
     lines = [MADE, "# Configuration", "", "`trimtab serve FILE.yaml`; any key may be put over on the command line:"]
     lines += ["`--set engine.max_model_len=512`. An unknown key is refused with its line."]
-    for title, section in (("Top level", Config), ("guides.NAME", GuideConfig), ("objectives.NAME", ObjectiveConfig)):
+    sections: list[tuple[str, type[Section]]] = [
+        ("Top level", Config),
+        ("guides.NAME", GuideConfig),
+        ("rewards.NAME", RewardConfig),
+        ("objectives.NAME", ObjectiveConfig),
+    ]
+    for title, section in sections:
         lines += ["", f"## {title}", "", "| key | type | default | meaning |", "|---|---|---|---|", *_keys(section)]
     return "\n".join(lines) + "\n"
 
@@ -69,7 +113,7 @@ def _paper(arxiv: str) -> str:
     return f"[{arxiv}](https://arxiv.org/abs/{arxiv})" if arxiv else ""
 
 
-PAGES = {"strategies.md": strategies, "configuration.md": configuration}
+PAGES = {"strategies.md": strategies, "rewards.md": rewards, "configuration.md": configuration}
 
 
 def main() -> None:

@@ -110,7 +110,11 @@ class Answer:
         """The error as the whole answer, in place of the one whose start is held."""
         body = error.body()
         headers = MutableHeaders(raw=list(self.start["headers"]) if self.start is not None else [])
-        headers |= {REQUEST_ID: self.request_id, "content-type": "application/json", "content-length": str(len(body))}
+        headers |= error.headers | {
+            REQUEST_ID: self.request_id,
+            "content-type": "application/json",
+            "content-length": str(len(body)),
+        }
         self.start = None
         await self.send({"type": "http.response.start", "status": error.status, "headers": headers.raw})
         await self._end(body)

@@ -10,6 +10,9 @@ from typing import Any
 from pydantic import ValidationError
 from starlette.responses import Response
 
+from decoders.protocols import Exhausted
+from rewards.protocols import RewardError
+
 SHOWN = 60
 """Characters of a bad value, and names of a list, that a message repeats at the most."""
 
@@ -18,13 +21,21 @@ class ApiError(Exception):
     """A request that cannot be carried out as asked."""
 
     def __init__(
-        self, message: str, *, param: str | None = None, code: str | None = "invalid_value", status: int = 400
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = "invalid_value",
+        status: int = 400,
+        retry: bool = True,
     ) -> None:
+        """`retry`: whether a client that retries such a status by itself would do well to."""
         super().__init__(message)
         self.message = message
         self.param = param
         self.code = code
         self.status = status
+        self.retry = retry
 
     def body(self) -> bytes:
         """OpenAI's shape; with the key `type` beside the error it is Anthropic's too."""
@@ -32,9 +43,13 @@ class ApiError(Exception):
         error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
         return json.dumps({"error": error, "type": "error"}).encode()
 
+    @property
+    def headers(self) -> dict[str, str]:
+        headers = {"www-authenticate": "Bearer"} if self.status == 401 else {}
+        return headers if self.retry else headers | {"x-should-retry": "false"}
+
     def response(self) -> Response:
-        headers = {"www-authenticate": "Bearer"} if self.status == 401 else None
-        return Response(self.body(), status_code=self.status, headers=headers, media_type="application/json")
+        return Response(self.body(), status_code=self.status, headers=self.headers, media_type="application/json")
 
 
 CODES = {401: "invalid_api_key", 404: "not_found", 405: "method_not_allowed", 429: "rate_limit_exceeded"}
@@ -58,8 +73,15 @@ def as_error(body: bytes, status: int | None = None) -> ApiError | None:
 
 def uncaught(error: Exception) -> ApiError:
     """As vLLM has it, a ValueError says what is wrong with the request; what else went wrong is for the log alone."""
+    if isinstance(error, ApiError):
+        return error
     if isinstance(error, ValueError):
         return ApiError(str(error))
+    if isinstance(error, Exhausted):
+        message = f"the {error} passed before there was anything to answer with"
+        return ApiError(message, param="alignment.budget", code=f"{error}_exceeded", status=504, retry=False)
+    if isinstance(error, RewardError):
+        return ApiError(str(error), param="alignment", code="reward_error", status=500, retry=False)
     return ApiError("internal server error", code="internal_error", status=500)
 
 
@@ -84,10 +106,10 @@ def unknown(kind: str, name: str, valid: Collection[str]) -> str:
 
 
 def explained(error: ValidationError, *, at: str, fields: Collection[str]) -> ApiError:
-    """The first of pydantic's complaints about the object `at`, whose valid keys are `fields`."""
+    """The first of pydantic's complaints about the object `at` (empty: the body), whose valid keys are `fields`."""
     first: Any = error.errors(include_url=False)[0]
     where = [str(part) for part in first["loc"] if not str(part).startswith(("function-", "dict[", "nullable"))]
-    param = ".".join([at, *where])
+    param = ".".join([at, *where] if at else where)
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return ApiError(unknown("key", where[-1], fields), param=param, code="unknown_parameter")
     if first["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):

@@ -6,7 +6,8 @@ from prometheus_client import Counter, Histogram
 
 REQUESTS = Counter(
     "trimtab_requests",
-    "Requests by the strategy that ran and how they ended: ok, client_abort, invalid or engine_error.",
+    "Requests by the strategy that ran and how they ended: ok, degraded, deadline, budget, client_abort, invalid, "
+    "reward_error or engine_error.",
     ["strategy", "outcome"],
 )
 DURATION = Histogram(
@@ -16,3 +17,10 @@ DURATION = Histogram(
     buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300),
 )
 UNKNOWN_FIELDS = Counter("trimtab_unknown_request_fields", "Top-level request fields that nobody reads.")
+REWARD_SECONDS = Histogram(
+    "trimtab_reward_seconds",
+    "From a reward's being asked to its scores.",
+    ["reward"],
+    buckets=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
+REWARD_ERRORS = Counter("trimtab_reward_errors", "Times that a reward gave no usable score.", ["reward"])

@@ -7,21 +7,26 @@ headers into what vLLM answers, and counts the request. Bodies that need no chan
 
 from __future__ import annotations
 
+import asyncio
 import json
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from engine.aligned import running
+from decoders.plain import Plain
+from decoders.protocols import indifferent
+from engine.aligned import Run, running
+from engine.meter import Meter
 from engine.table import KEY
+from rewards.protocols import RewardError
 from server.alignment import AT, plan
-from server.answer import Answer, Call, outcome
-from server.body import parse
+from server.answer import Answer, Call, outcome_of
+from server.body import ClientGone, parse, whole
 from server.config import Config
-from server.errors import ApiError, listed, uncaught, unknown
+from server.errors import ApiError, listed, unknown
 from server.metrics import DURATION, REQUESTS, UNKNOWN_FIELDS
+from server.scoring import Scoring
 
 PLAIN_ONLY = ("use_beam_search", "prompt_embeds", "background", "kv_transfer_params", "ec_transfer_params")
 """Request fields that no strategy can honour: with them vLLM draws tokens its own way, answers later, or reads a cache
@@ -31,10 +36,6 @@ COUNTING = frozenset({"/tokenize", "/v1/messages/count_tokens"})
 """Paths that take a model id and draw nothing."""
 
 
-class ClientGone(Exception):
-    """The client left before its request was whole."""
-
-
 @dataclass(frozen=True)
 class Seam:
     """`fields`: request path -> the top-level fields that vLLM's own request model of that path has."""
@@ -42,16 +43,18 @@ class Seam:
     app: ASGIApp
     config: Config
     fields: Mapping[str, frozenset[str]]
+    scoring: Scoring
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in {*self.fields, *COUNTING}:
             return await self.app(scope, receive, send)
-        began = time.monotonic()
+        began = asyncio.get_running_loop().time()
         try:
-            body = await self.read(receive)
+            body = await whole(receive, self.config.max_body_mib)
             if scope["path"] in COUNTING:
                 return await self.app(scope, replay(self.of_base(body), receive), send)
             call = self.understand(scope["path"], body)
+            self.prepare(call, began)
         except ClientGone:
             REQUESTS.labels("none", "client_abort").inc()
             return
@@ -64,28 +67,14 @@ class Seam:
         try:
             await self.app(scope, replay(call.body, receive), answer)
         except Exception as error:
-            answer.outcome = outcome(uncaught(error).status)
+            answer.outcome = outcome_of(error)
             raise
         finally:
             running.reset(token)
             REQUESTS.labels(call.strategy, answer.outcome).inc()
-            DURATION.labels(call.strategy).observe(time.monotonic() - began)
+            DURATION.labels(call.strategy).observe(asyncio.get_running_loop().time() - began)
             if call.run is not None:
                 await call.run.close()
-
-    async def read(self, receive: Receive) -> bytes:
-        limit = int(self.config.max_body_mib * 2**20)
-        body = bytearray()
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise ClientGone
-            body += message.get("body", b"")
-            if len(body) > limit:
-                longest = f"{self.config.max_body_mib:g} MiB"
-                raise ApiError(f"the request body is larger than {longest}", code="request_too_large", status=413)
-            if not message.get("more_body"):
-                return bytes(body)
 
     def of_base(self, body: bytes) -> bytes:
         """The body with the base's model id where it has a preset's."""
@@ -105,7 +94,7 @@ class Seam:
                 param="extra_body",
                 code="unknown_parameter",
             )
-        whole = len(document)
+        keys = len(document)
         asked = document.pop(AT, {})
         model = document.get("model")
         preset = self.config.presets.get(model) if isinstance(model, str) else None
@@ -114,13 +103,13 @@ class Seam:
             raise ApiError(unknown("model", model, known), param="model", code="model_not_found", status=404)
         if isinstance(xargs := document.get("vllm_xargs"), dict) and KEY in xargs:
             raise ApiError(f"vllm_xargs.{KEY} is reserved: use {AT}", param=f"vllm_xargs.{KEY}")
-        changed = preset is not None or len(document) < whole
+        changed = preset is not None or len(document) < keys
         if preset is not None:
             document["model"] = self.config.model_name
             asked = {**preset, **asked} if isinstance(asked, dict) else asked
         planned = plan(asked, self.config)
         for name in PLAIN_ONLY:
-            if document.get(name) and not planned.is_plain:
+            if document.get(name) and not (planned.is_plain and not planned.bounded):
                 raise ApiError(
                     f"{name} cannot be combined with strategy {planned.name!r}", param=name, code="unsupported_pair"
                 )
@@ -133,7 +122,26 @@ class Seam:
             model=model if preset is not None else None,
             plan=planned,
             warnings=warnings,
+            document=document,
         )
+
+    def prepare(self, call: Call, began: float) -> None:
+        """The run and the reward of a request that vLLM does not answer by itself; `began` on the loop's clock."""
+        plan = call.plan
+        if plan.is_plain and not plan.bounded:
+            return
+        deadline = None if plan.deadline_ms is None else began + plan.deadline_ms / 1000
+        call.run = Run(
+            strategy=plan.strategy,
+            reward=indifferent,
+            want=plan.want,
+            meter=Meter(max_sampled_tokens=plan.max_sampled_tokens, deadline=deadline),
+            instead=Plain() if plan.degrade else None,
+            forgiven=(RewardError,),
+        )
+        if plan.objective is not None:
+            call.scores = self.scoring.bind(plan, call.document, call.run.meter)
+            call.run.reward = call.scores
 
 
 def replay(body: bytes, receive: Receive) -> Receive:

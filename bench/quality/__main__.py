@@ -1,4 +1,4 @@
-"""python -m bench.quality guided [--quick] [--url http://…] [--json out/guided.json] [--png out/guided.png]"""
+"""python -m bench.quality guided|best_of_n [--quick] [--url http://…] [--json out/….json] [--png out/….png]"""
 
 from __future__ import annotations
 
@@ -9,37 +9,56 @@ from typing import Any
 
 from openai import AsyncOpenAI
 
-from bench.quality import guided
+from bench.quality import best_of_n, guided
 from bench.quality.points import Bench
 from bench.report import write
 from bench.serving import trimtab
 from recipes.corpus import heldout_prompts
 
 
-async def study(url: str, *, prompts: int, quick: bool, strength: float) -> guided.Study:
-    async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", timeout=600) as client:
-        catalogue: Any = await client.get("/alignment", cast_to=object)
-        bench = Bench(client, catalogue["model"], heldout_prompts(prompts, seed=1), asyncio.Semaphore(64))
-        return await guided.run(bench, catalogue, quick=quick, strength=strength)
+def client(url: str) -> AsyncOpenAI:
+    return AsyncOpenAI(base_url=f"{url}/v1", api_key="none", timeout=3600, max_retries=0)
+
+
+async def guided_study(url: str, prompts: int, args: argparse.Namespace) -> dict[str, Any]:
+    async with client(url) as http:
+        catalogue: Any = await http.get("/alignment", cast_to=object)
+        bench = Bench(http, catalogue["model"], heldout_prompts(prompts, seed=1), asyncio.Semaphore(64))
+        found = await guided.run(bench, catalogue, quick=args.quick, strength=args.strength)
+    guided.draw(found, args.png)
+    return guided.show(found) | {"strength": args.strength}
+
+
+async def best_of_n_study(url: str, prompts: int, args: argparse.Namespace) -> dict[str, Any]:
+    async with client(url) as http:
+        catalogue: Any = await http.get("/alignment", cast_to=object)
+        mixed, sums = await best_of_n.run(http, catalogue["model"], prompts=prompts, size=64 if args.quick else 256)
+    figures = best_of_n.show(mixed, sums, len(mixed[0].texts))
+    best_of_n.draw(figures, args.png)
+    return figures
+
+
+STUDIES = {"guided": (guided_study, 240, 60), "best_of_n": (best_of_n_study, 96, 24)}
+"""name -> study, held-out prompts, and those of --quick"""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.quality", description="Gold scores of served answers.")
-    parser.add_argument("study", choices=["guided"])
+    parser.add_argument("study", choices=STUDIES)
     parser.add_argument("--url", help="a server that runs already; by default one is started")
     parser.add_argument("--config", type=Path, help="its configuration; by default the embedded demo")
     parser.add_argument("--quick", action="store_true", help="fewer prompts and points: under 5 minutes on 2 cores")
     parser.add_argument("--prompts", type=int, help="held-out prompts per point")
-    parser.add_argument("--strength", type=float, default=1.0, help="what the frontier's weights sum to")
+    parser.add_argument("--strength", type=float, default=1.0, help="guided: what the frontier's weights sum to")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--png", type=Path, default=Path("out/guided.png"))
+    parser.add_argument("--png", type=Path)
     args = parser.parse_args()
-    prompts = args.prompts or (60 if args.quick else 240)
+    study, many, few = STUDIES[args.study]
+    args.png = args.png or Path(f"out/{args.study}.png")
+    prompts = args.prompts or (few if args.quick else many)
     with trimtab(args.url, args.config) as url:
-        found = asyncio.run(study(url, prompts=prompts, quick=args.quick, strength=args.strength))
-    figures = guided.show(found)
-    guided.draw(found, args.png)
-    write(args.json, {"prompts": prompts, "strength": args.strength, **figures})
+        figures = asyncio.run(study(url, prompts, args))
+    write(args.json, {"prompts": prompts, **figures})
     print(f"\n{prompts} prompts per point; figure in {args.png}")
 
 

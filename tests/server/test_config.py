@@ -59,7 +59,12 @@ def test_paths_are_relative_to_the_file_not_to_the_caller(folder: Path, monkeypa
     ("old", "new", "line", "message"),
     [
         ("base: models/base", "bose: models/base", 1, "bose: unknown key 'bose'; valid: api_keys, base"),
-        ("gain: 2.0", "gane: 2.0", 8, "objectives.warmth.gane: unknown key 'gane'; valid: about, gain, guide. Did you"),
+        (
+            "gain: 2.0",
+            "gane: 2.0",
+            8,
+            "objectives.warmth.gane: unknown key 'gane'; valid: about, gain, guide, mean, reward, spread. Did you",
+        ),
         ("revision: main", "revison: main", 4, "guides.brief.revison: unknown key 'revison'; valid: model, quanti"),
         ("guide: kind", "guide: kond", 7, "objectives.warmth.guide: unknown guide 'kond'; valid: brief, kind. Did you"),
         ("kind: models/kind", "base: models/kind", 3, "guides.base: 'base' is the frozen model's own name"),

@@ -272,7 +272,9 @@ async def test_a_preset_is_its_wish(client: AsyncOpenAI) -> None:
 async def test_the_catalogue_says_what_can_be_asked(raw: httpx.AsyncClient) -> None:
     told = (await raw.get("/v1/alignment")).json()
     assert set(told["strategies"]) == set(STRATEGIES)
-    assert told["objectives"]["good"] == {"about": "goodness", "guide": "arm", "gain": 1.0}
+    assert told["objectives"]["good"] == {
+        "about": "goodness", "guide": "arm", "gain": 1.0, "reward": None, "mean": 0.0, "spread": 1.0,
+    }  # fmt: skip
     assert told["guides"] == ["arm"]
     assert told["presets"]["toy-good"] == GOOD
     assert told["default_strategy"] == "plain"
@@ -353,7 +355,7 @@ async def test_every_way_to_generate_goes_through_the_seam(app: FastAPI) -> None
     posts = {route.path for route in app.routes if "POST" in (getattr(route, "methods", None) or ())}
     assert posts == {
         CHAT, "/v1/completions", RESPONSES, "/v1/responses/{response_id}/cancel", MESSAGES,
-        "/v1/messages/count_tokens", "/tokenize", "/detokenize",
+        "/v1/messages/count_tokens", "/tokenize", "/detokenize", "/v1/alignment/score",
     }  # fmt: skip
 
 

@@ -13,10 +13,12 @@ import pytest
 from prometheus_client import REGISTRY
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from decoders.toy import ToyEngine, ToyModel
 from engine.aligned import Run, running
 from server.answer import CHAT, COMPLETIONS, MESSAGES, RESPONSES
 from server.body import parse
 from server.config import Config
+from server.scoring import Base, Scoring
 from server.seam import Seam
 
 CONFIG = Config.model_validate(
@@ -30,6 +32,8 @@ CONFIG = Config.model_validate(
 )
 FIELDS = {path: frozenset({"model", "messages", "prompt", "n", "vllm_xargs"}) for path in
           (CHAT, COMPLETIONS, RESPONSES, MESSAGES)}  # fmt: skip
+NOBODY = ToyEngine(ToyModel(tables={}, vocab=(0,), max_tokens=1), start=0)
+SCORING = Scoring(config=CONFIG, scorers={}, host=Base(engine=NOBODY, tokenizer=None))
 WARM = {"weights": {"warmth": 1.0}}
 
 
@@ -62,7 +66,7 @@ class Fake:
 
 
 def client(app: ASGIApp) -> httpx.AsyncClient:
-    return httpx.AsyncClient(transport=httpx.ASGITransport(Seam(app, CONFIG, FIELDS)), base_url="http://toy")
+    return httpx.AsyncClient(transport=httpx.ASGITransport(Seam(app, CONFIG, FIELDS, SCORING)), base_url="http://toy")
 
 
 async def post(app: Fake, body: Any, path: str = CHAT) -> httpx.Response:
@@ -215,7 +219,7 @@ async def test_a_client_that_leaves_while_it_sends_is_counted_and_nothing_runs()
     async def send(message: Message) -> None:
         raise AssertionError("nobody is there to answer")
 
-    await Seam(app, CONFIG, FIELDS)({"type": "http", "method": "POST", "path": CHAT}, receive, send)
+    await Seam(app, CONFIG, FIELDS, SCORING)({"type": "http", "method": "POST", "path": CHAT}, receive, send)
     assert app.raw == b""
     assert counted("none", "client_abort") == before + 1
 
@@ -226,7 +230,7 @@ async def test_a_client_that_leaves_while_it_sends_is_counted_and_nothing_runs()
 def spend(sampled: int, **report: Any) -> Callable[[Run | None], Awaitable[None]]:
     async def work(run: Run | None) -> None:
         assert run is not None
-        run.sampled += sampled
+        run.meter.sampled += sampled
         if report:
             run.reports[0] = report
 
@@ -336,7 +340,7 @@ async def test_text_that_looks_like_an_end_does_not_wait() -> None:
         if message["type"] == "http.response.body":
             sent.append(message["body"])
 
-    await Seam(app, CONFIG, FIELDS)({"type": "http", "method": "POST", "path": CHAT}, receive, send)
+    await Seam(app, CONFIG, FIELDS, SCORING)({"type": "http", "method": "POST", "path": CHAT}, receive, send)
     assert sent[-1].endswith(b"data: [DONE]\n\n")
 
 
@@ -398,7 +402,7 @@ async def test_a_client_that_leaves_a_stream_is_counted_once() -> None:
     async def send(message: Message) -> None:
         pass
 
-    await Seam(app, CONFIG, FIELDS)({"type": "http", "method": "POST", "path": CHAT}, receive, send)
+    await Seam(app, CONFIG, FIELDS, SCORING)({"type": "http", "method": "POST", "path": CHAT}, receive, send)
     assert counted("guided", "client_abort") == before + 1
 
 

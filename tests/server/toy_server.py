@@ -7,7 +7,7 @@ generation prompt, so every answer and its exact probability can be listed.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,10 @@ from decoders.plain import Plain
 from decoders.protocols import Engine, indifferent
 from decoders.toy import ToyEngine, ToyModel
 from engine.aligned import AlignedClient, Run, running
+from rewards.protocols import Scorer
 from server.app import build
 from server.config import Config
+from server.scoring import Base, Scoring, running_rewards
 from server.vllm_app import arguments
 from tests.engine import family
 
@@ -91,8 +93,11 @@ class Frontend:
         pass
 
 
-async def serve(config: Config, engine: Engine) -> FastAPI:
-    """The app, to be called through an ASGI transport."""
+async def serve(config: Config, engine: Engine, scorers: Mapping[str, Scorer] | None = None) -> FastAPI:
+    """The app, to be called through an ASGI transport; `scorers` stand in for the config's rewards of their names."""
     args = arguments(config)
     frontend = Frontend(AsyncEngineArgs.from_cli_args(args), engine)
-    return await build(AlignedClient(frontend, lambda _: engine), config, args)
+    host = Base(engine=engine, tokenizer=frontend.renderer.tokenizer)
+    async with running_rewards(config, host) as configured:
+        scoring = Scoring(config=config, scorers={**configured, **(scorers or {})}, host=host)
+        return await build(AlignedClient(frontend, lambda _: engine), config, args, scoring)

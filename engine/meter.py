@@ -1,0 +1,90 @@
+"""What a request spends and may spend: an engine that counts, and that ends answers when tokens or time are gone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+
+from decoders.protocols import Chunk, Engine, Mixture, Sampling, Tokens
+
+
+@dataclass(kw_only=True)
+class Meter:
+    """One request's, shared by all that it draws."""
+
+    max_sampled_tokens: int | None = None
+    deadline: float | None = None
+    """On the event loop's clock, in seconds."""
+    sampled: int = 0
+    """Tokens drawn, shown or not."""
+    scored: int = 0
+    """Tokens whose log-prob or reward was asked for, once per mixture and per reward."""
+    cut: str | None = None
+    """Of `decoders.protocols.CUT`, what first ended an answer before its time."""
+
+    @property
+    def left(self) -> int | None:
+        return None if self.max_sampled_tokens is None else max(0, self.max_sampled_tokens - self.sampled)
+
+    @property
+    def bounded(self) -> bool:
+        return self.max_sampled_tokens is not None or self.deadline is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Metered:
+    """An engine on a meter. What it draws ends with one of `CUT` once the meter's bounds are reached.
+
+    One answer alone never passes the budget. Answers drawn side by side end together at the first token that reaches
+    it, so they may pass it by one token each.
+    """
+
+    engine: Engine
+    meter: Meter
+
+    async def generate(
+        self, prompt: Tokens, sampling: Sampling, *, n: int, guides: Mixture
+    ) -> AsyncGenerator[Chunk, None]:
+        meter, asked = self.meter, sampling.max_tokens
+        if meter.bounded:  # what has been drawn when the bound comes must be in hand
+            sampling = replace(sampling, stream=True, max_tokens=min(asked, meter.left or asked))
+        drawn = dict.fromkeys(range(n), 0)  # tokens of each open answer
+        cut = ""
+        async with aclosing(self.engine.generate(prompt, sampling, n=n, guides=guides)) as chunks:
+            while drawn:
+                if meter.left == 0:
+                    cut = "budget"
+                    break
+                try:
+                    async with asyncio.timeout_at(meter.deadline) as time:
+                        chunk = await anext(chunks)
+                except TimeoutError:
+                    if not time.expired():
+                        raise
+                    cut = "deadline"
+                    break
+                meter.sampled += len(chunk.tokens)
+                drawn[chunk.index] += len(chunk.tokens)
+                if chunk.finish == "length" and drawn[chunk.index] == sampling.max_tokens < asked:
+                    meter.cut = meter.cut or "budget"
+                    chunk = replace(chunk, finish="budget")
+                if chunk.finish is not None:
+                    del drawn[chunk.index]
+                yield chunk
+        if drawn:
+            meter.cut = meter.cut or cut
+        for index in drawn:
+            yield Chunk(index=index, tokens=(), finish=cut)
+
+    async def score(self, prompt: Tokens, completion: Tokens, *, guides: Mixture) -> list[float]:
+        self.meter.scored += len(completion)
+        return await self.engine.score(prompt, completion, guides=guides)
+
+    async def divergence(self, prompt: Tokens, completion: Tokens, *, guides: Mixture) -> list[float]:
+        self.meter.scored += len(completion)
+        return await self.engine.divergence(prompt, completion, guides=guides)
+
+    def text(self, completion: Tokens) -> str:
+        return self.engine.text(completion)

@@ -1,0 +1,176 @@
+"""`trimtab calibrate`: what makes equal preference weights pull equally, measured on the base's own answers.
+
+Per objective, over answers y to the given prompts:
+
+    mean, spread   of its reward r on y ~ base
+    gain = 1 / (d E[(r - mean) / spread] / d alpha)  at alpha = 0,  y ~ base * guide^alpha                           (1)
+
+A search tilts by exp(w (r - mean) / spread), under which the standardised reward rises by its variance, 1, per unit of
+w. With (1) a guide at the exponent w * gain rises by as much, to first order: one weight, one wish, however it is
+carried out. The slope is fitted through 0 to a few small exponents, with the same seeds at each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from decoders.protocols import BASE, Engine, Mixture, Sampling, Tokens
+from rewards.protocols import Question, Response
+from server.config import ConfigError
+from server.objective import Spec, evaluated, parsed
+from server.scoring import Scoring
+
+EXPONENTS = (0.25, 0.5, 1.0)
+CLEAR = 3.0
+"""Standard errors by which a guide must raise its own objective for a gain to be taken from it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """An objective's calibration; `gain` is None where its guide does not clearly raise it, or it has none."""
+
+    mean: float
+    spread: float
+    gain: float | None = None
+    slope: float | None = None
+    """Rise per unit of exponent, in spreads."""
+    error: float | None = None
+    """Its standard error."""
+
+
+def read_prompts(path: Path) -> list[tuple[Mapping[str, str], ...]]:
+    """One conversation per line: text, or JSON with "messages"; raises ConfigError."""
+    found: list[tuple[Mapping[str, str], ...]] = []
+    try:
+        for line in path.read_text().splitlines():
+            if line.startswith("{"):
+                found.append(tuple(json.loads(line)["messages"]))
+            elif line.strip():
+                found.append(({"role": "user", "content": line.strip()},))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"--prompts {path}: {error}") from None
+    if len(found) < 2:
+        raise ConfigError(f"--prompts {path}: needs two prompts or more, one a line")
+    return found
+
+
+async def calibrate(
+    scoring: Scoring, prompts: Sequence[tuple[Mapping[str, str], ...]], *, answers: int, max_tokens: int
+) -> dict[str, Measured]:
+    """objective -> its calibration, for every objective whose reward needs nothing from a request.
+
+    One that is transformed against reference answers is in units of its own already.
+    """
+    config, host = scoring.config, scoring.host
+    specs = {
+        name: parsed(objective.reward, config, at=f"objectives.{name}.reward", objectives=False)
+        for name, objective in config.objectives.items()
+        if objective.reward is not None
+    }
+    needy = {n for n, s in specs.items() if s.references or any(scoring.scorers[x.reward].needs for x in s.leaves)}
+    specs = {name: spec for name, spec in specs.items() if name not in needy}
+    questions = [Question(messages=messages, prompt=host.render(messages)) for messages in prompts]
+
+    async def scores(names: Sequence[str], mixture: Mixture) -> dict[str, list[list[float]]]:
+        """objective -> prompt -> a score per answer"""
+        drawn = await asyncio.gather(
+            *(answered(host.engine, q.prompt, mixture, i, answers, max_tokens) for i, q in enumerate(questions))
+        )
+        return {
+            name: await asyncio.gather(
+                *(scored(scoring, specs[name], q, a) for q, a in zip(questions, drawn, strict=True))
+            )
+            for name in names
+        }
+
+    base = await scores(list(specs), {BASE: 1.0})
+    found: dict[str, Measured] = {}
+    for name, spec_scores in base.items():
+        flat = [score for row in spec_scores for score in row]
+        mean, spread = statistics.fmean(flat), statistics.stdev(flat)
+        if spread == 0:
+            raise ConfigError(f"its reward is {mean:g} for every answer", key=f"objectives.{name}.reward")
+        found[name] = Measured(mean=mean, spread=spread)
+        guide = config.objectives[name].guide
+        if guide is None:
+            continue
+        rises = []  # per exponent and prompt, in spreads
+        for alpha in EXPONENTS:
+            guided = (await scores([name], {BASE: 1.0, guide: alpha}))[name]
+            means = [[statistics.fmean(row) for row in rows] for rows in (guided, spec_scores)]
+            rises.append([(after - before) / spread for after, before in zip(*means, strict=True)])
+        found[name] = with_gain(found[name], rises)
+    return found
+
+
+def with_gain(measured: Measured, rises: Sequence[Sequence[float]]) -> Measured:
+    """Equation (1) from the rise at each of EXPONENTS and each prompt, by least squares through 0 per prompt."""
+    square = math.fsum(a * a for a in EXPONENTS)
+    per_prompt = zip(*rises, strict=True)
+    slopes = [math.fsum(a * r for a, r in zip(EXPONENTS, prompt, strict=True)) / square for prompt in per_prompt]
+    slope, error = statistics.fmean(slopes), statistics.stdev(slopes) / math.sqrt(len(slopes))
+    gain = 1 / slope if slope > CLEAR * error else None  # (1)
+    return Measured(mean=measured.mean, spread=measured.spread, gain=gain, slope=slope, error=error)
+
+
+async def answered(
+    engine: Engine, prompt: Tokens, mixture: Mixture, seed: int, n: int, max_tokens: int
+) -> list[list[int]]:
+    """n answers' tokens."""
+    said: list[list[int]] = [[] for _ in range(n)]
+    sampling = Sampling(max_tokens=max_tokens, seed=seed * n, stream=False)
+    async for chunk in engine.generate(prompt, sampling, n=n, guides=mixture):
+        said[chunk.index] += chunk.tokens
+    return said
+
+
+async def scored(scoring: Scoring, spec: Spec, question: Question, answers: Sequence[Tokens]) -> list[float]:
+    """A score per answer, untold to any request."""
+    tokenizer = scoring.host.tokenizer
+    responses = [Response(text=tokenizer.decode(a, skip_special_tokens=True), tokens=a) for a in answers]
+    return evaluated(spec, await scoring.rows(spec, question, responses), {}).values
+
+
+def written(text: str, found: Mapping[str, Measured]) -> str:
+    """A configuration's text with the calibration put in, all else as it stood."""
+    for name, measured in found.items():
+        values = {"mean": measured.mean, "spread": measured.spread, "gain": measured.gain}
+        for key, value in values.items():
+            if value is not None:
+                text = put(text, ("objectives", name), key, f"{value:.4g}")
+    return text
+
+
+def put(text: str, path: Sequence[str], key: str, value: str) -> str:
+    """`key: value` in the mapping at `path` of a YAML text, in its place if it is there, else after the last key."""
+    node: Any = yaml.compose(text)
+    for part in path:
+        node = next(v for k, v in node.value if k.value == part)
+    for k, v in node.value:
+        if k.value == key:
+            return text[: v.start_mark.index] + value + text[v.end_mark.index :]
+    if node.flow_style:
+        end = node.end_mark.index - 1
+        return text[:end].rstrip() + f"{', ' if node.value else ''}{key}: {value}" + text[end:]
+    last_key, last = node.value[-1]
+    after = text.find("\n", last.end_mark.index if isinstance(last, yaml.ScalarNode) else last.end_mark.index - 1)
+    after = len(text) if after < 0 else after
+    return text[:after] + f"\n{' ' * last_key.start_mark.column}{key}: {value}" + text[after:]
+
+
+def report(found: Mapping[str, Measured]) -> str:
+    """A table."""
+    lines = [f"{'objective':<16}{'mean':>9}{'spread':>9}{'slope':>9}{'± s.e.':>9}{'gain':>9}"]
+    for name, m in found.items():
+        numbers = (m.mean, m.spread, m.slope, m.error, m.gain)
+        lines.append(f"{name:<16}" + "".join(f"{x:>9.3f}" if x is not None else f"{'-':>9}" for x in numbers))
+    return "\n".join(lines)

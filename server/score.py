@@ -1,0 +1,83 @@
+"""POST /v1/alignment/score: answers of the client's own, scored as a search would score them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from engine.meter import Meter
+from server.alignment import Given, preferences
+from server.body import parse, whole
+from server.errors import ApiError, explained, uncaught
+from server.objective import parsed, weighted
+from server.scoring import Scores, Scoring
+
+MOST = 1024
+"""Responses in one request."""
+
+
+class ScoreRequest(BaseModel):
+    """Answers to one conversation, or to one bare prompt."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    model: str = ""
+    messages: list[dict[str, Any]] = Field(default=[], min_length=1)
+    prompt: str = Field(default="", min_length=1)
+    responses: list[str] = Field(min_length=1, max_length=MOST)
+    weights: dict[str, Any] = {}
+    reward: Any = None
+    given: Given = Given()
+
+
+async def score(request: Request, scoring: Scoring) -> Response:
+    """Per response its value and what it came from; by default every objective that has a reward, weighted 1."""
+    try:
+        body = await whole(request.receive, scoring.config.max_body_mib)
+        return JSONResponse(await scored(parse(body), scoring))
+    except (ApiError, RecursionError) as error:
+        too_deep = ApiError("the request body is nested too deeply", code="invalid_json")
+        return (error if isinstance(error, ApiError) else too_deep).response()
+    except Exception as error:
+        refusal = uncaught(error)
+        if refusal.code == "internal_error":
+            raise
+        return refusal.response()
+
+
+async def scored(document: dict[str, Any], scoring: Scoring) -> dict[str, Any]:
+    """The answer; raises ApiError, and RewardError where a reward fails."""
+    try:
+        asked = ScoreRequest.model_validate(document)
+    except ValidationError as error:
+        raise explained(error, at="", fields=ScoreRequest.model_fields) from None
+    given, config = asked.model_fields_set, scoring.config
+    if ("messages" in given) == ("prompt" in given):
+        raise ApiError("give either messages or prompt", param="messages", code="missing_required_parameter")
+    if {"weights", "reward"} <= given:
+        raise ApiError("weights and reward are two ways to say what is wanted: give one", param="reward")
+    if "reward" in given:
+        spec = parsed(asked.reward, config, at="reward")
+    else:
+        every = {name: 1.0 for name, objective in config.objectives.items() if objective.reward is not None}
+        if not every:
+            raise ApiError("this server has no objective with a reward; name a reward", param="reward")
+        spec = weighted(preferences(asked.weights, config, at="weights") if "weights" in given else every, config)
+    compared = asked.given.model_dump(exclude_unset=True)
+    scoring.check(spec, compared, at="reward")
+    meter = Meter()
+    scores = Scores.of_document(document, scoring=scoring, spec=spec, given=compared, meter=meter)
+    tokenizer = scoring.host.tokenizer
+    prompt = scoring.host.render(scores.messages) if "messages" in given else tokenizer.encode(asked.prompt)
+    completions = [tokenizer.encode(text, add_special_tokens=False) for text in asked.responses]
+    await scores(prompt, completions)
+    return {
+        "object": "alignment.scores",
+        "model": config.model_name,
+        "scores": [{"index": i} | scores.of(tokens) for i, tokens in enumerate(completions)],
+        "scored_tokens": meter.scored,
+        "sampled_tokens": meter.sampled,
+    }

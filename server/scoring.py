@@ -1,0 +1,233 @@
+"""Rewards at work: started with the server, bound to a request, and asked what they said.
+
+Shapes: N completions, K labels.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from decoders.protocols import BASE, Engine, Sampling, Tokens
+from engine.aligned import AlignedClient
+from engine.meter import Meter, Metered
+from engine.pooling import running_pooler
+from rewards.guard import Checked
+from rewards.protocols import Host, Pooler, Question, Response, RewardError, Scorer
+from server.alignment import AT, Plan
+from server.body import Json
+from server.config import Config, ConfigError
+from server.conversation import Messages, messages
+from server.errors import ApiError, unknown
+from server.kinds import built
+from server.metrics import REWARD_ERRORS, REWARD_SECONDS
+from server.objective import Leaf, Rows, Spec, Told, evaluated, parsed
+
+REFERENCE_TOKENS = 256
+"""Longest reference answer."""
+
+REFERENCES_KEPT = 4096
+"""Prompts whose reference scores are remembered."""
+
+
+@asynccontextmanager
+async def running_rewards(config: Config, host: Host) -> AsyncIterator[dict[str, Scorer]]:
+    """The config's rewards, their models up, and down again whatever happens.
+
+    Raises ConfigError for what cannot be built, MemberError for a model that cannot score.
+    """
+    async with AsyncExitStack() as stack:
+        poolers: dict[str, Pooler] = {}
+        scorers: dict[str, Scorer] = {}
+        for name, reward in config.rewards.items():
+            services: dict[str, Any] = {"host": host}
+            if reward.model is not None:
+                model, options = reward.served()
+                key = json.dumps([model, options], sort_keys=True)
+                if key not in poolers:
+                    poolers[key] = await stack.enter_async_context(running_pooler(name, model, **options))
+                services["pooler"] = poolers[key]
+            scorers[name] = Checked(scorer=built(name, reward, **services), name=name, timeout=reward.timeout_s)
+        yield scorers
+
+
+@asynccontextmanager
+async def running_scoring(config: Config, client: AlignedClient) -> AsyncIterator[Scoring]:
+    """The rewards of a server whose engine is up."""
+    host = Base(engine=client.bind({}), tokenizer=client.renderer.tokenizer)
+    async with running_rewards(config, host) as scorers:
+        yield Scoring(config=config, scorers=scorers, host=host)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """The served base as rewards see it."""
+
+    engine: Engine
+    tokenizer: Any
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> Tokens:
+        tokens: list[int] = self.tokenizer.apply_chat_template(
+            [dict(message) for message in messages], tokenize=True, add_generation_prompt=True, return_dict=False
+        )
+        return tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """The server's rewards, running."""
+
+    config: Config
+    scorers: Mapping[str, Scorer]
+    host: Host
+    references: OrderedDict[str, Rows] = field(default_factory=OrderedDict)
+    """Scores of the base's own answers to a prompt, oldest use first."""
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for an objective that names no score of its reward."""
+        for name, objective in self.config.objectives.items():
+            if objective.reward is not None:
+                at = f"objectives.{name}.reward"
+                try:
+                    spec = parsed(objective.reward, self.config, at=at, objectives=False)
+                    self.check(spec, {}, at=at, given_too=False)
+                except ApiError as error:
+                    raise ConfigError(error.message, key=at) from None
+
+    def check(self, spec: Spec, given: Mapping[str, Any], *, at: str, given_too: bool = True) -> None:
+        """Raises ApiError for a label that a reward does not have, or for what it would need and was not given."""
+        for leaf in spec.leaves:
+            scorer = self.scorers[leaf.reward]
+            if leaf.label is None and len(scorer.labels) > 1:
+                names = ", ".join(f"{leaf.reward}.{label}" for label in scorer.labels)
+                raise ApiError(f"reward {leaf.reward!r} gives several scores; name one: {names}", param=at)
+            if leaf.label is not None and leaf.label not in scorer.labels:
+                raise ApiError(unknown(f"score of reward {leaf.reward!r}", leaf.label, scorer.labels), param=at)
+            if missing := sorted(scorer.needs - given.keys()) if given_too else []:
+                raise ApiError(
+                    f"reward {leaf.reward!r} needs {AT}.given.{missing[0]}",
+                    param=f"{AT}.given.{missing[0]}",
+                    code="missing_required_parameter",
+                )
+
+    def bind(self, plan: Plan, document: Json, meter: Meter) -> Scores:
+        """The reward of one request; raises ApiError for what it cannot be."""
+        assert plan.objective is not None
+        self.check(plan.objective, plan.given, at=f"{AT}.reward")
+        return Scores.of_document(document, scoring=self, spec=plan.objective, given=plan.given, meter=meter)
+
+    async def rows(self, spec: Spec, question: Question, responses: Sequence[Response]) -> dict[str, list[float]]:
+        """leaf -> [N] raw scores, every reward asked once; raises RewardError."""
+        leaves = {leaf.name: leaf for leaf in spec.leaves}
+        names = sorted({leaf.reward for leaf in leaves.values()})
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._asked(name, question, responses)) for name in names]
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None  # the others were cancelled because of it
+        tables = dict(zip(names, (task.result() for task in tasks), strict=True))
+
+        def column(leaf: Leaf) -> list[float]:
+            k = 0 if leaf.label is None else self.scorers[leaf.reward].labels.index(leaf.label)
+            return [row[k] for row in tables[leaf.reward]]
+
+        return {name: column(leaf) for name, leaf in leaves.items()}
+
+    async def _asked(self, name: str, question: Question, responses: Sequence[Response]) -> list[list[float]]:
+        began = time.monotonic()
+        try:
+            return await self.scorers[name](question, responses)
+        except RewardError:
+            REWARD_ERRORS.labels(name).inc()
+            raise
+        finally:
+            REWARD_SECONDS.labels(name).observe(time.monotonic() - began)
+
+
+@dataclass(kw_only=True)
+class Scores:
+    """A `decoders.protocols.Reward` for one HTTP request, [N, 1], that remembers what it said."""
+
+    scoring: Scoring
+    spec: Spec
+    messages: Messages
+    given: Mapping[str, Any]
+    meter: Meter
+    stop: tuple[str, ...] = ()
+    said: dict[tuple[int, ...], Json] = field(default_factory=dict)
+    """completion -> what is told of it"""
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @classmethod
+    def of_document(cls, document: Json, **fields: Any) -> Scores:
+        """For the conversation of a request's body, ending answers at its stop strings."""
+        stop = document.get("stop", document.get("stop_sequences")) or ()
+        stop = (stop,) if isinstance(stop, str) else tuple(text for text in stop if isinstance(text, str) and text)
+        kept = document.get("include_stop_str_in_output")
+        return cls(messages=messages(document), stop=() if kept else stop, **fields)
+
+    async def __call__(self, prompt: Tokens, completions: Sequence[Tokens]) -> list[list[float]]:
+        question = self._question(prompt)
+        references = await self._references(question) if self.spec.references else {}
+        responses = [self.response(tokens) for tokens in completions]
+        rewards = len({leaf.reward for leaf in self.spec.leaves})
+        self.meter.scored += rewards * sum(len(tokens) for tokens in completions)
+        told = evaluated(self.spec, await self.scoring.rows(self.spec, question, responses), references)
+        for i, tokens in enumerate(completions):
+            self.said[tuple(tokens)] = at(told, i)
+        return [[value] for value in told.values]
+
+    def of(self, tokens: Tokens) -> Json:
+        """{"value", "rewards", "transformed"} of a completion that was scored; {} of another."""
+        return self.said.get(tuple(tokens), {})
+
+    def text(self, tokens: Tokens) -> str:
+        """A completion as the client would read it."""
+        text: str = self.scoring.host.tokenizer.decode(list(tokens), skip_special_tokens=True)
+        ends = [found for stop in self.stop if (found := text.find(stop)) >= 0]
+        return text[: min(ends)] if ends else text
+
+    def response(self, tokens: Tokens) -> Response:
+        return Response(text=self.text(tokens), tokens=tokens)
+
+    def _question(self, prompt: Tokens) -> Question:
+        asked = self.messages
+        if not asked:
+            text = self.scoring.host.tokenizer.decode(list(prompt), skip_special_tokens=True)
+            asked = ({"role": "user", "content": text},)
+        return Question(messages=asked, prompt=prompt, given=self.given)
+
+    async def _references(self, question: Question) -> Rows:
+        """leaf -> [M] scores of the frozen base's own answers to the question, drawn once and then remembered."""
+        kept = self.scoring.references
+        key = json.dumps([list(question.prompt), self.spec.references, [leaf.name for leaf in self.spec.leaves],
+                          self.given])  # fmt: skip
+        async with self.lock:
+            if key not in kept:
+                engine = Metered(self.scoring.host.engine, self.meter)
+                sampling = Sampling(max_tokens=REFERENCE_TOKENS, seed=0, stream=False)
+                drawn: dict[int, list[int]] = {}
+                async for chunk in engine.generate(
+                    question.prompt, sampling, n=self.spec.references, guides={BASE: 1.0}
+                ):
+                    drawn.setdefault(chunk.index, []).extend(chunk.tokens)
+                responses = [self.response(tokens) for tokens in drawn.values()]
+                kept[key] = await self.scoring.rows(self.spec, question, responses)
+                while len(kept) > REFERENCES_KEPT:
+                    kept.popitem(last=False)
+            kept.move_to_end(key)
+            return kept[key]
+
+
+def at(told: Told, i: int) -> Json:
+    """What is told of the i-th answer."""
+    found: Json = {"value": told.values[i], "rewards": {name: scores[i] for name, scores in told.raw.items()}}
+    if told.transformed:
+        found["transformed"] = {name: scores[i] for name, scores in told.transformed.items()}
+    return found

@@ -1,0 +1,447 @@
+"""Searches over HTTP on the toy engine, through the official client: what they answer, spend, refuse and survive."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from fastapi import FastAPI
+from openai import AsyncOpenAI
+from prometheus_client import REGISTRY
+
+from decoders.toy import ToyEngine
+from rewards.guard import Checked
+from rewards.protocols import Question, Response
+from server.config import Config
+from tests.server import toy_server
+
+HI: list[Any] = [{"role": "user", "content": "hi"}]
+
+
+@dataclass(frozen=True)
+class Letters:
+    """How many of the letter a answers have, and how long they are; `fault` says how it goes wrong."""
+
+    fault: str = ""
+    labels: tuple[str, ...] = ("a", "length")
+    needs: frozenset[str] = frozenset()
+
+    async def __call__(self, question: Question, responses: Sequence[Response]) -> list[list[float]]:
+        if self.fault == "hung":
+            await asyncio.Event().wait()
+        if self.fault == "dead":
+            raise RuntimeError("its engine died")
+        if self.fault == "shape":
+            return []
+        bad = {"nan": math.nan, "inf": math.inf}.get(self.fault)
+        return [[float(r.text.count("a")) if bad is None else bad, float(len(r.text))] for r in responses]
+
+
+FAULTS = ("nan", "inf", "shape", "dead", "hung")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    folder = toy_server.checkpoint(tmp_path_factory.mktemp("toy"))
+    return Config.model_validate(
+        {
+            "base": str(folder),
+            "name": "toy",
+            "guides": {"arm": str(folder)},
+            "rewards": {
+                "letters": {"kind": "length", "target": 1},
+                "short": {"kind": "length", "unit": "characters", "target": 1},
+                "bleu": {"kind": "bleu"},
+                **{fault: {"kind": "length", "target": 1} for fault in FAULTS},
+            },
+            "objectives": {
+                "a": {"reward": "letters.a", "mean": 1.0, "spread": 2.0},
+                "brevity": {"reward": "short", "guide": "arm"},
+                "truth": {"guide": "arm"},
+            },
+            "presets": {"toy-best": {"strategy": "best_of_n", "weights": {"a": 1.0}, "params": {"n": 8}}},
+            "engine": {"dtype": "float32", "max_model_len": 256, "enforce_eager": True},
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def toy(config: Config) -> ToyEngine:
+    return toy_server.toy_engine(Path(config.base))
+
+
+@pytest.fixture(scope="module")
+async def app(config: Config, toy: ToyEngine) -> FastAPI:
+    scorers = {fault: Checked(scorer=Letters(fault), name=fault, timeout=0.2) for fault in FAULTS}
+    letters = Checked(scorer=Letters(), name="letters", timeout=5)
+    return await toy_server.serve(config, toy, scorers={"letters": letters, **scorers})
+
+
+@pytest.fixture(scope="module")
+async def raw(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://toy") as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+async def client(raw: httpx.AsyncClient) -> AsyncOpenAI:
+    return AsyncOpenAI(base_url="http://toy/v1", api_key="none", http_client=raw, max_retries=2)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(toy: ToyEngine) -> Any:
+    yield
+    assert toy.live == 0
+
+
+async def chat(client: AsyncOpenAI, alignment: dict[str, Any], **more: Any) -> Any:
+    return await client.chat.completions.create(
+        **{"model": "toy", "messages": HI, "seed": 3, **more}, extra_body={"alignment": alignment}
+    )
+
+
+def told(answer: Any) -> dict[str, Any]:
+    found: dict[str, Any] = answer.model_extra["alignment"]
+    return found
+
+
+def best(n: int = 8, **more: Any) -> dict[str, Any]:
+    return {"strategy": "best_of_n", "weights": {"a": 1.0}, "params": {"n": n}, **more}
+
+
+SEARCHES: dict[str, dict[str, Any]] = {
+    "best_of_n": best(),
+    "soft_best_of_n": {"strategy": "soft_best_of_n", "weights": {"a": 1.0}, "params": {"n": 8, "lambda": 0.5}},
+    "vote": {"strategy": "vote", "params": {"n": 8, "extractor": "text"}},
+    "mbr": {"strategy": "mbr", "params": {"n": 8}},
+    "rejection": {"strategy": "rejection", "weights": {"a": 1.0}, "params": {"n": 8}},
+    "speculative_rejection": {
+        "strategy": "speculative_rejection", "weights": {"a": 1.0}, "params": {"n": 8, "decisions": [2, 3]},
+    },
+}  # fmt: skip
+
+
+async def test_the_best_of_the_pool_is_the_answer(client: AsyncOpenAI) -> None:
+    """And the pool is the answers that the same seed gives to n."""
+    plain = await client.chat.completions.create(model="toy", messages=HI, seed=3, n=8)
+    pool = [choice.message.content for choice in plain.choices]
+    answer = await chat(client, best(**{"return": ["candidates", "rewards"]}))
+    [choice] = told(answer)["choices"]
+    assert [candidate["text"] for candidate in choice["candidates"]] == pool
+    counts = [text.count("a") for text in pool]
+    assert answer.choices[0].message.content == pool[counts.index(max(counts))]
+    assert choice["candidate"] == counts.index(max(counts))
+    assert choice["value"] == (max(counts) - 1) / 2
+    assert choice["rewards"] == {"a": max(counts)}
+    assert choice["transformed"] == {"a": (max(counts) - 1) / 2}
+    assert [candidate["rewards"]["a"] for candidate in choice["candidates"]] == counts
+
+
+async def test_what_was_drawn_and_scored_is_counted(client: AsyncOpenAI) -> None:
+    plain = await client.chat.completions.create(model="toy", messages=HI, seed=3, n=8)
+    answer = await chat(client, best())
+    spent = {"sampled_tokens": plain.usage.completion_tokens, "scored_tokens": plain.usage.completion_tokens}
+    assert {key: told(answer)[key] for key in spent} == spent
+    assert answer.usage.completion_tokens_details.model_extra == spent
+    assert answer.usage.completion_tokens < spent["sampled_tokens"]
+    assert told(answer)["streaming"] == "buffered"
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+async def test_a_stream_is_the_same_answer(client: AsyncOpenAI, name: str) -> None:
+    for n in (1, 2):
+        whole = await chat(client, SEARCHES[name], n=n)
+        assert told(whole)["strategy"] == name
+        pieces, roles, last = [""] * n, [], None
+        stream = await chat(client, SEARCHES[name], n=n, stream=True, stream_options={"include_usage": True})
+        async for chunk in stream:
+            last = chunk
+            for choice in chunk.choices:
+                roles += [choice.index] * bool(choice.delta.role)
+                pieces[choice.index] += choice.delta.content or ""
+        assert pieces == [choice.message.content for choice in whole.choices]
+        assert sorted(roles) == list(range(n))
+        assert told(last) == told(whole)
+        assert last.usage == whole.usage
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+async def test_a_seed_is_an_answer_whatever_else_runs(client: AsyncOpenAI, name: str) -> None:
+    async def answer(seed: int) -> str:
+        return (await chat(client, SEARCHES[name], seed=seed)).choices[0].message.content
+
+    alone = [await answer(seed) for seed in range(6)]
+    assert list(await asyncio.gather(*(answer(seed) for seed in range(6)))) == alone
+
+
+async def test_candidates_can_be_drawn_under_guides(client: AsyncOpenAI) -> None:
+    answer = await chat(client, best(guides={"arm": 2.0}, **{"return": ["candidates"]}))
+    guided = await chat(client, {"guides": {"arm": 2.0}}, n=8)
+    assert told(answer)["guides"] == {"base": 1.0, "arm": 2.0}
+    texts = [candidate["text"] for candidate in told(answer)["choices"][0]["candidates"]]
+    assert texts == [choice.message.content for choice in guided.choices]
+
+
+async def test_a_preset_can_be_a_search(client: AsyncOpenAI) -> None:
+    answer = await client.chat.completions.create(model="toy-best", messages=HI, seed=3)
+    assert answer.choices[0].message.content == (await chat(client, best())).choices[0].message.content
+
+
+async def test_bare_prompts_are_answered_each(client: AsyncOpenAI) -> None:
+    prompts = ["user: x\nassistant: ", "user: y\nassistant: "]
+    answer = await client.completions.create(model="toy", prompt=prompts, seed=1, extra_body={"alignment": best()})
+    assert [choice["index"] for choice in told(answer)["choices"]] == [0, 1]
+    assert len(answer.choices) == 2
+
+
+async def test_a_stop_string_ends_candidates_for_the_reward_too(client: AsyncOpenAI) -> None:
+    """Rewards read what the client would: nothing from the stop string on."""
+    answer = await chat(client, {"strategy": "best_of_n", "reward": "letters.length", "params": {"n": 32},
+                                 "return": ["candidates", "rewards"]}, stop="b")  # fmt: skip
+    for candidate in told(answer)["choices"][0]["candidates"]:
+        assert "b" not in candidate["text"]
+        assert candidate["rewards"] == {"letters.length": len(candidate["text"])}
+
+
+# Rewards in a request.
+
+
+@pytest.mark.parametrize(("reward", "value"), [
+    ("letters.a", lambda t: t.count("a")),
+    ("a", lambda t: (t.count("a") - 1) / 2),
+    ({"of": {"letters.a": 2, "letters.length": -0.5}}, lambda t: 2 * t.count("a") - 0.5 * len(t)),
+    ({"of": ["letters.a", "letters.length"], "combine": "min"}, lambda t: min(t.count("a"), len(t))),
+    ({"of": ["letters.a", "letters.length"], "combine": {"uwo": {"lambda": 2}}},
+     lambda t: (t.count("a") + len(t)) / 2 - (t.count("a") - len(t)) ** 2),
+    ({"of": {"of": "letters.length", "transform": {"clip": {"low": 1, "high": 2}}}, "combine": "mean"},
+     lambda t: min(max(len(t), 1), 2)),
+])  # fmt: skip
+async def test_a_reward_is_what_the_request_says(client: AsyncOpenAI, reward: Any, value: Any) -> None:
+    asked = {"strategy": "best_of_n", "reward": reward, "params": {"n": 16}, "return": ["candidates"]}
+    [choice] = told(await chat(client, asked))["choices"]
+    for candidate in choice["candidates"]:
+        assert candidate["value"] == pytest.approx(value(candidate["text"]))
+    assert choice["value"] == max(candidate["value"] for candidate in choice["candidates"])
+
+
+async def test_references_are_the_base_s_own_answers_and_drawn_once(client: AsyncOpenAI) -> None:
+    asked = {"strategy": "best_of_n", "reward": {"of": "letters.a", "transform": {"centre": {"references": 4}}},
+             "params": {"n": 4}}  # fmt: skip
+    messages: list[Any] = [{"role": "user", "content": "a question of its own"}]
+    plain = await client.chat.completions.create(model="toy", messages=messages, seed=0, n=4)
+    mean = sum(choice.message.content.count("a") for choice in plain.choices) / 4
+    first, again = [told(await chat(client, asked, messages=messages)) for _ in range(2)]
+    [choice] = first["choices"]
+    assert choice["transformed"]["centre(letters.a)"] == pytest.approx(choice["rewards"]["centre(letters.a)"] - mean)
+    assert first["choices"] == again["choices"]
+    assert first["sampled_tokens"] - again["sampled_tokens"] == plain.usage.completion_tokens
+
+
+async def test_references_given_in_the_request(client: AsyncOpenAI) -> None:
+    asked = {"strategy": "best_of_n", "reward": "bleu", "params": {"n": 8}}
+    answer = await chat(client, {**asked, "given": {"references": ["a b a"]}})
+    assert 0 <= told(answer)["choices"][0]["value"] <= 1
+    with pytest.raises(openai.BadRequestError, match=r"needs alignment\.given\.references"):
+        await chat(client, asked)
+
+
+@pytest.mark.parametrize(("alignment", "param", "message"), [
+    ({"strategy": "best_of_n"}, "alignment", "strategy 'best_of_n' needs alignment.reward or alignment.weights"),
+    (best(reward="letters.a"), "alignment.reward", "two ways to say"),
+    (best(weights={"truth": 1}), "alignment.weights.truth", "has no reward"),
+    ({"weights": {"a": 1}}, "alignment.weights.a", "has no guide"),
+    (best(weights=None), "alignment.weights", "dictionary"),
+    ({"strategy": "best_of_n", "reward": "lettres.a"}, "alignment.reward", "unknown reward"),
+    ({"strategy": "best_of_n", "reward": "letters"}, "alignment.reward", "name one: letters.a, letters.length"),
+    ({"strategy": "best_of_n", "reward": "letters.b"}, "alignment.reward", "unknown score of reward 'letters' 'b'"),
+    ({"strategy": "best_of_n", "reward": {"of": []}}, "alignment.reward.of", "is required"),
+    ({"strategy": "best_of_n", "reward": {"of": "short", "combin": "min"}}, "alignment.reward.combin", "unknown key"),
+    ({"strategy": "best_of_n", "reward": {"of": "short", "combine": "max"}}, "alignment.reward.combine", "unknown com"),
+    ({"strategy": "best_of_n", "reward": {"of": "short", "combine": {"heron": {"margins": [1]}}}},
+     "alignment.reward.combine", "compares the candidates"),
+    ({"strategy": "best_of_n", "reward": {"of": "short", "transform": {"par": {"k": -1}}}},
+     "alignment.reward.transform.par", "greater than 0"),
+    ({"strategy": "best_of_n", "reward": {"of": {"short": "1"}}}, "alignment.reward.of.short", "must be a number"),
+    ({"strategy": "best_of_n", "reward": 7}, "alignment.reward", ""),
+    (best(n=0), "alignment.params.n", "greater than or equal to 1"),
+    (best(n=-1), "alignment.params.n", "greater than or equal to 1"),
+    (best(n=1_000_000_000), "alignment.params.n", "less than or equal to 4096"),
+    (best(n=257), "alignment.params.n", "at most 256 on this server"),
+    (best(params={"n": 1.5}), "alignment.params.n", "integer"),
+    (best(params={"n": "8"}), "alignment.params.n", "integer"),
+    (best(params={"n": True}), "alignment.params.n", "integer"),
+    (best(budget={"max_sampled_tokens": 0}), "alignment.budget.max_sampled_tokens", "greater than or equal to 1"),
+    (best(budget={"max_sampled_tokens": 10**9}), "alignment.budget.max_sampled_tokens", "less than or equal"),
+    (best(budget={"deadline_ms": 0}), "alignment.budget.deadline_ms", "greater than or equal to 1"),
+    (best(budget={"deadline_ms": -5}), "alignment.budget.deadline_ms", "greater than or equal to 1"),
+    (best(budget={"deadline_ms": 1.5}), "alignment.budget.deadline_ms", "integer"),
+    (best(budget={"deadline": 5}), "alignment.budget.deadline", "valid: deadline_ms, max_sampled_tokens"),
+    (best(budget=[]), "alignment.budget", ""),
+    (best(on_error="ignore"), "alignment.on_error", "'fail' or 'degrade'"),
+    (best(given={"references": []}), "alignment.given.references", "at least 1"),
+    ({"strategy": "soft_best_of_n", "weights": {"a": 1}, "params": {"lambda": 0}}, "alignment.params.lambda",
+     "greater than 0"),
+    ({"strategy": "guided", "guides": {"arm": 1}, "reward": "short"}, "alignment.reward", "cannot be honoured"),
+])  # fmt: skip
+async def test_what_cannot_be_is_refused_by_name(
+    client: AsyncOpenAI, alignment: dict[str, Any], param: str, message: str
+) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        await chat(client, alignment)
+    assert caught.value.param == param
+    assert message in caught.value.message
+
+
+async def test_more_answers_than_candidates_are_refused(client: AsyncOpenAI) -> None:
+    for stream in (False, True):
+        with pytest.raises(openai.BadRequestError, match=r"n=3 answers .* params.n=2"):
+            await chat(client, best(n=2), n=3, stream=stream)
+
+
+# Budgets and deadlines.
+
+
+async def test_a_budget_gives_the_best_so_far(client: AsyncOpenAI) -> None:
+    """Candidates are drawn side by side, so some have ended before the tokens are gone."""
+    answer = await chat(client, best(n=32, budget={"max_sampled_tokens": 64}, **{"return": ["candidates"]}))
+    assert told(answer)["outcome"] == "budget"
+    assert 64 <= told(answer)["sampled_tokens"] < 64 + 32
+    [choice] = told(answer)["choices"]
+    ended = [c for c in choice["candidates"] if c["finish_reason"] != "budget"]
+    assert 0 < len(ended) < 32
+    assert choice["value"] == max(c["value"] for c in ended)
+    assert all(c["value"] is None for c in choice["candidates"] if c["finish_reason"] == "budget")
+
+
+async def test_a_budget_that_ends_one_answer_is_kept_to_the_token(client: AsyncOpenAI) -> None:
+    for alignment in ({"guides": {"arm": 0.5}}, {"strategy": "plain"}, best(n=1)):
+        asked = {**alignment, "budget": {"max_sampled_tokens": 1}}
+        answer = await chat(client, asked, seed=5)
+        assert told(answer)["sampled_tokens"] == 1
+        if told(answer).get("outcome") == "budget":
+            assert answer.choices[0].finish_reason == "length"
+
+
+@dataclass
+class Slow:
+    """The toy, a pause before each chunk."""
+
+    engine: ToyEngine
+    pause: float
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.engine, name)
+
+    async def generate(self, *args: Any, **more: Any) -> Any:
+        async with aclosing(self.engine.generate(*args, **more)) as chunks:
+            async for chunk in chunks:
+                await asyncio.sleep(self.pause)
+                yield chunk
+
+
+async def slow(config: Config, toy: ToyEngine, pause: float) -> AsyncOpenAI:
+    letters = Checked(scorer=Letters(), name="letters", timeout=5)
+    app = await toy_server.serve(config, Slow(toy, pause), scorers={"letters": letters})
+    transport = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://toy")
+    return AsyncOpenAI(base_url="http://toy/v1", api_key="none", http_client=transport, max_retries=2)
+
+
+async def test_a_deadline_gives_the_best_so_far(config: Config, toy: ToyEngine) -> None:
+    client = await slow(config, toy, 0.01)
+    answer = await chat(client, best(n=16, budget={"deadline_ms": 300}, **{"return": ["candidates"]}))
+    assert told(answer)["outcome"] == "deadline"
+    values = [c["value"] for c in told(answer)["choices"][0]["candidates"] if c["value"] is not None]
+    assert told(answer)["choices"][0]["value"] == max(values)
+    assert counted("best_of_n", "deadline") > 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_deadline_with_nothing_in_hand_is_no_answer(config: Config, toy: ToyEngine, stream: bool) -> None:
+    client = await slow(config, toy, 0.2)
+    before = counted("best_of_n", "deadline")
+    with pytest.raises(openai.APIStatusError) as caught:
+        await chat(client, best(n=4, budget={"deadline_ms": 1}), stream=stream)
+    assert caught.value.status_code == 504
+    assert caught.value.code == "deadline_exceeded"
+    assert counted("best_of_n", "deadline") == before + 1, "the client must not try again by itself"
+
+
+def counted(strategy: str, outcome: str) -> float:
+    return REGISTRY.get_sample_value("trimtab_requests_total", {"strategy": strategy, "outcome": outcome}) or 0.0
+
+
+# Rewards that fail.
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_a_reward_that_fails_fails_the_request(client: AsyncOpenAI, fault: str, stream: bool) -> None:
+    before = counted("best_of_n", "reward_error"), errors(fault)
+    with pytest.raises(openai.InternalServerError) as caught:
+        await chat(client, {"strategy": "best_of_n", "reward": f"{fault}.a"}, stream=stream)
+    assert caught.value.code == "reward_error"
+    assert f"reward '{fault}'" in caught.value.message
+    assert counted("best_of_n", "reward_error") == before[0] + 1, "the client must not try again by itself"
+    assert errors(fault) > before[1]
+
+
+def errors(reward: str) -> float:
+    return REGISTRY.get_sample_value("trimtab_reward_errors_total", {"reward": reward}) or 0.0
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_or_is_answered_plainly_if_the_client_says_so(client: AsyncOpenAI, fault: str) -> None:
+    plain = await client.chat.completions.create(model="toy", messages=HI, seed=3)
+    before = counted("plain", "degraded")
+    asked = {"strategy": "best_of_n", "reward": f"{fault}.a", "on_error": "degrade"}
+    answer = await client.chat.completions.with_raw_response.create(
+        model="toy", messages=HI, seed=3, extra_body={"alignment": asked}
+    )
+    body: Any = answer.parse()
+    assert body.choices[0].message.content == plain.choices[0].message.content
+    assert answer.headers["x-alignment-strategy"] == "plain"
+    assert told(body)["strategy"] == "plain"
+    assert told(body)["outcome"] == "degraded"
+    assert f"reward '{fault}'" in told(body)["warnings"][0]
+    assert counted("plain", "degraded") == before + 1
+
+
+# Scoring.
+
+
+async def test_answers_of_the_client_s_own_are_scored(raw: httpx.AsyncClient) -> None:
+    body = {"messages": HI, "responses": ["aab", "", "b"], "weights": {"a": 2, "brevity": 1}}
+    answer = (await raw.post("/v1/alignment/score", json=body)).json()
+    assert [s["rewards"]["a"] for s in answer["scores"]] == [2, 0, 0]
+    assert answer["scores"][0]["transformed"]["a"] == 0.5
+    for s in answer["scores"]:
+        assert s["value"] == pytest.approx(2 * s["transformed"]["a"] + s["transformed"]["brevity"])
+
+
+@pytest.mark.parametrize(("body", "param"), [
+    ({"messages": HI}, "responses"),
+    ({"messages": HI, "responses": []}, "responses"),
+    ({"responses": ["a"]}, "messages"),
+    ({"messages": HI, "prompt": "x", "responses": ["a"]}, "messages"),
+    ({"messages": HI, "responses": [1]}, "responses.0"),
+    ({"messages": HI, "responses": ["a"], "weights": {"b": 1}}, "weights.b"),
+    ({"messages": HI, "responses": ["a"], "reward": "bleu"}, "alignment.given.references"),
+    ({"messages": HI, "responses": ["a"], "rewards": "bleu"}, "rewards"),
+])  # fmt: skip
+async def test_what_cannot_be_scored_is_refused(raw: httpx.AsyncClient, body: Any, param: str) -> None:
+    answer = await raw.post("/v1/alignment/score", json=body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+async def test_a_reward_that_fails_is_no_score(raw: httpx.AsyncClient) -> None:
+    answer = await raw.post("/v1/alignment/score", json={"prompt": "x", "responses": ["a"], "reward": "nan.a"})
+    assert answer.status_code == 500
+    assert answer.json()["error"]["code"] == "reward_error"
