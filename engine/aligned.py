@@ -176,6 +176,7 @@ def as_output(chunk: Chunk, prompt: Sequence[int], text: Text) -> RequestOutput:
         [completion] = output.outputs
         output.outputs = [copy(completion)]
         output.outputs[0].index = chunk.index
+        output.outputs[0].finish_reason = chunk.finish  # an answer drawn in segments ends with its last one alone
         return output
     return RequestOutput(
         request_id="",
