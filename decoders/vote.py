@@ -99,7 +99,7 @@ class Vote:
         """candidate -> a(y), of those that have one."""
         voters, extract = ended(pool), extractor(self.extractor)
         texts = [engine.text(c.tokens) for c in voters]
-        found = await asyncio.to_thread(lambda: [extract(text) for text in texts])  # a client's pattern may be slow
+        found = await asyncio.to_thread(lambda: [extract(text) for text in texts])  # many may take a while
         return {c.index: answer for c, answer in zip(voters, found, strict=True) if answer is not None}
 
     def _votes(self, voters: Sequence[Candidate]) -> dict[int, float]:
