@@ -18,6 +18,8 @@ class Entry:
     takes: frozenset[str] = frozenset()
     """Which of "weights" and "guides" it carries out as its parameter `guides`, and whether it wants a "reward", which
     then carries out the weights."""
+    reward_optional: bool = False
+    """Whether some of its parameters let it do without a reward."""
     shows: frozenset[str] = frozenset()
     """What a client may ask to see beside the answers."""
     streams: bool = True
@@ -44,7 +46,31 @@ STRATEGIES: dict[str, Entry] = {
         target="decoders.guided:genarm", paper="2410.08193", takes=frozenset({"weights", "guides"}), shows=_trace
     ),
     "guided": Entry(target="decoders.guided:Guided", takes=frozenset({"weights", "guides"}), shows=_trace),
+    "mbr": Entry(
+        target="decoders.mbr:MinimumBayesRisk", takes=_search, reward_optional=True, shows=_pool, streams=False
+    ),
     "mod": Entry(target="decoders.guided:mod", paper="2406.18853", takes=frozenset({"guides"}), shows=_trace),
     "plain": Entry(target="decoders.plain:Plain"),
     "proxy_tuning": Entry(target="decoders.guided:proxy_tuning", paper="2401.08565", shows=_trace),
+    "rejection": Entry(
+        target="decoders.rejection:RejectionSampling", paper="2309.06657", takes=_search, shows=_pool, streams=False
+    ),
+    "soft_best_of_n": Entry(
+        target="decoders.soft_best_of_n:SoftBestOfN", paper="2505.03156", takes=_search, shows=_pool, streams=False
+    ),
+    "speculative_rejection": Entry(
+        target="decoders.speculative_rejection:SpeculativeRejection",
+        paper="2410.20290",
+        takes=_search,
+        shows=_pool,
+        streams=False,
+    ),
+    "vote": Entry(
+        target="decoders.vote:Vote",
+        paper="2203.11171",
+        takes=_search,
+        reward_optional=True,
+        shows=_pool,
+        streams=False,
+    ),
 }

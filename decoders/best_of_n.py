@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-from decoders.candidates import Guides, Pool, draw, ranked, shown
+from decoders.candidates import Guides, Pool, check_answers, draw, ranked, shown
 from decoders.protocols import Chunk, Engine, Reward, Sampling, Tokens
 
 
@@ -30,8 +30,7 @@ class BestOfN:
     async def __call__(
         self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, want: frozenset[str]
     ) -> AsyncGenerator[Chunk, None]:
-        if n > self.n:
-            raise ValueError(f"n={n} answers cannot be chosen from params.n={self.n} candidates")
+        check_answers(n, self.n)
         pool = await draw(prompt, sampling, engine, reward, n=self.n, guides=self.guides)
         best = ranked(pool)[:n]  # (1)
         async with aclosing(

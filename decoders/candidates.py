@@ -1,4 +1,4 @@
-"""What every search shares: drawing candidates, having them scored, ranking and showing them.
+"""What every search shares: drawing candidates, having them scored, weighing, ranking and showing them.
 
 Shapes: N candidates.
 """
@@ -6,11 +6,14 @@ Shapes: N candidates.
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from decoders.protocols import BASE, CUT, Chunk, Engine, Exhausted, Mixture, Reward, Sampling, Tokens
@@ -19,6 +22,8 @@ Pool = Annotated[int, Field(ge=1, le=4096, description="candidates drawn")]
 Guides = Annotated[
     Mixture, Field(description="exponent per guide that the candidates are drawn with; none is the base")
 ]
+Beta = Annotated[float, Field(gt=0, description="temperature of the rewards, in their units")]
+Vector = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,8 +60,9 @@ async def draw(
 ) -> list[Candidate]:
     """[N] candidates in order of index, over the base with `guides`, each scored while the others are still drawn.
 
-    Whole candidates are scored; those that a budget or deadline cut are scored only where none is whole, and one
-    without a token never. Without a reward none is. Raises Exhausted where there is nothing to choose from.
+    Whole candidates are scored; those that a budget or deadline cut are scored only where no other is, and one without
+    a token never. So with a reward at least one has a value, and without one none has. Raises Exhausted where there is
+    nothing to choose from.
     """
     pieces: list[list[Chunk]] = [[] for _ in range(n)]
     values: dict[int, asyncio.Task[float]] = {}
@@ -74,9 +80,8 @@ async def draw(
                     pieces[chunk.index].append(chunk)
                     if chunk.finish is not None and chunk.finish not in CUT:
                         score(chunk.index)
-            cut = [i for i in range(n) if pieces[i][-1].finish in CUT]
-            if len(cut) == n:
-                for i in cut:
+            if not values:
+                for i in range(n):
                     score(i)
     except ExceptionGroup as errors:
         raise first(errors) from None
@@ -90,15 +95,59 @@ async def draw(
 
 
 async def value(reward: Reward, prompt: Tokens, completion: Tokens) -> float:
-    """The one score of one completion."""
-    [[score]] = await reward(prompt, [completion])
-    return score
+    """The one score of one completion; raises ValueError for a reward of none or several."""
+    [scores] = await reward(prompt, [completion])
+    if len(scores) != 1:
+        raise ValueError(f"one reward is needed to choose by; {len(scores)} given")
+    return scores[0]
 
 
 def first(errors: ExceptionGroup[Exception]) -> Exception:
     """Of what went wrong side by side, the first: the rest was cancelled because of it."""
     inner = errors.exceptions[0]
     return first(inner) if isinstance(inner, ExceptionGroup) else inner
+
+
+def check_answers(n: int, pool: int) -> None:
+    """Raises ValueError for more answers than candidates."""
+    if n > pool:
+        raise ValueError(f"n={n} answers cannot be chosen from params.n={pool} candidates")
+
+
+def generator(seed: int | None, stream: int) -> np.random.Generator:
+    """A strategy's own randomness: a function of the request's seed and of `stream`, a constant of the strategy's."""
+    key = secrets.randbits(64) if seed is None else seed % 2**64
+    return np.random.Generator(np.random.Philox(key=np.array([key, stream], dtype=np.uint64)))
+
+
+def tempered(values: Sequence[float], beta: float) -> Vector:
+    """[N] (r_i - max r) / beta: the logarithm of exp(r_i / beta), up to a constant, without overflow."""
+    r = np.array(values)
+    with np.errstate(over="ignore"):  # -inf is as good as any number beyond exp's reach
+        return np.asarray((r - r.max()) / beta)
+
+
+def softmax(values: Sequence[float], beta: float) -> Vector:
+    """[N] exp(r_i / beta), summing to 1."""
+    weights = np.exp(tempered(values, beta))
+    return np.asarray(weights / weights.sum())
+
+
+def scored(pool: Iterable[Candidate]) -> tuple[list[Candidate], list[float]]:
+    """The candidates with a value, and their values."""
+    having = [(c, c.value) for c in pool if c.value is not None]
+    return [c for c, _ in having], [r for _, r in having]
+
+
+def ended(pool: Sequence[Candidate]) -> list[Candidate]:
+    """The whole candidates; where there is none, those that were cut after some tokens."""
+    return [c for c in pool if c.whole and c.tokens] or [c for c in pool if c.tokens]
+
+
+def filled(chosen: Sequence[Candidate], pool: Iterable[Candidate], n: int) -> list[Candidate]:
+    """n candidates: the chosen in their order, then as many of the others as are wanting, best first."""
+    taken = {c.index for c in chosen}
+    return [*chosen, *ranked(c for c in pool if c.index not in taken)][:n]
 
 
 def ranked(pool: Iterable[Candidate]) -> list[Candidate]:

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from decoders.protocols import Sampling, Tokens
+from decoders.protocols import Chunk, Engine, Mixture, Reward, Sampling, Strategy, Tokens
 from decoders.toy import Prefix, ToyEngine, ToyModel
 from tests.contracts import Specimen
 
@@ -58,3 +60,97 @@ def tilted(base: dict[Prefix, float], score: dict[Prefix, float], beta: float) -
     """pi*(y), proportional to pi(y) exp(score(y) / beta)."""
     mass = {y: p * float(np.exp(score[y] / beta)) for y, p in base.items()}
     return {y: m / sum(mass.values()) for y, m in mass.items()}
+
+
+def divergence(p: dict[Prefix, float], q: dict[Prefix, float]) -> float:
+    """KL(p || q), in nats."""
+    return sum(mass * math.log(mass / q[y]) for y, mass in p.items() if mass > 0)
+
+
+def surprise(drawn: Sequence[Prefix], law: dict[Prefix, float]) -> float:
+    """How many standard deviations chi-squared lies above its mean, rare outcomes taken together."""
+    counts = dict.fromkeys(law, 0)
+    for y in drawn:
+        counts[y] += 1
+    common = [(counts[y], len(drawn) * p) for y, p in law.items() if len(drawn) * p >= 5]
+    common.append((len(drawn) - sum(c for c, _ in common), len(drawn) - sum(e for _, e in common)))
+    chi2 = sum((count - expected) ** 2 / expected for count, expected in common)
+    return (chi2 - (len(common) - 1)) / math.sqrt(2 * (len(common) - 1))
+
+
+class Script:
+    """An engine whose answers are given, as texts with a character per token.
+
+    A generation gives the first n of those that begin with what of a response the prompt holds.
+    """
+
+    def __init__(self, texts: Sequence[str], *, cut: Mapping[int, int] | None = None) -> None:
+        self.texts = texts
+        self.cut = cut or {}
+        """answer -> the length at which a deadline ends it"""
+        self.live = 0
+        self.asked: list[tuple[str, int, int | None]] = []
+        """(begun response, max_tokens, seed) of each generation"""
+        self.drawn = 0
+
+    async def generate(
+        self, prompt: Tokens, sampling: Sampling, *, n: int, guides: Mixture
+    ) -> AsyncGenerator[Chunk, None]:
+        begun = self.text(tuple(prompt)[tuple(prompt).index(START) + 1 :])
+        self.asked.append((begun, sampling.max_tokens, sampling.seed))
+        self.live += 1
+        try:
+            matching = [i for i, text in enumerate(self.texts) if text.startswith(begun)]
+            for index, i in enumerate(matching[:n]):
+                rest = self.texts[i][len(begun) :]
+                drawn, finish = rest[: sampling.max_tokens], "stop" if len(rest) <= sampling.max_tokens else "length"
+                if (left := self.cut.get(i, math.inf) - len(begun)) < len(drawn):
+                    drawn, finish = drawn[: int(left)], "deadline"
+                self.drawn += len(drawn)
+                yield Chunk(index=index, tokens=tuple(map(ord, drawn)), finish=finish)
+        finally:
+            self.live -= 1
+
+    async def score(self, prompt: Tokens, completion: Tokens, *, guides: Mixture) -> list[float]:
+        raise NotImplementedError
+
+    async def divergence(self, prompt: Tokens, completion: Tokens, *, guides: Mixture) -> list[float]:
+        raise NotImplementedError
+
+    def text(self, completion: Tokens) -> str:
+        return "".join(map(chr, completion))
+
+
+def worth(values: Mapping[str, float]) -> Reward:
+    """The reward of `Script`'s texts, whole or begun."""
+
+    async def reward(prompt: Tokens, completions: Sequence[Tokens]) -> list[list[float]]:
+        return [[values["".join(map(chr, tokens))]] for tokens in completions]
+
+    return reward
+
+
+async def unasked(prompt: Tokens, completions: Sequence[Tokens]) -> list[list[float]]:
+    raise AssertionError("no reward is needed")
+
+
+async def told(
+    strategy: Strategy,
+    engine: Engine,
+    reward: Reward,
+    *,
+    n: int = 1,
+    seed: int | None = 0,
+    max_tokens: int = 64,
+    want: frozenset[str] = frozenset(),
+) -> list[tuple[str, dict[str, object]]]:
+    """Each answer's text and report."""
+    tokens: list[tuple[int, ...]] = [()] * n
+    reports: list[dict[str, object]] = [{}] * n
+    chunks = strategy((START,), Sampling(max_tokens=max_tokens, seed=seed), engine, reward, n=n, want=want)
+    async with aclosing(chunks):
+        async for chunk in chunks:
+            tokens[chunk.index] += chunk.tokens
+            if chunk.finish is not None:
+                reports[chunk.index] = {"finish": chunk.finish, **chunk.report}
+    return [(engine.text(t), report) for t, report in zip(tokens, reports, strict=True)]

@@ -4,8 +4,13 @@ import pytest
 
 from decoders.best_of_n import BestOfN
 from decoders.guided import Guided, contrastive, dera, genarm, mod, proxy_tuning
+from decoders.mbr import MinimumBayesRisk
 from decoders.plain import Plain
 from decoders.protocols import Strategy
+from decoders.rejection import RejectionSampling
+from decoders.soft_best_of_n import SoftBestOfN
+from decoders.speculative_rejection import SpeculativeRejection
+from decoders.vote import Vote
 from tests.contracts import ENGINE_LAWS, STRATEGY_LAWS, Specimen
 
 STRATEGIES: list[Strategy] = [
@@ -18,6 +23,14 @@ STRATEGIES: list[Strategy] = [
     contrastive(amateur="arm", alpha=0.3),
     BestOfN(n=5),
     BestOfN(n=4, guides={"arm": 1.0}),
+    SoftBestOfN(lambda_=0.5, n=5),
+    RejectionSampling(beta=0.5, n=5),
+    Vote(n=5),
+    Vote(n=5, extractor="text", weighting="softmax", guides={"arm": 1.0}),
+    MinimumBayesRisk(n=5),
+    MinimumBayesRisk(n=5, utility="token_f1", weighting="softmax", guides={"arm": 1.0}),
+    SpeculativeRejection(n=5, decisions=(1, 2)),
+    SpeculativeRejection(n=5, alpha=0.3, decisions=(1,), guides={"arm": 1.0}),
 ]
 
 

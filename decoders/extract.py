@@ -1,0 +1,144 @@
+"""What a response answers: functions text -> str | None, for votes and for verifiers.
+
+Two texts give the same answer where these give equal strings. None: the text holds no answer.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from decimal import Decimal
+from typing import Annotated, Any, Literal
+
+import re2
+from pydantic import Field
+
+Extract = Callable[[str], str | None]
+Extractor = (
+    Literal["number", "text"]
+    | Annotated[dict[Literal["regex", "json"], Annotated[str, Field(max_length=1000)]], Field(min_length=1)]
+)
+"""Which of them: "number", "text", {"regex": pattern} or {"json": path}."""
+
+LONGEST = 20_000
+"""Characters of a text, counted from its end, that are searched for a number, a pattern or a fenced block."""
+
+
+def extractor(rule: Extractor) -> Extract:
+    """Raises ValueError, naming what is wrong, for a rule that cannot be used."""
+    match rule:
+        case "number":
+            return number
+        case "text":
+            return whole
+        case {"regex": pattern} if len(rule) == 1:
+            return matching(pattern)
+        case {"json": path} if len(rule) == 1:
+            return standing_at(path)
+    raise ValueError('extractor must be "number", "text", {"regex": "…"} or {"json": "…"}')
+
+
+def whole(text: str) -> str | None:
+    return text.strip() or None
+
+
+_NUMBER = r"""
+    (?P<minus>(?<![\w)\]])[-−])?+ (?:\\?[$€£])?+ (?P<minus_2>(?<=[$€£])[-−])?+
+    (?<![^\W_]) (?<![0-9]\.)
+    (?P<digits> (?: [0-9]{1,3}(?:,[0-9]{3})++(?![0-9]) | [0-9]++ ) (?:\.[0-9]++)?+ | \.[0-9]++ )
+    (?P<exponent>[eE][-+]?[0-9]{1,2}(?![0-9]))?+
+"""
+_LEAD = r"[\s*$\\(]*+"
+_ANY = re.compile(_NUMBER, re.VERBOSE)
+_BOXED = re.compile(rf"\\boxed\s*+\{{ {_LEAD} (?:{_NUMBER})?+", re.VERBOSE)
+_HASHED = re.compile(rf"^\#\#\#\#{_LEAD}{_NUMBER}[^\w\n]*+$", re.VERBOSE | re.MULTILINE)
+_SAID = re.compile(rf"\b(?i:answer)\b(?:\s++is\b)?+[\s:=*]*+{_LEAD}{_NUMBER}", re.VERBOSE)
+
+
+def number(text: str) -> str | None:
+    """The number that the text ends up with, in decimals: "42" of 42, 42.0 and $42, "1000" of 1,000, "5" of 5%.
+
+    It is the one in the last \\boxed{}, else on the last line "#### n", else after the last "answer is" or "answer:",
+    else the last number of all. A box without a number at its head, such as a fraction, is no number.
+    """
+    text = text[-LONGEST:].replace("{,}", ",").replace(",\\!", ",")  # TeX's ways to write a thousands separator
+    for pattern in (_BOXED, _HASHED, _SAID, _ANY):
+        if found := list(pattern.finditer(text)):
+            return _decimal(found[-1])
+    return None
+
+
+def _decimal(found: re.Match[str]) -> str | None:
+    if found["digits"] is None:
+        return None
+    value = Decimal(found["digits"].replace(",", "") + (found["exponent"] or ""))
+    digits = f"{value:f}"
+    if "." in digits:
+        digits = digits.rstrip("0").rstrip(".")
+    negative = (found["minus"] or found["minus_2"]) and value
+    return f"-{digits}" if negative else digits
+
+
+def matching(pattern: str) -> Extract:
+    """The first group of the pattern's last match, or the match where the pattern has no group, stripped.
+
+    The syntax is RE2's, which looks neither back nor around, and so takes linear time whatever a client writes.
+    """
+    options = re2.Options()
+    options.log_errors = False
+    try:
+        compiled = re2.compile(pattern, options)
+    except re2.error as error:
+        reason = error.args[0].decode() if isinstance(error.args[0], bytes) else error
+        raise ValueError(f"extractor.regex: {reason}") from None
+
+    def extract(text: str) -> str | None:
+        last = None
+        for last in compiled.finditer(text[-LONGEST:]):  # noqa: B007
+            pass
+        return None if last is None else (last[min(1, compiled.groups)] or "").strip() or None
+
+    return extract
+
+
+_PATH = re.compile(r"(?:[^.\[\]]+|\[-?[0-9]{1,9}\])(?:\.[^.\[\]]+|\[-?[0-9]{1,9}\])*")
+_STEP = re.compile(r"\[(-?[0-9]+)\]|([^.\[\]]+)")
+_FENCED = re.compile(r"```\w*\n(.*?)```", re.DOTALL)
+
+
+def standing_at(path: str) -> Extract:
+    """What stands at `path`, such as a.b[0], in the JSON that the text is, or that its last fenced block is.
+
+    Values are compared as JSON with sorted keys, in which 1.0 is 1.
+    """
+    if not _PATH.fullmatch(path):
+        raise ValueError(f"extractor.json: {path!r} is no path; write keys and indices as in a.b[0]")
+    steps = [int(index) if index else key for index, key in _STEP.findall(path)]
+
+    def extract(text: str) -> str | None:
+        try:
+            value = _parsed(text)
+            for step in steps:
+                if not isinstance(value, list if isinstance(step, int) else dict):
+                    return None
+                value = value[step]
+            return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        except (ValueError, LookupError, RecursionError):
+            return None
+
+    return extract
+
+
+def _parsed(text: str) -> Any:
+    fenced = _FENCED.findall(text[-LONGEST:])
+    return json.loads(fenced[-1] if fenced else text, parse_float=_parse_float, parse_constant=_refuse)
+
+
+def _parse_float(digits: str) -> float | int:
+    value = float(digits)
+    return int(value) if value.is_integer() else value
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")

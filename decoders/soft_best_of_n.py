@@ -1,0 +1,69 @@
+"""Soft best of N (arXiv 2505.03156): draw N answers, return one of them at random, the better ones more often.
+
+    P(i) = exp(r_i / lambda) / sum_j exp(r_j / lambda),    y_1 … y_N ~ pi                                            (1)
+
+pi is the base or, with `guides`, their mixture; r_i = r(x, y_i). The law of the answer tends to the tilted
+pi*(y) ~ pi(y) exp(r(x, y) / lambda) at O(1 / N), in KL and in expected reward: the aligned model itself with
+lambda = beta, where best of N goes as far as N allows.
+
+`n` answers are n draws from (1) without replacement, by Gumbel-top-k: the n largest of
+
+    r_i / lambda + g_i,    g_i ~ Gumbel(0, 1) independent,                                                           (2)
+
+of which the first alone has the law (1). g is a function of the request's seed. Best so far: a draw from (1) over the
+answers that have ended. Cost: N answers drawn, N scored.
+Neutral value: N = 1 is plain sampling, token for token; lambda to infinity is so in law, and to 0 is best of N.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field
+
+from decoders.candidates import (
+    Guides,
+    Pool,
+    check_answers,
+    draw,
+    filled,
+    generator,
+    scored,
+    shown,
+    softmax,
+    tempered,
+)
+from decoders.protocols import Chunk, Engine, Reward, Sampling, Tokens
+
+STREAM = 2505_03156
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftBestOfN:
+    """One of n candidates, drawn with probability proportional to exp(reward / lambda)."""
+
+    lambda_: Annotated[
+        float, Field(alias="lambda", gt=0, description="temperature of the rewards, in their units; 0 is best of n")
+    ]
+    n: Pool = 16
+    guides: Guides = field(default_factory=dict)
+
+    async def __call__(
+        self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, want: frozenset[str]
+    ) -> AsyncGenerator[Chunk, None]:
+        check_answers(n, self.n)
+        pool = await draw(prompt, sampling, engine, reward, n=self.n, guides=self.guides)
+        candidates, rewards = scored(pool)
+        weights = softmax(rewards, self.lambda_)  # (1)
+        gumbel = generator(sampling.seed, STREAM).gumbel(size=len(candidates))
+        order = np.argsort(-(tempered(rewards, self.lambda_) + gumbel), kind="stable")  # (2)
+        chosen = filled([candidates[i] for i in order], pool, n)
+        size = float(1 / np.square(weights).sum())
+        reports = [{"value": c.value, "candidate": c.index, "effective_sample_size": size} for c in chosen]
+        async with aclosing(shown(chosen, pool, want, reports)) as chunks:
+            async for chunk in chunks:
+                yield chunk

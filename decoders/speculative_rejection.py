@@ -1,0 +1,143 @@
+"""Speculative rejection (arXiv 2410.20290): best of N that gives up on the answers that begin badly.
+
+    at each length t_1 < t_2 < …:  keep the round((1 - alpha) |K|) best of K by r(x, y_<=t)                          (1)
+    y* = argmax r(x, y) over K and every answer that has ended,    y_1 … y_N ~ pi                                    (2)
+
+pi is the base or, with `guides`, their mixture. K are the answers still in the running; one that has ended takes part
+with its final reward, and if (1) drops it, it stays eligible in (2), as it costs no more. At least n stay, for `n`
+answers. The lengths are the request's and not the free memory's as in the authors' code, so a seed is an answer.
+
+Answers are drawn in segments from one length to the next, each a generation of its own that begins at the tokens so
+far: a dropped answer draws nothing more, the prefix cache holds what a kept one has, and the number of tokens drawn
+does not hang on timing. Streams kept open would run ahead while rewards are computed, since an engine does not wait
+for its reader. What segments cost is that nothing of an answer but its tokens reaches the next segment: so sampling
+that looks back (penalties, grammars, min_tokens; all that `Sampling.constrained` covers) is refused, and a stop string
+that straddles a length is not seen. A segment's seed comes from the request's, the candidate and the segment; the first
+segment's draws are those of best of N.
+
+Best so far: the best of the answers that have ended; before the first, the best of those kept, by its reward at the
+last length that it reached.
+Cost: about N times the mean over positions of the share still running: with alpha = 1/2 and three segments of equal
+length N (1 + 1/2 + 1/4) / 3 = 0.58 N answers drawn. Each segment is scored.
+Neutral value: alpha = 0 is best of N, and N = 1 plain sampling, token for token: with nothing to decide, answers are
+drawn whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Field
+
+from decoders.candidates import (
+    Candidate,
+    Guides,
+    Pool,
+    check_answers,
+    draw,
+    first,
+    ranked,
+    shown,
+    value,
+)
+from decoders.protocols import BASE, Chunk, Engine, Reward, Sampling, Tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeculativeRejection:
+    """The best of n candidates by the reward, of which the worse beginnings are dropped on the way."""
+
+    n: Pool = 16
+    alpha: Annotated[float, Field(ge=0, lt=1, description="share dropped at each decision; 0 is best of n")] = 0.5
+    decisions: Annotated[
+        tuple[int, ...],
+        Field(strict=False, description="token counts at which candidates are compared; those below max_tokens apply"),
+    ] = (64, 128, 256, 512, 1024, 2048, 4096)
+    guides: Guides = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if list(self.decisions) != sorted({*self.decisions} - {0}) or any(length < 0 for length in self.decisions):
+            raise ValueError(f"decisions must be positive and rise; got {list(self.decisions)}")
+
+    async def __call__(
+        self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, want: frozenset[str]
+    ) -> AsyncGenerator[Chunk, None]:
+        check_answers(n, self.n)
+        lengths = [t for t in self.decisions if t < sampling.max_tokens] if self.alpha and n < self.n else []
+        if lengths and sampling.constrained:
+            message = "penalties, grammars, min_tokens and the like cannot be carried on from the middle of an answer"
+            raise ValueError(f"strategy 'speculative_rejection': {message}")
+        length, *later = [*lengths, sampling.max_tokens]
+        kept = await draw(prompt, replace(sampling, max_tokens=length), engine, reward, n=self.n, guides=self.guides)
+        dropped: list[Candidate] = []
+        decided: list[dict[str, int]] = []
+        while later and any(running(c, length) for c in kept):
+            keep = max(n, round((1 - self.alpha) * len(kept)))
+            dropped += [_dropped(c) if running(c, length) else c for c in ranked(kept)[keep:]]
+            decided.append({"tokens": length, "candidates": len(kept), "kept": keep})
+            kept = ranked(kept)[:keep]  # (1)
+            here = length
+            length, *later = later if keep > n else later[-1:]  # nothing more to decide: on to the end
+            kept = await self._carried_on(kept, here, length, prompt, sampling, engine, reward)
+        eligible = ranked([*kept, *(c for c in dropped if c.finish != DROPPED)])
+        best = sorted(eligible, key=lambda c: not c.whole)[:n]  # (2)
+        pool = sorted([*kept, *dropped], key=lambda c: c.index)
+        reports: list[dict[str, Any]] = [{"value": c.value, "candidate": c.index, "decisions": decided} for c in best]
+        async with aclosing(shown(best, pool, want, reports)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def _carried_on(
+        self,
+        kept: Sequence[Candidate],
+        here: int,
+        length: int,
+        prompt: Tokens,
+        sampling: Sampling,
+        engine: Engine,
+        reward: Reward,
+    ) -> list[Candidate]:
+        """The candidates, those that run at length `here` drawn up to `length` and scored."""
+
+        async def longer(c: Candidate) -> Candidate:
+            segment = replace(
+                sampling, max_tokens=length - here, stream=False, seed=derived(sampling.seed, c.index, here)
+            )
+            mixture = {BASE: 1.0, **self.guides}
+            async with aclosing(engine.generate([*prompt, *c.tokens], segment, n=1, guides=mixture)) as chunks:
+                drawn = [chunk async for chunk in chunks]
+            c = replace(c, pieces=(*c.pieces[:-1], replace(c.pieces[-1], finish=None), *drawn))
+            return replace(c, value=await value(reward, prompt, c.tokens)) if c.whole else c
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(longer(c)) if running(c, here) else c for c in kept]
+        except ExceptionGroup as errors:
+            raise first(errors) from None
+        return [c if isinstance(c, Candidate) else c.result() for c in tasks]
+
+
+DROPPED = "rejected"
+"""The finish of an answer that (1) ended."""
+
+
+def running(candidate: Candidate, length: int) -> bool:
+    """Whether it was only interrupted, at `length`."""
+    return candidate.finish == "length" and len(candidate.tokens) == length
+
+
+def _dropped(candidate: Candidate) -> Candidate:
+    return replace(candidate, pieces=(*candidate.pieces[:-1], replace(candidate.pieces[-1], finish=DROPPED)))
+
+
+def derived(seed: int | None, candidate: int, length: int) -> int | None:
+    """The seed of a candidate's segment from `length` on: were it the same for two, their draws would be too."""
+    if seed is None:
+        return None
+    state = np.random.SeedSequence(seed % 2**64, spawn_key=(candidate, length)).generate_state(1, np.uint64)
+    return int(state[0] >> 2)

@@ -1,0 +1,111 @@
+"""Majority and weighted vote, self-consistency (arXiv 2203.11171): draw N responses, return one of those that give the
+answer given most often.
+
+    a* = argmax_a sum_{i: a(y_i) = a} v_i,    y_1 … y_N ~ pi                                                         (1)
+
+pi is the base or, with `guides`, their mixture; a(y) is read off the response's text by `extractor`.
+
+| `weighting` | v_i                                            | from                              |
+|-------------|------------------------------------------------|-----------------------------------|
+| uniform     | 1, and no reward is asked                      | self-consistency                  |
+| softmax     | exp(r_i / beta) / sum_j exp(r_j / beta)        | QAlign's weighted vote, 2504.03790 |
+| reward      | r_i as it stands; for rewards that are not < 0 | search-and-learn                  |
+
+Responses without an answer form no class and have no vote. Shown is the best response of the winning class by reward,
+the first where there is none. Ties between classes go to the one whose first response was drawn first. `n` answers are
+one from each of the n best classes; where there are fewer classes, the best of the remaining responses follow, since
+whether candidates differ is not for the client to know. Where no response has an answer, the best one by reward, or the
+first, is shown, with `extracted` 0. Best so far: the vote of the responses that have ended.
+Cost: N responses drawn, and N scored unless uniform.
+Neutral value: N = 1 is plain sampling, token for token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from math import fsum
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from decoders.candidates import (
+    Beta,
+    Candidate,
+    Guides,
+    Pool,
+    check_answers,
+    draw,
+    ended,
+    filled,
+    ranked,
+    scored,
+    shown,
+    softmax,
+)
+from decoders.extract import Extractor, extractor
+from decoders.protocols import Chunk, Engine, Reward, Sampling, Tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vote:
+    """The answer that most of n candidates give, each with one vote or as many as its reward is worth."""
+
+    n: Pool = 16
+    extractor: Annotated[
+        Extractor,
+        Field(description='what a candidate answers: "number" (its last one), "text", {"regex": …} or {"json": path}'),
+    ] = "number"
+    weighting: Annotated[
+        Literal["uniform", "softmax", "reward"],
+        Field(description="a candidate's vote: 1, exp(reward / beta) or reward"),
+    ] = "uniform"
+    beta: Beta = 1.0
+    guides: Guides = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        extractor(self.extractor)
+
+    async def __call__(
+        self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, want: frozenset[str]
+    ) -> AsyncGenerator[Chunk, None]:
+        check_answers(n, self.n)
+        asked = None if self.weighting == "uniform" else reward
+        pool = await draw(prompt, sampling, engine, asked, n=self.n, guides=self.guides)
+        answers = await self._answers(pool, engine)
+        classes: dict[str, list[Candidate]] = {}
+        for candidate in pool:
+            if candidate.index in answers:
+                classes.setdefault(answers[candidate.index], []).append(candidate)
+        votes = self._votes([c for c in pool if c.index in answers])
+        totals = {a: fsum(votes[c.index] for c in members) for a, members in classes.items()}
+        winners = sorted(classes, key=lambda a: -totals[a])  # (1), stable: a tie stays in the order drawn
+        chosen = filled([ranked(classes[a])[0] for a in winners], pool, n)
+
+        def report(candidate: Candidate) -> Mapping[str, Any]:
+            told = {"value": candidate.value, "candidate": candidate.index, "extracted": len(answers)}
+            if candidate.index not in answers:
+                return told
+            answer = answers[candidate.index]
+            return told | {"answer": answer, "share": len(classes[answer]) / len(answers), "votes": totals[answer]}
+
+        async with aclosing(shown(chosen, pool, want, [report(c) for c in chosen])) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def _answers(self, pool: Sequence[Candidate], engine: Engine) -> dict[int, str]:
+        """candidate -> a(y), of those that have one."""
+        voters, extract = ended(pool), extractor(self.extractor)
+        texts = [engine.text(c.tokens) for c in voters]
+        found = await asyncio.to_thread(lambda: [extract(text) for text in texts])  # many may take a while
+        return {c.index: answer for c, answer in zip(voters, found, strict=True) if answer is not None}
+
+    def _votes(self, voters: Sequence[Candidate]) -> dict[int, float]:
+        """candidate -> v_i."""
+        if self.weighting == "uniform":
+            return {c.index: 1.0 for c in voters}
+        voters, rewards = scored(voters)
+        weights = softmax(rewards, self.beta).tolist() if self.weighting == "softmax" and rewards else rewards
+        return {c.index: v for c, v in zip(voters, weights, strict=True)}
