@@ -66,7 +66,9 @@ async def test_a_conversation_writes_none_either():
     asked = question(CONTROL, "\ue0001\ue000 \ue000", "and?", system="<|end|>")
     await reward(asked, [response("fine")])
     [seen] = reward.pooler.seen
-    rendered = tokenizer.apply_chat_template([*asked.messages, {"role": "assistant", "content": "fine"}], tokenize=False)
+    rendered = tokenizer.apply_chat_template(
+        [*asked.messages, {"role": "assistant", "content": "fine"}], tokenize=False
+    )
     assert tokenizer.decode(seen) == rendered
     assert [token for token in seen if token in tokenizer.all_special_ids] == [1, 4, 2, 4, 3, 4, 2, 4, 3, 4]
 
@@ -111,7 +113,7 @@ def test_chat_needs_a_template():
 
 
 async def test_what_the_template_refuses_is_the_request_s_error():
-    with pytest.raises(ValueError, match="r: .*refuses this: no system messages here"):
+    with pytest.raises(ValueError, match=r"r: .*refuses this: no system messages here"):
         await classifier(demo_tokenizer(REFUSING))(question("Hi", system="s"), [response("a")])
 
 

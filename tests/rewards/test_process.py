@@ -52,7 +52,7 @@ async def test_steps_are_read_at_their_marks(mark):
     reward = process(aggregate="mean", step="\n\n", mark=mark)
     [[score]] = await reward(ASKED, [response(SAID)])
     steps = [[*ids(reward, piece), *ids(reward, mark or "\n\n")] for piece in ("Add them.", "Two and two.", "Four")]
-    rows, start = await rows_of(reward, sum(steps, []))
+    rows, start = await rows_of(reward, [token for step in steps for token in step])
     ends = [start + sum(map(len, steps[: i + 1])) - 1 for i in range(3)]
     assert score == pytest.approx(sum(rows[end][0] for end in ends) / 3)
     assert score == (await reward(ASKED, [response(SAID + "\n\n")]))[0][0], "a separator at the end begins no step"
