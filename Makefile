@@ -25,6 +25,7 @@ bench: $(VENV)/installed
 models: $(VENV)/installed
 	$(BIN)/python -m recipes.base
 	$(BIN)/python -m recipes.guides
+	$(BIN)/python -m recipes.rewards
 	$(BIN)/python -m recipes.card
 
 # The CPU build of torch comes from PyTorch's own index where pip's has only the CUDA one. The three packages that

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM as HF
-from transformers import LlamaConfig, MistralConfig, PreTrainedTokenizerFast, Qwen2Config
+from transformers import (
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    MistralConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
 
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
 SPECIAL = ["<pad>", "<s>", "</s>"]
@@ -74,4 +81,13 @@ def adapter(path: Path, base_path: Path, **options: object) -> Path:
     config = LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": targets, "init_lora_weights": False, **options})
     with warnings.catch_warnings(action="ignore"):  # peft's advice on what some of the refused options do
         get_peft_model(model, config).save_pretrained(path)
+    return path
+
+
+def scorer(path: Path, labels: Sequence[str], seed: int) -> Path:
+    """A reward model with a head of so many labels."""
+    config = LlamaConfig(**sizes(64, 2, 2), id2label=dict(enumerate(labels)))
+    torch.manual_seed(seed)
+    LlamaForSequenceClassification(config).save_pretrained(path)
+    tokenizer(path, VOCABULARY)
     return path

@@ -1,0 +1,120 @@
+"""A reward model on a vLLM engine of its own, in the same process as the composite and beside it.
+
+`PoolingEngine` is a `rewards.protocols.Pooler`. Shapes: N inputs, T tokens, K labels.
+
+Each input is a request of its own, so vLLM batches it with whatever else is in flight. Where a sequence is scored at
+its last token (all causal models), vLLM caches prefixes: a prefix that grows costs its new tokens alone, in whole
+blocks. Scores of every token read no cache, since a cached token has no hidden state to score.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+from transformers import AutoTokenizer
+from vllm.config import ModelConfig
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.engine.protocol import EngineClient
+from vllm.inputs.engine import tokens_input
+from vllm.pooling_params import PoolingParams
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from decoders.protocols import Tokens
+from engine.errors import MemberError
+from engine.members import model_config
+
+VALID = "a sequence-classification checkpoint (…ForSequenceClassification), or a reward model that vLLM knows"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolingEngine:
+    """A view of a running pooling engine.
+
+    Its calls raise vLLM's VLLMValidationError for an input that is empty, longer than `max_tokens` or out of the
+    vocabulary, and EngineDeadError, every waiting one at once, when the engine has died. A call that fails or is
+    cancelled ends all its requests.
+    """
+
+    client: EngineClient
+    tokenizer: Any
+    """The model's own, of `transformers`."""
+    name: str = "reward"
+    """What the ids of its requests begin with."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        names = self.client.model_config.hf_config.id2label
+        return tuple(names[i] for i in sorted(names))
+
+    @property
+    def max_tokens(self) -> int:
+        return int(self.client.model_config.max_model_len)
+
+    async def score(self, inputs: Sequence[Tokens]) -> list[list[float]]:
+        """[N, K] raw outputs of the head at each input's last token: no sigmoid, no softmax."""
+        return await self._pool(inputs, "classify")
+
+    async def score_tokens(self, inputs: Sequence[Tokens]) -> list[list[list[float]]]:
+        """[N, T, K] raw outputs of the head at every token."""
+        return await self._pool(inputs, "token_classify")
+
+    async def _pool(self, inputs: Sequence[Tokens], task: str) -> list[Any]:
+        try:
+            async with asyncio.TaskGroup() as group:
+                scores = [group.create_task(self._one(tokens, task)) for tokens in inputs]
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None  # the others were cancelled because of it
+        return [score.result() for score in scores]
+
+    async def _one(self, tokens: Tokens, task: str) -> Any:
+        request = f"{self.name}-{uuid4().hex[:16]}"
+        params = PoolingParams(task=task, use_activation=False)
+        outputs = self.client.encode(tokens_input(list(tokens)), params, request)
+        ended = False
+        try:
+            async with aclosing(outputs):
+                async for output in outputs:
+                    ended = output.finished
+            return output.outputs.data.tolist()
+        finally:
+            if not ended:  # a task cancelled between registering the request and sending it would leave it registered
+                await self.client.abort(request)
+
+
+@asynccontextmanager
+async def running_pooler(name: str, model: str, **options: Any) -> AsyncIterator[PoolingEngine]:
+    """A reward model up, and shut down whatever happens; `options` are vLLM's engine arguments and pass through.
+
+    Several engines share a machine, so give each its share: `kv_cache_memory_bytes`; on CPU also cores, through
+    VLLM_CPU_OMP_THREADS_BIND in the environment, which vLLM reads when an engine starts. Prefix caching and chunked
+    prefill are on where vLLM knows them to be right for the model. Statistics are off: a second engine that keeps them
+    takes the first one's metrics away. Raises MemberError for what cannot score.
+    """
+    arguments = AsyncEngineArgs(model=model, **{**options, "runner": "pooling", "disable_log_stats": True})
+    config = model_config(name, arguments.create_model_config)
+    if config.convert_type == "embed":  # vLLM would serve it as an embedding model: it has no head that scores
+        raise MemberError(name, f"{model} is {config.architecture}, which has no scoring head; valid: {VALID}")
+    tokenizer = own_tokenizer(name, config)
+    client = AsyncLLM.from_engine_args(arguments)
+    try:
+        tasks = await client.get_supported_tasks()
+        if not {"classify", "token_classify"} & set(tasks):
+            raise MemberError(name, f"{model} cannot score, only {', '.join(tasks)}; valid: {VALID}")
+        yield PoolingEngine(client=client, tokenizer=tokenizer, name=name)
+    finally:
+        client.shutdown()
+
+
+def own_tokenizer(name: str, config: ModelConfig) -> Any:
+    """As `transformers` loads it: vLLM's stands behind a pool of threads."""
+    try:
+        return AutoTokenizer.from_pretrained(
+            config.tokenizer, revision=config.tokenizer_revision, trust_remote_code=config.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise MemberError(name, f"no tokenizer in {config.tokenizer}; say where it is in `tokenizer`") from error

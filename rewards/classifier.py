@@ -1,0 +1,54 @@
+"""A reward model with a head at the last token: r(x, y) in R^K, one number for each label of the head.
+
+The response stands as the assistant's whole turn in the form that the model was trained on, and the head's raw output
+is the score: no sigmoid, no softmax (a logit orders answers as its sigmoid does, and loses nothing at the ends).
+
+Cost: one pass of the reward model over conversation and response; where its engine caches prefixes, the conversation
+is read once, and a response that grows costs what is new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from rewards.protocols import Pooler, Question, Response
+from rewards.reading import CHAT, Reading, Truncate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classifier:
+    """Every label of a sequence-classification head, or its one score."""
+
+    name: str
+    pooler: Pooler
+    format: str = CHAT
+    """As `rewards.reading.Reading` has it."""
+    truncate: Truncate = "error"
+    """An input longer than the model reads is the request's error; "left" drops its oldest tokens instead."""
+
+    def __post_init__(self) -> None:
+        _ = self.reading  # refuses a format that the model cannot have
+
+    @cached_property
+    def reading(self) -> Reading:
+        return Reading(
+            name=self.name,
+            tokenizer=self.pooler.tokenizer,
+            limit=self.pooler.max_tokens,
+            format=self.format,
+            truncate=self.truncate,
+        )
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.pooler.labels if len(self.pooler.labels) > 1 else ("score",)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset()
+
+    async def __call__(self, question: Question, responses: Sequence[Response]) -> list[list[float]]:
+        """[N, K]; raises ValueError for a conversation that the model cannot read."""
+        return await self.pooler.score([self.reading.closed(question, response.text) for response in responses])

@@ -1,0 +1,144 @@
+"""A process reward: a head that scores every token, v_t, read where steps end and brought to one number.
+
+    r(x, y) = agg_{t in E} f(v_t)                                                                                    (1)
+
+E: the last token of each step; without steps, every token of the response. f: nothing, a sigmoid, or a softmax over
+the head's labels. agg: the least, the product, the last, or the mean; "Let's Verify Step by Step" (arXiv 2305.20050)
+takes the product of the steps' probabilities of being right.
+
+Steps are the response's pieces between separators. Each is read with `mark` behind it, the last one too, as process
+reward models are trained (Skywork-o1-Open-PRM: the separator itself; Qwen2.5-Math-PRM: <extra_0> in its place), and
+E are the marks' last tokens. The head reads causally, so nothing after the response is given to it: the turn stays
+open. Without steps, a response without a token is read where it would begin.
+
+Cost: one pass of the model over conversation and response.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from rewards.protocols import Pooler, Question, Response, RewardError
+from rewards.reading import CHAT, Reading, Truncate
+
+Aggregate = Literal["min", "product", "last", "mean"]
+Activation = Literal["none", "sigmoid", "softmax"]
+
+AGGREGATES: Mapping[str, Callable[[Sequence[float]], float]] = {
+    "min": min,
+    "product": math.prod,
+    "last": lambda values: values[-1],
+    "mean": lambda values: math.fsum(values) / len(values),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Process:
+    """Scores of a response's steps, or of its tokens, as one."""
+
+    name: str
+    pooler: Pooler
+    aggregate: Aggregate = "min"
+    activation: Activation = "none"
+    step: str | None = None
+    """What stands between steps; without it, every token of the response is one."""
+    mark: str | None = None
+    """What is put behind each step in place of the separator, a special token or a text; by default the separator."""
+    label: str | int | None = None
+    """The head's label that is read, by name or place; needed where it has several."""
+    format: str = CHAT
+    """As `rewards.reading.Reading` has it."""
+    truncate: Truncate = "error"
+    """As `Classifier` has it."""
+
+    def __post_init__(self) -> None:
+        _ = self.reading, self._place  # each refuses what the model cannot have
+        if self.aggregate not in AGGREGATES:
+            raise ValueError(f"{self.name}: no aggregate {self.aggregate!r}; valid: {', '.join(sorted(AGGREGATES))}")
+        if self.aggregate == "product" and self.activation == "none":
+            raise ValueError(f"{self.name}: a product needs probabilities; valid: activation sigmoid or softmax")
+        if self.activation not in ("none", "sigmoid", "softmax"):
+            raise ValueError(f"{self.name}: no activation {self.activation!r}; valid: none, sigmoid, softmax")
+        if self.activation == "softmax" and len(self.pooler.labels) == 1:
+            raise ValueError(f"{self.name}: a softmax over one label is always 1; valid: none, sigmoid")
+        if self.step == "" or self.mark == "":
+            raise ValueError(f"{self.name}: step and mark cannot be empty")
+        if self.mark is not None and self.step is None:
+            raise ValueError(f"{self.name}: mark={self.mark!r} stands behind steps; say in `step` what is between them")
+
+    @cached_property
+    def reading(self) -> Reading:
+        return Reading(
+            name=self.name,
+            tokenizer=self.pooler.tokenizer,
+            limit=self.pooler.max_tokens,
+            format=self.format,
+            truncate=self.truncate,
+        )
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return ("score",)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset()
+
+    async def __call__(self, question: Question, responses: Sequence[Response]) -> list[list[float]]:
+        """[N, 1]; raises ValueError for a conversation that the model cannot read."""
+        before, _ = self.reading.around(question)
+        said = [self._said(response.text) for response in responses]
+        inputs = [self.reading.fitted([*before, *tokens], len(tokens) + 1) for tokens, _ in said]
+        scores = await self.pooler.score_tokens(inputs)
+        if [len(rows) for rows in scores] != [len(tokens) for tokens in inputs]:
+            raise RewardError(f"{self.name}: the model did not score every token")
+        return [
+            [self._value(rows[len(rows) - len(tokens) - 1 :], ends)]
+            for rows, (tokens, ends) in zip(scores, said, strict=True)
+        ]
+
+    def _said(self, text: str) -> tuple[list[int], list[int]]:
+        """The response's tokens, and how many have been read at each end; 0 is before the first."""
+        if self.step is None:
+            tokens = self.reading.verbatim(text)
+            return tokens, list(range(1, len(tokens) + 1)) or [0]
+        tokens, ends = [], []
+        for piece in text.removesuffix(self.step).split(self.step):
+            tokens += [*self.reading.verbatim(piece), *self._mark]
+            ends.append(len(tokens))
+        return tokens, ends
+
+    def _value(self, rows: Sequence[Sequence[float]], ends: Sequence[int]) -> float:
+        """(1) for the rows [1 + T, K] from the token before the response on."""
+        return AGGREGATES[self.aggregate]([self._activated(rows[end]) for end in ends])  # (1)
+
+    def _activated(self, logits: Sequence[float]) -> float:
+        own = logits[self._place]
+        if self.activation == "none":
+            return own
+        if self.activation == "sigmoid":
+            return 1 / (1 + math.exp(-own)) if own >= 0 else math.exp(own) / (1 + math.exp(own))
+        most = max(logits)
+        return math.exp(own - most) / math.fsum(math.exp(z - most) for z in logits)
+
+    @cached_property
+    def _mark(self) -> list[int]:
+        """The operator's own, so a special token spelt out is one."""
+        ids: list[int] = self.pooler.tokenizer(self.mark or self.step, add_special_tokens=False)["input_ids"]
+        return ids
+
+    @cached_property
+    def _place(self) -> int:
+        names = self.pooler.labels
+        if self.label is None and len(names) == 1:
+            return 0
+        if isinstance(self.label, int) and 0 <= self.label < len(names):
+            return self.label
+        if self.label in names:
+            return names.index(str(self.label))
+        valid = ", ".join(names)
+        raise ValueError(f"{self.name}: label={self.label!r}, and the head's labels are {valid}; valid: one of them")
