@@ -3,9 +3,11 @@
 import pytest
 from vllm.sampling_params import SamplingParams
 
+from decoders.best_of_n import BestOfN
 from decoders.guided import Guided
 from decoders.plain import Plain
 from decoders.protocols import BASE, Sampling
+from decoders.speculative_rejection import SpeculativeRejection
 from tests.contracts import ENGINE_LAWS, STRATEGY_LAWS, Specimen
 
 
@@ -33,7 +35,15 @@ async def test_engine(specimen, law):
     await law(specimen)
 
 
-@pytest.mark.parametrize("strategy", [Plain(), Guided(guides={"llama": 0.7, "lora": -0.3})], ids=["plain", "guided"])
+STRATEGIES = {
+    "plain": Plain(),
+    "guided": Guided(guides={"llama": 0.7, "lora": -0.3}),
+    "best_of_n": BestOfN(n=4, guides={"llama": 0.5}),
+    "speculative_rejection": SpeculativeRejection(n=4, decisions=(3, 6)),
+}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
 @pytest.mark.parametrize("law", STRATEGY_LAWS, ids=lambda law: law.__name__)
 async def test_strategy(specimen, law, strategy):
     await law(specimen, strategy)

@@ -115,7 +115,7 @@ def end(running: Running) -> None:
 @pytest.fixture(scope="session")
 def server(config_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     log = tmp_path_factory.mktemp("serve") / "log"
-    running = serve(config_path, log, "--set", "max_body_mib=16", "--set", "engine.max_logprobs=20")
+    running = serve(config_path, log, "--set", "max_body_mib=16", "--set", "engine.max_logprobs=20", "--set", REWARD)
     try:
         deadline = time.monotonic() + PATIENCE
         while not _up(running):
@@ -137,7 +137,11 @@ def _up(running: Running) -> bool:
 def wishes(config: Config) -> dict[str, dict[str, Any]]:
     """strategy -> an `alignment` that asks for it"""
     one, other, *_ = config.guides
+    searches = {
+        name: {"strategy": name, "reward": "short", "params": {"n": 4, **params}} for name, params in SEARCHES.items()
+    }
     return {
+        **searches,
         "guided": {"guides": {one: 0.7, other: 0.3}},
         "genarm": {"strategy": "genarm", "guides": {one: 1.0}, "params": {"alpha": 0.5}},
         "dera": {"strategy": "dera", "params": {"aligned": one, "lambda": 0.5}},
@@ -147,4 +151,14 @@ def wishes(config: Config) -> dict[str, dict[str, Any]]:
     }
 
 
-STRATEGIES = ("guided", "genarm", "dera", "mod", "proxy_tuning", "contrastive")
+SEARCHES: dict[str, dict[str, Any]] = {
+    "best_of_n": {},
+    "soft_best_of_n": {"lambda": 0.5},
+    "vote": {"extractor": "text", "weighting": "softmax"},
+    "mbr": {},
+    "rejection": {},
+    "speculative_rejection": {"decisions": [3, 6]},
+}
+STRATEGIES = ("guided", "genarm", "dera", "mod", "proxy_tuning", "contrastive", *SEARCHES)
+REWARD = "rewards.short={kind: length, unit: characters, target: 20}"
+"""A reward that any model can be asked for."""

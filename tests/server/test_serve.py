@@ -19,7 +19,7 @@ from openai import AsyncOpenAI
 
 from server.answer import CHAT, COMPLETIONS, MESSAGES
 from server.config import Config
-from tests.server.conftest import KEY, STRATEGIES, Running, wishes
+from tests.server.conftest import KEY, SEARCHES, STRATEGIES, Running, wishes
 
 HI: list[Any] = [{"role": "user", "content": "Hello, how do I boil an egg?"}]
 LENGTH = 12
@@ -154,6 +154,10 @@ def asked(request: pytest.FixtureRequest, wish: dict[str, dict[str, Any]]) -> di
     return {"alignment": wish[request.param]}
 
 
+def searching(asked: dict[str, Any]) -> bool:
+    return asked["alignment"].get("strategy") in SEARCHES
+
+
 async def test_stream(raw: httpx.AsyncClient, ask: Ask, asked: dict[str, Any]) -> None:
     body = {"messages": HI, "max_tokens": LENGTH, "seed": 7, "n": 2, "stream": True, **asked}
     lines = (await raw.post(CHAT, json=body)).text.splitlines()
@@ -170,7 +174,8 @@ async def test_n_and_seed(ask: Ask, asked: dict[str, Any]) -> None:
     once, again = await ask(n=3, **asked), await ask(n=3, **asked)
     assert once["choices"] == again["choices"]
     assert len({text(once, i) for i in range(3)}) > 1
-    assert once["usage"]["completion_tokens"] == once["alignment"]["sampled_tokens"]
+    shown, drawn = once["usage"]["completion_tokens"], once["alignment"]["sampled_tokens"]
+    assert shown < drawn if searching(asked) else shown == drawn
 
 
 async def test_logprobs(ask: Ask, asked: dict[str, Any]) -> None:
@@ -181,6 +186,10 @@ async def test_logprobs(ask: Ask, asked: dict[str, Any]) -> None:
 
 
 async def test_stop(ask: Ask, asked: dict[str, Any]) -> None:
+    if searching(asked):  # candidates are chosen by what they are up to the stop string
+        stopped = await ask(stop=["e"], n=2, **asked)
+        assert not any("e" in text(stopped, i) for i in range(2))
+        return
     whole = text(await ask(**asked))
     last = next(c for c in reversed(whole) if c != "\ufffd")
     stopped = await ask(stop=[last], **asked)
@@ -207,6 +216,11 @@ async def test_structured_outputs(
                 400, "plausibility cannot be combined with structured_outputs: together they may leave no token",
             )  # fmt: skip
         return
+    if asked["alignment"].get("strategy") == "speculative_rejection":
+        refused = await raw.post(CHAT, json={"messages": HI, **asked, **form})
+        assert refused.status_code == 400
+        assert "grammars" in refused.json()["error"]["message"]
+        return
     answer = await ask(**form, **asked, max_tokens=60, n=2)
     for i in range(2):
         said = text(answer, i)
@@ -225,6 +239,8 @@ async def test_logit_bias_and_penalties(raw: httpx.AsyncClient, ask: Ask, asked:
         (await raw.post("/tokenize", json={"prompt": c, "add_special_tokens": False})).json()["tokens"][-1]
         for c in "xy"
     ]
+    if wish.get("strategy") == "speculative_rejection":
+        wish = {**wish, "params": {**wish["params"], "alpha": 0.0}}
     only = {"logit_bias": {str(token): 100 for token in two}, "temperature": 0, "return_token_ids": True}
     answer = await ask(**only, alignment=wish, frequency_penalty=2, max_tokens=48)
     assert set(answer["choices"][0]["token_ids"]) == set(two)
@@ -241,11 +257,16 @@ async def test_echo(ask: Ask, asked: dict[str, Any]) -> None:
 
 
 async def test_prompts_times_n(ask: Ask, asked: dict[str, Any]) -> None:
+    tells = "candidates" if searching(asked) else "trace"
     answer = await ask(
-        prompt=["An egg", "A pan of water"], n=2, **{"alignment": asked["alignment"] | {"return": ["trace"]}}
+        prompt=["An egg", "A pan of water"], n=2, **{"alignment": asked["alignment"] | {"return": [tells]}}
     )
     assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3]
     assert [choice["index"] for choice in answer["alignment"]["choices"]] == [0, 1, 2, 3]
+    if searching(asked):
+        pools = [len(choice.get("candidates", ())) for choice in answer["alignment"]["choices"]]
+        assert pools == [4, 0, 4, 0]
+        return
     assert sum(len(c["trace"]["kl"]) for c in answer["alignment"]["choices"]) == answer["usage"]["completion_tokens"]
 
 
@@ -253,7 +274,7 @@ async def test_responses(client: AsyncOpenAI, config: Config, asked: dict[str, A
     answer: Any = await client.responses.create(
         model=config.model_name, input="An egg", max_output_tokens=LENGTH, extra_body={**asked, "seed": 7}
     )
-    assert answer.model_extra["alignment"]["sampled_tokens"] == answer.usage.output_tokens
+    assert answer.model_extra["alignment"]["sampled_tokens"] >= answer.usage.output_tokens
     last: Any = None
     async for event in await client.responses.create(
         model=config.model_name, input="An egg", max_output_tokens=LENGTH, extra_body={**asked, "seed": 7}, stream=True
@@ -267,7 +288,7 @@ async def test_messages(raw: httpx.AsyncClient, config: Config, asked: dict[str,
     body = {"model": config.model_name, "max_tokens": LENGTH, "messages": HI, "temperature": 0, **asked}
     headers = {"x-api-key": KEY, "anthropic-version": "2023-06-01"}
     whole = (await raw.post(MESSAGES, json=body, headers=headers)).json()
-    assert whole["alignment"]["sampled_tokens"] == whole["usage"]["output_tokens"]
+    assert whole["alignment"]["sampled_tokens"] >= whole["usage"]["output_tokens"]
     stream = await raw.post(MESSAGES, json={**body, "stream": True}, headers=headers)
     events = [
         json.loads(line.removeprefix("data: ")) for line in stream.text.splitlines() if line.startswith("data: {")
@@ -373,7 +394,7 @@ def request(body: dict[str, Any]) -> bytes:
     return f"{head}content-length: {len(content)}\r\n\r\n".encode() + content
 
 
-@pytest.mark.parametrize("strategy", ["plain", "guided"])
+@pytest.mark.parametrize("strategy", ["plain", "guided", "best_of_n"])
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("stage", ["sending", "at once", "running", "mid-stream", "not reading"])
 async def test_a_client_that_leaves_leaves_nothing(
@@ -382,8 +403,12 @@ async def test_a_client_that_leaves_leaves_nothing(
 ) -> None:  # fmt: skip
     long = int(config.engine.get("max_model_len", 256)) - 100
     body = {"messages": HI, "n": 8, "max_tokens": long, "min_tokens": long, "stream": stream}
-    if strategy == "guided":
-        body["alignment"] = wish["guided"]
+    if strategy != "plain":
+        body["alignment"] = wish[strategy]
+    if strategy == "best_of_n":
+        body |= {"n": 1, "alignment": {**wish[strategy], "params": {"n": 8}}}
+        if stage == "mid-stream":  # nothing comes before it has chosen
+            return
     sent = request(body)
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(sent[: len(sent) // 2] if stage == "sending" else sent)
