@@ -1,0 +1,97 @@
+"""The log-ratio of two language models as a reward: CDR (Dr.SoW), arXiv 2411.02481, and DPO's implicit reward.
+
+    r(x, y) = beta sum_t (log pi_s(y_t | x_s, y_<t) - log pi_w(y_t | x, y_<t)),    t = 1 .. T                       (1)
+
+pi_s  strong: a guide, say the aligned twin of the base, or a mixture
+pi_w  weak: the base unless said otherwise
+x_s   x, or x with `instruction` as its system message: what customises the reward to a domain
+beta  DPO's, if pi_s was trained with one and r is to be in the units of its reward
+
+The sum starts at the first token of the response; the authors' code starts at the last of the prompt. With beta 1 and
+neither instruction nor normalisation, pi_w exp(r) is pi_s itself: a sampler that tilts the weak model by r draws from
+the strong one. `length_normalised` is (1) / T.
+Cost: each response scored once per model. A response without tokens scores 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+
+from decoders.protocols import BASE, Mixture, Tokens
+from rewards.protocols import Host, Question, Response
+from rewards.together import together
+
+Member = Annotated[str | Mapping[str, float], Field(description="a guide, the base, or a mixture {member: exponent}")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogRatio:
+    """How much likelier the strong model finds the answer than the weak one."""
+
+    host: Host
+    strong: Member
+    weak: Member = BASE
+    beta: Annotated[float, Field(gt=0, description="scale")] = 1.0
+    length_normalised: Annotated[bool, Field(description="the mean over tokens, not the sum")] = False
+    instruction: Annotated[
+        str | None, Field(min_length=1, description="what the strong side alone is told, as a system message")
+    ] = None
+
+    def __post_init__(self) -> None:
+        for name, side in (("strong", self.strong), ("weak", self.weak)):
+            if not mixture(side):
+                raise ValueError(f"{name} must name a member or be a mixture of some; got {side!r}")
+        if self.instruction is None and mixture(self.strong) == mixture(self.weak):
+            raise ValueError(
+                f"strong and weak must differ where no instruction sets them apart; both are {self.weak!r}"
+            )
+
+    @property
+    def members(self) -> frozenset[str]:
+        """Whom the engine must have."""
+        return frozenset({*mixture(self.strong), *mixture(self.weak)})
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return ("score",)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset()
+
+    async def __call__(self, question: Question, responses: Sequence[Response]) -> list[list[float]]:
+        told = question.prompt
+        if self.instruction is not None:
+            told = self.host.render(instructed(question.messages, self.instruction))
+        scores = await together(
+            self._logprob(side, prompt, response.tokens)
+            for response in responses
+            for side, prompt in ((self.strong, told), (self.weak, question.prompt))
+        )
+        rows = zip(scores[::2], scores[1::2], responses, strict=True)
+        return [[self.beta * (s - w) / (self._length(response) or 1)] for s, w, response in rows]  # (1)
+
+    def _length(self, response: Response) -> int:
+        return len(response.tokens) if self.length_normalised else 1
+
+    async def _logprob(self, side: str | Mixture, prompt: Tokens, completion: Tokens) -> float:
+        if not completion:
+            return 0.0
+        return math.fsum(await self.host.engine.score(prompt, completion, guides=mixture(side)))
+
+
+def mixture(side: str | Mixture) -> Mixture:
+    return {side: 1.0} if isinstance(side, str) and side else dict(side or {})
+
+
+def instructed(messages: Sequence[Mapping[str, str]], instruction: str) -> list[Mapping[str, str]]:
+    """The conversation under an instruction. It joins a system message that is there: many templates take only one."""
+    if messages and messages[0]["role"] == "system":
+        joined = f"{instruction}\n\n{messages[0]['content']}"
+        return [{**messages[0], "content": joined}, *messages[1:]]
+    return [{"role": "system", "content": instruction}, *messages]
