@@ -63,7 +63,7 @@ def _explained(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 _host = frozenset({"host"})
-_pooler = frozenset({"name", "pooler"})
+_pooler = frozenset({"pooler"})
 
 KINDS: dict[str, Entry] = {
     "avoids": Entry(target="rewards.rules:Avoids"),

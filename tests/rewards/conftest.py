@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from rewards import KINDS
+from rewards.protocols import Question, Response, Scorer
+
+
+def question(text: str = "Well?", **given: Any) -> Question:
+    return Question(messages=({"role": "user", "content": text},), prompt=(9,), given=given)
+
+
+def response(text: str, tokens: tuple[int, ...] = ()) -> Response:
+    return Response(text=text, tokens=tokens)
+
+
+def scores(scorer: Scorer, *texts: str, **given: Any) -> list[float]:
+    """The one column, for a test that is no coroutine."""
+    return [score for [score] in asyncio.run(rows(scorer, *texts, **given))]
+
+
+async def rows(scorer: Scorer, *texts: str, **given: Any) -> list[list[float]]:
+    return await scorer(question(**given), [response(text) for text in texts])
+
+
+def rule(kind: str, **params: Any) -> Scorer:
+    """As a server's config builds it."""
+    scorer: Scorer = KINDS[kind].build(params)
+    return scorer
