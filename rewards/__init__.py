@@ -21,7 +21,7 @@ class Entry:
     paper: str = ""
     """arXiv id; empty for none."""
     uses: frozenset[str] = frozenset()
-    """Which of "host" and "pooler" it is built with, beside its parameters."""
+    """Which of "name", "host" and "pooler" it is built with, beside its parameters."""
 
     def load(self) -> Any:
         """The builder: a callable with keyword parameters."""
@@ -63,7 +63,7 @@ def _explained(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 _host = frozenset({"host"})
-_pooler = frozenset({"pooler"})
+_pooler = frozenset({"name", "pooler"})
 
 KINDS: dict[str, Entry] = {
     "avoids": Entry(target="rewards.rules:Avoids"),

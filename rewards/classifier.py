@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from rewards.protocols import Pooler, Question, Response
-from rewards.reading import CHAT, Reading, Truncate
+from rewards.reading import CHAT, Format, Reading, Truncate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,10 +23,8 @@ class Classifier:
 
     name: str
     pooler: Pooler
-    format: str = CHAT
-    """As `rewards.reading.Reading` has it."""
+    format: Format = CHAT
     truncate: Truncate = "error"
-    """An input longer than the model reads is the request's error; "left" drops its oldest tokens instead."""
 
     def __post_init__(self) -> None:
         _ = self.reading  # refuses a format that the model cannot have

@@ -141,15 +141,18 @@ class Judge:
     endpoint: Annotated[
         str | None, Field(pattern=r"^https?://", description="base URL of another judge's OpenAI-compatible API")
     ] = None
-    model: Annotated[str | None, Field(min_length=1, description="the judge's model id; only with endpoint")] = None
+    endpoint_model: Annotated[
+        str | None, Field(min_length=1, description="the judge's model id; only with endpoint")
+    ] = None
     api_key_env: Annotated[
         str | None, Field(min_length=1, description="environment variable that holds its key; only with endpoint")
     ] = None
     seconds: Annotated[float, Field(gt=0, le=600, description="longest wait for one reply of an endpoint")] = 30.0
 
     def __post_init__(self) -> None:
-        if (self.endpoint is None) != (self.model is None):
-            raise ValueError(f"give endpoint and model, or neither; got endpoint={self.endpoint}, model={self.model}")
+        if (self.endpoint is None) != (self.endpoint_model is None):
+            got = f"endpoint={self.endpoint}, endpoint_model={self.endpoint_model}"
+            raise ValueError(f"give endpoint and endpoint_model, or neither; got {got}")
         if self.endpoint is None and self.api_key_env is not None:
             raise ValueError(f"api_key_env={self.api_key_env!r} is only for an endpoint, and none is given")
         if self.api_key_env is not None and not os.environ.get(self.api_key_env):
@@ -165,10 +168,10 @@ class Judge:
 
     @cached_property
     def _judge(self) -> Letters:
-        if self.endpoint is None or self.model is None:
+        if self.endpoint is None or self.endpoint_model is None:
             return Served(host=self.host)
         key = os.environ[self.api_key_env] if self.api_key_env else "none"
-        return Endpoint(url=self.endpoint, model=self.model, key=key, seconds=self.seconds)
+        return Endpoint(url=self.endpoint, model=self.endpoint_model, key=key, seconds=self.seconds)
 
     async def __call__(self, question: Question, responses: Sequence[Response]) -> list[list[float]]:
         conversation = "\n".join(f"{message['role']}: {message['content']}" for message in question.messages)

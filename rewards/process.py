@@ -20,10 +20,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from rewards.protocols import Pooler, Question, Response, RewardError
-from rewards.reading import CHAT, Reading, Truncate
+from rewards.reading import CHAT, Format, Reading, Truncate
 
 Aggregate = Literal["min", "product", "last", "mean"]
 Activation = Literal["none", "sigmoid", "softmax"]
@@ -42,18 +44,19 @@ class Process:
 
     name: str
     pooler: Pooler
-    aggregate: Aggregate = "min"
-    activation: Activation = "none"
-    step: str | None = None
-    """What stands between steps; without it, every token of the response is one."""
-    mark: str | None = None
-    """What is put behind each step in place of the separator, a special token or a text; by default the separator."""
-    label: str | int | None = None
-    """The head's label that is read, by name or place; needed where it has several."""
-    format: str = CHAT
-    """As `rewards.reading.Reading` has it."""
+    aggregate: Annotated[Aggregate, Field(description="how the scores of the steps become one")] = "min"
+    activation: Annotated[Activation, Field(description="what each score goes through before")] = "none"
+    step: Annotated[
+        str | None, Field(description="what stands between steps; without it every token of the response is one")
+    ] = None
+    mark: Annotated[
+        str | None, Field(description="what is put behind each step in its place: a special token or a text")
+    ] = None
+    label: Annotated[
+        str | int | None, Field(description="which of the head's labels, by name or place; needed where it has several")
+    ] = None
+    format: Format = CHAT
     truncate: Truncate = "error"
-    """As `Classifier` has it."""
 
     def __post_init__(self) -> None:
         _ = self.reading, self._place  # each refuses what the model cannot have

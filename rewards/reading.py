@@ -12,9 +12,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from jinja2 import TemplateError
+from pydantic import Field
 
 from rewards.protocols import Question
 
@@ -30,7 +31,14 @@ TEMPLATES = {
 }
 """Published forms of other kinds."""
 
-Truncate = Literal["error", "left"]
+Format = Annotated[
+    str,
+    Field(description='"chat" (the model\'s own template), a published form, or a text with {prompt} and {response}'),
+]
+Truncate = Annotated[
+    Literal["error", "left"],
+    Field(description="of an input too long: an error, or its oldest tokens go, never the response's"),
+]
 Messages = Sequence[Mapping[str, str]]
 
 MARK = "\ue000"
@@ -46,10 +54,9 @@ class Reading:
     tokenizer: Any
     limit: int
     """Tokens at most."""
-    format: str = CHAT
+    format: Format = CHAT
     """`CHAT`, a name of `TEMPLATES`, or a text with {prompt} and, after it, {response}."""
     truncate: Truncate = "error"
-    """What becomes of an input that is longer: an error, or its oldest tokens go ("left"), never the response's."""
 
     def __post_init__(self) -> None:
         if self.format == CHAT:

@@ -159,7 +159,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
 
 
 def remote(fake: Fake, **params: Any) -> Scorer:
-    return judge(endpoint=fake.url, model="m", api_key_env="JUDGE_KEY", **params)
+    return judge(endpoint=fake.url, endpoint_model="m", api_key_env="JUDGE_KEY", **params)
 
 
 async def one_order(fake: Fake) -> tuple[float, float]:
@@ -233,11 +233,14 @@ async def test_one_failure_ends_the_other_calls() -> None:
         ({"principles": {}}, "principles"),
         ({"principles": {"kind": ""}}, "principles.kind"),
         ({"principles": ["kind"]}, "principles"),
-        ({"endpoint": "http://x/v1"}, "give endpoint and model, or neither; got endpoint=http://x/v1, model=None"),
-        ({"model": "m"}, "give endpoint and model"),
-        ({"endpoint": "file:///etc/passwd", "model": "m"}, "endpoint: .*pattern"),
+        ({"endpoint": "http://x/v1"}, "give endpoint and endpoint_model, or neither"),
+        ({"endpoint_model": "m"}, "give endpoint and endpoint_model"),
+        ({"endpoint": "file:///etc/passwd", "endpoint_model": "m"}, "endpoint: .*pattern"),
         ({"api_key_env": "JUDGE_KEY"}, "only for an endpoint"),
-        ({"endpoint": "http://x/v1", "model": "m", "api_key_env": "NOT_SET_AT_ALL"}, "'NOT_SET_AT_ALL' is not set"),
+        (
+            {"endpoint": "http://x/v1", "endpoint_model": "m", "api_key_env": "NOT_SET_AT_ALL"},
+            "'NOT_SET_AT_ALL' is not set",
+        ),
         ({"seconds": 0}, "seconds"),
     ],
 )

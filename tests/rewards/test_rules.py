@@ -4,7 +4,6 @@ import time
 
 import pytest
 
-from rewards.protocols import RewardError
 from rewards.rules import grade
 from tests.rewards.conftest import question, response, rule, scores
 
@@ -65,10 +64,9 @@ def test_regex() -> None:
     assert scores(rule("regex", pattern=r"(?m)^b"), "a\nb") == [1]
 
 
-def test_a_pattern_that_backtracks_for_ever_is_an_error_in_time() -> None:
+def test_a_pattern_that_would_backtrack_for_ever_ends_in_time() -> None:
     begun = time.process_time()
-    with pytest.raises(RewardError, match=r"longer than 0\.1 s"):
-        scores(rule("regex", pattern=r"^(\w|\w\w)+$", seconds=0.1), "a" * 200 + "!")
+    assert scores(rule("regex", pattern=r"^(\w|\w\w)+$"), "a" * 2000 + "!", "a" * 2000) == [0, 1]
     assert time.process_time() - begun < 5
 
 
