@@ -105,8 +105,14 @@ class Plan:
 
 
 def check(config: Config) -> None:
-    """Raises ConfigError for a preset or a default that no request could be answered with."""
+    """Raises ConfigError for a reward, an objective, a preset or a default that no request could be answered with."""
     check_rewards(config)
+    for name, objective in config.objectives.items():
+        if objective.reward is not None:
+            try:
+                parsed(objective.reward, config, at=f"objectives.{name}.reward", objectives=False)
+            except ApiError as error:
+                raise ConfigError(error.message.removeprefix(f"{error.param}: "), key=error.param or "") from None
     asked = {"default_strategy": {}, **{f"presets.{name}": preset for name, preset in config.presets.items()}}
     for key, raw in asked.items():
         try:

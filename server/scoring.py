@@ -53,7 +53,11 @@ async def running_rewards(config: Config, host: Host) -> AsyncIterator[dict[str,
                 if key not in poolers:
                     poolers[key] = await stack.enter_async_context(running_pooler(name, model, **options))
                 services["pooler"] = poolers[key]
-            scorers[name] = Checked(scorer=built(name, reward, **services), name=name, timeout=reward.timeout_s)
+            scorer = built(name, reward, **services)
+            for member in getattr(scorer, "members", ()):
+                if member not in {BASE, *config.guides}:
+                    raise ConfigError(unknown("guide", member, config.guides), key=f"rewards.{name}")
+            scorers[name] = Checked(scorer=scorer, name=name, timeout=reward.timeout_s)
         yield scorers
 
 

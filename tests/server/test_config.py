@@ -149,3 +149,35 @@ def test_a_bad_key_is_refused_without_being_shown(folder: Path) -> None:
         load(written(folder, GOOD.replace("engine:", "api_keys: [{s3cret: 1}]\nengine:")))
     assert "api_keys" in str(caught.value)
     assert "s3cret" not in str(caught.value)
+
+
+REWARDS = """\
+base: models/base
+rewards:
+  rm: {kind: classifier, model: models/kind}
+  short: {kind: length, target: 20}
+objectives:
+  brevity: {reward: short, spread: 2.0}
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "message"),
+    [
+        ("kind: length", "kind: lenght", 4, "rewards.short.kind: unknown kind of reward 'lenght'; valid: avoids, bleu"),
+        ("target: 20", "taget: 20", 4, "rewards.short.taget: unknown key 'taget'; valid: engine, kind, max, min, mod"),
+        ("target: 20", "target: long", 4, "rewards.short: target: "),
+        ("target: 20", "target: 20, model: models/kind", 4, "rewards.short.model: kind 'length' is no model"),
+        (", model: models/kind", "", 3, "rewards.rm.model: kind 'classifier' is a model: say which"),
+        ("model: models/kind", "model: ./nowhere", 3, "rewards.rm.model: there is no "),
+        ("spread: 2.0", "spread: 0", 6, "objectives.brevity.spread: Input should be greater than 0"),
+        ("reward: short", "reward: shirt", 6, "objectives.brevity.reward: unknown reward 'shirt'; valid: rm, short"),
+        ("reward: short", "reward: {of: short, combine: most}", 6, "objectives.brevity.reward.combine: unknown comb"),
+    ],
+)
+def test_a_reward_that_cannot_be_is_refused(folder: Path, old: str, new: str, line: int, message: str) -> None:
+    assert old in REWARDS
+    path = written(folder, REWARDS.replace(old, new, 1))
+    with pytest.raises(ConfigError) as caught:
+        load(path, check=check)
+    assert str(caught.value).startswith(f"{path}:{line}: {message}"), str(caught.value)
