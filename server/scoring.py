@@ -9,7 +9,7 @@ import asyncio
 import json
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -119,11 +119,16 @@ class Scoring:
                     param=f"{AT}.given.{missing[0]}",
                     code="missing_required_parameter",
                 )
+        needed = {key for leaf in spec.leaves for key in self.scorers[leaf.reward].needs}
+        if given_too and (surplus := given.keys() - needed):
+            raise unread(surplus)
 
     def bind(self, plan: Plan, document: Json, meter: Meter) -> Scores:
         """The reward of one request; raises ApiError for what it cannot be."""
-        assert plan.objective is not None
-        self.check(plan.objective, plan.given, at=f"{AT}.reward")
+        if plan.objective is not None:
+            self.check(plan.objective, plan.given, at=f"{AT}.reward")
+        elif plan.given:
+            raise unread(plan.given)
         return Scores.of_document(document, scoring=self, spec=plan.objective, given=plan.given, meter=meter)
 
     async def rows(self, spec: Spec, question: Question, responses: Sequence[Response]) -> dict[str, list[float]]:
@@ -159,7 +164,8 @@ class Scores:
     """A `decoders.protocols.Reward` for one HTTP request, [N, 1], that remembers what it said."""
 
     scoring: Scoring
-    spec: Spec
+    spec: Spec | None
+    """None where the request asked for no reward: [N, 0]."""
     messages: Messages
     given: Mapping[str, Any]
     meter: Meter
@@ -177,12 +183,15 @@ class Scores:
         return cls(messages=messages(document), stop=() if kept else stop, **fields)
 
     async def __call__(self, prompt: Tokens, completions: Sequence[Tokens]) -> list[list[float]]:
+        spec = self.spec
+        if spec is None:
+            return [[] for _ in completions]
         question = self._question(prompt)
-        references = await self._references(question) if self.spec.references else {}
+        references = await self._references(spec, question) if spec.references else {}
         responses = [self.response(tokens) for tokens in completions]
-        rewards = len({leaf.reward for leaf in self.spec.leaves})
+        rewards = len({leaf.reward for leaf in spec.leaves})
         self.meter.scored += rewards * sum(len(tokens) for tokens in completions)
-        told = evaluated(self.spec, await self.scoring.rows(self.spec, question, responses), references)
+        told = evaluated(spec, await self.scoring.rows(spec, question, responses), references)
         for i, tokens in enumerate(completions):
             self.said[tuple(tokens)] = at(told, i)
         return [[value] for value in told.values]
@@ -207,26 +216,34 @@ class Scores:
             asked = ({"role": "user", "content": text},)
         return Question(messages=asked, prompt=prompt, given=self.given)
 
-    async def _references(self, question: Question) -> Rows:
+    async def _references(self, spec: Spec, question: Question) -> Rows:
         """leaf -> [M] scores of the frozen base's own answers to the question, drawn once and then remembered."""
         kept = self.scoring.references
-        key = json.dumps([list(question.prompt), self.spec.references, [leaf.name for leaf in self.spec.leaves],
+        key = json.dumps([list(question.prompt), spec.references, [leaf.name for leaf in spec.leaves],
                           self.given])  # fmt: skip
         async with self.lock:
             if key not in kept:
                 engine = Metered(self.scoring.host.engine, self.meter)
                 sampling = Sampling(max_tokens=REFERENCE_TOKENS, seed=0, stream=False)
                 drawn: dict[int, list[int]] = {}
-                async for chunk in engine.generate(
-                    question.prompt, sampling, n=self.spec.references, guides={BASE: 1.0}
-                ):
+                async for chunk in engine.generate(question.prompt, sampling, n=spec.references, guides={BASE: 1.0}):
                     drawn.setdefault(chunk.index, []).extend(chunk.tokens)
                 responses = [self.response(tokens) for tokens in drawn.values()]
-                kept[key] = await self.scoring.rows(self.spec, question, responses)
+                kept[key] = await self.scoring.rows(spec, question, responses)
                 while len(kept) > REFERENCES_KEPT:
                     kept.popitem(last=False)
             kept.move_to_end(key)
             return kept[key]
+
+
+def unread(given: Iterable[str]) -> ApiError:
+    """The refusal of something given that no reward would read."""
+    name = min(given)
+    return ApiError(
+        f"no reward that is asked for compares answers with {AT}.given.{name}",
+        param=f"{AT}.given.{name}",
+        code="unsupported_pair",
+    )
 
 
 def at(told: Told, i: int) -> Json:

@@ -139,7 +139,7 @@ class Seam:
             instead=Plain() if plan.degrade else None,
             forgiven=(RewardError,),
         )
-        if plan.objective is not None:
+        if "reward" in plan.entry.takes:
             call.scores = self.scoring.bind(plan, call.document, call.run.meter)
             call.run.reward = call.scores
 

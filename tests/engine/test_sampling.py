@@ -68,12 +68,13 @@ async def test_stop_and_end(vllm_engine):
 
 
 async def test_output_kinds(vllm_engine):
-    for kind in (RequestOutputKind.DELTA, RequestOutputKind.CUMULATIVE):
+    """How answers come is the sampling's to say, whatever vLLM's own object says."""
+    for kind in RequestOutputKind:
         chunks = await run(vllm_engine, max_tokens=6, native=SamplingParams(ignore_eos=True, output_kind=kind))
         assert sum(len(chunk.tokens) for chunk in chunks) == 6
         assert len(chunks) > 1
     final = SamplingParams(ignore_eos=True, output_kind=RequestOutputKind.FINAL_ONLY)
-    chunks = await run(vllm_engine, n=3, max_tokens=6, native=final)
+    chunks = await run(vllm_engine, n=3, max_tokens=6, native=final, stream=False)
     assert sorted((chunk.index, len(chunk.tokens), chunk.finish) for chunk in chunks) == [
         (i, 6, "length") for i in range(3)
     ]

@@ -182,6 +182,17 @@ async def test_a_seed_is_an_answer_whatever_else_runs(client: AsyncOpenAI, name:
     assert list(await asyncio.gather(*(answer(seed) for seed in range(6)))) == alone
 
 
+async def test_a_search_without_a_reward_shows_its_candidates_too(client: AsyncOpenAI) -> None:
+    asked = {"strategy": "vote", "params": {"n": 6, "extractor": "text"}, "return": ["candidates"]}
+    answer = await chat(client, asked)
+    plain = await client.chat.completions.create(model="toy", messages=HI, seed=3, n=6)
+    [choice] = told(answer)["choices"]
+    assert [c["text"] for c in choice["candidates"]] == [c.message.content for c in plain.choices]
+    assert all(c["value"] is None for c in choice["candidates"])
+    with pytest.raises(openai.BadRequestError, match="one reward is needed"):
+        await chat(client, {**asked, "params": {"weighting": "softmax"}})
+
+
 async def test_candidates_can_be_drawn_under_guides(client: AsyncOpenAI) -> None:
     answer = await chat(client, best(guides={"arm": 2.0}, **{"return": ["candidates"]}))
     guided = await chat(client, {"guides": {"arm": 2.0}}, n=8)
@@ -286,6 +297,8 @@ async def test_references_given_in_the_request(client: AsyncOpenAI) -> None:
     (best(budget={"deadline": 5}), "alignment.budget.deadline", "valid: deadline_ms, max_sampled_tokens"),
     (best(budget=[]), "alignment.budget", ""),
     (best(on_error="ignore"), "alignment.on_error", "'fail' or 'degrade'"),
+    (best(given={"references": ["x"]}), "alignment.given.references", "no reward that is asked for compares"),
+    ({"strategy": "vote", "given": {"answer": "1"}}, "alignment.given.answer", "no reward that is asked for compares"),
     (best(given={"references": []}), "alignment.given.references", "at least 1"),
     ({"strategy": "soft_best_of_n", "weights": {"a": 1}, "params": {"lambda": 0}}, "alignment.params.lambda",
      "greater than 0"),
