@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-from decoders.candidates import Guides, Pool, check_answers, draw, ranked, shown
+from decoders.candidates import Guides, Pool, Spread, check_answers, draw, ranked, shown
 from decoders.protocols import Chunk, Engine, Reward, Sampling, Tokens
 
 
@@ -26,12 +26,13 @@ class BestOfN:
 
     n: Pool = 16
     guides: Guides = field(default_factory=dict)
+    diverse: Spread = None
 
     async def __call__(
         self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, want: frozenset[str]
     ) -> AsyncGenerator[Chunk, None]:
         check_answers(n, self.n)
-        pool = await draw(prompt, sampling, engine, reward, n=self.n, guides=self.guides)
+        pool = await draw(prompt, sampling, engine, reward, n=self.n, guides=self.guides, diverse=self.diverse)
         best = ranked(pool)[:n]  # (1)
         async with aclosing(
             shown(best, pool, want, [{"value": c.value, "candidate": c.index} for c in best])

@@ -16,11 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from decoders.diverse import Diverse, hypotheses
 from decoders.protocols import BASE, CUT, Chunk, Engine, Exhausted, Mixture, Reward, Sampling, Tokens
 
 Pool = Annotated[int, Field(ge=1, le=4096, description="candidates drawn")]
 Guides = Annotated[
     Mixture, Field(description="exponent per guide that the candidates are drawn with; none is the base")
+]
+Spread = Annotated[
+    Diverse | None,
+    Field(description="draw the pool by diverse beam search, {groups, penalty}; none is by sampling"),
 ]
 Beta = Annotated[float, Field(gt=0, description="temperature of the rewards, in their units")]
 Vector = NDArray[np.float64]
@@ -56,7 +61,14 @@ class Candidate:
 
 
 async def draw(
-    prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward | None, *, n: int, guides: Mixture
+    prompt: Tokens,
+    sampling: Sampling,
+    engine: Engine,
+    reward: Reward | None,
+    *,
+    n: int,
+    guides: Mixture,
+    diverse: Diverse | None = None,
 ) -> list[Candidate]:
     """[N] candidates in order of index, over the base with `guides`, each scored while the others are still drawn.
 
@@ -75,7 +87,12 @@ async def draw(
                     values[index] = group.create_task(value(reward, prompt, tokens))
 
             mixture = {BASE: 1.0, **guides}
-            async with aclosing(engine.generate(prompt, replace(sampling, stream=False), n=n, guides=mixture)) as drawn:
+            answers = (
+                engine.generate(prompt, replace(sampling, stream=False), n=n, guides=mixture)
+                if diverse is None
+                else spread(prompt, sampling, engine, diverse, n=n, guides=guides)
+            )
+            async with aclosing(answers) as drawn:
                 async for chunk in drawn:
                     pieces[chunk.index].append(chunk)
                     if chunk.finish is not None and chunk.finish not in CUT:
@@ -92,6 +109,17 @@ async def draw(
     if not any(candidate.tokens for candidate in pool):
         raise Exhausted(pool[0].finish)
     return pool
+
+
+async def spread(
+    prompt: Tokens, sampling: Sampling, engine: Engine, diverse: Diverse, *, n: int, guides: Mixture
+) -> AsyncGenerator[Chunk, None]:
+    """A pool by diverse beam search; raises ValueError for sampling that it would not carry out."""
+    if sampling.constrained or sampling.stop:
+        what = "stop strings" if sampling.stop else "penalties, grammars, logit_bias and the like"
+        raise ValueError(f"params.diverse cannot be combined with {what}")
+    for chunk in await hypotheses(prompt, sampling.max_tokens, engine, diverse, n=n, guides=guides):
+        yield chunk
 
 
 async def value(reward: Reward, prompt: Tokens, completion: Tokens) -> float:

@@ -32,6 +32,7 @@ from pydantic import Field
 from decoders.candidates import (
     Beta,
     Guides,
+    Spread,
     check_answers,
     draw,
     ended,
@@ -59,13 +60,14 @@ class MinimumBayesRisk:
     ] = "uniform"
     beta: Beta = 1.0
     guides: Guides = field(default_factory=dict)
+    diverse: Spread = None
 
     async def __call__(
         self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, want: frozenset[str]
     ) -> AsyncGenerator[Chunk, None]:
         check_answers(n, self.n)
         asked = None if self.weighting == "uniform" else reward
-        pool = await draw(prompt, sampling, engine, asked, n=self.n, guides=self.guides)
+        pool = await draw(prompt, sampling, engine, asked, n=self.n, guides=self.guides, diverse=self.diverse)
         candidates, rewards = (ended(pool), []) if asked is None else scored(pool)
         texts = [engine.text(c.tokens) if self.utility == "rouge1" else "" for c in candidates]
         weights = softmax(rewards, self.beta) if rewards else np.full(len(candidates), 1 / max(len(candidates) - 1, 1))

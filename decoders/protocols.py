@@ -32,6 +32,8 @@ class Sampling:
     """With a seed, a draw depends on nothing but the request; None draws anew each time."""
     stream: bool = True
     """False: each answer is wanted whole, as one chunk once it has ended; searches draw so."""
+    stop: tuple[str, ...] = ()
+    """Strings that end an answer; the engine sees to them where it draws whole answers."""
     plausibility: float = 0.0
     """Only tokens with p_base >= plausibility * max p_base may be drawn (contrastive decoding's mask)."""
     native: Any = None
@@ -74,6 +76,18 @@ class Engine(Protocol):
 
     def generate(self, prompt: Tokens, sampling: Sampling, *, n: int, guides: Mixture) -> AsyncGenerator[Chunk, None]:
         """n answers drawn from the mixture, their pieces interleaved. Closing the iterator ends the work."""
+        ...
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """The tokens that end a response."""
+        ...
+
+    async def next(self, prompt: Tokens, *, k: int, guides: Mixture) -> list[tuple[int, float]]:
+        """The k likeliest next tokens and their log-probs under the mixture, untempered, best first.
+
+        Empty where the request may draw no more.
+        """
         ...
 
     async def score(self, prompt: Tokens, completion: Tokens, *, guides: Mixture) -> list[float]:

@@ -146,6 +146,15 @@ class ToyEngine:
         finally:
             self.live -= 1
 
+    @property
+    def ends(self) -> frozenset[int]:
+        return frozenset({self.model.eos})
+
+    async def next(self, prompt: Tokens, *, k: int, guides: Mixture) -> list[tuple[int, float]]:
+        logprobs = self.model.next(guides)(self._response(prompt))
+        order = np.argsort(-logprobs, kind="stable")[:k]
+        return [(self.model.vocab[i], float(logprobs[i])) for i in order]
+
     async def score(self, prompt: Tokens, completion: Tokens, *, guides: Mixture) -> list[float]:
         logprobs = self.model.next(guides)
         return [

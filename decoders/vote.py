@@ -36,6 +36,7 @@ from decoders.candidates import (
     Candidate,
     Guides,
     Pool,
+    Spread,
     check_answers,
     draw,
     ended,
@@ -64,6 +65,7 @@ class Vote:
     ] = "uniform"
     beta: Beta = 1.0
     guides: Guides = field(default_factory=dict)
+    diverse: Spread = None
 
     def __post_init__(self) -> None:
         extractor(self.extractor)
@@ -73,7 +75,7 @@ class Vote:
     ) -> AsyncGenerator[Chunk, None]:
         check_answers(n, self.n)
         asked = None if self.weighting == "uniform" else reward
-        pool = await draw(prompt, sampling, engine, asked, n=self.n, guides=self.guides)
+        pool = await draw(prompt, sampling, engine, asked, n=self.n, guides=self.guides, diverse=self.diverse)
         answers = await self._answers(pool, engine)
         classes: dict[str, list[Candidate]] = {}
         for candidate in pool:

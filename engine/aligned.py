@@ -96,6 +96,7 @@ def as_sampling(params: SamplingParams) -> Sampling:
         top_p=params.top_p,
         seed=params.seed,
         stream=params.output_kind is not RequestOutputKind.FINAL_ONLY,
+        stop=tuple([params.stop] if isinstance(params.stop, str) else params.stop or ()),
         native=params,
         constrained=bool(constrained),
     )

@@ -78,6 +78,19 @@ class Metered:
         for index in drawn:
             yield Chunk(index=index, tokens=(), finish=cut)
 
+    @property
+    def ends(self) -> frozenset[int]:
+        return self.engine.ends
+
+    async def next(self, prompt: Tokens, *, k: int, guides: Mixture) -> list[tuple[int, float]]:
+        meter = self.meter
+        late = meter.deadline is not None and asyncio.get_running_loop().time() >= meter.deadline
+        if meter.left == 0 or late:
+            meter.cut = meter.cut or ("deadline" if late else "budget")
+            return []
+        meter.sampled += 1
+        return await self.engine.next(prompt, k=k, guides=guides)
+
     async def score(self, prompt: Tokens, completion: Tokens, *, guides: Mixture) -> list[float]:
         self.meter.scored += len(completion)
         return await self.engine.score(prompt, completion, guides=guides)

@@ -80,6 +80,29 @@ class VLLMEngine:
                         index=piece.index, tokens=tuple(piece.token_ids), finish=piece.finish_reason, native=native
                     )
 
+    @property
+    def ends(self) -> frozenset[int]:
+        """The tokenizer's and the generation config's."""
+        listed = self.client.model_config.try_get_generation_config().get("eos_token_id")
+        found = listed if isinstance(listed, list) else [listed]
+        return frozenset(token for token in (*found, self.client.renderer.tokenizer.eos_token_id) if token is not None)
+
+    async def next(self, prompt: Tokens, *, k: int, guides: Mixture) -> list[tuple[int, float]]:
+        """vLLM's `max_logprobs` bounds k."""
+        params = SamplingParams(
+            max_tokens=1,
+            temperature=0.0,
+            logprobs=k,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            extra_args={KEY: self._row(guides)},
+            skip_clone=True,
+        )
+        async with aclosing(self._run(prompt, params)) as outputs:
+            output = [output async for output in outputs][-1]
+        best = sorted(output.outputs[0].logprobs[0].items(), key=lambda item: -item[1].logprob)
+        return [(token, logprob.logprob) for token, logprob in best[:k]]
+
     async def score(self, prompt: Tokens, completion: Tokens, *, guides: Mixture) -> list[float]:
         """Each token's own log-probability, in fp32. Costs a prefill of prompt and completion: no prefix-cache hits."""
         row = self._row(guides)
