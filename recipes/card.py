@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from recipes import base, corpus, gold, guides
+from recipes import base, corpus, gold, guides, rewards
 from recipes.base import DEMO, keep_memory, load_tokenizer, perplexity
 from recipes.sample import MAX_NEW, Sampled, sample
 
@@ -258,6 +258,28 @@ def guided(
     return out
 
 
+def reward_models() -> str:
+    """What the members know of gold, by difference within pairs of held-out answers."""
+    told = rewards.figures()
+    rows = []
+    for member, record in told.items():
+        size = (DEMO / "rewards" / member / "model.safetensors").stat().st_size
+        of = record["heldout"]
+        rows += [
+            (
+                f"`demo/rewards/{member}`" if k == 0 else "",
+                f"{record['parameters']:,}, {size / 1e6:.2f} MB" if k == 0 else "",
+                objective,
+                *(f"{of[name][objective]:.3f}" for name in ("accuracy", "correlation", "agreement")),
+            )
+            for k, objective in enumerate(rewards.OBJECTIVES)
+        ]
+    header = ("member", "size", "objective", "pairs ordered right", "correlation", "agrees with the other member")
+    pairs = {record["heldout"]["pairs"] for record in told.values()}
+    seconds = sum(record["training"]["seconds"] + record["start"]["seconds"] for record in told.values())
+    return table(header, rows) + f"\n{max(pairs):,} pairs. Training both took {seconds:.0f} s.\n"
+
+
 def _side(prompts: Sequence[corpus.Prompt], answers: Sequence[Sampled]) -> tuple[str, str, str]:
     return (
         mean_ci(scores("helpfulness", prompts, answers)),
@@ -301,10 +323,13 @@ def main() -> None:
             directions=directions(model, tokenizer),
             guided=guided(model, tokenizer, prompts, answers[::DRAWS]),
             control=control(records),
+            rewards=reward_models(),
+            reward_prompts=rewards.PROMPTS,
             shown=shown(prompts, answers[::DRAWS]),
             beta=guides.BETA,
             settings=", ".join(f"{o} {weight:g}" for o, (weight, _) in guides.SETTINGS.items()),
-            seeds=f"{base.SEED}, {guides.SEED}, {SEED}",
+            seeds=f"{base.SEED}, {guides.SEED}, {SEED}; of the reward models "
+            + ", ".join(str(seed) for seed in rewards.MEMBERS.values()),
         )
     )
     (DEMO / "README.md").write_text(text)
