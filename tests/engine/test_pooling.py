@@ -126,6 +126,30 @@ async def test_a_cancelled_call_leaves_nothing(pooler):
         assert live(pooler) == 0, turns
 
 
+async def test_requests_cancelled_on_their_way_are_aborted():
+    """vLLM registers a request before it sends it; one cancelled in between it does not take back by itself."""
+    begun, aborted = [], []
+
+    class Client:
+        async def encode(self, prompt, params, request_id):
+            begun.append(request_id)
+            await asyncio.Event().wait()
+            yield
+
+        async def abort(self, request_id):
+            aborted.append(request_id)
+
+    task = asyncio.create_task(PoolingEngine(client=Client(), tokenizer=None, name="judge").score([[1], [2], [3]]))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert len(set(begun)) == 3
+    assert sorted(aborted) == sorted(begun)
+    assert all(request.startswith("judge-") for request in begun)
+
+
 @pytest.mark.parametrize("bad", [[], tokens(family.POSITIONS + 1), [family.PADDED]])
 async def test_one_bad_input_ends_all(pooler, bad):
     with pytest.raises(VLLMValidationError, match=r"empty|longer than|out of vocabulary"):
