@@ -47,6 +47,10 @@ class PoolingEngine:
     """What the ids of its requests begin with."""
 
     @property
+    def alive(self) -> bool:
+        return bool(self.client.is_running and not self.client.errored)
+
+    @property
     def labels(self) -> tuple[str, ...]:
         names = self.client.model_config.hf_config.id2label
         return tuple(names[i] for i in sorted(names))

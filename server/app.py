@@ -66,8 +66,8 @@ def _own_endpoints(app: FastAPI, client: AlignedClient, config: Config, scoring:
 
     @app.get("/ready")
     async def ready() -> JSONResponse:
-        """Base and guides start together, so a running engine is a warm one."""
-        up = client.is_running and not client.errored
+        """Everything is warm before the first request is let in, so what runs is ready."""
+        up = client.is_running and not client.errored and all(pooler.alive for pooler in scoring.poolers)
         return JSONResponse({"ready": up}, status_code=200 if up else 503)
 
 

@@ -17,9 +17,9 @@ from typing import Any
 from decoders.protocols import BASE, Engine, Sampling, Tokens
 from engine.aligned import AlignedClient
 from engine.meter import Meter, Metered
-from engine.pooling import running_pooler
+from engine.pooling import PoolingEngine, running_pooler
 from rewards.guard import Checked
-from rewards.protocols import Host, Pooler, Question, Response, RewardError, Scorer
+from rewards.protocols import Host, Question, Response, RewardError, Scorer
 from server.alignment import AT, Plan
 from server.body import Json
 from server.config import Config, ConfigError
@@ -37,13 +37,13 @@ REFERENCES_KEPT = 4096
 
 
 @asynccontextmanager
-async def running_rewards(config: Config, host: Host) -> AsyncIterator[dict[str, Scorer]]:
-    """The config's rewards, their models up, and down again whatever happens.
+async def running_rewards(config: Config, host: Host) -> AsyncIterator[tuple[dict[str, Scorer], list[PoolingEngine]]]:
+    """The config's rewards and their models' engines, up, and down again whatever happens.
 
     Raises ConfigError for what cannot be built, MemberError for a model that cannot score.
     """
     async with AsyncExitStack() as stack:
-        poolers: dict[str, Pooler] = {}
+        poolers: dict[str, PoolingEngine] = {}
         scorers: dict[str, Scorer] = {}
         for name, reward in config.rewards.items():
             services: dict[str, Any] = {"host": host}
@@ -58,15 +58,15 @@ async def running_rewards(config: Config, host: Host) -> AsyncIterator[dict[str,
                 if member not in {BASE, *config.guides}:
                     raise ConfigError(unknown("guide", member, config.guides), key=f"rewards.{name}")
             scorers[name] = Checked(scorer=scorer, name=name, timeout=reward.timeout_s)
-        yield scorers
+        yield scorers, list(poolers.values())
 
 
 @asynccontextmanager
 async def running_scoring(config: Config, client: AlignedClient) -> AsyncIterator[Scoring]:
     """The rewards of a server whose engine is up."""
     host = Base(engine=client.bind({}), tokenizer=client.renderer.tokenizer)
-    async with running_rewards(config, host) as scorers:
-        yield Scoring(config=config, scorers=scorers, host=host)
+    async with running_rewards(config, host) as (scorers, poolers):
+        yield Scoring(config=config, scorers=scorers, host=host, poolers=poolers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +90,7 @@ class Scoring:
     config: Config
     scorers: Mapping[str, Scorer]
     host: Host
+    poolers: Sequence[PoolingEngine] = ()
     references: OrderedDict[str, Rows] = field(default_factory=OrderedDict)
     """Scores of the base's own answers to a prompt, oldest use first."""
 

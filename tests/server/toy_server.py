@@ -98,6 +98,6 @@ async def serve(config: Config, engine: Engine, scorers: Mapping[str, Scorer] | 
     args = arguments(config)
     frontend = Frontend(AsyncEngineArgs.from_cli_args(args), engine)
     host = Base(engine=engine, tokenizer=frontend.renderer.tokenizer)
-    async with running_rewards(config, host) as configured:
+    async with running_rewards(config, host) as (configured, _):
         scoring = Scoring(config=config, scorers={**configured, **(scorers or {})}, host=host)
         return await build(AlignedClient(frontend, lambda _: engine), config, args, scoring)
