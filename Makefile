@@ -20,12 +20,15 @@ check: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/python -m bench.engine --quick
 	$(BIN)/python -m bench.quality guided --quick
+	$(BIN)/python -m bench.quality best_of_n --quick
+	$(BIN)/python -m bench.search best_of_n --quick
 	$(BIN)/python -m bench.overhead --quick
 
 models: $(VENV)/installed
 	$(BIN)/python -m recipes.base
 	$(BIN)/python -m recipes.guides
 	$(BIN)/python -m recipes.rewards
+	$(BIN)/trimtab calibrate demo/config.yaml --prompts demo/prompts.txt
 	$(BIN)/python -m recipes.card
 
 # The CPU build of torch comes from PyTorch's own index where pip's has only the CUDA one. The three packages that

@@ -28,6 +28,7 @@ HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, FFN = 256, 5, 4, 2, 64, 704
 TOKENS = 14_000_000  # padded training tokens in all
 BATCH = 4096  # padded tokens a step
 LEARNING_RATE, WARMUP, WEIGHT_DECAY = 6e-3, 40, 0.05
+PROMPTS, PROMPTS_SEED = 120, 4  # questions to calibrate with
 TOKENIZER_SAMPLE = 20_000
 HELDOUT_SAMPLE = 600  # conversations for perplexity, from a stream of their own
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -239,6 +240,12 @@ def save(model: LlamaForCausalLM, path: Path, record: dict[str, object]) -> None
     (path / "recipe.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
+def write_prompts(path: Path = DEMO / "prompts.txt") -> None:
+    """Questions of the training distribution, one a line, for `trimtab calibrate`."""
+    stream = (c for c in corpus.train_conversations(PROMPTS_SEED) if c.messages[0]["role"] == "user")
+    path.write_text("".join(f"{c.messages[0]['content']}\n" for c in itertools.islice(stream, PROMPTS)))
+
+
 def main() -> None:
     torch.manual_seed(SEED)
     tokenizer = train_tokenizer()
@@ -248,6 +255,7 @@ def main() -> None:
     record["perplexity"] = perplexity(model, tokenizer)
     save(model, DEMO / "base", record)
     tokenizer.save_pretrained(DEMO / "base")
+    write_prompts()
 
 
 if __name__ == "__main__":
