@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
@@ -458,3 +459,42 @@ async def test_a_reward_that_fails_is_no_score(raw: httpx.AsyncClient) -> None:
     answer = await raw.post("/v1/alignment/score", json={"prompt": "x", "responses": ["a"], "reward": "nan.a"})
     assert answer.status_code == 500
     assert answer.json()["error"]["code"] == "reward_error"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_leaves_ends_the_reward_s_work(config: Config, toy: ToyEngine, stream: bool) -> None:
+    state: list[str] = []
+
+    @dataclass(frozen=True)
+    class Waiting(Letters):
+        async def __call__(self, question: Question, responses: Sequence[Response]) -> list[list[float]]:
+            state.append("asked")
+            try:
+                await asyncio.Event().wait()
+            finally:
+                state.append("ended")
+            return []
+
+    letters = Checked(scorer=Waiting(), name="letters", timeout=60)
+    app = await toy_server.serve(config, toy, scorers={"letters": letters})
+    body = json.dumps({"model": "toy", "messages": HI, "seed": 3, "stream": stream, "alignment": best(n=4)}).encode()
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive() -> dict[str, Any]:
+        for _ in range(1000):
+            if messages or state.count("asked") == 4:
+                break
+            await asyncio.sleep(0.01)
+        return messages.pop() if messages else {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        pass
+
+    headers = [(b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": headers, "query_string": b""}
+    await asyncio.wait_for(app(scope, receive, send), 10)
+    for _ in range(100):
+        if state.count("ended") == 4:
+            break
+        await asyncio.sleep(0.01)
+    assert state.count("ended") == 4
