@@ -241,10 +241,10 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=32, help="tokens")
     parser.add_argument("--cache-gib", type=float, default=1.0, help="each engine's key-value cache; there are six")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="3 rounds of 16 tokens")
+    parser.add_argument("--quick", action="store_true", help="2 rounds of 16 tokens")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
-    rounds, new = (3, 16) if asked.quick else (asked.rounds, asked.new)
+    rounds, new = (2, 16) if asked.quick else (asked.rounds, asked.new)
     load = Load(
         batches=tuple(asked.batches),
         rounds=rounds,

@@ -14,6 +14,8 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import psutil
+
 START_LIMIT = 600.0
 """Seconds that a model may take to load."""
 
@@ -48,6 +50,15 @@ def started(command: Sequence[str], port: int, ready: str, log: Path) -> Iterato
             process.wait(30)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+
+
+def cpu_seconds(url: str) -> float:
+    """Processor time that a local server has used so far, its engines' processes included."""
+    port = int(url.rpartition(":")[2])
+    [pid] = {c.pid for c in psutil.net_connections("tcp") if c.laddr.port == port and c.status == psutil.CONN_LISTEN}
+    server = psutil.Process(pid)
+    times = [process.cpu_times() for process in (server, *server.children(recursive=True))]
+    return sum(t.user + t.system for t in times)
 
 
 @contextlib.contextmanager
