@@ -296,7 +296,12 @@ async def test_messages(raw: httpx.AsyncClient, config: Config, asked: dict[str,
     assert "".join(e["delta"].get("text", "") for e in events if e["type"] == "content_block_delta") == "".join(
         block["text"] for block in whole["content"]
     )
-    assert events[-1]["alignment"] == whole["alignment"]
+    streamed = events[-1]["alignment"]
+    if searching(asked):  # this endpoint takes no seed, so which of equal candidates is chosen may differ
+        streamed, whole["alignment"] = (
+            {k: v for k, v in a.items() if k != "choices"} for a in (streamed, whole["alignment"])
+        )
+    assert streamed == whole["alignment"]
 
 
 @pytest.mark.parametrize(
@@ -472,9 +477,10 @@ def environment(pid: int) -> list[str]:
 async def test_no_usage_is_reported_and_no_secret_is_logged(server: Running, ask: Ask) -> None:
     secret = "the colour of my egg is a secret"
     await ask(messages=[{"role": "user", "content": secret}])
-    for pid in server.members():
-        if pid != server.process.pid:
-            assert "VLLM_NO_USAGE_STATS=1" in environment(pid)
+    others = [environment(pid) for pid in server.members() if pid != server.process.pid]
+    readable = [found for found in others if any(found)]  # a process that renames itself may write over its own
+    assert readable
+    assert all("VLLM_NO_USAGE_STATS=1" in found for found in readable)
     assert KEY not in server.told()
     assert secret not in server.told()
 
