@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import asyncio
+import itertools
+
+import pytest
+
+from bench.peers.loop import Work, closed_loop
+from bench.search import Prefill, best, block_size, long_conversation, prefill, questions, rotated, times_faster
+
+METRICS = """\
+# HELP vllm:prompt_tokens_by_source_total Number of prompt tokens by source.
+# TYPE vllm:prompt_tokens_by_source_total counter
+vllm:prompt_tokens_by_source_total{engine="0",model_name="demo",source="local_compute"} 1600.0
+vllm:prompt_tokens_by_source_total{engine="0",model_name="demo",source="local_cache_hit"} 4.8e+03
+vllm:prompt_tokens_by_source_total{engine="0",model_name="demo",source="external_kv_transfer"} 0.0
+vllm:prompt_tokens_by_source_created{engine="0",model_name="demo",source="local_compute"} 1.7e+09
+vllm:cache_config_info{block_size="128",engine="0",kv_cache_memory_bytes="536870912"} 1.0
+"""
+
+
+def test_prefill_is_what_was_asked_for_and_what_was_computed() -> None:
+    assert prefill(METRICS) == Prefill(asked=6400, computed=1600)
+    assert prefill(METRICS).saved == 0.75
+    assert prefill(METRICS).since(Prefill(asked=6000, computed=1500)) == Prefill(asked=400, computed=100)
+    assert block_size(METRICS) == 128
+
+
+def test_the_best_is_the_first_of_the_highest() -> None:
+    assert best(["a", "b", "c"], [0.0, 2.0, 2.0]) == "b"
+
+
+def test_ratios_are_taken_within_a_round() -> None:
+    assert times_faster([1.0, 2.0, 10.0], [2.0, 6.0, 20.0]) == 2.0
+
+
+def test_every_way_has_every_turn() -> None:
+    assert [rotated("abc", i)[0] for i in range(4)] == ["a", "b", "c", "a"]
+    assert sorted(rotated("abc", 2)) == ["a", "b", "c"]
+
+
+def test_a_long_conversation_ends_with_the_users_turn() -> None:
+    roles = [message["role"] for message in long_conversation(questions(0))]
+    assert roles[0] == roles[-1] == "user"
+    assert all(a != b for a, b in itertools.pairwise(roles))
+
+
+@pytest.mark.parametrize("clients", [1, 3])
+async def test_a_closed_loop_answers_all_with_so_many_at_a_time(clients: int) -> None:
+    at_work, most = 0, 0
+
+    async def answer(conversation, n: int) -> str:
+        nonlocal at_work, most
+        at_work += 1
+        most = max(most, at_work)
+        await asyncio.sleep(0)
+        at_work -= 1
+        return f"{conversation[0]['content']} {n}"
+
+    asked = [[{"role": "user", "content": str(i)}] for i in range(5)]
+    done = await closed_loop(answer, Work(asked, 7, clients))
+    assert done.answers == [f"{i} 7" for i in range(5)]
+    assert most == clients
