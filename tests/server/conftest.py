@@ -23,7 +23,7 @@ from tests.server.toy_server import TEMPLATE
 ROOT = Path(__file__).resolve().parent.parent.parent
 DEMO = ROOT / "demo" / "config.yaml"
 KEY = "sk-of-the-tests-9f1c"
-PATIENCE = 180.0
+PATIENCE = 420.0
 """Seconds until a server must be up, or have given up."""
 
 
