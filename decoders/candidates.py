@@ -148,6 +148,14 @@ def generator(seed: int | None, stream: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=np.array([key, stream], dtype=np.uint64)))
 
 
+def derived(seed: int | None, branch: int, step: int) -> int | None:
+    """The seed of one draw among many of a request: were it the same for two, their draws would be too."""
+    if seed is None:
+        return None
+    state = np.random.SeedSequence(seed % 2**64, spawn_key=(branch, step)).generate_state(1, np.uint64)
+    return int(state[0] >> 2)
+
+
 def tempered(values: Sequence[float], beta: float) -> Vector:
     """[N] (r_i - max r) / beta: the logarithm of exp(r_i / beta), up to a constant, without overflow."""
     r = np.array(values)

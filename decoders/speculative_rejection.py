@@ -31,7 +31,6 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
-import numpy as np
 from pydantic import Field
 
 from decoders.candidates import (
@@ -39,6 +38,7 @@ from decoders.candidates import (
     Guides,
     Pool,
     check_answers,
+    derived,
     draw,
     first,
     ranked,
@@ -133,11 +133,3 @@ def running(candidate: Candidate, length: int) -> bool:
 
 def _dropped(candidate: Candidate) -> Candidate:
     return replace(candidate, pieces=(*candidate.pieces[:-1], replace(candidate.pieces[-1], finish=DROPPED)))
-
-
-def derived(seed: int | None, candidate: int, length: int) -> int | None:
-    """The seed of a candidate's segment from `length` on: were it the same for two, their draws would be too."""
-    if seed is None:
-        return None
-    state = np.random.SeedSequence(seed % 2**64, spawn_key=(candidate, length)).generate_state(1, np.uint64)
-    return int(state[0] >> 2)

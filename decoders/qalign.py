@@ -1,0 +1,251 @@
+"""QAlign (arXiv 2504.03790; QUEST's suffix proposal): Markov chains over whole answers whose law becomes
+
+    pi_beta(y) ~ pi(y) exp(r(x, y) / beta)                                                                           (1)
+
+However long they run, they draw from (1) and no more, where best of N goes on maximising what is only a proxy.
+A step keeps a beginning of the answer and draws the rest anew from the proposal q:
+
+    i ~ Uniform{0 .. |y| - 1},   y'_{<i} = y_{<i},   y'_{>=i} ~ q(. | x, y_{<i})                                     (2)
+    accepted with probability min(1, exp[(r(y') - r(y)) / beta + log|y| - log|y'| + c(y') - c(y)])                   (3)
+
+|y| counts the end of sequence. The ratio of lengths is that of the chances to draw i; where q is pi all else cancels.
+Drawn under `guides`, q is their mixture, and `target` says what (1) tilts: the mixture itself (c = 0), or the base, and
+c(y) = sum_t [log p_base(y_t | x, y_<t) - log q(y_t | x, y_<t)]. Both are exact. `max_tokens` bounds the whole
+answer, so that a cut-off one can be drawn from wherever a step begins; the authors bound each suffix and are not exact.
+
+`chains` run side by side and never wait for one another. A rejected step counts its state once more. What is answered,
+from the states after the first `burn_in` steps of each chain, every `thin`-th:
+
+| `answer`   | is                                                                                      |
+|------------|-----------------------------------------------------------------------------------------|
+| mbr        | the state most like the others: ROUGE-1, each state as often as it was visited           |
+| vote       | a state that gives the answer most visited                                               |
+| last       | the last state of a chain: asymptotically a draw from (1)                                |
+| max_reward | the best state visited, which is best of N again                                         |
+
+Best so far: the same, of the states that the chains have visited.
+Under top-k, top-p or another temperature pi is the law so warped; a stop string makes pi the law that it leaves.
+Cost: about half an answer drawn and one scored per step and chain.
+Neutral value: steps = 0 is plain sampling, token for token, for `last`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import Counter
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from decoders.candidates import Beta, Guides, Vector, derived, first, generator, value
+from decoders.extract import Extractor, extractor
+from decoders.likeness import f1, words
+from decoders.protocols import BASE, CUT, Chunk, Engine, Exhausted, Mixture, Reward, Sampling, Tokens
+
+STREAM = 2504_03790
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class State:
+    """An answer that a chain has stood at."""
+
+    tokens: tuple[int, ...]
+    finish: str
+    reward: float = math.nan
+    correction: float = 0.0
+    """c(y) of (3), over the whole answer: what comes before i is the same for y and y'."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chain:
+    """What one chain has visited, its first draw included, and what it was offered."""
+
+    states: list[State] = field(default_factory=list)
+    accepted: list[bool] = field(default_factory=list)
+    cut: list[State] = field(default_factory=list)
+    """The draw that a budget or deadline ended, if one did."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QAlign:
+    """Markov chains whose answers are drawn from the model tilted by exp(reward / beta)."""
+
+    beta: Beta = 1.0
+    steps: Annotated[int, Field(ge=0, le=100_000, description="steps of each chain")] = 32
+    chains: Annotated[int, Field(ge=1, le=1024, description="chains side by side")] = 4
+    burn_in: Annotated[int, Field(ge=0, description="first states of each chain that do not count")] = 0
+    thin: Annotated[int, Field(ge=1, description="every which state counts after them")] = 1
+    answer: Annotated[
+        Literal["mbr", "vote", "last", "max_reward"], Field(description="what is answered from the states that count")
+    ] = "mbr"
+    extractor: Annotated[Extractor, Field(description='for vote: "number", "text", {"regex": …} or {"json": path}')] = (
+        "number"
+    )
+    target: Annotated[
+        Literal["proposal", "base"], Field(description="with guides: what is tilted, their mixture or the base")
+    ] = "proposal"
+    guides: Guides = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        extractor(self.extractor)
+        if self.burn_in > self.steps:
+            raise ValueError(f"burn_in={self.burn_in} leaves nothing of steps={self.steps}")
+
+    @property
+    def mixture(self) -> Mixture:
+        return {BASE: 1.0, **self.guides}
+
+    async def __call__(
+        self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, want: frozenset[str]
+    ) -> AsyncGenerator[Chunk, None]:
+        if sampling.constrained:
+            message = "penalties, grammars, min_tokens and the like cannot be carried on from the middle of an answer"
+            raise ValueError(f"strategy 'qalign': {message}")
+        if self.target == "base" and not sampling.exact:
+            raise ValueError("params.target 'base' needs temperature 1 without top_k and top_p")
+        if self.answer == "last" and n > self.chains:
+            raise ValueError(f"n={n} answers cannot be the last of params.chains={self.chains}")
+        chains = [Chain() for _ in range(self.chains)]
+        try:
+            async with asyncio.TaskGroup() as group:
+                for c, chain in enumerate(chains):
+                    group.create_task(self._run(chain, c, prompt, sampling, engine, reward))
+        except ExceptionGroup as errors:
+            raise first(errors) from None
+        chosen = await self._answers(chains, engine, n)
+        trace = [{"reward": [s.reward for s in c.states], "accepted": c.accepted} for c in chains]
+        told = diagnosis(chains) | ({"trace": trace} if "trace" in want else {})
+        for i, state in enumerate(chosen):
+            report = {"value": None if math.isnan(state.reward) else state.reward, **(told if i == 0 else {})}
+            yield Chunk(index=i, tokens=state.tokens, finish=state.finish, report=report)
+
+    async def _run(
+        self, chain: Chain, c: int, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward
+    ) -> None:
+        rng = generator(sampling.seed, STREAM + c)
+
+        async def drawn(kept: Tokens, seed: int | None) -> State:
+            """(2), and its reward unless it was cut."""
+            suffix = replace(sampling, max_tokens=sampling.max_tokens - len(kept), stream=False, seed=seed)
+            tokens, finish = list(kept), ""
+            async with aclosing(engine.generate([*prompt, *kept], suffix, n=1, guides=self.mixture)) as chunks:
+                async for chunk in chunks:
+                    tokens += chunk.tokens
+                    finish = chunk.finish or finish
+            state = State(tokens=tuple(tokens), finish=finish)
+            if finish in CUT:
+                return state
+            score = await value(reward, prompt, tokens)
+            return replace(state, reward=score, correction=await self._correction(prompt, tokens, engine))
+
+        y = await drawn((), sampling.seed if c == 0 else derived(sampling.seed, c, 0))
+        if y.finish in CUT:
+            chain.cut.append(y)
+            return
+        chain.states.append(y)
+        for t in range(1, self.steps + 1):
+            i, u = int(rng.integers(len(y.tokens))), rng.random()
+            proposed = await drawn(y.tokens[:i], derived(sampling.seed, c, t))
+            if proposed.finish in CUT:
+                return
+            log_ratio = (
+                (proposed.reward - y.reward) / self.beta
+                + math.log(len(y.tokens) / len(proposed.tokens))
+                + proposed.correction
+                - y.correction
+            )
+            accepted = math.log(u) < log_ratio if u > 0 else True  # (3)
+            y = proposed if accepted else y
+            chain.states.append(y)
+            chain.accepted.append(accepted)
+
+    async def _correction(self, prompt: Tokens, tokens: Tokens, engine: Engine) -> float:
+        if self.target == "proposal" or not self.guides:
+            return 0.0
+        base, mixed = await asyncio.gather(
+            engine.score(prompt, tokens, guides={BASE: 1.0}), engine.score(prompt, tokens, guides=self.mixture)
+        )
+        return math.fsum(base) - math.fsum(mixed)
+
+    async def _answers(self, chains: Sequence[Chain], engine: Engine, n: int) -> list[State]:
+        """n states, best first by `answer`, each of another text if there are so many."""
+        last = [c.states[-1] for c in chains if c.states]
+        counted = [s for c in chains for s in c.states[self.burn_in :: self.thin]]
+        visits = Counter(s.tokens for s in counted)
+        states = list({s.tokens: s for s in counted}.values())
+        if self.answer == "last" or not states:
+            order = last
+        elif self.answer == "max_reward":
+            order = sorted(states, key=lambda s: -s.reward)
+        else:
+            texts = [engine.text(s.tokens) for s in states]
+            weight = np.array([visits[s.tokens] for s in states], dtype=np.float64)
+            ranks = await asyncio.to_thread(self._ranks, texts, weight)
+            order = [states[i] for i in ranks]
+        order = [*order, *last, *(s for c in chains for s in c.cut if s.tokens)]
+        if not order:
+            raise Exhausted(next(s.finish for c in chains for s in c.cut))
+        distinct = order if self.answer == "last" else list({s.tokens: s for s in order}.values())
+        return [distinct[i] if i < len(distinct) else order[0] for i in range(n)]
+
+    def _ranks(self, texts: Sequence[str], weight: Vector) -> list[int]:
+        """States, best first, by likeness to the others or by votes; ties stay in the order visited."""
+        if self.answer == "mbr":
+            likeness = f1([words(text) for text in texts])
+            np.fill_diagonal(likeness, 1.0)  # a state is like itself however often it was visited
+            merit = np.round(likeness @ weight, 12)
+        else:
+            extract = extractor(self.extractor)
+            answers = [extract(text) for text in texts]
+            votes: Counter[str] = Counter()
+            for answer, w in zip(answers, weight, strict=True):
+                if answer is not None:
+                    votes[answer] += w
+            merit = np.array([votes[a] if a is not None else -1.0 for a in answers])
+        return [int(i) for i in np.argsort(-merit, kind="stable")]
+
+
+def diagnosis(chains: Sequence[Chain]) -> dict[str, Any]:
+    """Of all chains: steps taken, acceptance, mean length, and of the rewards split R-hat and effective sample size."""
+    accepted = [a for c in chains for a in c.accepted]
+    states = [s for c in chains for s in c.states]
+    told: dict[str, Any] = {"chains": len(chains), "steps": len(accepted)}
+    if accepted:
+        told["acceptance_rate"] = sum(accepted) / len(accepted)
+    if states:
+        told["mean_length"] = sum(len(s.tokens) for s in states) / len(states)
+    shortest = min(len(c.states) for c in chains)
+    if shortest >= 4:
+        rewards = np.array([[s.reward for s in c.states[-shortest:]] for c in chains])
+        told["r_hat"], told["effective_sample_size"] = mixing(rewards)
+    return told
+
+
+def mixing(traces_CT: Vector) -> tuple[float | None, float]:
+    """Split R-hat and the effective sample size of C chains of T values (Gelman et al., BDA 3, 11.4 and 11.5).
+
+    Autocorrelations are summed up to the first negative sum of a pair (Geyer). No R-hat where nothing varies.
+    """
+    half = traces_CT.shape[1] // 2
+    split = np.concatenate([traces_CT[:, :half], traces_CT[:, -half:]])
+    m, n = split.shape
+    within, between = split.var(axis=1, ddof=1).mean(), n * split.mean(axis=1).var(ddof=1)
+    if within == 0:
+        return None, float(m * n) if between == 0 else float(m)
+    total = (n - 1) / n * within + between / n
+    centred = split - split.mean(axis=1, keepdims=True)
+    rho = []
+    for lag in range(1, n):
+        covariance = (centred[:, lag:] * centred[:, :-lag]).sum(axis=1).mean() / n
+        rho.append(1 - (within - covariance) / total)
+    tau = 1.0
+    for pair in range(0, len(rho) - 1, 2):
+        if rho[pair] + rho[pair + 1] < 0:
+            break
+        tau += 2 * (rho[pair] + rho[pair + 1])
+    return float(np.sqrt(total / within)), float(min(m * n / max(tau, 1e-9), m * n))
