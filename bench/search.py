@@ -34,6 +34,7 @@ import asyncio
 import itertools
 import re
 import statistics
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack
@@ -212,6 +213,19 @@ async def measure_prefill(
     return figures
 
 
+def told(work: Work, name: str, cell: Cell, ours: Cell) -> dict[str, Any]:
+    return {
+        "n": work.n,
+        "clients": work.clients,
+        "way": name,
+        "answers_per_s": len(work.conversations) / statistics.median(cell.seconds),
+        "faster": times_faster(ours.seconds, cell.seconds),
+        "ratios": [b / a for a, b in zip(ours.seconds, cell.seconds, strict=True)],
+        "reward": statistics.mean(cell.rewards),
+        "seconds": cell.seconds,
+    }
+
+
 def show(figures: list[dict[str, Any]], saved: list[dict[str, Any]], block: int) -> None:
     headers = ["N", "clients", "way", "answers/s", "trimtab: times faster", "rounds", "mean reward"]
     rows = [
@@ -234,7 +248,8 @@ def show(figures: list[dict[str, Any]], saved: list[dict[str, Any]], block: int)
 
 async def best_of_n(ours: str, theirs: str, model: str, args: argparse.Namespace) -> dict[str, Any]:
     reward = HFReward(args.reward, LABEL)
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    # uvicorn hangs up on a connection after 5 idle seconds, at times just as a request is sent on it
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=2)
     async with AsyncExitStack() as stack:
         to_ours, to_theirs = [
             await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=3600, limits=limits))
@@ -262,19 +277,8 @@ async def best_of_n(ours: str, theirs: str, model: str, args: argparse.Namespace
             at_hand = {name: way for name, way in ways.items() if name != IN_TURN or n <= args.in_turn_up_to}
             work = Work([[]] * (args.per_client * clients), n, clients)
             cells = await measure(at_hand, work, asked, reward, rounds=args.rounds)
-            for name, cell in cells.items():
-                figures.append(
-                    {
-                        "n": n,
-                        "clients": clients,
-                        "way": name,
-                        "answers_per_s": len(work.conversations) / statistics.median(cell.seconds),
-                        "faster": times_faster(cells[OURS].seconds, cell.seconds),
-                        "ratios": [b / a for a, b in zip(cells[OURS].seconds, cell.seconds, strict=True)],
-                        "reward": statistics.mean(cell.rewards),
-                        "seconds": cell.seconds,
-                    }
-                )
+            figures += [told(work, name, cell, cells[OURS]) for name, cell in cells.items()]
+            print(f"N = {n}, {clients} clients: done", file=sys.stderr, flush=True)
         n = 16
         long = [long_conversation(asked) for _ in range(4 * len(mine))]
         saved = [
@@ -316,8 +320,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     args.n = args.n or ([4, 16] if args.quick else [4, 16, 64])
-    args.rounds = args.rounds or (3 if args.quick else 7)
-    args.per_client = args.per_client or (2 if args.quick else 3)
+    args.rounds = args.rounds or (3 if args.quick else 5)
+    args.per_client = args.per_client or (1 if args.quick else 2)
     args.reward = (args.reward or args.config.parent / "rewards" / "a").resolve()
     whole = load(args.config)
     alone = {"base": whole.base, "name": whole.model_name, "engine": dict(whole.engine)}
