@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +23,9 @@ from server.scoring import Scores
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
+
+KEEP_ALIVE = 15.0
+"""Seconds between the comments of a stream whose search still runs: proxies hang up on a silent one after 30 or 60."""
 
 
 @dataclass(kw_only=True)
@@ -126,6 +131,27 @@ class Answer:
         self.held = b""
         """A stream's event that may prove to be its last."""
         self.kind = "other"
+        self.done = False
+
+    @asynccontextmanager
+    async def kept_alive(self) -> AsyncIterator[None]:
+        """Comments in the stream while a search runs inside; the rest is as it was."""
+
+        async def comment() -> None:
+            while not self.done:
+                await asyncio.sleep(KEEP_ALIVE)
+                if self.kind == "stream" and not self.done:
+                    await self.send({"type": "http.response.body", "body": b": keep-alive\n\n", "more_body": True})
+
+        if self.call.run is None or self.call.plan.entry.streams:
+            yield
+            return
+        task = asyncio.create_task(comment())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     async def __call__(self, message: Message) -> None:
         """Raises what ended the strategy, where vLLM would make an error of its own of it."""
@@ -162,6 +188,7 @@ class Answer:
                 await self.send({"type": "http.response.body", "body": event, "more_body": True})
         if body or not more:
             await self.send({"type": "http.response.body", "body": body, "more_body": more})
+        self.done = not more
         if not more and self.outcome == "client_abort" and body != b"null":
             ok = self.start["status"] < 400
             self.outcome = self.call.outcome if ok else outcome(self.start["status"])

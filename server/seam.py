@@ -65,7 +65,8 @@ class Seam:
         answer = Answer(call, send)
         token = running.set(call.run)
         try:
-            await self.app(scope, replay(call.body, receive), answer)
+            async with answer.kept_alive():
+                await self.app(scope, replay(call.body, receive), answer)
         except Exception as error:
             answer.outcome = outcome_of(error)
             raise

@@ -388,6 +388,27 @@ async def test_a_deadline_with_nothing_in_hand_is_no_answer(config: Config, toy:
     assert counted("best_of_n", "deadline") == before + 1, "the client must not try again by itself"
 
 
+@pytest.mark.parametrize("path", ["/chat/completions", "/completions", "/responses", "/messages"])
+async def test_a_stream_is_kept_alive_while_a_search_runs(
+    config: Config, toy: ToyEngine, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """And by nothing else: a stream of tokens has no comments."""
+    monkeypatch.setattr("server.answer.KEEP_ALIVE", 0.02)
+    client = await slow(config, toy, 0.05)
+    asked: dict[str, Any] = {"prompt": "assistant: "} if path == "/completions" else {"messages": HI}
+    if path == "/responses":
+        asked = {"input": "hi"}
+    limit = "max_output_tokens" if path == "/responses" else "max_tokens"
+    body = {"model": "toy", "seed": 3, "stream": True, limit: 8, **asked}
+    for alignment, alive in ((best(n=4), True), ({"guides": {"arm": 0.5}}, False)):
+        url = f"http://toy/v1{path}"
+        answer = await client._client.post(url, json=body | {"alignment": alignment})
+        assert answer.status_code == 200, answer.text
+        assert (": keep-alive\n\n" in answer.text) is alive
+        events = [event for event in answer.text.split("\n\n") if event != ": keep-alive"]
+        assert all(event.startswith(("data: ", "event: ")) for event in events if event)
+
+
 def counted(strategy: str, outcome: str) -> float:
     return REGISTRY.get_sample_value("trimtab_requests_total", {"strategy": strategy, "outcome": outcome}) or 0.0
 
