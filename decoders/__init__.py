@@ -52,6 +52,13 @@ STRATEGIES: dict[str, Entry] = {
     "mod": Entry(target="decoders.guided:mod", paper="2406.18853", takes=frozenset({"guides"}), shows=_trace),
     "plain": Entry(target="decoders.plain:Plain"),
     "proxy_tuning": Entry(target="decoders.guided:proxy_tuning", paper="2401.08565", shows=_trace),
+    "qalign": Entry(
+        target="decoders.qalign:QAlign",
+        paper="2504.03790",
+        takes=_search,
+        shows=_trace,
+        streams=False,
+    ),
     "rejection": Entry(
         target="decoders.rejection:RejectionSampling", paper="2309.06657", takes=_search, shows=_pool, streams=False
     ),

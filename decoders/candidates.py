@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from bisect import bisect_left
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -115,8 +116,9 @@ async def spread(
     prompt: Tokens, sampling: Sampling, engine: Engine, diverse: Diverse, *, n: int, guides: Mixture
 ) -> AsyncGenerator[Chunk, None]:
     """A pool by diverse beam search; raises ValueError for sampling that it would not carry out."""
-    if sampling.constrained or sampling.stop:
-        what = "stop strings" if sampling.stop else "penalties, grammars, logit_bias and the like"
+    if sampling.constrained or sampling.stop or sampling.logprobs:
+        what = "penalties, grammars, logit_bias and the like"
+        what = "stop strings" if sampling.stop else "logprobs" if sampling.logprobs else what
         raise ValueError(f"params.diverse cannot be combined with {what}")
     for chunk in await hypotheses(prompt, sampling.max_tokens, engine, diverse, n=n, guides=guides):
         yield chunk
@@ -128,6 +130,22 @@ async def value(reward: Reward, prompt: Tokens, completion: Tokens) -> float:
     if len(scores) != 1:
         raise ValueError(f"one reward is needed to choose by; {len(scores)} given")
     return scores[0]
+
+
+def stopped(tokens: Tokens, kept: int, stop: Sequence[str], engine: Engine) -> int | None:
+    """Where a stop string first ends an answer, in tokens, given that its first `kept` tokens hold none; None: nowhere.
+
+    An engine that carries an answer on sees no stop string that begins before it took over.
+    """
+
+    def ended(count: int) -> bool:
+        text = engine.text(tokens[:count])
+        return any(end in text for end in stop)
+
+    if not stop or not ended(len(tokens)):
+        return None
+    counts = range(kept + 1, len(tokens) + 1)
+    return counts[bisect_left(counts, True, key=ended)]
 
 
 def first(errors: ExceptionGroup[Exception]) -> Exception:

@@ -34,6 +34,8 @@ class Sampling:
     """False: each answer is wanted whole, as one chunk once it has ended; searches draw so."""
     stop: tuple[str, ...] = ()
     """Strings that end an answer; the engine sees to them where it draws whole answers."""
+    logprobs: bool = False
+    """Whether the client wants log-probs, which only the engine's own chunks have."""
     plausibility: float = 0.0
     """Only tokens with p_base >= plausibility * max p_base may be drawn (contrastive decoding's mask)."""
     native: Any = None

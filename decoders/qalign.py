@@ -23,8 +23,13 @@ from the states after the first `burn_in` steps of each chain, every `thin`-th:
 | last       | the last state of a chain: asymptotically a draw from (1)                                |
 | max_reward | the best state visited, which is best of N again                                         |
 
+Chains run `steps` steps, or until they agree: `until` names the split R-hat or the effective sample size that is enough
+of the rewards, looked at as every chain passes a growing length; what faster chains have visited beyond it is dropped,
+so that the answer does not depend on how fast each was.
+
 Best so far: the same, of the states that the chains have visited.
-Under top-k, top-p or another temperature pi is the law so warped; a stop string makes pi the law that it leaves.
+Under top-k, top-p or another temperature pi is the law so warped, and under a stop string the law of answers ended
+there, wherever in the answer it begins; the response's warnings say so.
 Cost: about half an answer drawn and one scored per step and chain.
 Neutral value: steps = 0 is plain sampling, token for token, for `last`.
 """
@@ -40,14 +45,28 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import ConfigDict, Field
+from typing_extensions import TypedDict  # of typing, pydantic takes it only from Python 3.12 on
 
-from decoders.candidates import Beta, Guides, Vector, derived, first, generator, value
+from decoders.candidates import Beta, Guides, Vector, derived, first, generator, stopped, value
 from decoders.extract import Extractor, extractor
 from decoders.likeness import f1, words
 from decoders.protocols import BASE, CUT, Chunk, Engine, Exhausted, Mixture, Reward, Sampling, Tokens
 
 STREAM = 2504_03790
+
+FLOOR = 16
+"""States per chain, at least, before chains can be found to agree."""
+
+
+class Until(TypedDict, total=False):
+    """When chains have run long enough; of several conditions all must hold."""
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)  # type: ignore[misc]
+
+    r_hat: Annotated[float, Field(gt=1, description="largest split R-hat")]
+    effective_sample_size: Annotated[float, Field(gt=0, description="smallest, over all chains")]
+    floor: Annotated[int, Field(ge=4, description="states per chain, after burn_in, before which they go on; 16")]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,6 +89,10 @@ class Chain:
     cut: list[State] = field(default_factory=list)
     """The draw that a budget or deadline ended, if one did."""
 
+    def up_to(self, length: int) -> Chain:
+        """Its first `length` states."""
+        return Chain(states=self.states[:length], accepted=self.accepted[: length - 1], cut=self.cut)
+
 
 @dataclass(frozen=True, kw_only=True)
 class QAlign:
@@ -80,6 +103,10 @@ class QAlign:
     chains: Annotated[int, Field(ge=1, le=1024, description="chains side by side")] = 4
     burn_in: Annotated[int, Field(ge=0, description="first states of each chain that do not count")] = 0
     thin: Annotated[int, Field(ge=1, description="every which state counts after them")] = 1
+    until: Annotated[
+        Until | None,
+        Field(description="stop sooner: {r_hat, effective_sample_size, floor}, once what is named is reached"),
+    ] = None
     answer: Annotated[
         Literal["mbr", "vote", "last", "max_reward"], Field(description="what is answered from the states that count")
     ] = "mbr"
@@ -95,6 +122,13 @@ class QAlign:
         extractor(self.extractor)
         if self.burn_in > self.steps:
             raise ValueError(f"burn_in={self.burn_in} leaves nothing of steps={self.steps}")
+        if self.until is not None and not self.until.keys() - {"floor"}:
+            raise ValueError("until names neither r_hat nor effective_sample_size")
+
+    @property
+    def draws(self) -> int:
+        """Answers begun and suffixes drawn, at most."""
+        return self.chains * (self.steps + 1)
 
     @property
     def mixture(self) -> Mixture:
@@ -106,27 +140,67 @@ class QAlign:
         if sampling.constrained:
             message = "penalties, grammars, min_tokens and the like cannot be carried on from the middle of an answer"
             raise ValueError(f"strategy 'qalign': {message}")
+        if sampling.logprobs:
+            raise ValueError("strategy 'qalign' cannot be combined with logprobs: an answer is drawn in several pieces")
         if self.target == "base" and not sampling.exact:
             raise ValueError("params.target 'base' needs temperature 1 without top_k and top_p")
         if self.answer == "last" and n > self.chains:
             raise ValueError(f"n={n} answers cannot be the last of params.chains={self.chains}")
-        chains = [Chain() for _ in range(self.chains)]
-        try:
-            async with asyncio.TaskGroup() as group:
-                for c, chain in enumerate(chains):
-                    group.create_task(self._run(chain, c, prompt, sampling, engine, reward))
-        except ExceptionGroup as errors:
-            raise first(errors) from None
+        chains = await self._chains(prompt, sampling, engine, reward)
         chosen = await self._answers(chains, engine, n)
-        trace = [{"reward": [s.reward for s in c.states], "accepted": c.accepted} for c in chains]
-        told = diagnosis(chains) | ({"trace": trace} if "trace" in want else {})
+        told = diagnosis(chains, self.burn_in)
+        if "trace" in want:
+            told["trace"] = [
+                {
+                    "reward": [s.reward for s in c.states],
+                    "length": [len(s.tokens) for s in c.states],
+                    "accepted": c.accepted,
+                }
+                for c in chains
+            ]
+        if warnings := cautions(sampling):
+            told["warnings"] = warnings
         for i, state in enumerate(chosen):
             report = {"value": None if math.isnan(state.reward) else state.reward, **(told if i == 0 else {})}
             yield Chunk(index=i, tokens=state.tokens, finish=state.finish, report=report)
 
+    async def _chains(self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward) -> list[Chain]:
+        """The chains, run to their end, or to the length at which they were found to agree."""
+        chains = [Chain() for _ in range(self.chains)]
+        tasks: list[asyncio.Task[None]] = []
+        looked, enough = 0, 0
+
+        def look() -> None:
+            """Whether the chains agree, at 1, 1.25, 1.25^2 … times the floor."""
+            nonlocal looked, enough
+            assert self.until is not None
+            floor = self.until.get("floor", FLOOR)
+            shortest = min(len(c.states) for c in chains) - self.burn_in
+            while not enough and shortest >= (length := max(floor, looked + 1, looked * 5 // 4)):
+                looked = length
+                rewards = np.array([[s.reward for s in c.states[self.burn_in :][:length]] for c in chains])
+                if agreed(rewards, self.until):
+                    enough = self.burn_in + length
+                    for task in tasks:
+                        task.cancel()
+
+        async def run(c: int) -> None:
+            async with aclosing(self._run(chains[c], c, prompt, sampling, engine, reward)) as steps:
+                async for _ in steps:
+                    if self.until is not None:
+                        look()
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks += [group.create_task(run(c)) for c in range(self.chains)]
+        except ExceptionGroup as errors:
+            raise first(errors) from None
+        return [c.up_to(enough) for c in chains] if enough else chains
+
     async def _run(
         self, chain: Chain, c: int, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward
-    ) -> None:
+    ) -> AsyncGenerator[State, None]:
+        """Each state as the chain comes to it, or stays."""
         rng = generator(sampling.seed, STREAM + c)
 
         async def drawn(kept: Tokens, seed: int | None) -> State:
@@ -137,6 +211,8 @@ class QAlign:
                 async for chunk in chunks:
                     tokens += chunk.tokens
                     finish = chunk.finish or finish
+            if (end := stopped(tokens, len(kept), sampling.stop, engine)) is not None:
+                tokens, finish = tokens[:end], "stop"
             state = State(tokens=tuple(tokens), finish=finish)
             if finish in CUT:
                 return state
@@ -148,6 +224,7 @@ class QAlign:
             chain.cut.append(y)
             return
         chain.states.append(y)
+        yield y
         for t in range(1, self.steps + 1):
             i, u = int(rng.integers(len(y.tokens))), rng.random()
             proposed = await drawn(y.tokens[:i], derived(sampling.seed, c, t))
@@ -163,6 +240,7 @@ class QAlign:
             y = proposed if accepted else y
             chain.states.append(y)
             chain.accepted.append(accepted)
+            yield y
 
     async def _correction(self, prompt: Tokens, tokens: Tokens, engine: Engine) -> float:
         if self.target == "proposal" or not self.guides:
@@ -210,20 +288,54 @@ class QAlign:
         return [int(i) for i in np.argsort(-merit, kind="stable")]
 
 
-def diagnosis(chains: Sequence[Chain]) -> dict[str, Any]:
-    """Of all chains: steps taken, acceptance, mean length, and of the rewards split R-hat and effective sample size."""
+def cautions(sampling: Sampling) -> list[str]:
+    """Where the law that is tilted is not the model's own."""
+    told = []
+    if not sampling.exact:
+        warped = [
+            f"{name}={value:g}"
+            for name, value, neutral in (
+                ("temperature", sampling.temperature, 1),
+                ("top_k", sampling.top_k, 0),
+                ("top_p", sampling.top_p, 1),
+            )
+            if value != neutral
+        ]
+        told.append(f"the law tilted by the reward is the model's under {', '.join(warped)}, not the model's own")
+    if sampling.stop:
+        told.append("the law tilted by the reward is that of answers ended at a stop string")
+    return told
+
+
+def diagnosis(chains: Sequence[Chain], burn_in: int) -> dict[str, Any]:
+    """Of all chains: steps, acceptance and lengths; of the rewards after `burn_in` split R-hat and effective size."""
     accepted = [a for c in chains for a in c.accepted]
-    states = [s for c in chains for s in c.states]
+    lengths = [len(s.tokens) for c in chains for s in c.states]
     told: dict[str, Any] = {"chains": len(chains), "steps": len(accepted)}
     if accepted:
         told["acceptance_rate"] = sum(accepted) / len(accepted)
-    if states:
-        told["mean_length"] = sum(len(s.tokens) for s in states) / len(states)
-    shortest = min(len(c.states) for c in chains)
+        taken = [len(s.tokens) for c in chains for s, a in zip(c.states[1:], c.accepted, strict=True) if a]
+        told["accepted_length"] = spread(taken) if taken else None
+    if lengths:
+        told["length"] = spread(lengths)
+    counted = [c.states[burn_in:] for c in chains]
+    shortest = min(map(len, counted))
     if shortest >= 4:
-        rewards = np.array([[s.reward for s in c.states[-shortest:]] for c in chains])
+        rewards = np.array([[s.reward for s in states[-shortest:]] for states in counted])
         told["r_hat"], told["effective_sample_size"] = mixing(rewards)
     return told
+
+
+def spread(lengths: Sequence[int]) -> dict[str, float]:
+    """Tokens: mean, 10 %, 50 % and 90 % of them at most so long."""
+    p10, p50, p90 = np.percentile(lengths, [10, 50, 90], method="inverted_cdf").tolist()
+    return {"mean": sum(lengths) / len(lengths), "p10": p10, "p50": p50, "p90": p90}
+
+
+def agreed(rewards_CT: Vector, until: Until) -> bool:
+    r_hat, size = mixing(rewards_CT)
+    within = "r_hat" not in until or (r_hat is not None and r_hat <= until["r_hat"])
+    return within and size >= until.get("effective_sample_size", 0)
 
 
 def mixing(traces_CT: Vector) -> tuple[float | None, float]:

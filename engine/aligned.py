@@ -96,10 +96,15 @@ def as_sampling(params: SamplingParams) -> Sampling:
         top_p=params.top_p,
         seed=params.seed,
         stream=params.output_kind is not RequestOutputKind.FINAL_ONLY,
-        stop=tuple([params.stop] if isinstance(params.stop, str) else params.stop or ()),
+        stop=stops(params),
+        logprobs=params.logprobs is not None or params.prompt_logprobs is not None,
         native=params,
         constrained=bool(constrained),
     )
+
+
+def stops(params: SamplingParams) -> tuple[str, ...]:
+    return tuple([params.stop] if isinstance(params.stop, str) else params.stop or ())
 
 
 class AlignedClient:
@@ -141,7 +146,7 @@ class AlignedClient:
         tokens: Sequence[int] = prompt["prompt_token_ids"]
         n = params.n
         engine = Metered(self.bind({**context, "cache_salt": prompt.get("cache_salt")}), run.meter)
-        texts = [Text(self.inner.renderer.tokenizer, skip_special=params.skip_special_tokens) for _ in range(n)]
+        texts = [Text(self.inner.renderer.tokenizer, params) for _ in range(n)]
         ended = 0
         answers: dict[int, RequestOutput] = {}
         async with aclosing(run.carry_out(tokens, as_sampling(params), engine, n=n)) as chunks:
@@ -177,6 +182,7 @@ def as_output(chunk: Chunk, prompt: Sequence[int], text: Text) -> RequestOutput:
         output.outputs[0].index = chunk.index
         output.outputs[0].finish_reason = finish_reason(chunk)
         return output
+    shown = text.next(chunk.tokens, last=chunk.finish is not None)
     return RequestOutput(
         request_id="",
         prompt=None,
@@ -185,11 +191,12 @@ def as_output(chunk: Chunk, prompt: Sequence[int], text: Text) -> RequestOutput:
         outputs=[
             CompletionOutput(
                 index=chunk.index,
-                text=text.next(chunk.tokens, last=chunk.finish is not None),
+                text=shown,
                 token_ids=list(chunk.tokens),
                 cumulative_logprob=None,
                 logprobs=None if chunk.tokens else [],
                 finish_reason=finish_reason(chunk),
+                stop_reason=text.stopped if chunk.finish == "stop" else None,
             )
         ],
         finished=False,
@@ -202,19 +209,40 @@ def finish_reason(chunk: Chunk) -> str | None:
 
 
 class Text:
-    """The text of one answer as its tokens arrive; an unfinished character waits for its other bytes."""
+    """The text of one answer as its tokens arrive, up to a stop string or token.
 
-    def __init__(self, tokenizer: Any, *, skip_special: bool) -> None:
+    An unfinished character waits for its other bytes.
+    """
+
+    def __init__(self, tokenizer: Any, params: SamplingParams) -> None:
         self.tokenizer = tokenizer
-        self.skip_special = skip_special
+        self.params = params
         self.tokens: list[int] = []
         self.shown = 0
+        self.stopped: str | int | None = None
+        """What ended it, if not its end of sequence."""
 
     def next(self, tokens: Sequence[int], *, last: bool) -> str:
         self.tokens += tokens
-        text: str = self.tokenizer.decode(self.tokens, skip_special_tokens=self.skip_special)
+        text = self._ended(self._decoded(self.tokens))
         if text.endswith("\ufffd") and not last:
             return ""
         fresh = text[self.shown :]
-        self.shown = len(text)
+        self.shown = max(self.shown, len(text))
         return fresh
+
+    def _decoded(self, tokens: Sequence[int]) -> str:
+        end = tokens[-1] if tokens else None
+        if end in (self.params.stop_token_ids or ()):
+            self.stopped = end
+            tokens = tokens if self.params.include_stop_str_in_output else tokens[:-1]
+        text: str = self.tokenizer.decode(tokens, skip_special_tokens=self.params.skip_special_tokens)
+        return text
+
+    def _ended(self, text: str) -> str:
+        found = [(at, stop) for stop in stops(self.params) if (at := text.find(stop)) >= 0]
+        if not found:
+            return text
+        at, stop = min(found)
+        self.stopped = stop
+        return text[: at + len(stop)] if self.params.include_stop_str_in_output else text[:at]

@@ -193,10 +193,14 @@ def _honoured(given: set[str], name: str, entry: Entry) -> None:
 
 
 def _small(strategy: Strategy, config: Config) -> None:
-    pool = getattr(strategy, "n", 1)
-    if pool > config.max_candidates:
-        message = f"{AT}.params.n must be at most {config.max_candidates} on this server; got {pool}"
-        raise ApiError(message, param=f"{AT}.params.n", code="out_of_range")
+    for key in ("n", "chains"):
+        if getattr(strategy, key, 1) > config.max_candidates:
+            message = f"{AT}.params.{key} must be at most {config.max_candidates} on this server"
+            raise ApiError(f"{message}; got {getattr(strategy, key)}", param=f"{AT}.params.{key}", code="out_of_range")
+    draws = getattr(strategy, "draws", 1)
+    if draws > config.max_draws:
+        message = f"{AT}.params: chains * (steps + 1) must be at most {config.max_draws} on this server"
+        raise ApiError(f"{message}; got {draws}", param=f"{AT}.params.steps", code="out_of_range")
 
 
 def _number(value: object, param: str, config: Config) -> float:

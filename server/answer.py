@@ -68,7 +68,11 @@ class Call:
         if self.outcome != "ok":
             told["outcome"] = self.outcome
         if self.run is not None:
-            choices = [{"index": i} | self._choice(i) for i in sorted({*self.run.reports, *self.run.answers})]
+            choices: list[Json] = [
+                {"index": i} | self._choice(i) for i in sorted({*self.run.reports, *self.run.answers})
+            ]
+            for choice in choices:
+                self.warnings += [text for text in choice.pop("warnings", ()) if text not in self.warnings]
             if any(len(choice) > 1 for choice in choices):
                 told["choices"] = choices
             if self.degraded:

@@ -122,7 +122,9 @@ class Config(Section):
     max_weight: float = Field(default=100.0, gt=0, le=1e4)
     """Largest magnitude of a guide's exponent."""
     max_candidates: int = Field(default=256, ge=1, le=4096)
-    """Largest `params.n`: answers that one request may have drawn to choose from."""
+    """Largest `params.n`, or `chains`: answers that one request may have drawn side by side."""
+    max_draws: int = Field(default=4096, ge=1, le=10**6)
+    """Answers that one request may have drawn in all: `chains` times (`steps` + 1) under `qalign`."""
     max_body_mib: float = Field(default=4.0, gt=0)
     """Longest request body, in MiB."""
     host: str = "127.0.0.1"

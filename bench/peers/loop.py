@@ -22,7 +22,10 @@ Answer = Callable[[Conversation, int], Awaitable[str]]
 
 @dataclass(frozen=True)
 class Work:
-    """What one measurement asks of every way: each conversation answered once, `clients` of them at a time."""
+    """What one measurement asks of every way.
+
+    best_of_n: each conversation answered once from n, `clients` of them at a time. qalign: n steps of `clients` chains.
+    """
 
     conversations: list[Conversation]
     n: int
@@ -52,11 +55,30 @@ async def closed_loop(answer: Answer, work: Work) -> Done:
     return Done(time.perf_counter() - began, answers)
 
 
-async def serve(answer: Answer) -> None:
+def looped(answer: Answer) -> Way:
+    async def way(work: Work) -> Done:
+        return await closed_loop(answer, work)
+
+    return way
+
+
+def timed(answers: Callable[[Conversation, Work], Awaitable[list[str]]]) -> Way:
+    """A way that has one conversation and answers it as the work says."""
+
+    async def way(work: Work) -> Done:
+        [conversation] = work.conversations
+        began = time.perf_counter()
+        found = await answers(conversation, work)
+        return Done(time.perf_counter() - began, found)
+
+    return way
+
+
+async def serve(way: Way) -> None:
     """In a peer's interpreter: a line of work in, a line of what was done out, until the input ends."""
     out, sys.stdout = sys.stdout, sys.stderr  # libraries print
     while line := await asyncio.to_thread(sys.stdin.readline):
-        done = await closed_loop(answer, Work(**json.loads(line)))
+        done = await way(Work(**json.loads(line)))
         out.write(json.dumps(asdict(done)) + "\n")
         out.flush()
 

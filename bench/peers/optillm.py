@@ -9,7 +9,7 @@ from typing import Any
 from openai import OpenAI
 from optillm.bon import best_of_n_sampling
 
-from bench.peers.loop import MAX_TOKENS, Conversation, serve
+from bench.peers.loop import MAX_TOKENS, Conversation, looped, serve
 
 RATING_TOKENS = 4
 
@@ -31,7 +31,7 @@ async def main(url: str, model: str) -> None:
         )
         return str(text)
 
-    await serve(answer)
+    await serve(looped(answer))
 
 
 if __name__ == "__main__":

@@ -32,8 +32,10 @@ async def guided_study(url: str, prompts: int, args: argparse.Namespace) -> dict
 async def best_of_n_study(url: str, prompts: int, args: argparse.Namespace) -> dict[str, Any]:
     async with client(url) as http:
         catalogue: Any = await http.get("/alignment", cast_to=object)
-        mixed, sums = await best_of_n.run(http, catalogue["model"], prompts=prompts, size=64 if args.quick else 256)
-    figures = best_of_n.show(mixed, sums, len(mixed[0].texts))
+        mixed, sums, speculation = await best_of_n.run(
+            http, catalogue["model"], prompts=prompts, size=64 if args.quick else 256
+        )
+    figures = best_of_n.show(mixed, sums, speculation, len(mixed[0].texts))
     best_of_n.draw(figures, args.png)
     return figures
 

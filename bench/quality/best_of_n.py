@@ -10,6 +10,9 @@ Points are gold's or the proxy's, in spreads of the base's own answers (proxies:
 prompts weigh alike; gold too). KL(best of N || base) = log N - (N - 1) / N, an upper bound where answers tie. ± is half
 a 95 % interval over prompts. Word problems: the share solved, by one sample, majority, reward-weighted vote, and best
 of N; votes by random subsets.
+
+Last, what speculative rejection saves: the tokens that it draws, over those that best of N draws for the same mean
+reward, N read off the curve of the first table.
 """
 
 from __future__ import annotations
@@ -33,8 +36,12 @@ from bench.quality.points import half, plus_minus
 from bench.report import table
 from recipes.corpus import DOMAINS, Prompt, heldout_prompts
 from recipes.gold import GOLD, arithmetic
+from rewards.combine import Combine, Mean, Min, Uwo, Weighted
 
 OBJECTIVE, OTHER = "helpfulness", "brevity"
+AT_ONCE = 64
+"""Answers scored by one request."""
+
 SUBSETS = 200
 """Random subsets per prompt and N, for votes."""
 
@@ -47,7 +54,11 @@ class Pool:
 
     prompt: Prompt
     texts: Sequence[str]
+    tokens: float
+    """Drawn for an answer, on average."""
     gold: Mapping[str, Vector]
+    raw: Mapping[str, Vector]
+    """Served scores by name."""
     proxies: Mapping[str, Vector]
 
 
@@ -68,75 +79,159 @@ def divergence(n: int) -> float:
     return math.log(n) - (n - 1) / n
 
 
-def proxies(scales: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
-    """Name -> reward specification; `scales` are means and spreads on the base's own answers."""
+def proxies(rows: Sequence[Mapping[str, Vector]]) -> list[dict[str, Vector]]:
+    """prompt -> proxy -> [M] values, from the served scores by name; standardised over all prompts' answers."""
 
-    def standard(leaf: str) -> dict[str, Any]:
-        mean, spread = scales[leaf]
-        return {"of": leaf, "transform": {"standardise": {"mean": mean, "std": spread}}}
+    def standard(leaf: str) -> list[Vector]:
+        whole = np.concatenate([row[leaf] for row in rows])
+        return [(row[leaf] - whole.mean()) / whole.std() for row in rows]
 
     members = [standard(f"{rm}.{OBJECTIVE}") for rm in ("rm-a", "rm-b")]
-    pair = [f"rm-a.{OBJECTIVE}", f"rm-a.{OTHER}"]
-    return {
-        "one RM": members[0],
-        "other RM": members[1],
-        "ensemble mean": {"of": members, "combine": "mean"},
-        "ensemble min": {"of": members, "combine": "min"},
-        "ensemble UWO": {"of": members, "combine": {"uwo": {"lambda": 0.5}}},
-        "both, sum": {"of": [standard(leaf) for leaf in pair]},
-        "both, LSC": {"of": [{"of": leaf, "transform": {"lsc": {"references": 8}}} for leaf in pair]},
-        "both, PAR": {"of": [{"of": leaf, "transform": {"par": {"references": 8}}} for leaf in pair]},
-    }
+    both = [members[0], standard(f"rm-a.{OTHER}")]
+
+    def combined(columns: Sequence[Vector], combine: Combine) -> Vector:
+        return np.array([value for [value] in combine(np.stack(columns, axis=1).tolist())])
+
+    return [
+        {
+            "one RM": members[0][i],
+            "other RM": members[1][i],
+            "ensemble mean": combined([m[i] for m in members], Mean()),
+            "ensemble min": combined([m[i] for m in members], Min()),
+            "ensemble UWO": combined([m[i] for m in members], Uwo()),
+            "both, sum": combined([m[i] for m in both], Weighted()),
+            "both, LSC": row[f"lsc(rm-a.{OBJECTIVE})"] + row[f"lsc(rm-a.{OTHER})"],
+            "both, PAR": row[f"par(rm-a.{OBJECTIVE})"] + row[f"par(rm-a.{OTHER})"],
+        }
+        for i, row in enumerate(rows)
+    ]
+
+
+def served() -> dict[str, Any]:
+    """The reward whose parts are all that `proxies` needs, so that each model reads each answer once."""
+    leaves = [f"rm-a.{OBJECTIVE}", f"rm-a.{OTHER}"]
+    transformed = [{"of": leaf, "transform": {kind: {"references": 8}}} for leaf in leaves for kind in ("lsc", "par")]
+    return {"of": [*transformed, *leaves, f"rm-b.{OBJECTIVE}"]}
 
 
 async def drawn(
     client: AsyncOpenAI, model: str, prompts: Sequence[Prompt], size: int, gate: asyncio.Semaphore
-) -> list[list[str]]:
-    """prompt -> `size` answers of the base"""
+) -> list[tuple[list[str], float]]:
+    """prompt -> `size` answers of the base, and the mean of their tokens"""
 
-    async def one(seed: int, prompt: Prompt) -> list[str]:
+    async def one(seed: int, prompt: Prompt) -> tuple[list[str], float]:
         messages: Any = list(prompt.messages)
         async with gate:
             answer = await client.chat.completions.create(
                 model=model, messages=messages, temperature=1.0, max_tokens=200, n=size, seed=seed * size
             )
-        return [choice.message.content or "" for choice in answer.choices]
+        texts = [choice.message.content or "" for choice in answer.choices]
+        return texts, (answer.usage.completion_tokens if answer.usage else math.nan) / size
 
     return list(await asyncio.gather(*(one(i, prompt) for i, prompt in enumerate(prompts))))
 
 
 async def scored(
-    client: AsyncOpenAI, prompt: Prompt, texts: Sequence[str], reward: Any, gate: asyncio.Semaphore
-) -> list[dict[str, Any]]:
-    body = {"messages": list(prompt.messages), "responses": list(texts), "reward": reward}
+    client: AsyncOpenAI, prompt: Prompt, texts: Sequence[str], gate: asyncio.Semaphore
+) -> dict[str, Vector]:
+    """name -> [M], of rewards as they are and of what became of them"""
+    found: list[dict[str, Any]] = []
     async with gate:
-        answer: Any = await client.post("/alignment/score", cast_to=object, body=body)
-    scores: list[dict[str, Any]] = answer["scores"]
-    return scores
+        for start in range(0, len(texts), AT_ONCE):
+            part = list(texts[start : start + AT_ONCE])
+            body = {"messages": list(prompt.messages), "responses": part, "reward": served()}
+            answer: Any = await client.post("/alignment/score", cast_to=object, body=body)
+            found += [s["rewards"] | s["transformed"] for s in answer["scores"]]
+    return {name: np.array([row[name] for row in found]) for name in found[0]}
 
 
-async def run(client: AsyncOpenAI, model: str, *, prompts: int, size: int) -> tuple[list[Pool], list[Pool]]:
-    """Pools on mixed prompts, and on word problems."""
-    gate = asyncio.Semaphore(8)
-    mixed = heldout_prompts(prompts, seed=1, domains=tuple(d for d in DOMAINS if d != "arithmetic"))
-    sums = heldout_prompts(prompts, seed=1, domains=("arithmetic",))
-    leaves = [f"{rm}.{objective}" for rm in ("rm-a", "rm-b") for objective in (OBJECTIVE, OTHER)]
-    found: list[list[Pool]] = []
-    for chosen in (mixed, sums):
-        texts = await drawn(client, model, chosen, size, gate)
-        raw = await asyncio.gather(
-            *(scored(client, p, t, {"of": leaves}, gate) for p, t in zip(chosen, texts, strict=True))
+async def pools(
+    client: AsyncOpenAI, model: str, chosen: Sequence[Prompt], size: int, gate: asyncio.Semaphore
+) -> list[Pool]:
+    found = await drawn(client, model, chosen, size, gate)
+    rows = await asyncio.gather(*(scored(client, p, t, gate) for p, (t, _) in zip(chosen, found, strict=True)))
+    return [
+        Pool(
+            prompt=prompt,
+            texts=texts,
+            tokens=tokens,
+            gold={name: np.array([score(prompt.text, text) for text in texts]) for name, score in GOLD.items()},
+            raw=row,
+            proxies=values,
         )
-        columns = {leaf: [s["rewards"][leaf] for row in raw for s in row] for leaf in leaves}
-        specs = proxies({leaf: (statistics.fmean(c), statistics.stdev(c)) for leaf, c in columns.items()})
-        pools = []
-        for prompt, answers in zip(chosen, texts, strict=True):
-            rows = await asyncio.gather(*(scored(client, prompt, answers, spec, gate) for spec in specs.values()))
-            values = {name: np.array([s["value"] for s in row]) for name, row in zip(specs, rows, strict=True)}
-            gold = {name: np.array([score(prompt.text, a) for a in answers]) for name, score in GOLD.items()}
-            pools.append(Pool(prompt, answers, gold, values))
-        found.append(pools)
-    return found[0], found[1]
+        for prompt, (texts, tokens), row, values in zip(chosen, found, rows, proxies(rows), strict=True)
+    ]
+
+
+def held_out(prompts: int) -> tuple[list[Prompt], list[Prompt]]:
+    """Mixed prompts, and word problems."""
+    mixed = tuple(domain for domain in DOMAINS if domain != "arithmetic")
+    return heldout_prompts(prompts, seed=1, domains=mixed), heldout_prompts(prompts, seed=1, domains=("arithmetic",))
+
+
+async def run(
+    client: AsyncOpenAI, model: str, *, prompts: int, size: int
+) -> tuple[list[Pool], list[Pool], list[dict[str, Any]]]:
+    """Pools on mixed prompts, on word problems, and what speculative rejection spends and gets."""
+    gate = asyncio.Semaphore(4)
+    mixed, sums = [await pools(client, model, chosen, size, gate) for chosen in held_out(prompts)]
+    return (
+        mixed,
+        sums,
+        [
+            await speculated(client, model, mixed, n, alpha, gate)
+            for n in (16, 64)
+            if n <= size
+            for alpha in (0.5, 0.75)
+        ],
+    )
+
+
+DECISIONS = (8, 16, 32)
+"""Tokens at which speculative rejection compares: the base's answers are about 50 long."""
+
+
+async def speculated(
+    client: AsyncOpenAI, model: str, pools: Sequence[Pool], n: int, alpha: float, gate: asyncio.Semaphore
+) -> dict[str, Any]:
+    leaf = f"rm-a.{OBJECTIVE}"
+    params = {"n": n, "alpha": alpha, "decisions": DECISIONS}
+    body = {"alignment": {"strategy": "speculative_rejection", "reward": leaf, "params": params}}
+
+    async def one(seed: int, pool: Pool) -> tuple[float, float]:
+        messages: Any = list(pool.prompt.messages)
+        async with gate:
+            answer = await client.chat.completions.create(
+                model=model, messages=messages, temperature=1.0, max_tokens=200, seed=7000 + seed, extra_body=body
+            )
+        told: Any = (answer.model_extra or {})["alignment"]
+        return told["choices"][0]["value"], told["sampled_tokens"]
+
+    found = await asyncio.gather(*(one(i, pool) for i, pool in enumerate(pools)))
+    value, tokens = (statistics.fmean(column) for column in zip(*found, strict=True))
+    plain = statistics.fmean(pool.tokens for pool in pools)
+    as_good = equal([pool.raw[leaf] for pool in pools], value)
+    return {
+        "n": n,
+        "alpha": alpha,
+        "reward": value,
+        "half_ci95": half([v for v, _ in found]),
+        "tokens": tokens,
+        "best_of": as_good,
+        "best_of_tokens": None if as_good is None else as_good * plain,
+        "same_n_tokens": n * plain,
+    }
+
+
+def equal(values: Sequence[Vector], reward: float) -> float | None:
+    """The N, between whole ones by straight lines, whose best has that mean reward; None beyond the pools."""
+    before = -math.inf
+    for n in range(1, len(values[0]) + 1):
+        here = statistics.fmean(best_of(v, v, n) for v in values)
+        if here >= reward:
+            return float(n) if n == 1 else n - (here - reward) / (here - before)
+        before = here
+    return None
 
 
 def curve(pools: Sequence[Pool], proxy: str, sizes: Sequence[int], gold: Sequence[str]) -> dict[int, dict[str, Any]]:
@@ -185,7 +280,9 @@ def solved(pools: Sequence[Pool], proxy: str, sizes: Sequence[int]) -> dict[int,
     return out
 
 
-def show(mixed: Sequence[Pool], sums: Sequence[Pool], size: int) -> dict[str, Any]:
+def show(
+    mixed: Sequence[Pool], sums: Sequence[Pool], speculation: Sequence[Mapping[str, Any]], size: int
+) -> dict[str, Any]:
     """Prints the tables and returns the figures."""
     sizes = [n for n in (1, 2, 4, 8, 16, 32, 64, 128, 256) if n <= size]
     figures: dict[str, Any] = {}
@@ -224,6 +321,26 @@ def show(mixed: Sequence[Pool], sums: Sequence[Pool], size: int) -> dict[str, An
         str(n): {name: {"mean": statistics.fmean(v), "half_ci95": half(v)} for name, v in ways.items()}
         for n, ways in right.items()
     }
+    print("\nspeculative rejection: tokens per answer returned, and those of best of N for the same reward")
+    print(
+        table(
+            ["N", "alpha", "reward", "tokens", "best of", "its tokens", "share", "share of best of the same N"],
+            [
+                [
+                    f["n"],
+                    f["alpha"],
+                    f"{f['reward']:.2f} ± {f['half_ci95']:.2f}",
+                    f["tokens"],
+                    f["best_of"] or f"> {size}",
+                    f["best_of_tokens"] or "",
+                    f["tokens"] / f["best_of_tokens"] if f["best_of_tokens"] else "",
+                    f["tokens"] / f["same_n_tokens"],
+                ]
+                for f in speculation
+            ],
+        )
+    )
+    figures["speculative_rejection"] = list(speculation)
     return figures
 
 
@@ -234,7 +351,7 @@ def draw(figures: Mapping[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    titles = [t for t in figures if t != "solved"]
+    titles = [t for t in figures if t not in ("solved", "speculative_rejection")]
     figure, axes = plt.subplots(1, len(titles) + 1, figsize=(17, 5), layout="constrained")
     for axis, title in zip(axes, titles, strict=False):
         for name, points in figures[title].items():

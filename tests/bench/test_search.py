@@ -6,7 +6,8 @@ import itertools
 import pytest
 
 from bench.peers.loop import Work, closed_loop
-from bench.search import Prefill, best, block_size, long_conversation, prefill, questions, rotated, times_faster
+from bench.search.best_of_n import best
+from bench.search.common import Prefill, block_size, long_conversation, prefill, questions, rotated, times_faster
 
 METRICS = """\
 # HELP vllm:prompt_tokens_by_source_total Number of prompt tokens by source.

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import Any
 
 import numpy as np
 import pytest
 
 from decoders.plain import Plain
-from decoders.protocols import BASE, Sampling, Tokens
+from decoders.protocols import BASE, Chunk, Sampling, Tokens
 from decoders.qalign import QAlign, mixing
 from decoders.toy import Prefix, ToyEngine, ToyModel
 from tests.decoders.conftest import START, tilted
@@ -114,3 +118,146 @@ def test_mixing_of_known_chains() -> None:
     assert r_hat is not None
     assert r_hat > 3
     assert size < 40
+
+
+def mixing_slow(traces: np.ndarray) -> float:
+    """Split R-hat by its definition (Gelman et al., BDA 3, 11.4), one chain at a time."""
+    half = traces.shape[1] // 2
+    parts = [part for chain in traces for part in (chain[:half], chain[-half:])]
+    within = sum(float(np.var(part, ddof=1)) for part in parts) / len(parts)
+    means = [float(np.mean(part)) for part in parts]
+    between = half * float(np.var(means, ddof=1))
+    return float(np.sqrt(((half - 1) / half * within + between / half) / within))
+
+
+def test_split_r_hat_is_its_definition() -> None:
+    traces = np.cumsum(np.random.default_rng(1).normal(size=(3, 41)), axis=1)
+    assert mixing(traces)[0] == pytest.approx(mixing_slow(traces), rel=1e-12)
+
+
+class Uneven:
+    """A toy whose generations take turns of random length, so that some chains run ahead of others."""
+
+    def __init__(self, engine: ToyEngine, seed: int) -> None:
+        self.engine = engine
+        self.rng = random.Random(seed)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.engine, name)
+
+    async def generate(self, *args: Any, **more: Any) -> AsyncGenerator[Chunk, None]:
+        for _ in range(self.rng.choice((0, 0, 0, 40))):
+            await asyncio.sleep(0)
+        async with aclosing(self.engine.generate(*args, **more)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+
+@pytest.mark.parametrize(
+    ("until", "holds"),
+    [
+        ({"r_hat": 1.05}, lambda told: told["r_hat"] <= 1.05),
+        ({"effective_sample_size": 60, "floor": 8}, lambda told: told["effective_sample_size"] >= 60),
+        ({"r_hat": 1.1, "effective_sample_size": 40},
+         lambda told: told["r_hat"] <= 1.1 and told["effective_sample_size"] >= 40),
+    ],
+)  # fmt: skip
+async def test_chains_stop_once_they_agree_and_not_by_the_clock(
+    toy: ToyModel, reward: dict[Prefix, float], until: Any, holds: Any
+) -> None:
+    async def score(prompt: Tokens, completions: Sequence[Tokens]) -> list[list[float]]:
+        return [[reward[tuple(y)]] for y in completions]
+
+    search = QAlign(beta=0.5, steps=2000, chains=4, burn_in=3, until=until)
+    sampling = Sampling(max_tokens=toy.max_tokens, seed=5)
+    found = []
+    for hurry in range(3):
+        engine = ToyEngine(toy, start=START)
+        steps = search([START], sampling, Uneven(engine, hurry), score, n=1, want=frozenset({"trace"}))
+        found += [chunk async for chunk in steps]
+        assert engine.live == 0
+    first, *others = found
+    assert all((chunk.tokens, chunk.report) == (first.tokens, first.report) for chunk in others)
+    told = first.report
+    lengths = {len(chain["reward"]) for chain in told["trace"]}
+    assert len(lengths) == 1
+    assert 3 + until.get("floor", 16) <= lengths.pop() < 2000
+    assert holds(told)
+    assert told["steps"] == sum(len(chain["accepted"]) for chain in told["trace"])
+
+
+async def test_chains_that_never_agree_run_to_their_end(toy: ToyModel, reward: dict[Prefix, float]) -> None:
+    async def score(prompt: Tokens, completions: Sequence[Tokens]) -> list[list[float]]:
+        return [[1.0] for _ in completions]
+
+    search = QAlign(steps=40, chains=2, until={"r_hat": 1.001})
+    sampling = Sampling(max_tokens=toy.max_tokens, seed=5)
+    [chunk] = [c async for c in search([START], sampling, ToyEngine(toy, start=START), score, n=1, want=frozenset())]
+    assert (chunk.report["steps"], chunk.report["r_hat"]) == (80, None)
+
+
+@pytest.mark.parametrize("stop", [("0 1",), ("1 1", "0 0")])
+async def test_a_stop_string_ends_an_answer_wherever_it_begins(toy: ToyModel, stop: tuple[str, ...]) -> None:
+    """Under a reward of nothing the chains keep the law of answers ended at the string, cell by cell within 5 sigma."""
+
+    async def nothing(prompt: Tokens, completions: Sequence[Tokens]) -> list[list[float]]:
+        return [[0.0] for _ in completions]
+
+    engine = ToyEngine(toy, start=START)
+
+    def ended(y: Prefix) -> Prefix:
+        return next((y[:k] for k in range(len(y)) if any(s in engine.text(y[:k]) for s in stop)), y)
+
+    target: Counter[Prefix] = Counter()
+    for y, p in law(toy, {}).items():
+        target[ended(y)] += p  # type: ignore[assignment]
+    drawn: Counter[Prefix] = Counter()
+    search = QAlign(steps=6, chains=1024, answer="last")
+    for seed in range(2):
+        sampling = Sampling(max_tokens=toy.max_tokens, seed=seed, stop=stop)
+        async for chunk in search([START], sampling, engine, nothing, n=1024, want=frozenset()):
+            drawn[chunk.tokens] += 1
+            if any(s in engine.text(chunk.tokens) for s in stop):
+                assert chunk.finish == "stop"
+    assert drawn.keys() <= target.keys()
+    n = drawn.total()
+    off = [abs(drawn[y] - n * p) / np.sqrt(n * p * (1 - p) + 1) for y, p in target.items()]
+    assert max(off) < 5
+
+
+@pytest.mark.parametrize(("sampling", "warned"), [
+    ({}, []),
+    ({"temperature": 0.7, "top_p": 0.9}, ["the model's under temperature=0.7, top_p=0.9"]),
+    ({"top_k": 2, "stop": ("0 1",)}, ["the model's under top_k=2", "ended at a stop string"]),
+])  # fmt: skip
+async def test_where_exactness_is_lost_it_is_said(toy: ToyModel, sampling: Any, warned: list[str]) -> None:
+    async def score(prompt: Tokens, completions: Sequence[Tokens]) -> list[list[float]]:
+        return [[float(len(y))] for y in completions]
+
+    asked = Sampling(max_tokens=toy.max_tokens, seed=1, **sampling)
+    search = QAlign(steps=3)
+    [chunk] = [c async for c in search([START], asked, ToyEngine(toy, start=START), score, n=1, want=frozenset())]
+    told = chunk.report.get("warnings", [])
+    assert len(told) == len(warned)
+    assert all(text in warning for text, warning in zip(warned, told, strict=True))
+
+
+@pytest.mark.parametrize(("params", "sampling", "n", "message"), [
+    ({"target": "base", "guides": GUIDES}, {"temperature": 0.5}, 1, "needs temperature 1"),
+    ({"answer": "last", "chains": 2}, {}, 3, "cannot be the last of params.chains=2"),
+    ({}, {"constrained": True}, 1, "cannot be carried on"),
+    ({}, {"logprobs": True}, 1, "cannot be combined with logprobs"),
+])  # fmt: skip
+async def test_what_cannot_be_is_refused_before_any_work(
+    toy: ToyModel, params: Any, sampling: Any, n: int, message: str
+) -> None:
+    async def unasked(prompt: Tokens, completions: Sequence[Tokens]) -> list[list[float]]:
+        raise AssertionError
+
+    asked = Sampling(max_tokens=toy.max_tokens, **sampling)
+    chunks = QAlign(**params)([START], asked, ToyEngine(toy, start=START), unasked, n=n, want=frozenset())
+    with pytest.raises(ValueError, match=message):
+        await anext(chunks)
+    for wrong in ({"steps": 4, "burn_in": 5}, {"until": {}}, {"until": {"floor": 8}}):
+        with pytest.raises(ValueError, match=r"burn_in=5|until names neither"):
+            QAlign(**wrong)

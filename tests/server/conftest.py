@@ -137,9 +137,7 @@ def _up(running: Running) -> bool:
 def wishes(config: Config) -> dict[str, dict[str, Any]]:
     """strategy -> an `alignment` that asks for it"""
     one, other, *_ = config.guides
-    searches = {
-        name: {"strategy": name, "reward": "short", "params": {"n": 4, **params}} for name, params in SEARCHES.items()
-    }
+    searches = {name: {"strategy": name, "reward": "short", "params": params} for name, params in SEARCHES.items()}
     return {
         **searches,
         "guided": {"guides": {one: 0.7, other: 0.3}},
@@ -152,12 +150,13 @@ def wishes(config: Config) -> dict[str, dict[str, Any]]:
 
 
 SEARCHES: dict[str, dict[str, Any]] = {
-    "best_of_n": {},
-    "soft_best_of_n": {"lambda": 0.5},
-    "vote": {"extractor": "text", "weighting": "softmax"},
-    "mbr": {},
-    "rejection": {},
-    "speculative_rejection": {"decisions": [3, 6]},
+    "best_of_n": {"n": 4},
+    "soft_best_of_n": {"n": 4, "lambda": 0.5},
+    "vote": {"n": 4, "extractor": "text", "weighting": "softmax"},
+    "mbr": {"n": 4},
+    "rejection": {"n": 4},
+    "speculative_rejection": {"n": 4, "decisions": [3, 6]},
+    "qalign": {"chains": 3, "steps": 4},
 }
 STRATEGIES = ("guided", "genarm", "dera", "mod", "proxy_tuning", "contrastive", *SEARCHES)
 REWARD = "rewards.short={kind: length, unit: characters, target: 20}"

@@ -118,6 +118,10 @@ def best(n: int = 8, **more: Any) -> dict[str, Any]:
     return {"strategy": "best_of_n", "weights": {"a": 1.0}, "params": {"n": n}, **more}
 
 
+def chains(**params: Any) -> dict[str, Any]:
+    return {"strategy": "qalign", "weights": {"a": 1.0}, "params": {"steps": 8, **params}}
+
+
 SEARCHES: dict[str, dict[str, Any]] = {
     "best_of_n": best(),
     "soft_best_of_n": {"strategy": "soft_best_of_n", "weights": {"a": 1.0}, "params": {"n": 8, "lambda": 0.5}},
@@ -127,6 +131,7 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "speculative_rejection": {
         "strategy": "speculative_rejection", "weights": {"a": 1.0}, "params": {"n": 8, "decisions": [2, 3]},
     },
+    "qalign": {"strategy": "qalign", "weights": {"a": 1.0}, "params": {"chains": 3, "steps": 5}},
 }  # fmt: skip
 
 
@@ -304,6 +309,18 @@ async def test_references_given_in_the_request(client: AsyncOpenAI) -> None:
     ({"strategy": "soft_best_of_n", "weights": {"a": 1}, "params": {"lambda": 0}}, "alignment.params.lambda",
      "greater than 0"),
     ({"strategy": "guided", "guides": {"arm": 1}, "reward": "short"}, "alignment.reward", "cannot be honoured"),
+    (chains(beta=0), "alignment.params.beta", "greater than 0"),
+    (chains(beta="inf"), "alignment.params.beta", "number"),
+    (chains(steps=-1), "alignment.params.steps", "greater than or equal to 0"),
+    (chains(steps=10**9), "alignment.params.steps", "less than or equal to 100000"),
+    (chains(steps=4096, chains=1), "alignment.params.steps", "chains * (steps + 1) must be at most 4096"),
+    (chains(chains=257), "alignment.params.chains", "at most 256 on this server"),
+    (chains(steps=4, burn_in=5), "alignment.params", "burn_in=5 leaves nothing"),
+    (chains(until={"r_hat": 1}), "alignment.params.until.r_hat", "greater than 1"),
+    (chains(until={}), "alignment.params", "until names neither"),
+    (chains(until={"ess": 4}), "alignment.params.until.ess", ""),
+    (chains(answer="best"), "alignment.params.answer", "'mbr'"),
+    ({"strategy": "qalign", "params": {"steps": 4}}, "alignment", "needs alignment.reward or alignment.weights"),
 ])  # fmt: skip
 async def test_what_cannot_be_is_refused_by_name(
     client: AsyncOpenAI, alignment: dict[str, Any], param: str, message: str
@@ -411,6 +428,46 @@ async def test_a_stream_is_kept_alive_while_a_search_runs(
 
 def counted(strategy: str, outcome: str) -> float:
     return REGISTRY.get_sample_value("trimtab_requests_total", {"strategy": strategy, "outcome": outcome}) or 0.0
+
+
+# Chains.
+
+
+async def test_chains_tell_how_they_went(client: AsyncOpenAI) -> None:
+    answer = await chat(client, chains(steps=20, **{"chains": 2}) | {"return": ["trace"]})
+    [choice] = told(answer)["choices"]
+    assert choice["steps"] == 40
+    assert choice["acceptance_rate"] == sum(sum(c["accepted"]) for c in choice["trace"]) / 40
+    assert [len(c["reward"]) for c in choice["trace"]] == [21, 21]
+    assert choice["value"] in choice["trace"][0]["reward"] + choice["trace"][1]["reward"]
+    assert choice["length"]["p10"] <= choice["length"]["p50"] <= choice["length"]["p90"]
+    assert told(answer)["scored_tokens"] >= told(answer)["sampled_tokens"]
+    assert "warnings" not in told(answer)
+
+
+async def test_chains_that_a_budget_ends_answer_with_what_they_have(client: AsyncOpenAI) -> None:
+    asked = chains(steps=500, chains=2, answer="max_reward") | {"return": ["trace"]}
+    answer = await chat(client, asked | {"budget": {"max_sampled_tokens": 60}})
+    assert told(answer)["outcome"] == "budget"
+    assert 60 <= told(answer)["sampled_tokens"] <= 62
+    [choice] = told(answer)["choices"]
+    assert choice["value"] == max(r for c in choice["trace"] for r in c["reward"])
+    assert 2 < choice["steps"] < 100
+
+
+async def test_a_stop_string_is_cut_from_a_chain_s_answer(client: AsyncOpenAI) -> None:
+    for seed in range(8):
+        answer = await chat(client, chains(), stop="b", seed=seed)
+        assert "b" not in answer.choices[0].message.content
+        assert answer.choices[0].finish_reason in ("stop", "length")
+        assert "stop string" in told(answer)["warnings"][0]
+
+
+@pytest.mark.parametrize("asked", [chains(), best(params={"n": 4, "diverse": {"groups": 2, "penalty": 1}})])
+async def test_log_probs_of_what_has_none_are_refused(client: AsyncOpenAI, asked: dict[str, Any]) -> None:
+    for stream in (False, True):
+        with pytest.raises(openai.BadRequestError, match="cannot be combined with logprobs"):
+            await chat(client, asked, logprobs=True, stream=stream)
 
 
 # Rewards that fail.

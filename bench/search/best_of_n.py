@@ -1,6 +1,4 @@
-"""What a search inside the server is worth: answers per second, against the same search around vLLM's own server.
-
-    python -m bench.search best_of_n [--quick] [--its-hub-python PATH] [--optillm-python PATH] [--json out/search.json]
+"""`best_of_n`: answers per second.
 
 Every way answers the same held-out questions with the best of N answers of the same base, drawn at temperature 1 and
 scored by the same reward model; both servers run with the same engine arguments. Closed loop: c clients, each sending
@@ -32,34 +30,34 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
-import re
 import statistics
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import httpx
-import yaml
 
-from bench.overhead import vllm_command
 from bench.peers.hf_reward import HFReward
-from bench.peers.loop import MAX_TOKENS, Answer, Conversation, Way, Work, closed_loop, peer
-from bench.report import hardware, table, write
-from bench.serving import free_port, started, trimtab
-from recipes.corpus import heldout_prompts
-from server.cli import DEMO
-from server.config import load
+from bench.peers.loop import Answer, Conversation, Way, Work, looped, peer
+from bench.report import hardware, table
+from bench.search.common import (
+    LABEL,
+    OURS,
+    Prefill,
+    block_size,
+    clients_to,
+    drawn,
+    long_conversation,
+    prefill,
+    questions,
+    rotated,
+    times_faster,
+)
 
-LABEL = "helpfulness"
-OURS = "trimtab"
 IN_TURN = "vLLM + HF, N requests in turn"
-PATH = "/v1/chat/completions"
-LONG_TURNS = 25
-"""Messages of the long conversation: some 400 tokens."""
 
 
 @dataclass(frozen=True)
@@ -70,63 +68,9 @@ class Cell:
     rewards: list[float] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Prefill:
-    asked: float
-    computed: float
-
-    @property
-    def saved(self) -> float:
-        return 1 - self.computed / self.asked
-
-    def since(self, before: Prefill) -> Prefill:
-        return Prefill(self.asked - before.asked, self.computed - before.computed)
-
-
-def samples(metrics: str, name: str) -> list[tuple[dict[str, str], float]]:
-    """(labels, value) of a metric in Prometheus's text format."""
-    found = []
-    for line in metrics.splitlines():
-        if match := re.fullmatch(rf"{re.escape(name)}(?:\{{(.*)\}})? (\S+)", line):
-            found.append((dict(re.findall(r'(\w+)="([^"]*)"', match[1] or "")), float(match[2])))
-    return found
-
-
-def prefill(metrics: str) -> Prefill:
-    """Tokens of prompts since the server's start."""
-    sources = samples(metrics, "vllm:prompt_tokens_by_source_total")
-    return Prefill(
-        asked=sum(value for _, value in sources),
-        computed=sum(value for labels, value in sources if labels["source"] == "local_compute"),
-    )
-
-
-def block_size(metrics: str) -> int:
-    [(labels, _)] = samples(metrics, "vllm:cache_config_info")
-    return int(labels["block_size"])
-
-
 def best(answers: Sequence[str], scores: Sequence[float]) -> str:
     """The first of those with the highest score."""
     return answers[max(range(len(answers)), key=scores.__getitem__)]
-
-
-def times_faster(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    return statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
-
-
-def rotated(names: Sequence[str], by: int) -> list[str]:
-    by %= len(names)
-    return [*names[by:], *names[:by]]
-
-
-def questions(seed: int) -> Iterator[Conversation]:
-    return itertools.cycle([p.messages for p in heldout_prompts(2000, seed)])
-
-
-def long_conversation(short: Iterator[Conversation]) -> Conversation:
-    texts = [next(short)[-1]["content"] for _ in range(LONG_TURNS)]
-    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,14 +104,6 @@ class Outside:
         return best(answers, scores)
 
 
-async def drawn(http: httpx.AsyncClient, model: str, conversation: Conversation, **more: Any) -> list[str]:
-    body = {"model": model, "messages": conversation, "max_tokens": MAX_TOKENS, "temperature": 1.0, **more}
-    answer = await http.post(PATH, json=body)
-    if answer.is_error:
-        raise RuntimeError(answer.text)
-    return [choice["message"]["content"] or "" for choice in answer.json()["choices"]]
-
-
 def inside(http: httpx.AsyncClient, model: str, reward: str) -> Answer:
     async def answer(conversation: Conversation, n: int) -> str:
         alignment = {"strategy": "best_of_n", "reward": reward, "params": {"n": n}}
@@ -175,13 +111,6 @@ def inside(http: httpx.AsyncClient, model: str, reward: str) -> Answer:
         return text
 
     return answer
-
-
-def looped(answer: Answer) -> Way:
-    async def way(work: Work) -> Any:
-        return await closed_loop(answer, work)
-
-    return way
 
 
 async def measure(
@@ -246,15 +175,12 @@ def show(figures: list[dict[str, Any]], saved: list[dict[str, Any]], block: int)
     print(table(headers, [[s["way"], f"{s['asked']:.0f}", f"{s['computed']:.0f}", f"{s['saved']:.0%}"] for s in saved]))
 
 
-async def best_of_n(ours: str, theirs: str, model: str, args: argparse.Namespace) -> dict[str, Any]:
+async def run(ours: str, theirs: str, model: str, args: argparse.Namespace) -> dict[str, Any]:
     reward = HFReward(args.reward, LABEL)
-    # uvicorn hangs up on a connection after 5 idle seconds, at times just as a request is sent on it
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=2)
+    rounds = args.rounds or (3 if args.quick else 5)
+    per_client = args.per_client or (1 if args.quick else 2)
     async with AsyncExitStack() as stack:
-        to_ours, to_theirs = [
-            await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=3600, limits=limits))
-            for url in (ours, theirs)
-        ]
+        to_ours, to_theirs = await clients_to(ours, theirs, stack=stack)
         outside = Outside(http=to_theirs, model=model, reward=reward)
         ways = {
             OURS: looped(inside(to_ours, model, f"rm-a.{LABEL}")),
@@ -273,10 +199,10 @@ async def best_of_n(ours: str, theirs: str, model: str, args: argparse.Namespace
             )
         ways[IN_TURN] = looped(outside.in_turn)
         asked, figures = questions(args.seed), []
-        for n, clients in itertools.product(args.n, args.clients):
+        for n, clients in itertools.product(args.n or ([4, 16] if args.quick else [4, 16, 64]), args.clients):
             at_hand = {name: way for name, way in ways.items() if name != IN_TURN or n <= args.in_turn_up_to}
-            work = Work([[]] * (args.per_client * clients), n, clients)
-            cells = await measure(at_hand, work, asked, reward, rounds=args.rounds)
+            work = Work([[]] * (per_client * clients), n, clients)
+            cells = await measure(at_hand, work, asked, reward, rounds=rounds)
             figures += [told(work, name, cell, cells[OURS]) for name, cell in cells.items()]
             print(f"N = {n}, {clients} clients: done", file=sys.stderr, flush=True)
         n = 16
@@ -291,55 +217,3 @@ async def best_of_n(ours: str, theirs: str, model: str, args: argparse.Namespace
             print(f"skipped: {name}, whose interpreter was not given")
     show(figures, saved, block)
     return {"answers": figures, "prefill": saved, "block_size": block}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.search", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("search", choices=["best_of_n"])
-    parser.add_argument("--config", type=Path, default=DEMO, help="whose base and engine arguments to use")
-    parser.add_argument("--reward", type=Path, help=f"a classifier with the label {LABEL}; by default the demo's")
-    parser.add_argument("--its-hub-python", type=Path, help="interpreter with its_hub, torch and transformers")
-    parser.add_argument("--optillm-python", type=Path, help="interpreter with optillm")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="overrides",
-        help="put a value over the configuration's, for both servers; may be repeated",
-    )
-    parser.add_argument("--quick", action="store_true", help="under 5 minutes on 2 cores")
-    parser.add_argument("--n", type=int, nargs="+", help="answers drawn for one")
-    parser.add_argument("--clients", type=int, nargs="+", default=[4, 1])
-    parser.add_argument("--rounds", type=int)
-    parser.add_argument("--per-client", type=int, help="questions of each client in a round")
-    parser.add_argument("--in-turn-up-to", type=int, default=16, help="largest N of requests sent in turn")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
-    args.n = args.n or ([4, 16] if args.quick else [4, 16, 64])
-    args.rounds = args.rounds or (3 if args.quick else 5)
-    args.per_client = args.per_client or (1 if args.quick else 2)
-    args.reward = (args.reward or args.config.parent / "rewards" / "a").resolve()
-    whole = load(args.config)
-    alone = {"base": whole.base, "name": whole.model_name, "engine": dict(whole.engine)}
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        config = Path(folder) / "search.yaml"
-        config.write_text(yaml.safe_dump(alone | {"rewards": rewards(args.reward)}))
-        ours = stack.enter_context(trimtab(None, config, *args.overrides))
-        port = free_port()
-        command = vllm_command(load(config, args.overrides), port)
-        theirs = stack.enter_context(started(command, port, "/health", Path("out/vllm.log")))
-        figures = asyncio.run(best_of_n(ours, theirs, whole.model_name, args))
-    write(args.json, figures)
-
-
-def rewards(path: Path) -> dict[str, Any]:
-    engine = {"dtype": "float32", "enforce_eager": True, "max_model_len": 1024, "kv_cache_memory_bytes": 1 << 27}
-    return {"rm-a": {"kind": "classifier", "model": str(path), "engine": engine}}
-
-
-if __name__ == "__main__":
-    main()
