@@ -26,7 +26,7 @@ from engine.lora import Adapter
 from engine.members import Guide, guide_model_config
 from engine.mixture import NEVER, READOUT, divergence, implausible, mix, write
 from engine.plugin import FIELD
-from engine.table import WeightTable
+from engine.table import BASE_ALONE, WeightTable
 
 
 class Composite(nn.Module):
@@ -53,6 +53,8 @@ class Composite(nn.Module):
         slot_columns = 4 // torch.empty((), dtype=config.dtype).element_size()  # one int32 in the hidden states' dtype
         hidden = [c.model_config.get_hidden_size() for c in (vllm_config, *self.configs)]
         self.widths = [*hidden, slot_columns]
+        self.bare = not self.configs and vllm_config.device_config.device.type == "cpu"
+        """Whether a step that asks for nothing but the base may be the base's alone: a CUDA graph could not choose."""
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
         embedded: Tensor = self.base.embed_input_ids(input_ids)
@@ -66,13 +68,15 @@ class Composite(nn.Module):
         inputs_embeds: Tensor | None = None,
         **_: Any,
     ) -> Tensor:
-        """[T, Σ H_i + slot columns]"""
-        states = [self.base(input_ids, positions, None, inputs_embeds)]
+        """[T, Σ H_i + slot columns]; [T, H] of a step that is the base's alone"""
+        states: list[Tensor] = [self.base(input_ids, positions, None, inputs_embeds)]
         for guide, shorter, size in zip(self.guides, self.shorter, self.vocabularies, strict=True):
             # An id that the guide does not know must still be a row of its embedding; any will do, for no weights
             # were trained on it in either case.
             known = input_ids.clamp(max=size - 1) if shorter else input_ids
             states.append(guide(known, positions, None, None))
+        if self.bare and self.table.use == BASE_ALONE:
+            return states[0]
         slots = self.slots_of(len(states[0]), states[0].device)
         states.append(slots.view(torch.uint8).view(-1, 4).view(states[0].dtype))  # bit-cast: exact in any dtype
         return torch.cat(states, dim=-1)
@@ -96,6 +100,9 @@ class Composite(nn.Module):
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
         """[N, V] fp32 logits of each row's mixture; of its divergence from the base, where the row asks for that."""
+        if self.bare and hidden_states.shape[-1] == self.widths[0]:
+            alone: Tensor | None = self.base.compute_logits(hidden_states)
+            return alone
         *states, slots = torch.split(hidden_states, self.widths, dim=-1)
         slot_N = slots.contiguous().view(torch.int32).view(-1).long()
         slot_N.clamp_(0, self.table.default)  # vLLM warms up on random hidden states

@@ -52,6 +52,9 @@ class Use:
     readout: bool
 
 
+BASE_ALONE = Use(guides=(), rescale=False, plausibility=False, readout=False)
+
+
 class WeightTable:
     def __init__(self, members: int, slots: int, device: torch.device, owner: object) -> None:
         self.members = members
@@ -61,7 +64,7 @@ class WeightTable:
         self._default_row = torch.tensor(default_row(members))
         self.host = self._default_row.repeat(slots + 1, 1)
         self.rows = self.host if device.type == "cpu" else self.host.to(device)
-        self.use = Use(guides=(), rescale=False, plausibility=False, readout=False)
+        self.use = BASE_ALONE
         self._stale = False
 
     _tables: ClassVar[WeakValueDictionary[int, WeightTable]] = WeakValueDictionary()

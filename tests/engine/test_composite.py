@@ -32,6 +32,7 @@ def composite(dtype: torch.dtype) -> Composite:
     made.guides = nn.ModuleList([Member(HIDDEN[1], dtype)])
     made.table = WeightTable(2, SLOTS, torch.device("cpu"), owner=None)
     made.widths = [*HIDDEN, 4 // dtype.itemsize]
+    made.bare = False
     return made
 
 
@@ -103,3 +104,39 @@ def test_a_rank_that_gathers_nothing_still_takes_part():
         member.compute_logits = lambda states, member=member: setattr(member, "asked", member.asked + 1)
     assert made.compute_logits(states(torch.float32, [1])) is None
     assert (made.base.asked, made.guides[0].asked) == (1, 1)
+
+
+class Stack(nn.Module):
+    """A member whose hidden states are its inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(HIDDEN[0], V, bias=False)
+
+    def forward(self, input_ids: Tensor, positions: Tensor, _: object, inputs_embeds: Tensor) -> Tensor:
+        return inputs_embeds
+
+    def compute_logits(self, states: Tensor) -> Tensor:
+        return self.head(states)
+
+
+@torch.no_grad()
+def test_without_guides_a_step_is_the_base_s_alone_unless_a_row_asks_for_more():
+    made = composite(torch.float32)
+    made.base, made.guides, made.slots = Stack(), nn.ModuleList(), torch.tensor([2, 0, 2], dtype=torch.int32)
+    made.shorter, made.vocabularies, made.bare = [], [], True
+    made.table, made.widths = WeightTable(1, SLOTS, torch.device("cpu"), owner=None), [HIDDEN[0], 1]
+    inputs, ids = torch.randn(3, HIDDEN[0]), torch.zeros(3, dtype=torch.long)
+
+    def logits() -> Tensor:
+        return made.compute_logits(made.forward(ids, ids, inputs_embeds=inputs))
+
+    base = made.base.head(inputs)
+    assert made.forward(ids, ids, inputs_embeds=inputs) is inputs
+    torch.testing.assert_close(logits(), base)
+    write(made, 2, [0.5])
+    assert made.forward(ids, ids, inputs_embeds=inputs).shape == (3, HIDDEN[0] + 1)
+    torch.testing.assert_close(logits(), base * torch.tensor([[0.5], [1.0], [0.5]]))
+    made.table.clear(2)
+    made.table.publish()
+    assert made.forward(ids, ids, inputs_embeds=inputs) is inputs
