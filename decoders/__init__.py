@@ -56,7 +56,7 @@ STRATEGIES: dict[str, Entry] = {
         target="decoders.qalign:QAlign",
         paper="2504.03790",
         takes=_search,
-        shows=_trace,
+        shows=_pool | _trace,
         streams=False,
     ),
     "rejection": Entry(

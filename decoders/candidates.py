@@ -116,10 +116,13 @@ async def spread(
     prompt: Tokens, sampling: Sampling, engine: Engine, diverse: Diverse, *, n: int, guides: Mixture
 ) -> AsyncGenerator[Chunk, None]:
     """A pool by diverse beam search; raises ValueError for sampling that it would not carry out."""
-    if sampling.constrained or sampling.stop or sampling.logprobs:
-        what = "penalties, grammars, logit_bias and the like"
-        what = "stop strings" if sampling.stop else "logprobs" if sampling.logprobs else what
-        raise ValueError(f"params.diverse cannot be combined with {what}")
+    for asked, what in (
+        (sampling.stop, "stop strings"),
+        (sampling.logprobs, "logprobs"),
+        (sampling.constrained, "penalties, grammars, logit_bias and the like"),
+    ):
+        if asked:
+            raise ValueError(f"params.diverse cannot be combined with {what}")
     for chunk in await hypotheses(prompt, sampling.max_tokens, engine, diverse, n=n, guides=guides):
         yield chunk
 
@@ -130,6 +133,13 @@ async def value(reward: Reward, prompt: Tokens, completion: Tokens) -> float:
     if len(scores) != 1:
         raise ValueError(f"one reward is needed to choose by; {len(scores)} given")
     return scores[0]
+
+
+def check_resumable(strategy: str, sampling: Sampling) -> None:
+    """Raises ValueError for sampling that an answer drawn in several pieces would not carry out."""
+    if sampling.constrained:
+        message = "penalties, grammars, min_tokens and the like cannot be carried on from the middle of an answer"
+        raise ValueError(f"strategy {strategy!r}: {message}")
 
 
 def stopped(tokens: Tokens, kept: int, stop: Sequence[str], engine: Engine) -> int | None:

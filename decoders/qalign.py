@@ -39,34 +39,21 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import ConfigDict, Field
-from typing_extensions import TypedDict  # of typing, pydantic takes it only from Python 3.12 on
+from pydantic import Field
 
-from decoders.candidates import Beta, Guides, Vector, derived, first, generator, stopped, value
+from decoders.candidates import Beta, Guides, Vector, check_resumable, derived, first, generator, stopped, value
 from decoders.extract import Extractor, extractor
 from decoders.likeness import f1, words
+from decoders.mixing import FLOOR, Until, agreed, mixing
 from decoders.protocols import BASE, CUT, Chunk, Engine, Exhausted, Mixture, Reward, Sampling, Tokens
 
 STREAM = 2504_03790
-
-FLOOR = 16
-"""States per chain, at least, before chains can be found to agree."""
-
-
-class Until(TypedDict, total=False):
-    """When chains have run long enough; of several conditions all must hold."""
-
-    __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)  # type: ignore[misc]
-
-    r_hat: Annotated[float, Field(gt=1, description="largest split R-hat")]
-    effective_sample_size: Annotated[float, Field(gt=0, description="smallest, over all chains")]
-    floor: Annotated[int, Field(ge=4, description="states per chain, after burn_in, before which they go on; 16")]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,14 +67,14 @@ class State:
     """c(y) of (3), over the whole answer: what comes before i is the same for y and y'."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Chain:
     """What one chain has visited, its first draw included, and what it was offered."""
 
     states: list[State] = field(default_factory=list)
     accepted: list[bool] = field(default_factory=list)
-    cut: list[State] = field(default_factory=list)
-    """The draw that a budget or deadline ended, if one did."""
+    cut: State | None = None
+    """The first draw, if a budget or deadline ended it."""
 
     def up_to(self, length: int) -> Chain:
         """Its first `length` states."""
@@ -131,15 +118,13 @@ class QAlign:
         return self.chains * (self.steps + 1)
 
     @property
-    def mixture(self) -> Mixture:
+    def proposal(self) -> Mixture:
         return {BASE: 1.0, **self.guides}
 
     async def __call__(
         self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, want: frozenset[str]
     ) -> AsyncGenerator[Chunk, None]:
-        if sampling.constrained:
-            message = "penalties, grammars, min_tokens and the like cannot be carried on from the middle of an answer"
-            raise ValueError(f"strategy 'qalign': {message}")
+        check_resumable("qalign", sampling)
         if sampling.logprobs:
             raise ValueError("strategy 'qalign' cannot be combined with logprobs: an answer is drawn in several pieces")
         if self.target == "base" and not sampling.exact:
@@ -149,14 +134,23 @@ class QAlign:
         chains = await self._chains(prompt, sampling, engine, reward)
         chosen = await self._answers(chains, engine, n)
         told = diagnosis(chains, self.burn_in)
+        visits = Counter(s.tokens for c in chains for s in c.states)
         if "trace" in want:
+            place = {tokens: i for i, tokens in enumerate(visits)}
             told["trace"] = [
                 {
                     "reward": [s.reward for s in c.states],
                     "length": [len(s.tokens) for s in c.states],
                     "accepted": c.accepted,
+                    "candidate": [place[s.tokens] for s in c.states],
                 }
                 for c in chains
+            ]
+        if "candidates" in want:
+            states = {s.tokens: s for c in chains for s in c.states}
+            told["candidates"] = [
+                {"index": i, "tokens": tokens, "finish_reason": s.finish, "value": s.reward, "visits": visits[tokens]}
+                for i, (tokens, s) in enumerate(states.items())
             ]
         if warnings := cautions(sampling):
             told["warnings"] = warnings
@@ -171,9 +165,10 @@ class QAlign:
         looked, enough = 0, 0
 
         def look() -> None:
-            """Whether the chains agree, at 1, 1.25, 1.25^2 … times the floor."""
+            """Ends the chains if they agree, at 1, 1.25, 1.25^2 … times the floor."""
             nonlocal looked, enough
-            assert self.until is not None
+            if self.until is None:
+                return
             floor = self.until.get("floor", FLOOR)
             shortest = min(len(c.states) for c in chains) - self.burn_in
             while not enough and shortest >= (length := max(floor, looked + 1, looked * 5 // 4)):
@@ -184,30 +179,32 @@ class QAlign:
                     for task in tasks:
                         task.cancel()
 
-        async def run(c: int) -> None:
-            async with aclosing(self._run(chains[c], c, prompt, sampling, engine, reward)) as steps:
-                async for _ in steps:
-                    if self.until is not None:
-                        look()
-
         try:
             async with asyncio.TaskGroup() as group:
-                tasks += [group.create_task(run(c)) for c in range(self.chains)]
+                for c, chain in enumerate(chains):
+                    tasks.append(group.create_task(self._run(chain, c, prompt, sampling, engine, reward, look)))
         except ExceptionGroup as errors:
             raise first(errors) from None
         return [c.up_to(enough) for c in chains] if enough else chains
 
     async def _run(
-        self, chain: Chain, c: int, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward
-    ) -> AsyncGenerator[State, None]:
-        """Each state as the chain comes to it, or stays."""
+        self,
+        chain: Chain,
+        c: int,
+        prompt: Tokens,
+        sampling: Sampling,
+        engine: Engine,
+        reward: Reward,
+        look: Callable[[], None],
+    ) -> None:
+        """Takes the chain's steps, and looks after each."""
         rng = generator(sampling.seed, STREAM + c)
 
         async def drawn(kept: Tokens, seed: int | None) -> State:
             """(2), and its reward unless it was cut."""
             suffix = replace(sampling, max_tokens=sampling.max_tokens - len(kept), stream=False, seed=seed)
             tokens, finish = list(kept), ""
-            async with aclosing(engine.generate([*prompt, *kept], suffix, n=1, guides=self.mixture)) as chunks:
+            async with aclosing(engine.generate([*prompt, *kept], suffix, n=1, guides=self.proposal)) as chunks:
                 async for chunk in chunks:
                     tokens += chunk.tokens
                     finish = chunk.finish or finish
@@ -221,10 +218,10 @@ class QAlign:
 
         y = await drawn((), sampling.seed if c == 0 else derived(sampling.seed, c, 0))
         if y.finish in CUT:
-            chain.cut.append(y)
+            chain.cut = y
             return
         chain.states.append(y)
-        yield y
+        look()
         for t in range(1, self.steps + 1):
             i, u = int(rng.integers(len(y.tokens))), rng.random()
             proposed = await drawn(y.tokens[:i], derived(sampling.seed, c, t))
@@ -240,13 +237,13 @@ class QAlign:
             y = proposed if accepted else y
             chain.states.append(y)
             chain.accepted.append(accepted)
-            yield y
+            look()
 
     async def _correction(self, prompt: Tokens, tokens: Tokens, engine: Engine) -> float:
         if self.target == "proposal" or not self.guides:
             return 0.0
         base, mixed = await asyncio.gather(
-            engine.score(prompt, tokens, guides={BASE: 1.0}), engine.score(prompt, tokens, guides=self.mixture)
+            engine.score(prompt, tokens, guides={BASE: 1.0}), engine.score(prompt, tokens, guides=self.proposal)
         )
         return math.fsum(base) - math.fsum(mixed)
 
@@ -265,9 +262,9 @@ class QAlign:
             weight = np.array([visits[s.tokens] for s in states], dtype=np.float64)
             ranks = await asyncio.to_thread(self._ranks, texts, weight)
             order = [states[i] for i in ranks]
-        order = [*order, *last, *(s for c in chains for s in c.cut if s.tokens)]
+        order = [*order, *last, *(c.cut for c in chains if c.cut and c.cut.tokens)]
         if not order:
-            raise Exhausted(next(s.finish for c in chains for s in c.cut))
+            raise Exhausted(next(c.cut.finish for c in chains if c.cut))
         distinct = order if self.answer == "last" else list({s.tokens: s for s in order}.values())
         return [distinct[i] if i < len(distinct) else order[0] for i in range(n)]
 
@@ -315,9 +312,9 @@ def diagnosis(chains: Sequence[Chain], burn_in: int) -> dict[str, Any]:
     if accepted:
         told["acceptance_rate"] = sum(accepted) / len(accepted)
         taken = [len(s.tokens) for c in chains for s, a in zip(c.states[1:], c.accepted, strict=True) if a]
-        told["accepted_length"] = spread(taken) if taken else None
+        told["accepted_length"] = quantiles(taken) if taken else None
     if lengths:
-        told["length"] = spread(lengths)
+        told["length"] = quantiles(lengths)
     counted = [c.states[burn_in:] for c in chains]
     shortest = min(map(len, counted))
     if shortest >= 4:
@@ -326,38 +323,7 @@ def diagnosis(chains: Sequence[Chain], burn_in: int) -> dict[str, Any]:
     return told
 
 
-def spread(lengths: Sequence[int]) -> dict[str, float]:
+def quantiles(lengths: Sequence[int]) -> dict[str, float]:
     """Tokens: mean, 10 %, 50 % and 90 % of them at most so long."""
     p10, p50, p90 = np.percentile(lengths, [10, 50, 90], method="inverted_cdf").tolist()
     return {"mean": sum(lengths) / len(lengths), "p10": p10, "p50": p50, "p90": p90}
-
-
-def agreed(rewards_CT: Vector, until: Until) -> bool:
-    r_hat, size = mixing(rewards_CT)
-    within = "r_hat" not in until or (r_hat is not None and r_hat <= until["r_hat"])
-    return within and size >= until.get("effective_sample_size", 0)
-
-
-def mixing(traces_CT: Vector) -> tuple[float | None, float]:
-    """Split R-hat and the effective sample size of C chains of T values (Gelman et al., BDA 3, 11.4 and 11.5).
-
-    Autocorrelations are summed up to the first negative sum of a pair (Geyer). No R-hat where nothing varies.
-    """
-    half = traces_CT.shape[1] // 2
-    split = np.concatenate([traces_CT[:, :half], traces_CT[:, -half:]])
-    m, n = split.shape
-    within, between = split.var(axis=1, ddof=1).mean(), n * split.mean(axis=1).var(ddof=1)
-    if within == 0:
-        return None, float(m * n) if between == 0 else float(m)
-    total = (n - 1) / n * within + between / n
-    centred = split - split.mean(axis=1, keepdims=True)
-    rho = []
-    for lag in range(1, n):
-        covariance = (centred[:, lag:] * centred[:, :-lag]).sum(axis=1).mean() / n
-        rho.append(1 - (within - covariance) / total)
-    tau = 1.0
-    for pair in range(0, len(rho) - 1, 2):
-        if rho[pair] + rho[pair + 1] < 0:
-            break
-        tau += 2 * (rho[pair] + rho[pair + 1])
-    return float(np.sqrt(total / within)), float(min(m * n / max(tau, 1e-9), m * n))

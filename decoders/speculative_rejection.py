@@ -38,6 +38,7 @@ from decoders.candidates import (
     Guides,
     Pool,
     check_answers,
+    check_resumable,
     derived,
     draw,
     first,
@@ -69,9 +70,8 @@ class SpeculativeRejection:
     ) -> AsyncGenerator[Chunk, None]:
         check_answers(n, self.n)
         lengths = [t for t in self.decisions if t < sampling.max_tokens] if self.alpha and n < self.n else []
-        if lengths and sampling.constrained:
-            message = "penalties, grammars, min_tokens and the like cannot be carried on from the middle of an answer"
-            raise ValueError(f"strategy 'speculative_rejection': {message}")
+        if lengths:
+            check_resumable("speculative_rejection", sampling)
         length, *later = [*lengths, sampling.max_tokens]
         kept = await draw(prompt, replace(sampling, max_tokens=length), engine, reward, n=self.n, guides=self.guides)
         dropped: list[Candidate] = []

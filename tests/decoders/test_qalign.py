@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
@@ -12,9 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from decoders.mixing import mixing
 from decoders.plain import Plain
 from decoders.protocols import BASE, Chunk, Sampling, Tokens
-from decoders.qalign import QAlign, mixing
+from decoders.qalign import QAlign
 from decoders.toy import Prefix, ToyEngine, ToyModel
 from tests.decoders.conftest import START, tilted
 
@@ -194,6 +196,29 @@ async def test_chains_that_never_agree_run_to_their_end(toy: ToyModel, reward: d
     sampling = Sampling(max_tokens=toy.max_tokens, seed=5)
     [chunk] = [c async for c in search([START], sampling, ToyEngine(toy, start=START), score, n=1, want=frozenset())]
     assert (chunk.report["steps"], chunk.report["r_hat"]) == (80, None)
+
+
+async def test_the_states_shown_are_those_of_the_trace(toy: ToyModel, reward: dict[Prefix, float]) -> None:
+    """Each once, as often visited as the traces say, with the reward that they give; the best of them is answered."""
+
+    async def score(prompt: Tokens, completions: Sequence[Tokens]) -> list[list[float]]:
+        return [[reward[tuple(y)]] for y in completions]
+
+    search = QAlign(beta=0.5, steps=20, chains=3, answer="max_reward")
+    sampling, want = Sampling(max_tokens=toy.max_tokens, seed=2), frozenset({"trace", "candidates"})
+    [chunk] = [c async for c in search([START], sampling, ToyEngine(toy, start=START), score, n=1, want=want)]
+    shown, traces = chunk.report["candidates"], chunk.report["trace"]
+    assert [c["index"] for c in shown] == list(range(len({c["tokens"] for c in shown})))
+    visited = Counter(i for chain in traces for i in chain["candidate"])
+    assert visited == {c["index"]: c["visits"] for c in shown}
+    assert visited.total() == 63
+    for chain in traces:
+        assert chain["reward"] == [shown[i]["value"] for i in chain["candidate"]]
+        assert chain["length"] == [len(shown[i]["tokens"]) for i in chain["candidate"]]
+        moved = [a != b for a, b in itertools.pairwise(chain["candidate"])]
+        assert all(accepted for accepted, m in zip(chain["accepted"], moved, strict=True) if m)
+    assert all(c["value"] == reward[c["tokens"]] for c in shown)
+    assert chunk.tokens == max(shown, key=lambda c: c["value"])["tokens"]
 
 
 @pytest.mark.parametrize("stop", [("0 1",), ("1 1", "0 0")])

@@ -86,3 +86,17 @@ async def test_company_changes_no_chain(raw: httpx.AsyncClient) -> None:
     alone = [await one(seed) for seed in range(3)]
     together = await asyncio.gather(*(one(seed) for seed in range(12)))
     assert list(together[:3]) == alone
+
+
+async def test_the_states_of_the_chains_can_be_asked_for(raw: httpx.AsyncClient) -> None:
+    alignment = chains(chains=2, steps=6, answer="max_reward", weight=1, beta=0.1)
+    alignment |= {"return": ["trace", "candidates", "rewards"]}
+    body = {"messages": QUESTION, "max_tokens": 32, "seed": 1, "alignment": alignment}
+    answer = (await raw.post(CHAT, json=body)).json()
+    [told] = answer["alignment"]["choices"]
+    best = max(told["candidates"], key=lambda c: c["value"])
+    assert best["text"] == answer["choices"][0]["message"]["content"]
+    assert sum(c["visits"] for c in told["candidates"]) == sum(len(c["candidate"]) for c in told["trace"]) == 14
+    for candidate in told["candidates"]:
+        assert candidate["rewards"]["short"] == pytest.approx(candidate["value"])
+        assert "tokens" not in candidate
