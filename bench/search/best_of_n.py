@@ -30,11 +30,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
-import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,30 +41,23 @@ import httpx
 
 from bench.peers.hf_reward import HFReward
 from bench.peers.loop import Answer, Conversation, Way, Work, looped, peer
-from bench.report import hardware, table
 from bench.search.common import (
     LABEL,
     OURS,
     Prefill,
     block_size,
     clients_to,
+    compared,
     drawn,
     long_conversation,
+    measure,
     prefill,
     questions,
-    rotated,
-    times_faster,
+    show,
+    show_prefill,
 )
 
 IN_TURN = "vLLM + HF, N requests in turn"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What one way did at one N and number of clients, round by round."""
-
-    seconds: list[float] = field(default_factory=list)
-    rewards: list[float] = field(default_factory=list)
 
 
 def best(answers: Sequence[str], scores: Sequence[float]) -> str:
@@ -113,22 +105,6 @@ def inside(http: httpx.AsyncClient, model: str, reward: str) -> Answer:
     return answer
 
 
-async def measure(
-    ways: dict[str, Way], work: Work, asked: Iterator[Conversation], reward: HFReward, *, rounds: int
-) -> dict[str, Cell]:
-    cells = {name: Cell() for name in ways}
-    for i in range(rounds + 1):
-        conversations = [next(asked) for _ in work.conversations]
-        for name in rotated(list(ways), i):
-            done = await ways[name](replace(work, conversations=conversations))
-            if i == 0:
-                continue
-            read = [[*c, {"role": "assistant", "content": a}] for c, a in zip(conversations, done.answers, strict=True)]
-            cells[name].seconds.append(done.seconds)
-            cells[name].rewards.append(statistics.mean(reward(read)))
-    return cells
-
-
 async def measure_prefill(
     ways: dict[str, tuple[Way, httpx.AsyncClient]], conversations: list[Conversation], n: int
 ) -> dict[str, Prefill]:
@@ -140,39 +116,6 @@ async def measure_prefill(
         await way(Work(conversations[i * share : (i + 1) * share], n, clients=1))
         figures[name] = prefill((await http.get("/metrics")).text).since(before)
     return figures
-
-
-def told(work: Work, name: str, cell: Cell, ours: Cell) -> dict[str, Any]:
-    return {
-        "n": work.n,
-        "clients": work.clients,
-        "way": name,
-        "answers_per_s": len(work.conversations) / statistics.median(cell.seconds),
-        "faster": times_faster(ours.seconds, cell.seconds),
-        "ratios": [b / a for a, b in zip(ours.seconds, cell.seconds, strict=True)],
-        "reward": statistics.mean(cell.rewards),
-        "seconds": cell.seconds,
-    }
-
-
-def show(figures: list[dict[str, Any]], saved: list[dict[str, Any]], block: int) -> None:
-    headers = ["N", "clients", "way", "answers/s", "trimtab: times faster", "rounds", "mean reward"]
-    rows = [
-        [
-            f["n"],
-            f["clients"],
-            f["way"],
-            f["answers_per_s"],
-            f"{f['faster']:.2f}",
-            f"{min(f['ratios']):.2f} … {max(f['ratios']):.2f}",
-            f["reward"],
-        ]
-        for f in figures
-    ]
-    print(hardware() + "\n\n" + table(headers, rows) + "\n")
-    headers = ["way", "prompt tokens asked for", "computed", "saved"]
-    print(f"Prefill of a long conversation, N = {saved[0]['n']}, blocks of {block} tokens\n")
-    print(table(headers, [[s["way"], f"{s['asked']:.0f}", f"{s['computed']:.0f}", f"{s['saved']:.0%}"] for s in saved]))
 
 
 async def run(ours: str, theirs: str, model: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -201,19 +144,17 @@ async def run(ours: str, theirs: str, model: str, args: argparse.Namespace) -> d
         asked, figures = questions(args.seed), []
         for n, clients in itertools.product(args.n or ([4, 16] if args.quick else [4, 16, 64]), args.clients):
             at_hand = {name: way for name, way in ways.items() if name != IN_TURN or n <= args.in_turn_up_to}
-            work = Work([[]] * (per_client * clients), n, clients)
-            cells = await measure(at_hand, work, asked, reward, rounds=rounds)
-            figures += [told(work, name, cell, cells[OURS]) for name, cell in cells.items()]
+            works = [Work([next(asked) for _ in range(per_client * clients)], n, clients) for _ in range(rounds + 1)]
+            cells = await measure(at_hand, works, reward)
+            figures += compared(cells, per_client * clients, n=n, clients=clients)
             print(f"N = {n}, {clients} clients: done", file=sys.stderr, flush=True)
         n = 16
         long = [long_conversation(asked) for _ in range(4 * len(mine))]
-        saved = [
-            {"way": name, "n": n, "asked": p.asked, "computed": p.computed, "saved": p.saved}
-            for name, p in (await measure_prefill(mine, long, n)).items()
-        ]
+        saved = await measure_prefill(mine, long, n)
         block = block_size((await to_theirs.get("/metrics")).text)
     for name, python in (("its_hub", args.its_hub_python), ("optillm", args.optillm_python)):
         if not python:
             print(f"skipped: {name}, whose interpreter was not given")
-    show(figures, saved, block)
-    return {"answers": figures, "prefill": saved, "block_size": block}
+    show("answers", figures, "n", "clients")
+    prefilled = show_prefill(f"Prefill of a long conversation, N = {n}", "way", saved, block)
+    return {"answers": figures, "prefill": prefilled, "block_size": block}

@@ -1,18 +1,20 @@
-"""What the searches' measurements share: questions, requests, the counters of a server, and ratios of rounds."""
+"""What the searches' measurements share: questions, requests, rounds of ways and their ratios, a server's counters."""
 
 from __future__ import annotations
 
 import itertools
 import re
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 
-from bench.peers.loop import MAX_TOKENS, Conversation
+from bench.peers.hf_reward import HFReward
+from bench.peers.loop import MAX_TOKENS, Conversation, Way, Work
+from bench.report import hardware, table
 from recipes.corpus import heldout_prompts
 
 LABEL = "helpfulness"
@@ -58,13 +60,65 @@ def block_size(metrics: str) -> int:
     return int(labels["block_size"])
 
 
-def times_faster(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    return statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
+@dataclass(frozen=True)
+class Cell:
+    """What one way did with the works of one cell of the table: seconds, and its answers' mean reward."""
+
+    seconds: list[float] = field(default_factory=list)
+    rewards: list[float] = field(default_factory=list)
 
 
-def rotated(names: Sequence[str], by: int) -> list[str]:
-    by %= len(names)
-    return [*names[by:], *names[:by]]
+async def measure(ways: Mapping[str, Way], works: Iterable[Work], reward: HFReward) -> dict[str, Cell]:
+    """Every way does each work, one way after the other and each time in another order; the first work warms up."""
+    cells = {name: Cell() for name in ways}
+    names = list(ways)
+    for i, work in enumerate(works):
+        for name in names[i % len(names) :] + names[: i % len(names)]:
+            done = await ways[name](work)
+            if i > 0:
+                asked = itertools.cycle(work.conversations)
+                read = [[*c, {"role": "assistant", "content": a}] for c, a in zip(asked, done.answers, strict=False)]
+                cells[name].seconds.append(done.seconds)
+                cells[name].rewards.append(statistics.mean(reward(read)))
+    return cells
+
+
+def compared(cells: Mapping[str, Cell], amount: float, **about: Any) -> list[dict[str, Any]]:
+    """A row for each way: `amount` over its median time, and how many times faster than it trimtab was, by round."""
+    rows = []
+    for name, cell in cells.items():
+        ratios = [theirs / ours for ours, theirs in zip(cells[OURS].seconds, cell.seconds, strict=True)]
+        rows.append(
+            {
+                **about,
+                "way": name,
+                "per_s": amount / statistics.median(cell.seconds),
+                "faster": statistics.median(ratios),
+                "ratios": ratios,
+                "reward": statistics.mean(cell.rewards),
+                "seconds": cell.seconds,
+            }
+        )
+    return rows
+
+
+def show(unit: str, rows: Sequence[Mapping[str, Any]], *about: str) -> None:
+    """The table of `compared`, with the columns `about` before it."""
+    headers = [*about, "way", f"{unit}/s", "trimtab: times faster", "rounds", "mean reward"]
+    shown = [
+        [*(r[a] for a in about), r["way"], r["per_s"], f"{r['faster']:.2f}",
+         f"{min(r['ratios']):.2f} … {max(r['ratios']):.2f}", r["reward"]]
+        for r in rows
+    ]  # fmt: skip
+    print(hardware() + "\n\n" + table(headers, shown) + "\n")
+
+
+def show_prefill(what: str, first: str, saved: Mapping[str, Prefill], block: int) -> list[dict[str, Any]]:
+    """Prints tokens that were asked for and computed, and returns them."""
+    print(f"{what}, blocks of {block} tokens\n")
+    rows = [[name, f"{p.asked:.0f}", f"{p.computed:.0f}", f"{p.saved:.0%}"] for name, p in saved.items()]
+    print(table([first, "asked for", "computed", "saved"], rows))
+    return [{"of": name, "asked": p.asked, "computed": p.computed, "saved": p.saved} for name, p in saved.items()]
 
 
 def questions(seed: int) -> Iterator[Conversation]:

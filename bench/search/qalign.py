@@ -16,7 +16,6 @@ import argparse
 import asyncio
 import math
 import random
-import statistics
 import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -26,18 +25,20 @@ import httpx
 
 from bench.peers.hf_reward import HFReward
 from bench.peers.loop import MAX_TOKENS, Conversation, Way, Work, peer, timed
-from bench.report import hardware, table
 from bench.search.common import (
     LABEL,
     OURS,
     PATH,
+    Prefill,
     block_size,
     clients_to,
+    compared,
     long_conversation,
+    measure,
     prefill,
     questions,
-    rotated,
-    times_faster,
+    show,
+    show_prefill,
 )
 
 BETA = 0.5
@@ -95,7 +96,7 @@ def outside(http: httpx.AsyncClient, model: str, reward: HFReward) -> Way:
 async def run(ours: str, theirs: str, model: str, args: argparse.Namespace) -> dict[str, Any]:
     reward = HFReward(args.reward, LABEL)
     figures: list[dict[str, Any]] = []
-    saved: list[dict[str, Any]] = []
+    saved: dict[str, Prefill] = {}
     async with AsyncExitStack() as stack:
         to_ours, to_theirs = await clients_to(ours, theirs, stack=stack)
         ways = {OURS: inside(to_ours, model), "vLLM + HF, a client's chains": outside(to_theirs, model, reward)}
@@ -108,56 +109,17 @@ async def run(ours: str, theirs: str, model: str, args: argparse.Namespace) -> d
                 )
         asked = questions(args.seed)
         for chains in args.chains or ([1, 8, 32] if args.quick else [1, 8, 32, 64]):
-            seconds: dict[str, list[float]] = {name: [] for name in ways}
-            means: dict[str, list[float]] = {name: [] for name in ways}
-            for i in range((args.rounds or (2 if args.quick else 5)) + 1):
-                conversation = next(asked)
-                work = Work([conversation], 2 if i == 0 else args.steps, chains)
-                for name in rotated(list(ways), i):
-                    done = await ways[name](work)
-                    if i:
-                        read = [[*conversation, {"role": "assistant", "content": a}] for a in done.answers]
-                        seconds[name].append(done.seconds)
-                        means[name].append(statistics.mean(reward(read)))
-            figures += [
-                {
-                    "chains": chains,
-                    "way": name,
-                    "steps_per_s": chains * args.steps / statistics.median(times),
-                    "faster": times_faster(seconds[OURS], times),
-                    "ratios": [b / a for a, b in zip(seconds[OURS], times, strict=True)],
-                    "reward": statistics.mean(means[name]),
-                    "seconds": times,
-                }
-                for name, times in seconds.items()
-            ]
+            rounds = args.rounds or (2 if args.quick else 5)
+            works = [Work([next(asked)], 2 if i == 0 else args.steps, chains) for i in range(rounds + 1)]
+            figures += compared(await measure(ways, works, reward), chains * args.steps, chains=chains)
             print(f"{chains} chains: done", file=sys.stderr, flush=True)
         for what, conversation in (("a question", next(asked)), ("a long conversation", long_conversation(asked))):
             before = prefill((await to_ours.get("/metrics")).text)
             await ways[OURS](Work([conversation], args.steps, 32))
-            spent = prefill((await to_ours.get("/metrics")).text).since(before)
-            saved.append({"of": what, "asked": spent.asked, "computed": spent.computed, "saved": spent.saved})
+            saved[what] = prefill((await to_ours.get("/metrics")).text).since(before)
         block = block_size((await to_ours.get("/metrics")).text)
     if not args.quest_python:
         print("skipped: quest-decoding, whose interpreter was not given")
-    show(figures, saved, block)
-    return {"steps": figures, "prefill": saved, "block_size": block}
-
-
-def show(figures: list[dict[str, Any]], saved: list[dict[str, Any]], block: int) -> None:
-    headers = ["chains", "way", "steps/s", "trimtab: times faster", "rounds", "mean reward"]
-    rows = [
-        [
-            f["chains"],
-            f["way"],
-            f["steps_per_s"],
-            f"{f['faster']:.2f}",
-            f"{min(f['ratios']):.2f} … {max(f['ratios']):.2f}",
-            f["reward"],
-        ]
-        for f in figures
-    ]
-    print(hardware() + "\n\n" + table(headers, rows) + "\n")
-    print(f"Tokens before the suffixes of 32 chains, blocks of {block} tokens\n")
-    rows = [[s["of"], f"{s['asked']:.0f}", f"{s['computed']:.0f}", f"{s['saved']:.0%}"] for s in saved]
-    print(table(["of", "asked for", "computed", "saved"], rows))
+    show("steps", figures, "chains")
+    prefilled = show_prefill("Tokens before the suffixes of 32 chains", "of", saved, block)
+    return {"steps": figures, "prefill": prefilled, "block_size": block}

@@ -5,9 +5,19 @@ import itertools
 
 import pytest
 
-from bench.peers.loop import Work, closed_loop
+from bench.peers.loop import Done, Way, Work, closed_loop
 from bench.search.best_of_n import best
-from bench.search.common import Prefill, block_size, long_conversation, prefill, questions, rotated, times_faster
+from bench.search.common import (
+    OURS,
+    Cell,
+    Prefill,
+    block_size,
+    compared,
+    long_conversation,
+    measure,
+    prefill,
+    questions,
+)
 
 METRICS = """\
 # HELP vllm:prompt_tokens_by_source_total Number of prompt tokens by source.
@@ -32,12 +42,34 @@ def test_the_best_is_the_first_of_the_highest() -> None:
 
 
 def test_ratios_are_taken_within_a_round() -> None:
-    assert times_faster([1.0, 2.0, 10.0], [2.0, 6.0, 20.0]) == 2.0
+    cells = {OURS: Cell([1.0, 2.0, 10.0], [0.0]), "other": Cell([2.0, 6.0, 20.0], [1.0, 3.0])}
+    ours, other = compared(cells, 6.0, n=4)
+    assert ours["ratios"] == [1.0, 1.0, 1.0]
+    assert other["ratios"] == [2.0, 3.0, 2.0]
+    assert (other["faster"], other["per_s"], other["reward"], other["n"]) == (2.0, 1.0, 2.0, 4)
 
 
-def test_every_way_has_every_turn() -> None:
-    assert [rotated("abc", i)[0] for i in range(4)] == ["a", "b", "c", "a"]
-    assert sorted(rotated("abc", 2)) == ["a", "b", "c"]
+async def test_every_way_does_every_work_and_has_every_turn() -> None:
+    order: list[tuple[str, int]] = []
+
+    def way(name: str) -> Way:
+        async def done(work: Work) -> Done:
+            order.append((name, work.n))
+            return Done(float(work.n), [f"{name}{work.n}"])
+
+        return done
+
+    works = [Work([[{"role": "user", "content": "x"}]], n, 1) for n in range(3)]
+    read = []
+
+    def reward(conversations) -> list[float]:
+        read.extend(c[-1]["content"] for c in conversations)
+        return [1.0] * len(conversations)
+
+    cells = await measure({"a": way("a"), "b": way("b")}, works, reward)
+    assert order == [("a", 0), ("b", 0), ("b", 1), ("a", 1), ("a", 2), ("b", 2)]
+    assert cells["a"].seconds == cells["b"].seconds == [1.0, 2.0], "the first warms up"
+    assert read == ["b1", "a1", "a2", "b2"]
 
 
 def test_a_long_conversation_ends_with_the_users_turn() -> None:
