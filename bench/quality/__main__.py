@@ -1,4 +1,4 @@
-"""python -m bench.quality guided|best_of_n [--quick] [--url http://…] [--json out/….json] [--png out/….png]"""
+"""python -m bench.quality guided|best_of_n|qalign [--quick] [--url http://…] [--json out/….json] [--png out/….png]"""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from openai import AsyncOpenAI
 
-from bench.quality import best_of_n, guided
+from bench.quality import best_of_n, guided, qalign
 from bench.quality.points import Bench
 from bench.report import write
 from bench.serving import trimtab
@@ -40,7 +40,17 @@ async def best_of_n_study(url: str, prompts: int, args: argparse.Namespace) -> d
     return figures
 
 
-STUDIES = {"guided": (guided_study, 240, 60), "best_of_n": (best_of_n_study, 96, 24)}
+async def qalign_study(url: str, prompts: int, args: argparse.Namespace) -> dict[str, Any]:
+    betas, steps, size = ((0.5, 1.0), (4, 16), 48) if args.quick else ((0.25, 0.5, 1.0, 2.0), (4, 16, 64), 192)
+    async with client(url) as http:
+        catalogue: Any = await http.get("/alignment", cast_to=object)
+        studies = await qalign.run(http, catalogue["model"], prompts=prompts, size=size, betas=betas, steps=steps)
+    figures = qalign.show(studies)
+    qalign.draw(figures, args.png)
+    return figures
+
+
+STUDIES = {"guided": (guided_study, 240, 60), "best_of_n": (best_of_n_study, 96, 24), "qalign": (qalign_study, 48, 8)}
 """name -> study, held-out prompts, and those of --quick"""
 
 

@@ -1,10 +1,7 @@
 """`best_of_n`: what choosing among N answers buys by a proxy, and what gold says of it.
 
 Per held-out prompt one pool of answers is drawn by the served base, every proxy scores all of it over HTTP, and for
-each N the mean over *all* subsets of N is taken, in closed form: of M answers ranked by the proxy, the one of rank i
-(1 the worst) is the best of a random subset of N with probability
-
-    C(i - 1, N - 1) / C(M, N)                                                                                        (1)
+each N the mean over *all* subsets of N is taken, in closed form (bench/quality/pool.py).
 
 Points are gold's or the proxy's, in spreads of the base's own answers (proxies: per prompt, so that easy and hard
 prompts weigh alike; gold too). KL(best of N || base) = log N - (N - 1) / N, an upper bound where answers tie. ± is half
@@ -20,153 +17,23 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-import re
 import statistics
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from openai import AsyncOpenAI
 
 from bench.quality.points import half, plus_minus
+from bench.quality.pool import OBJECTIVE, OTHER, Pool, Vector, best_of, held_out, pools, voted
 from bench.report import table
-from recipes.corpus import DOMAINS, Prompt, heldout_prompts
-from recipes.gold import GOLD, arithmetic
-from rewards.combine import Combine, Mean, Min, Uwo, Weighted
-
-OBJECTIVE, OTHER = "helpfulness", "brevity"
-AT_ONCE = 64
-"""Answers scored by one request."""
-
-SUBSETS = 200
-"""Random subsets per prompt and N, for votes."""
-
-Vector = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Pool:
-    """M answers of the base to one prompt: gold by objective, and each proxy's values."""
-
-    prompt: Prompt
-    texts: Sequence[str]
-    tokens: float
-    """Drawn for an answer, on average."""
-    gold: Mapping[str, Vector]
-    raw: Mapping[str, Vector]
-    """Served scores by name."""
-    proxies: Mapping[str, Vector]
-
-
-def best_of(values: Vector, other: Vector, n: int) -> float:
-    """The mean, over all subsets of n, of `other` at the largest of `values`; the first drawn wins a tie."""
-    m = len(values)
-    order = np.lexsort((-np.arange(m), values))  # worst first; of equals the first drawn last
-    log_c = np.array([_log_choose(i, n - 1) for i in range(m)]) - _log_choose(m, n)
-    return float(np.exp(log_c) @ other[order])  # (1)
-
-
-def _log_choose(n: int, k: int) -> float:
-    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) if k <= n else -math.inf
+from recipes.gold import arithmetic
 
 
 def divergence(n: int) -> float:
     """KL(best of n || base) in nats."""
     return math.log(n) - (n - 1) / n
-
-
-def proxies(rows: Sequence[Mapping[str, Vector]]) -> list[dict[str, Vector]]:
-    """prompt -> proxy -> [M] values, from the served scores by name; standardised over all prompts' answers."""
-
-    def standard(leaf: str) -> list[Vector]:
-        whole = np.concatenate([row[leaf] for row in rows])
-        return [(row[leaf] - whole.mean()) / whole.std() for row in rows]
-
-    members = [standard(f"{rm}.{OBJECTIVE}") for rm in ("rm-a", "rm-b")]
-    both = [members[0], standard(f"rm-a.{OTHER}")]
-
-    def combined(columns: Sequence[Vector], combine: Combine) -> Vector:
-        return np.array([value for [value] in combine(np.stack(columns, axis=1).tolist())])
-
-    return [
-        {
-            "one RM": members[0][i],
-            "other RM": members[1][i],
-            "ensemble mean": combined([m[i] for m in members], Mean()),
-            "ensemble min": combined([m[i] for m in members], Min()),
-            "ensemble UWO": combined([m[i] for m in members], Uwo()),
-            "both, sum": combined([m[i] for m in both], Weighted()),
-            "both, LSC": row[f"lsc(rm-a.{OBJECTIVE})"] + row[f"lsc(rm-a.{OTHER})"],
-            "both, PAR": row[f"par(rm-a.{OBJECTIVE})"] + row[f"par(rm-a.{OTHER})"],
-        }
-        for i, row in enumerate(rows)
-    ]
-
-
-def served() -> dict[str, Any]:
-    """The reward whose parts are all that `proxies` needs, so that each model reads each answer once."""
-    leaves = [f"rm-a.{OBJECTIVE}", f"rm-a.{OTHER}"]
-    transformed = [{"of": leaf, "transform": {kind: {"references": 8}}} for leaf in leaves for kind in ("lsc", "par")]
-    return {"of": [*transformed, *leaves, f"rm-b.{OBJECTIVE}"]}
-
-
-async def drawn(
-    client: AsyncOpenAI, model: str, prompts: Sequence[Prompt], size: int, gate: asyncio.Semaphore
-) -> list[tuple[list[str], float]]:
-    """prompt -> `size` answers of the base, and the mean of their tokens"""
-
-    async def one(seed: int, prompt: Prompt) -> tuple[list[str], float]:
-        messages: Any = list(prompt.messages)
-        async with gate:
-            answer = await client.chat.completions.create(
-                model=model, messages=messages, temperature=1.0, max_tokens=200, n=size, seed=seed * size
-            )
-        texts = [choice.message.content or "" for choice in answer.choices]
-        return texts, (answer.usage.completion_tokens if answer.usage else math.nan) / size
-
-    return list(await asyncio.gather(*(one(i, prompt) for i, prompt in enumerate(prompts))))
-
-
-async def scored(
-    client: AsyncOpenAI, prompt: Prompt, texts: Sequence[str], gate: asyncio.Semaphore
-) -> dict[str, Vector]:
-    """name -> [M], of rewards as they are and of what became of them"""
-    found: list[dict[str, Any]] = []
-    async with gate:
-        for start in range(0, len(texts), AT_ONCE):
-            part = list(texts[start : start + AT_ONCE])
-            body = {"messages": list(prompt.messages), "responses": part, "reward": served()}
-            answer: Any = await client.post("/alignment/score", cast_to=object, body=body)
-            found += [s["rewards"] | s["transformed"] for s in answer["scores"]]
-    return {name: np.array([row[name] for row in found]) for name in found[0]}
-
-
-async def pools(
-    client: AsyncOpenAI, model: str, chosen: Sequence[Prompt], size: int, gate: asyncio.Semaphore
-) -> list[Pool]:
-    found = await drawn(client, model, chosen, size, gate)
-    rows = await asyncio.gather(*(scored(client, p, t, gate) for p, (t, _) in zip(chosen, found, strict=True)))
-    return [
-        Pool(
-            prompt=prompt,
-            texts=texts,
-            tokens=tokens,
-            gold={name: np.array([score(prompt.text, text) for text in texts]) for name, score in GOLD.items()},
-            raw=row,
-            proxies=values,
-        )
-        for prompt, (texts, tokens), row, values in zip(chosen, found, rows, proxies(rows), strict=True)
-    ]
-
-
-def held_out(prompts: int) -> tuple[list[Prompt], list[Prompt]]:
-    """Mixed prompts, and word problems."""
-    mixed = tuple(domain for domain in DOMAINS if domain != "arithmetic")
-    return heldout_prompts(prompts, seed=1, domains=mixed), heldout_prompts(prompts, seed=1, domains=("arithmetic",))
 
 
 async def run(
@@ -249,9 +116,6 @@ def curve(pools: Sequence[Pool], proxy: str, sizes: Sequence[int], gold: Sequenc
     return out
 
 
-FINAL = re.compile(r"Answer: (-?\d+)")
-
-
 def solved(pools: Sequence[Pool], proxy: str, sizes: Sequence[int]) -> dict[int, dict[str, list[float]]]:
     """N -> way to choose -> share solved, per prompt."""
     rng = random.Random(0)
@@ -260,20 +124,8 @@ def solved(pools: Sequence[Pool], proxy: str, sizes: Sequence[int]) -> dict[int,
         ways: dict[str, list[float]] = {"majority": [], "weighted vote": [], "best of N": [], "any of N (oracle)": []}
         for p in pools:
             right = np.array([arithmetic(p.prompt.text, t) for t in p.texts])
-            answers = [found[-1] if (found := FINAL.findall(t)) else None for t in p.texts]
-            weight = np.exp(p.proxies[proxy])
-            votes: dict[str, list[float]] = {"majority": [], "weighted vote": []}
-            for _ in range(SUBSETS):
-                subset = rng.sample(range(len(answers)), n)
-                for name, vote in (("majority", np.ones(len(answers))), ("weighted vote", weight)):
-                    count: Counter[str] = Counter()
-                    for i in subset:
-                        if answers[i] is not None:
-                            count[str(answers[i])] += vote[i]
-                    won = count.most_common(1)[0][0] if count else None
-                    votes[name].append(float(won is not None and int(won) == p.prompt.answer))
-            ways["majority"].append(statistics.fmean(votes["majority"]))
-            ways["weighted vote"].append(statistics.fmean(votes["weighted vote"]))
+            ways["majority"].append(voted(p, np.ones(len(p.texts)), n, rng))
+            ways["weighted vote"].append(voted(p, np.exp(p.proxies[proxy]), n, rng))
             ways["best of N"].append(best_of(p.proxies[proxy], right, n))
             ways["any of N (oracle)"].append(best_of(right, right, n))
         out[n] = ways
