@@ -15,9 +15,10 @@ from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from decoders.diverse import Diverse, hypotheses
+from decoders.jointly import Jointly, in_one
 from decoders.protocols import BASE, CUT, Chunk, Engine, Exhausted, Mixture, Reward, Sampling, Tokens
 
 Pool = Annotated[int, Field(ge=1, le=4096, description="candidates drawn")]
@@ -25,8 +26,17 @@ Guides = Annotated[
     Mixture, Field(description="exponent per guide that the candidates are drawn with; none is the base")
 ]
 Spread = Annotated[
-    Diverse | None,
-    Field(description="draw the pool by diverse beam search, {groups, penalty}; none is by sampling"),
+    Annotated[
+        Annotated[Diverse, Tag("one-of-Diverse")] | Annotated[Jointly, Tag("one-of-Jointly")],
+        Discriminator(
+            lambda how: "one-of-Jointly" if isinstance(how, Mapping) and "together" in how else "one-of-Diverse"
+        ),
+    ]
+    | None,
+    Field(
+        description="draw the pool by diverse beam search, {groups, penalty}, or with several answers in one that "
+        "follow different values, {together}; none is by sampling"
+    ),
 ]
 Beta = Annotated[float, Field(gt=0, description="temperature of the rewards, in their units")]
 Vector = NDArray[np.float64]
@@ -52,6 +62,11 @@ class Candidate:
         return self.pieces[-1].finish or ""
 
     @property
+    def alone(self) -> bool:
+        """Whether it was drawn by itself for want of one that was drawn together with others."""
+        return any(piece.report.get("alone") for piece in self.pieces)
+
+    @property
     def whole(self) -> bool:
         """Whether it ended by itself, at its end of sequence or at `max_tokens`."""
         return self.finish not in CUT
@@ -69,7 +84,7 @@ async def draw(
     *,
     n: int,
     guides: Mixture,
-    diverse: Diverse | None = None,
+    diverse: Diverse | Jointly | None = None,
 ) -> list[Candidate]:
     """[N] candidates in order of index, over the base with `guides`, each scored while the others are still drawn.
 
@@ -113,9 +128,9 @@ async def draw(
 
 
 async def spread(
-    prompt: Tokens, sampling: Sampling, engine: Engine, diverse: Diverse, *, n: int, guides: Mixture
+    prompt: Tokens, sampling: Sampling, engine: Engine, diverse: Diverse | Jointly, *, n: int, guides: Mixture
 ) -> AsyncGenerator[Chunk, None]:
-    """A pool by diverse beam search; raises ValueError for sampling that it would not carry out."""
+    """A pool that is spread out; raises ValueError for sampling that it would not carry out."""
     for asked, what in (
         (sampling.stop, "stop strings"),
         (sampling.logprobs, "logprobs"),
@@ -123,6 +138,11 @@ async def spread(
     ):
         if asked:
             raise ValueError(f"params.diverse cannot be combined with {what}")
+    if "together" in diverse:
+        async with aclosing(in_one(prompt, sampling, engine, diverse, n=n, guides=guides)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+        return
     for chunk in await hypotheses(prompt, sampling.max_tokens, engine, diverse, n=n, guides=guides):
         yield chunk
 
@@ -227,6 +247,9 @@ async def shown(
         told = dict(report)
         if "candidates" in want and i == 0:
             told["candidates"] = [c.told() for c in pool]
+        if (alone := sum(c.alone for c in pool)) and i == 0:
+            missing = "the base wrote fewer answers in one than it was asked for"
+            told["warnings"] = [f"{alone} of {len(pool)} candidates were drawn by themselves: {missing}"]
         for piece in candidate.pieces:
             last = piece is candidate.pieces[-1]
             yield replace(piece, index=i, report=told if last else {})

@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, final
 
 from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict  # of typing, pydantic takes it only from Python 3.12 on
@@ -26,6 +26,7 @@ from typing_extensions import TypedDict  # of typing, pydantic takes it only fro
 from decoders.protocols import BASE, Chunk, Engine, Mixture, Tokens
 
 
+@final
 class Diverse(TypedDict):
     """How a pool is spread out."""
 

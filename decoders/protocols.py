@@ -104,6 +104,14 @@ class Engine(Protocol):
         """A completion as the client would read it, without special tokens."""
         ...
 
+    def tokens(self, text: str) -> Tokens:
+        """A text as the base would read it within a response: no special tokens."""
+        ...
+
+    def instructed(self, instruction: str) -> Tokens:
+        """The request's prompt under a system message. Raises ValueError where the request has no messages."""
+        ...
+
 
 class Reward(Protocol):
     """Higher is better. NaN and infinity are errors, never scores."""

@@ -172,6 +172,13 @@ class ToyEngine:
         """The tokens as numbers."""
         return " ".join(str(token) for token in completion if token != self.model.eos)
 
+    def tokens(self, text: str) -> Tokens:
+        return [int(number) for number in text.split()]
+
+    def instructed(self, instruction: str) -> Tokens:
+        """The prompt: this model reads no instruction."""
+        return [self.start]
+
     def _steps(self, prompt: Tokens, completion: Tokens) -> Iterator[tuple[Prefix, int]]:
         prefix = self._response(prompt)
         for token in completion:

@@ -31,6 +31,8 @@ class Run:
     reward: Reward
     want: frozenset[str] = frozenset()
     meter: Meter = field(default_factory=Meter)
+    render: Callable[[str], Tokens] | None = None
+    """The request's prompt under an instruction."""
     instead: Strategy | None = None
     """What answers where the strategy fails before its first token with one of `forgiven`."""
     forgiven: tuple[type[Exception], ...] = ()
@@ -145,7 +147,7 @@ class AlignedClient:
             raise ValueError(f"alignment works on text prompts; this one is of type {prompt.get('type')!r}")
         tokens: Sequence[int] = prompt["prompt_token_ids"]
         n = params.n
-        engine = Metered(self.bind({**context, "cache_salt": prompt.get("cache_salt")}), run.meter)
+        engine = Metered(self.bind({**context, "cache_salt": prompt.get("cache_salt")}), run.meter, run.render)
         texts = [Text(self.inner.renderer.tokenizer, params) for _ in range(n)]
         ended = 0
         answers: dict[int, RequestOutput] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
@@ -43,6 +43,8 @@ class Metered:
 
     engine: Engine
     meter: Meter
+    render: Callable[[str], Tokens] | None = None
+    """The request's prompt under an instruction."""
 
     async def generate(
         self, prompt: Tokens, sampling: Sampling, *, n: int, guides: Mixture
@@ -101,3 +103,9 @@ class Metered:
 
     def text(self, completion: Tokens) -> str:
         return self.engine.text(completion)
+
+    def tokens(self, text: str) -> Tokens:
+        return self.engine.tokens(text)
+
+    def instructed(self, instruction: str) -> Tokens:
+        return (self.render or self.engine.instructed)(instruction)

@@ -124,6 +124,14 @@ class VLLMEngine:
         text: str = self.client.renderer.tokenizer.decode(list(completion), skip_special_tokens=True)
         return text
 
+    def tokens(self, text: str) -> Tokens:
+        tokens: list[int] = self.client.renderer.tokenizer.encode(text, add_special_tokens=False)
+        return tokens
+
+    def instructed(self, instruction: str) -> Tokens:
+        """Only a request has messages: see `Metered`."""
+        raise ValueError("what instructs the model needs a chat request")
+
     async def _read(
         self, prompt: Tokens, completion: Tokens, row: bytes, logprobs: int, **more: Any
     ) -> list[Mapping[int, Logprob]]:

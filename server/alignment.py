@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -258,10 +260,19 @@ def _build(name: str, params: dict[str, Any]) -> Strategy:
         checked = model.model_validate(params)
         strategy: Strategy = STRATEGIES[name].load()(**{key: getattr(checked, key) for key in model.model_fields})
     except ValidationError as error:
-        raise explained(error, at=at, fields=fields) from None
+        where = error.errors()[0]["loc"]
+        raise explained(error, at=at, fields=_inside(model, where) if len(where) > 1 else fields) from None
     except ValueError as error:
         raise ApiError(str(error), param=at if fields else f"{AT}.guides") from None
     return strategy
+
+
+def _inside(model: type[BaseModel], where: Sequence[int | str]) -> set[str]:
+    """The keys of the object that a parameter is, of the kind in `where` if it may be one of several."""
+    schema = model.model_json_schema()
+    kinds = re.findall(r"#/\$defs/(\w+)", json.dumps(schema["properties"][where[0]]))
+    chosen = [kind for kind in kinds if f"one-of-{kind}" in where] or kinds
+    return {key for kind in chosen for key in schema["$defs"][kind].get("properties", ())}
 
 
 def _bounded(mixture: Mapping[str, float], config: Config, *, param: str) -> None:

@@ -108,7 +108,9 @@ def unknown(kind: str, name: str, valid: Collection[str]) -> str:
 def explained(error: ValidationError, *, at: str, fields: Collection[str]) -> ApiError:
     """The first of pydantic's complaints about the object `at` (empty: the body), whose valid keys are `fields`."""
     first: Any = error.errors(include_url=False)[0]
-    where = [str(part) for part in first["loc"] if not str(part).startswith(("function-", "dict[", "nullable"))]
+    where = [
+        str(part) for part in first["loc"] if not str(part).startswith(("function-", "dict[", "nullable", "one-of-"))
+    ]
     param = ".".join([at, *where] if at else where)
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return ApiError(unknown("key", where[-1], fields), param=param, code="unknown_parameter")

@@ -19,6 +19,7 @@ from engine.aligned import AlignedClient
 from engine.meter import Meter, Metered
 from engine.pooling import PoolingEngine, running_pooler
 from rewards.guard import Checked
+from rewards.log_ratio import instructed
 from rewards.protocols import Host, Question, Response, RewardError, Scorer
 from server.alignment import AT, Plan
 from server.body import Json
@@ -131,6 +132,16 @@ class Scoring:
         elif plan.given:
             raise unread(plan.given)
         return Scores.of_document(document, scoring=self, spec=plan.objective, given=plan.given, meter=meter)
+
+    def instructed(self, document: Json, instruction: str) -> Tokens:
+        """A chat request's prompt under a system message; raises ValueError for what that would leave out."""
+        found = messages(document)
+        for key in ("tools", "documents", "chat_template", "chat_template_kwargs"):
+            if document.get(key):
+                raise ValueError(f"what instructs the model cannot be combined with {key}")
+        if not found or not all(message["content"] for message in found):
+            raise ValueError("what instructs the model needs a chat request whose messages are all text")
+        return self.host.render(instructed(found, instruction))
 
     async def rows(self, spec: Spec, question: Question, responses: Sequence[Response]) -> dict[str, list[float]]:
         """leaf -> [N] raw scores, every reward asked once; raises RewardError."""

@@ -139,6 +139,7 @@ class Seam:
             meter=Meter(max_sampled_tokens=plan.max_sampled_tokens, deadline=deadline),
             instead=Plain() if plan.degrade else None,
             forgiven=(RewardError,),
+            render=lambda instruction: self.scoring.instructed(call.document, instruction),
         )
         if "reward" in plan.entry.takes:
             call.scores = self.scoring.bind(plan, call.document, call.run.meter)

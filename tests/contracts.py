@@ -124,6 +124,14 @@ async def unknown_members_are_named(s: Specimen) -> None:
         await answers(s.engine.generate(s.prompts[0], s.sampling, n=1, guides={BASE: 1.0, "nobody": 1.0}), 1)
 
 
+async def text_is_read_back(s: Specimen) -> None:
+    [answer] = await run(Plain(), s, s.prompts[0], seed=4)
+    text = s.engine.text(answer)
+    assert text
+    assert s.engine.text(s.engine.tokens(text)) == text
+    assert not s.engine.ends & set(s.engine.tokens(text))
+
+
 ENGINE_LAWS = [
     answers_fit,
     whole_answers_are_the_same,
@@ -133,6 +141,7 @@ ENGINE_LAWS = [
     the_normaliser_is_the_prefix_s,
     divergence_is_from_the_base,
     unknown_members_are_named,
+    text_is_read_back,
 ]
 
 

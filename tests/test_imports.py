@@ -70,5 +70,8 @@ def test_a_strategy_knows_no_other() -> None:
         if file.stem in ("__init__", "protocols", "toy"):
             continue
         ours = {name for name in imported(file) if within(name, "decoders")}
-        shared = {f"decoders.{name}" for name in ("protocols", "candidates", "diverse", "extract", "likeness")}
+        shared = {
+            f"decoders.{name}"
+            for name in ("protocols", "candidates", "diverse", "extract", "jointly", "likeness", "mixing")
+        }
         assert ours <= shared, f"{file} imports {ours}"

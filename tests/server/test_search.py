@@ -470,6 +470,42 @@ async def test_log_probs_of_what_has_none_are_refused(client: AsyncOpenAI, asked
             await chat(client, asked, logprobs=True, stream=stream)
 
 
+async def test_answers_that_were_to_come_in_one_are_drawn_alone_where_they_did_not(client: AsyncOpenAI) -> None:
+    """The toy's text has no headings."""
+    params = {"n": 4, "diverse": {"together": 3}}
+    answer = await chat(client, best(params=params) | {"return": ["candidates"]}, seed=2)
+    [choice] = told(answer)["choices"]
+    assert "4 of 4 candidates were drawn by themselves" in told(answer)["warnings"][0]
+    alone = await chat(client, best(params={"n": 4}), seed=2)
+    assert answer.choices[0].message.content == alone.choices[0].message.content
+    assert [c["index"] for c in choice["candidates"]] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"messages": [*HI, {"role": "assistant", "content": None}, *HI]}, "messages are all text"),
+        ({"chat_template_kwargs": {"a": 1}}, "cannot be combined with chat_template_kwargs"),
+        ({"stop": ["b"]}, "cannot be combined with stop strings"),
+        ({"params": {"n": 2, "diverse": {"together": 1}}}, r"params\.diverse.*together.*2"),
+        ({"params": {"n": 2, "diverse": {"groups": 1, "together": 2}}}, "unknown key 'groups'; valid: together"),
+        ({"params": {"n": 2, "diverse": {"group": 1}}}, r"params\.diverse\.groups is required"),
+        ({"params": {"n": 2, "diverse": 4}}, r"params\.diverse"),
+    ],
+)
+async def test_what_answers_in_one_cannot_be_is_refused(client: AsyncOpenAI, more: Any, message: str) -> None:
+    params = more.pop("params", {"n": 2, "diverse": {"together": 2}})
+    body = {"model": "toy", "messages": HI, "alignment": best(params=params), **more}
+    with pytest.raises(openai.BadRequestError, match=message):
+        await client.post("/chat/completions", cast_to=object, body=body)
+
+
+async def test_a_bare_prompt_cannot_be_answered_in_one(client: AsyncOpenAI) -> None:
+    asked = best(params={"n": 2, "diverse": {"together": 2}})
+    with pytest.raises(openai.BadRequestError, match="needs a chat request"):
+        await client.completions.create(model="toy", prompt="a", extra_body={"alignment": asked})
+
+
 # Rewards that fail.
 
 
