@@ -21,7 +21,9 @@ bench: $(VENV)/installed
 	$(BIN)/python -m bench.engine --quick
 	$(BIN)/python -m bench.quality guided --quick
 	$(BIN)/python -m bench.quality best_of_n --quick
+	$(BIN)/python -m bench.quality qalign --quick
 	$(BIN)/python -m bench.search best_of_n --quick
+	$(BIN)/python -m bench.search qalign --quick
 	$(BIN)/python -m bench.overhead --quick
 
 models: $(VENV)/installed

