@@ -1,6 +1,8 @@
 """The authors' chains (quest-decoding 1.0.16) on the same base and reward. `bench.search` says what it needs.
 
 Adapted, so that they run at all and at no disadvantage:
+- their reward models are not imported: they lean on a class that trl no longer has;
+- `langchain.prompts`, gone since langchain 1, is langchain_core's;
 - their code marks ranges for NVIDIA's profiler, which a torch without CUDA refuses: here they mark nothing;
 - their HF backend loads its weights onto CUDA with flash attention: here in fp32 on the device there is;
 - their vLLM backend calls `LLM.generate(prompt_token_ids=...)`, which vLLM no longer has: here the same call as it is
@@ -19,8 +21,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
+import langchain_core.prompts
 import torch
+
+sys.modules["quest.reward.model"] = MagicMock()
+sys.modules["langchain"], sys.modules["langchain.prompts"] = MagicMock(), langchain_core.prompts
+
 from quest.core import Quest
 from quest.model.base import LocalLanguageModel
 from quest.model.hf import HF
