@@ -86,21 +86,34 @@ async def draw(
     guides: Mixture,
     diverse: Diverse | Jointly | None = None,
 ) -> list[Candidate]:
-    """[N] candidates in order of index, over the base with `guides`, each scored while the others are still drawn.
+    """[N] candidates in order of index, over the base with `guides`, scored while others are still drawn.
 
+    One call of the reward is under way at a time, and the next takes all that ended meanwhile: together they cost less.
     Whole candidates are scored; those that a budget or deadline cut are scored only where no other is, and one without
     a token never. So with a reward at least one has a value, and without one none has. Raises Exhausted where there is
     nothing to choose from.
     """
     pieces: list[list[Chunk]] = [[] for _ in range(n)]
-    values: dict[int, asyncio.Task[float]] = {}
+    found: dict[int, float] = {}
+    ready: dict[int, Tokens] = {}
+    at_work: asyncio.Task[None] | None = None
+
+    async def work(reward: Reward) -> None:
+        while ready:
+            batch = dict(ready)
+            ready.clear()
+            found.update(zip(batch, await values(reward, prompt, list(batch.values())), strict=True))
+
     try:
         async with asyncio.TaskGroup() as group:
 
             def score(index: int) -> None:
+                nonlocal at_work
                 tokens = [token for piece in pieces[index] for token in piece.tokens]
                 if reward is not None and tokens:
-                    values[index] = group.create_task(value(reward, prompt, tokens))
+                    ready[index] = tokens
+                    if at_work is None or at_work.done():
+                        at_work = group.create_task(work(reward))
 
             mixture = {BASE: 1.0, **guides}
             answers = (
@@ -113,15 +126,12 @@ async def draw(
                     pieces[chunk.index].append(chunk)
                     if chunk.finish is not None and chunk.finish not in CUT:
                         score(chunk.index)
-            if not values:
+            if at_work is None:
                 for i in range(n):
                     score(i)
     except ExceptionGroup as errors:
         raise first(errors) from None
-    pool = [
-        Candidate(index=i, pieces=tuple(p), value=values[i].result() if i in values else None)
-        for i, p in enumerate(pieces)
-    ]
+    pool = [Candidate(index=i, pieces=tuple(p), value=found.get(i)) for i, p in enumerate(pieces)]
     if not any(candidate.tokens for candidate in pool):
         raise Exhausted(pool[0].finish)
     return pool
@@ -147,12 +157,13 @@ async def spread(
         yield chunk
 
 
-async def value(reward: Reward, prompt: Tokens, completion: Tokens) -> float:
-    """The one score of one completion; raises ValueError for a reward of none or several."""
-    [scores] = await reward(prompt, [completion])
-    if len(scores) != 1:
-        raise ValueError(f"one reward is needed to choose by; {len(scores)} given")
-    return scores[0]
+async def values(reward: Reward, prompt: Tokens, completions: Sequence[Tokens]) -> list[float]:
+    """[N] the one score of each; raises ValueError for a reward of none or several."""
+    rows = await reward(prompt, completions)
+    for row in rows:
+        if len(row) != 1:
+            raise ValueError(f"one reward is needed to choose by; {len(row)} given")
+    return [score for [score] in rows]
 
 
 def check_resumable(strategy: str, sampling: Sampling) -> None:

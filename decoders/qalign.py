@@ -47,7 +47,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from decoders.candidates import Beta, Guides, Vector, check_resumable, derived, first, generator, stopped, value
+from decoders.candidates import Beta, Guides, Vector, check_resumable, derived, first, generator, stopped, values
 from decoders.extract import Extractor, extractor
 from decoders.likeness import f1, words
 from decoders.mixing import FLOOR, Until, agreed, mixing
@@ -213,7 +213,7 @@ class QAlign:
             state = State(tokens=tuple(tokens), finish=finish)
             if finish in CUT:
                 return state
-            score = await value(reward, prompt, tokens)
+            [score] = await values(reward, prompt, [tokens])
             return replace(state, reward=score, correction=await self._correction(prompt, tokens, engine))
 
         y = await drawn((), sampling.seed if c == 0 else derived(sampling.seed, c, 0))

@@ -44,7 +44,7 @@ from decoders.candidates import (
     first,
     ranked,
     shown,
-    value,
+    values,
 )
 from decoders.protocols import BASE, Chunk, Engine, Reward, Sampling, Tokens
 
@@ -112,7 +112,10 @@ class SpeculativeRejection:
             async with aclosing(engine.generate([*prompt, *c.tokens], segment, n=1, guides=mixture)) as chunks:
                 drawn = [chunk async for chunk in chunks]
             c = replace(c, pieces=(*c.pieces[:-1], replace(c.pieces[-1], finish=None), *drawn))
-            return replace(c, value=await value(reward, prompt, c.tokens)) if c.whole else c
+            if not c.whole:
+                return c
+            [score] = await values(reward, prompt, [c.tokens])
+            return replace(c, value=score)
 
         try:
             async with asyncio.TaskGroup() as group:

@@ -10,8 +10,9 @@ blocks. Scores of every token read no cache, since a cached token has no hidden 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+import os
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
@@ -21,12 +22,15 @@ from vllm.config import ModelConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.engine.protocol import EngineClient
 from vllm.inputs.engine import tokens_input
+from vllm.platforms import current_platform
 from vllm.pooling_params import PoolingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from decoders.protocols import Tokens
 from engine.errors import MemberError
 from engine.members import model_config
+
+BIND, THREADS = "VLLM_CPU_OMP_THREADS_BIND", "OMP_NUM_THREADS"
 
 VALID = "a sequence-classification checkpoint (…ForSequenceClassification), or a reward model that vLLM knows"
 
@@ -94,8 +98,8 @@ class PoolingEngine:
 async def running_pooler(name: str, model: str, **options: Any) -> AsyncIterator[PoolingEngine]:
     """A reward model up, and shut down whatever happens; `options` are vLLM's engine arguments and pass through.
 
-    Several engines share a machine, so give each its share: `kv_cache_memory_bytes`; on CPU also cores, through
-    VLLM_CPU_OMP_THREADS_BIND in the environment, which vLLM reads when an engine starts. Prefix caching and chunked
+    Several engines share a machine, so give each its share: `kv_cache_memory_bytes`. On CPU see `unbound`, or
+    VLLM_CPU_OMP_THREADS_BIND in the environment. Prefix caching and chunked
     prefill are on where vLLM knows them to be right for the model. Statistics are off: a second engine that keeps them
     takes the first one's metrics away. Raises MemberError for what cannot score.
     """
@@ -104,7 +108,8 @@ async def running_pooler(name: str, model: str, **options: Any) -> AsyncIterator
     if config.convert_type == "embed":  # vLLM would serve it as an embedding model: it has no head that scores
         raise MemberError(name, f"{model} is {config.architecture}, which has no scoring head; valid: {VALID}")
     tokenizer = own_tokenizer(name, config)
-    client = AsyncLLM.from_engine_args(arguments)
+    with unbound():
+        client = AsyncLLM.from_engine_args(arguments)
     try:
         tasks = await client.get_supported_tasks()
         if not {"classify", "token_classify"} & set(tasks):
@@ -112,6 +117,26 @@ async def running_pooler(name: str, model: str, **options: Any) -> AsyncIterator
         yield PoolingEngine(client=client, tokenizer=tokenizer, name=name)
     finally:
         client.shutdown()
+
+
+@contextmanager
+def unbound() -> Iterator[None]:
+    """On CPU, engines started inside are free to run on any core, with threads for half of them.
+
+    vLLM would bind each to the same cores, the first ones: the base's. Who sets its variable for that decides instead.
+    """
+    if not current_platform.is_cpu() or BIND in os.environ:
+        yield
+        return
+    before = os.environ.get(THREADS)
+    os.environ[BIND] = "nobind"
+    os.environ.setdefault(THREADS, str(max(1, len(os.sched_getaffinity(0)) // 2)))
+    try:
+        yield
+    finally:
+        del os.environ[BIND]
+        if before is None:
+            del os.environ[THREADS]
 
 
 def own_tokenizer(name: str, config: ModelConfig) -> Any:

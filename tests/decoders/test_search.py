@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 import pytest
 
 from decoders.best_of_n import BestOfN
+from decoders.candidates import draw
 from decoders.mbr import MinimumBayesRisk
 from decoders.plain import Plain
-from decoders.protocols import Exhausted, Strategy, Tokens
+from decoders.protocols import Exhausted, Sampling, Strategy, Tokens
 from decoders.rejection import RejectionSampling
 from decoders.soft_best_of_n import SoftBestOfN
 from decoders.speculative_rejection import SpeculativeRejection
 from decoders.vote import Vote
 from tests.contracts import Specimen, run
-from tests.decoders.conftest import Script, told, unasked, worth
+from tests.decoders.conftest import START, Script, told, unasked, worth
 
 
 def searches(n: int) -> list[Strategy]:
@@ -130,3 +132,25 @@ async def test_a_reward_is_asked_for_in_words(strategy: Strategy) -> None:
 
     with pytest.raises(ValueError, match="one reward is needed"):
         await told(strategy, Script(["aa", "bb", "cc"]), nothing)
+
+
+async def test_what_ends_while_a_reward_is_asked_is_scored_together() -> None:
+    """One call at a time; every answer is scored once."""
+    texts = [chr(97 + i) * 2 for i in range(6)]
+    calls: list[list[str]] = []
+    open_calls = 0
+
+    async def slow(prompt: Tokens, completions: Sequence[Tokens]) -> list[list[float]]:
+        nonlocal open_calls
+        open_calls += 1
+        assert open_calls == 1
+        calls.append(["".join(map(chr, c)) for c in completions])
+        for _ in range(20):
+            await asyncio.sleep(0)
+        open_calls -= 1
+        return [[float(completions[i][0])] for i in range(len(completions))]
+
+    pool = await draw([START], Sampling(max_tokens=9), Script(texts), slow, n=6, guides={})
+    assert sorted(text for call in calls for text in call) == texts
+    assert len(calls) < 6
+    assert [c.value for c in pool] == [float(ord(text[0])) for text in texts]
