@@ -13,7 +13,7 @@ from its_hub.core.lms.openai_lm import OpenAICompatibleLanguageModel
 from its_hub.core.orchestrator import LMOrchestrator
 
 from bench.peers.hf_reward import HFReward
-from bench.peers.loop import MAX_TOKENS, Conversation, looped, serve
+from bench.peers.loop import MAX_TOKENS, Conversation, claimed_output, looped, serve
 
 
 class Reward(AbstractOutcomeRewardModel):  # type: ignore[misc]
@@ -41,7 +41,7 @@ async def main(url: str, model: str, reward: str, label: str) -> None:
             best = await search.ainfer(lm, [ChatMessage(**message) for message in conversation], n)
             return str(best["content"])
 
-        await serve(looped(answer))
+        await serve(looped(answer), claimed_output())
 
 
 if __name__ == "__main__":

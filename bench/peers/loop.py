@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 import time
 from asyncio.subprocess import PIPE
@@ -11,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TextIO
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MAX_TOKENS = 200
@@ -74,9 +76,15 @@ def timed(answers: Callable[[Conversation, Work], Awaitable[list[str]]]) -> Way:
     return way
 
 
-async def serve(way: Way) -> None:
+def claimed_output() -> TextIO:
+    """Standard output for us alone: what libraries and their processes print goes where errors go."""
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return out
+
+
+async def serve(way: Way, out: TextIO) -> None:
     """In a peer's interpreter: a line of work in, a line of what was done out, until the input ends."""
-    out, sys.stdout = sys.stdout, sys.stderr  # libraries print
     while line := await asyncio.to_thread(sys.stdin.readline):
         done = await way(Work(**json.loads(line)))
         out.write(json.dumps(asdict(done)) + "\n")

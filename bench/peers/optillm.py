@@ -9,7 +9,7 @@ from typing import Any
 from openai import OpenAI
 from optillm.bon import best_of_n_sampling
 
-from bench.peers.loop import MAX_TOKENS, Conversation, looped, serve
+from bench.peers.loop import MAX_TOKENS, Conversation, claimed_output, looped, serve
 
 RATING_TOKENS = 4
 
@@ -31,7 +31,7 @@ async def main(url: str, model: str) -> None:
         )
         return str(text)
 
-    await serve(looped(answer))
+    await serve(looped(answer), claimed_output())
 
 
 if __name__ == "__main__":

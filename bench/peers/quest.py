@@ -37,7 +37,7 @@ from quest.reward.base import Reward
 from transformers import AutoModelForCausalLM
 
 from bench.peers.hf_reward import HFReward
-from bench.peers.loop import MAX_TOKENS, Conversation, Work, serve, timed
+from bench.peers.loop import MAX_TOKENS, Conversation, Work, claimed_output, serve, timed
 
 
 class Score(Reward):  # type: ignore[misc]
@@ -79,6 +79,7 @@ class OnHF(HF):  # type: ignore[misc]
 
 
 async def main(backend: str, base: str, reward: str, label: str, beta: str) -> None:
+    out = claimed_output()
     if not torch.cuda.is_available():
         torch.cuda.nvtx.range_push = lambda _: None
         torch.cuda.nvtx.range_pop = lambda: None
@@ -99,7 +100,7 @@ async def main(backend: str, base: str, reward: str, label: str, beta: str) -> N
     async def answers(conversation: Conversation, work: Work) -> list[str]:
         return await asyncio.to_thread(chains, conversation, work)
 
-    await serve(timed(answers))
+    await serve(timed(answers), out)
 
 
 if __name__ == "__main__":
