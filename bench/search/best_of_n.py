@@ -2,9 +2,8 @@
 
 Every way answers the same held-out questions with the best of N answers of the same base, drawn at temperature 1 and
 scored by the same reward model; both servers run with the same engine arguments. Closed loop: c clients, each sending
-its next question when the last one is answered. A round runs every way once, one after the other and each time in
-another order, and a ratio is of two ways within a round; the median round is told, and the first warms up. The best
-answers' mean reward is told too: ways that do the same differ by chance alone.
+its next question when the last one is answered. The best answers' mean reward is told too: ways that do the same differ
+by chance alone.
 
 - trimtab: one request with `alignment`. The server draws, scores and chooses.
 - vLLM + HF: a client draws from vLLM's server (N requests at once, or one with n = N), scores the answers in one batch
@@ -20,9 +19,6 @@ answers' mean reward is told too: ways that do the same differ by chance alone.
 The second table: tokens of prompts asked for and computed by the base while a long conversation is answered, from the
 servers' `vllm:prompt_tokens_by_source`. vLLM reuses whole blocks of a prompt; on CPU a block has 128 tokens unless
 `--set engine.block_size=32` or the like says otherwise.
-
-Interpreters for the peers: `pip install 'its_hub[lm]' torch transformers`, and `pip install optillm`, each in a virtual
-environment of its own.
 """
 
 from __future__ import annotations

@@ -130,12 +130,17 @@ def long_conversation(short: Iterator[Conversation]) -> Conversation:
     return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
 
 
-async def drawn(http: httpx.AsyncClient, model: str, conversation: Conversation, **more: Any) -> list[str]:
-    body = {"model": model, "messages": conversation, "max_tokens": MAX_TOKENS, "temperature": 1.0, **more}
-    answer = await http.post(PATH, json=body)
+async def choices(http: httpx.AsyncClient, path: str, **body: Any) -> Any:
+    """Of one request at temperature 1; raises RuntimeError with what the server says."""
+    answer = await http.post(path, json={"temperature": 1.0, **body})
     if answer.is_error:
         raise RuntimeError(answer.text)
-    return [choice["message"]["content"] or "" for choice in answer.json()["choices"]]
+    return answer.json()["choices"]
+
+
+async def drawn(http: httpx.AsyncClient, model: str, conversation: Conversation, **more: Any) -> list[str]:
+    found = await choices(http, PATH, model=model, messages=conversation, max_tokens=MAX_TOKENS, **more)
+    return [choice["message"]["content"] or "" for choice in found]
 
 
 async def clients_to(*urls: str, stack: AsyncExitStack) -> list[httpx.AsyncClient]:

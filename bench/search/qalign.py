@@ -28,11 +28,12 @@ from bench.peers.loop import MAX_TOKENS, Conversation, Way, Work, peer, timed
 from bench.search.common import (
     LABEL,
     OURS,
-    PATH,
     Prefill,
     block_size,
+    choices,
     clients_to,
     compared,
+    drawn,
     long_conversation,
     measure,
     prefill,
@@ -49,23 +50,16 @@ def inside(http: httpx.AsyncClient, model: str) -> Way:
     async def chains(conversation: Conversation, work: Work) -> list[str]:
         params = {"chains": work.clients, "steps": work.n, "beta": BETA, "answer": "last"}
         alignment = {"strategy": "qalign", "reward": f"rm-a.{LABEL}", "params": params}
-        body = {"model": model, "messages": conversation, "max_tokens": MAX_TOKENS, "temperature": 1.0,
-                "n": work.clients, "alignment": alignment}  # fmt: skip
-        answer = await http.post(PATH, json=body)
-        if answer.is_error:
-            raise RuntimeError(answer.text)
-        return [choice["message"]["content"] or "" for choice in answer.json()["choices"]]
+        return await drawn(http, model, conversation, n=work.clients, alignment=alignment)
 
     return timed(chains)
 
 
 def outside(http: httpx.AsyncClient, model: str, reward: HFReward) -> Way:
-    async def drawn(prompt: list[int], limit: int) -> list[int]:
-        body = {"model": model, "prompt": prompt, "max_tokens": limit, "temperature": 1.0, "return_token_ids": True}
-        answer = await http.post("/v1/completions", json=body)
-        if answer.is_error:
-            raise RuntimeError(answer.text)
-        tokens: list[int] = answer.json()["choices"][0]["token_ids"]
+    async def continued(prompt: list[int], limit: int) -> list[int]:
+        asked = {"model": model, "prompt": prompt, "max_tokens": limit, "return_token_ids": True}
+        [choice] = await choices(http, "/v1/completions", **asked)
+        tokens: list[int] = choice["token_ids"]
         return tokens
 
     async def chain(conversation: Conversation, prompt: list[int], steps: int) -> str:
@@ -75,11 +69,11 @@ def outside(http: httpx.AsyncClient, model: str, reward: HFReward) -> Way:
             [score] = await asyncio.to_thread(reward, read)
             return score, text
 
-        y = await drawn(prompt, MAX_TOKENS)
+        y = await continued(prompt, MAX_TOKENS)
         r, text = await scored(y)
         for _ in range(steps):
             i = random.randrange(len(y))
-            new = [*y[:i], *await drawn([*prompt, *y[:i]], MAX_TOKENS - i)]
+            new = [*y[:i], *await continued([*prompt, *y[:i]], MAX_TOKENS - i)]
             score, said = await scored(new)
             if math.log(random.random()) < (score - r) / BETA + math.log(len(y) / len(new)):
                 y, r, text = new, score, said
