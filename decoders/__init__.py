@@ -37,9 +37,12 @@ _search = frozenset({"guides", "reward"})
 _pool = frozenset({"candidates", "rewards"})
 
 STRATEGIES: dict[str, Entry] = {
+    "args": Entry(target="decoders.args:Args", paper="2402.01694", takes=_search, shows=_trace),
+    "beam": Entry(target="decoders.beam:Beam", takes=_search, shows=_pool, streams=False),
     "best_of_n": Entry(
         target="decoders.best_of_n:BestOfN", paper="2112.09332", takes=_search, shows=_pool, streams=False
     ),
+    "blockwise": Entry(target="decoders.blockwise:Blockwise", paper="2310.17022", takes=_search),
     "contrastive": Entry(target="decoders.guided:contrastive", paper="2210.15097", shows=_trace),
     "dera": Entry(target="decoders.guided:dera", paper="2402.02992", shows=_trace),
     "genarm": Entry(
@@ -50,6 +53,9 @@ STRATEGIES: dict[str, Entry] = {
         target="decoders.mbr:MinimumBayesRisk", takes=_search, reward_optional=True, shows=_pool, streams=False
     ),
     "mod": Entry(target="decoders.guided:mod", paper="2406.18853", takes=frozenset({"guides"}), shows=_trace),
+    "particles": Entry(
+        target="decoders.particles:Particles", paper="2502.01618", takes=_search, shows=_pool, streams=False
+    ),
     "plain": Entry(target="decoders.plain:Plain"),
     "proxy_tuning": Entry(target="decoders.guided:proxy_tuning", paper="2401.08565", shows=_trace),
     "qalign": Entry(
@@ -72,6 +78,7 @@ STRATEGIES: dict[str, Entry] = {
         shows=_pool,
         streams=False,
     ),
+    "transfer_q": Entry(target="decoders.transfer_q:TransferQ", paper="2405.20495", takes=_search, shows=_trace),
     "vote": Entry(
         target="decoders.vote:Vote",
         paper="2203.11171",

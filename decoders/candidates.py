@@ -173,6 +173,15 @@ def check_resumable(strategy: str, sampling: Sampling) -> None:
         raise ValueError(f"strategy {strategy!r}: {message}")
 
 
+def check_pieced(strategy: str, sampling: Sampling) -> None:
+    """Raises ValueError for sampling that an answer put together of pieces would not carry out."""
+    check_resumable(strategy, sampling)
+    if sampling.logprobs:
+        raise ValueError(
+            f"strategy {strategy!r} cannot be combined with logprobs: an answer is drawn in several pieces"
+        )
+
+
 def stopped(tokens: Tokens, kept: int, stop: Sequence[str], engine: Engine) -> int | None:
     """Where a stop string first ends an answer, in tokens, given that its first `kept` tokens hold none; None: nowhere.
 
@@ -207,11 +216,11 @@ def generator(seed: int | None, stream: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=np.array([key, stream], dtype=np.uint64)))
 
 
-def derived(seed: int | None, branch: int, step: int) -> int | None:
+def derived(seed: int | None, *place: int) -> int | None:
     """The seed of one draw among many of a request: were it the same for two, their draws would be too."""
     if seed is None:
         return None
-    state = np.random.SeedSequence(seed % 2**64, spawn_key=(branch, step)).generate_state(1, np.uint64)
+    state = np.random.SeedSequence(seed % 2**64, spawn_key=place).generate_state(1, np.uint64)
     return int(state[0] >> 2)
 
 
@@ -226,6 +235,20 @@ def softmax(values: Sequence[float], beta: float) -> Vector:
     """[N] exp(r_i / beta), summing to 1."""
     weights = np.exp(tempered(values, beta))
     return np.asarray(weights / weights.sum())
+
+
+def warped(logits: Vector, sampling: Sampling) -> Vector:
+    """[V] probabilities after temperature, top-k and top-p, in that order; greedy takes the first of the best."""
+    if sampling.temperature == 0:
+        return np.asarray(np.eye(len(logits))[int(np.argmax(logits))])
+    p = np.exp((logits - logits.max()) / sampling.temperature)
+    order = np.argsort(-p, kind="stable")
+    if sampling.top_k:
+        p[order[sampling.top_k :]] = 0
+    p /= p.sum()
+    kept_before = np.cumsum(p[order]) - p[order]
+    p[order[kept_before >= sampling.top_p]] = 0
+    return np.asarray(p / p.sum())
 
 
 def scored(pool: Iterable[Candidate]) -> tuple[list[Candidate], list[float]]:

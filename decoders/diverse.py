@@ -23,7 +23,7 @@ from typing import Annotated, final
 from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict  # of typing, pydantic takes it only from Python 3.12 on
 
-from decoders.protocols import BASE, Chunk, Engine, Mixture, Tokens
+from decoders.protocols import BASE, Chunk, Engine, Exhausted, Mixture, Tokens
 
 
 @final
@@ -55,10 +55,16 @@ async def hypotheses(
     mixture = {BASE: 1.0, **guides}
     while any(h.finish is None for group in groups for h in group):
         open_ones = [h for group in groups for h in group if h.finish is None]
-        found = await asyncio.gather(*(engine.next([*prompt, *h.tokens], k=n, guides=mixture) for h in open_ones))
-        expansions = dict(zip(map(id, open_ones), found, strict=True))
-        if not all(found):  # nothing more may be drawn
-            return [_chunk(i, h, "budget") for i, h in enumerate(_flat(groups, width))]
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                found = {
+                    id(h): tasks.create_task(engine.ahead([*prompt, *h.tokens], k=n, length=1, guides=mixture))
+                    for h in open_ones
+                }
+        except ExceptionGroup as errors:
+            if isinstance(cut := errors.exceptions[0], Exhausted):
+                return [_chunk(i, h, str(cut)) for i, h in enumerate(_flat(groups, width))]
+            raise cut from None
         chosen: Counter[int] = Counter()
         for g, group in enumerate(groups):
             scored = [(h.theta, h) for h in group if h.finish is not None]
@@ -69,13 +75,13 @@ async def hypotheses(
                             h.theta + logprob - how["penalty"] * chosen[token],
                             _grown(h, token, logprob, max_tokens, engine),
                         )
-                        for token, logprob in expansions[id(h)]
+                        for token, logprob in found[id(h)].result()[0]
                     ]  # (1)
             scored.sort(key=lambda pair: -pair[0])
             ended = [h for h in group if h.finish is not None]
             groups[g] = [h for _, h in scored[:width]]
             chosen.update(h.tokens[-1] for h in groups[g] if h not in ended)
-    return [_chunk(i, h, "budget") for i, h in enumerate(_flat(groups, width))]
+    return [_chunk(i, h) for i, h in enumerate(_flat(groups, width))]
 
 
 def _grown(h: Hypothesis, token: int, logprob: float, max_tokens: int, engine: Engine) -> Hypothesis:
@@ -89,5 +95,5 @@ def _flat(groups: list[list[Hypothesis]], width: int) -> list[Hypothesis]:
     return [group[min(i, len(group) - 1)] for group in groups for i in range(width)]
 
 
-def _chunk(index: int, h: Hypothesis, cut: str) -> Chunk:
+def _chunk(index: int, h: Hypothesis, cut: str = "") -> Chunk:
     return Chunk(index=index, tokens=h.tokens, finish=h.finish or cut)

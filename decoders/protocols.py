@@ -34,6 +34,8 @@ class Sampling:
     """False: each answer is wanted whole, as one chunk once it has ended; searches draw so."""
     stop: tuple[str, ...] = ()
     """Strings that end an answer; the engine sees to them where it draws whole answers."""
+    step: str = ""
+    """A string that ends a draw too, with "step" for its finish; it stays in the tokens. Empty: none does."""
     logprobs: bool = False
     """Whether the client wants log-probs, which only the engine's own chunks have."""
     plausibility: float = 0.0
@@ -58,7 +60,7 @@ class Chunk:
     """Which of the n answers."""
     tokens: tuple[int, ...]
     finish: str | None = None
-    """"stop" (end of sequence or a stop string), "length", one of `CUT`, or the engine's own reason."""
+    """"stop" (end of sequence or a stop string), "length", "step", one of `CUT`, or the engine's own reason."""
     report: Mapping[str, Any] = field(default_factory=dict)
     """What the strategy tells of this answer, beside its tokens; shown to the client."""
     native: Any = None
@@ -70,7 +72,7 @@ CUT = frozenset({"budget", "deadline"})
 
 
 class Exhausted(Exception):
-    """The request's budget or deadline ended it with nothing in hand."""
+    """The request's budget or deadline, one of `CUT`, ended it with nothing in hand."""
 
 
 class Engine(Protocol):
@@ -85,10 +87,11 @@ class Engine(Protocol):
         """The tokens that end a response."""
         ...
 
-    async def next(self, prompt: Tokens, *, k: int, guides: Mixture) -> list[tuple[int, float]]:
+    async def ahead(self, prompt: Tokens, *, k: int, length: int, guides: Mixture) -> list[list[tuple[int, float]]]:
         """The k likeliest next tokens and their log-probs under the mixture, untempered, best first.
 
-        Empty where the request may draw no more.
+        Then the same behind the first of them, and so on: at most `length` such lists along the greedy path, none
+        behind an end of sequence or a full context. Raises Exhausted where the request may draw no more.
         """
         ...
 

@@ -47,7 +47,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from decoders.candidates import Beta, Guides, Vector, check_resumable, derived, first, generator, stopped, values
+from decoders.candidates import Beta, Guides, Vector, check_pieced, derived, first, generator, stopped, values
 from decoders.extract import Extractor, extractor
 from decoders.likeness import f1, words
 from decoders.mixing import FLOOR, Until, agreed, mixing
@@ -124,9 +124,7 @@ class QAlign:
     async def __call__(
         self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, want: frozenset[str]
     ) -> AsyncGenerator[Chunk, None]:
-        check_resumable("qalign", sampling)
-        if sampling.logprobs:
-            raise ValueError("strategy 'qalign' cannot be combined with logprobs: an answer is drawn in several pieces")
+        check_pieced("qalign", sampling)
         if self.target == "base" and not sampling.exact:
             raise ValueError("params.target 'base' needs temperature 1 without top_k and top_p")
         if self.answer == "last" and n > self.chains:

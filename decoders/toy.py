@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from decoders.candidates import warped
 from decoders.protocols import BASE, Chunk, Mixture, Sampling, Tokens
 
 Vector = NDArray[np.float64]
@@ -82,20 +83,6 @@ class ToyModel:
                 yield tokens, float(p) * rest
 
 
-def warp(logprobs: Vector, sampling: Sampling) -> Vector:
-    """[V] probabilities after temperature, top-k and top-p, in that order; greedy takes the first of the best."""
-    if sampling.temperature == 0:
-        return np.asarray(np.eye(len(logprobs))[int(np.argmax(logprobs))])
-    p = np.exp((logprobs - logprobs.max()) / sampling.temperature)
-    order = np.argsort(-p, kind="stable")
-    if sampling.top_k:
-        p[order[sampling.top_k :]] = 0
-    p /= p.sum()
-    kept_before = np.cumsum(p[order]) - p[order]
-    p[order[kept_before >= sampling.top_p]] = 0
-    return np.asarray(p / p.sum())
-
-
 class ToyEngine:
     """`Engine` over a `ToyModel`. Draws come from a counter-based generator keyed by (seed, answer, position)."""
 
@@ -121,6 +108,10 @@ class ToyEngine:
         seed = self._entropy.spawn(1)[0].generate_state(1)[0] if sampling.seed is None else sampling.seed
         answers = [begun] * n
         open_answers = list(range(n))
+        if self.model.ended(begun):
+            for i in range(n):
+                yield Chunk(index=i, tokens=(), finish="length")
+            return
         self.live += 1
         try:
             while open_answers:
@@ -128,11 +119,13 @@ class ToyEngine:
                     await asyncio.sleep(0)
                     position = len(answers[i])
                     draw = np.random.Generator(np.random.Philox(key=[seed, i], counter=[position, 0, 0, 0])).random()
-                    cdf = np.cumsum(warp(logprobs(answers[i]), sampling))
+                    cdf = np.cumsum(warped(logprobs(answers[i]), sampling))
                     token = self.model.vocab[int(np.searchsorted(cdf, draw * cdf[-1], side="right"))]
                     answers[i] = (*answers[i], token)
                     if token == self.model.eos:
                         finish = "stop"
+                    elif sampling.step and sampling.step in self.text(answers[i][len(begun) :]):
+                        finish = "step"
                     elif self.model.ended(answers[i]) or len(answers[i]) - len(begun) >= sampling.max_tokens:
                         finish = "length"
                     else:
@@ -150,10 +143,14 @@ class ToyEngine:
     def ends(self) -> frozenset[int]:
         return frozenset({self.model.eos})
 
-    async def next(self, prompt: Tokens, *, k: int, guides: Mixture) -> list[tuple[int, float]]:
-        logprobs = self.model.next(guides)(self._response(prompt))
-        order = np.argsort(-logprobs, kind="stable")[:k]
-        return [(self.model.vocab[i], float(logprobs[i])) for i in order]
+    async def ahead(self, prompt: Tokens, *, k: int, length: int, guides: Mixture) -> list[list[tuple[int, float]]]:
+        answer, lists = self._response(prompt), list[list[tuple[int, float]]]()
+        while len(lists) < length and not self.model.ended(answer):
+            logprobs = self.model.next(guides)(answer)
+            order = np.argsort(-logprobs, kind="stable")[:k]
+            lists.append([(self.model.vocab[i], float(logprobs[i])) for i in order])
+            answer = (*answer, lists[-1][0][0])
+        return lists
 
     async def score(self, prompt: Tokens, completion: Tokens, *, guides: Mixture) -> list[float]:
         logprobs = self.model.next(guides)

@@ -19,7 +19,7 @@ from vllm.engine.protocol import EngineClient
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-from decoders.protocols import CUT, Chunk, Engine, Reward, Sampling, Strategy, Tokens
+from decoders.protocols import CUT, Chunk, Engine, Exhausted, Reward, Sampling, Strategy, Tokens
 from engine.meter import Meter, Metered
 
 
@@ -55,13 +55,24 @@ class Run:
     async def carry_out(
         self, prompt: Tokens, sampling: Sampling, engine: Engine, *, n: int
     ) -> AsyncGenerator[Chunk, None]:
-        """The strategy's chunks; `failed` says what went wrong, whoever gets to see the exception."""
+        """The strategy's chunks; `failed` says what went wrong, whoever gets to see the exception.
+
+        Raises Exhausted where every answer was cut before its first token: vLLM streams no such answer.
+        """
         begun = False
+        empty: list[Chunk] = []
         try:
             async with aclosing(self.strategy(prompt, sampling, engine, self.reward, n=n, want=self.want)) as chunks:
                 async for chunk in chunks:
+                    if not begun and chunk.finish in CUT and not chunk.tokens:
+                        empty.append(chunk)
+                        continue
                     begun = True
                     yield chunk
+            if empty and not begun:
+                raise Exhausted(empty[0].finish)
+            for chunk in empty:
+                yield chunk
             return
         except Exception as error:
             self.failed = error
@@ -213,7 +224,7 @@ def finish_reason(chunk: Chunk) -> str | None:
 class Text:
     """The text of one answer as its tokens arrive, up to a stop string or token.
 
-    An unfinished character waits for its other bytes.
+    An unfinished character waits for its other bytes, and what may be the beginning of a stop string for its end.
     """
 
     def __init__(self, tokenizer: Any, params: SamplingParams) -> None:
@@ -227,8 +238,10 @@ class Text:
     def next(self, tokens: Sequence[int], *, last: bool) -> str:
         self.tokens += tokens
         text = self._ended(self._decoded(self.tokens))
-        if text.endswith("\ufffd") and not last:
-            return ""
+        if not last:
+            if text.endswith("\ufffd"):
+                return ""
+            text = text[: max(0, len(text) - max((len(stop) - 1 for stop in stops(self.params)), default=0))]
         fresh = text[self.shown :]
         self.shown = max(self.shown, len(text))
         return fresh

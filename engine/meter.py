@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
-from decoders.protocols import Chunk, Engine, Mixture, Sampling, Tokens
+from decoders.protocols import Chunk, Engine, Exhausted, Mixture, Sampling, Tokens
 
 
 @dataclass(kw_only=True)
@@ -84,14 +84,15 @@ class Metered:
     def ends(self) -> frozenset[int]:
         return self.engine.ends
 
-    async def next(self, prompt: Tokens, *, k: int, guides: Mixture) -> list[tuple[int, float]]:
+    async def ahead(self, prompt: Tokens, *, k: int, length: int, guides: Mixture) -> list[list[tuple[int, float]]]:
         meter = self.meter
         late = meter.deadline is not None and asyncio.get_running_loop().time() >= meter.deadline
         if meter.left == 0 or late:
             meter.cut = meter.cut or ("deadline" if late else "budget")
-            return []
-        meter.sampled += 1
-        return await self.engine.next(prompt, k=k, guides=guides)
+            raise Exhausted("deadline" if late else "budget")
+        lists = await self.engine.ahead(prompt, k=k, length=min(length, meter.left or length), guides=guides)
+        meter.sampled += len(lists)
+        return lists
 
     async def score(self, prompt: Tokens, completion: Tokens, *, guides: Mixture) -> list[float]:
         self.meter.scored += len(completion)

@@ -59,6 +59,8 @@ class VLLMEngine:
         if sampling.plausibility and masks:
             raise ValueError(f"plausibility cannot be combined with {masks[0]}: together they may leave no token")
         apart = n > 1 and not sampling.stream
+        stop = [template.stop] if isinstance(template.stop, str) else list(template.stop or ())
+        step = sampling.step if sampling.step not in stop else ""
         params = msgspec.structs.replace(
             template,
             n=1 if apart else n,
@@ -67,6 +69,7 @@ class VLLMEngine:
             temperature=sampling.temperature,
             top_k=sampling.top_k,
             top_p=sampling.top_p,
+            stop=[*stop, step] if step else stop,
             seed=None if sampling.seed is None else sampling.seed % 2**62,  # -1 would mean none, and n children add n
             output_kind=RequestOutputKind.DELTA if sampling.stream else RequestOutputKind.FINAL_ONLY,
             extra_args={**(template.extra_args or {}), KEY: self._row(guides, plausibility=sampling.plausibility)},
@@ -76,9 +79,8 @@ class VLLMEngine:
                 for piece in output.outputs:
                     native = copy(output)
                     native.outputs = [piece]
-                    yield Chunk(
-                        index=piece.index, tokens=tuple(piece.token_ids), finish=piece.finish_reason, native=native
-                    )
+                    finish = "step" if step and piece.stop_reason == step else piece.finish_reason
+                    yield Chunk(index=piece.index, tokens=tuple(piece.token_ids), finish=finish, native=native)
 
     @property
     def ends(self) -> frozenset[int]:
@@ -87,10 +89,10 @@ class VLLMEngine:
         found = listed if isinstance(listed, list) else [listed]
         return frozenset(token for token in (*found, self.client.renderer.tokenizer.eos_token_id) if token is not None)
 
-    async def next(self, prompt: Tokens, *, k: int, guides: Mixture) -> list[tuple[int, float]]:
+    async def ahead(self, prompt: Tokens, *, k: int, length: int, guides: Mixture) -> list[list[tuple[int, float]]]:
         """vLLM's `max_logprobs` bounds k."""
         params = SamplingParams(
-            max_tokens=1,
+            max_tokens=length,
             temperature=0.0,
             logprobs=k,
             detokenize=False,
@@ -100,8 +102,14 @@ class VLLMEngine:
         )
         async with aclosing(self._run(prompt, params)) as outputs:
             output = [output async for output in outputs][-1]
-        best = sorted(output.outputs[0].logprobs[0].items(), key=lambda item: -item[1].logprob)
-        return [(token, logprob.logprob) for token, logprob in best[:k]]
+        [greedy] = output.outputs
+        return [
+            sorted(
+                ((token, logprob.logprob) for token, logprob in logprobs.items()),
+                key=lambda pair: (-pair[1], pair[0] != drawn),
+            )[:k]
+            for drawn, logprobs in zip(greedy.token_ids, greedy.logprobs, strict=True)
+        ]
 
     async def score(self, prompt: Tokens, completion: Tokens, *, guides: Mixture) -> list[float]:
         """Each token's own log-probability, in fp32. Costs a prefill of prompt and completion: no prefix-cache hits."""

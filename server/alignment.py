@@ -18,6 +18,8 @@ from server.kinds import check_rewards, parameters
 from server.objective import Spec, parsed, weighted
 
 AT = "alignment"
+SECOND = "baseline_reward"
+"""The parameter that names a second reward, as `reward` names the first."""
 
 
 class Budget(BaseModel):
@@ -80,6 +82,8 @@ class Plan:
     want: frozenset[str]
     objective: Spec | None = None
     """What the reward is made of; None where the strategy wants none."""
+    against: Spec | None = None
+    """What a second reward is made of, for a strategy that weighs two against each other."""
     given: Mapping[str, Any] = field(default_factory=dict)
     """What rewards compare with."""
     max_sampled_tokens: int | None = None
@@ -151,10 +155,13 @@ def plan(raw: object, config: Config) -> Plan:
     strategy = _build(name, {**asked.params, **pulls})
     mixture = dict(getattr(strategy, "mixture", {BASE: 1.0, **exponents} if exponents else {}))
     _bounded(mixture, config, param=f"{AT}.params" if asked.params else f"{AT}.weights")
+    _bounded(getattr(strategy, "baseline", {}), config, param=f"{AT}.params.baseline")
     _small(strategy, config)
-    objective = None
+    objective = against = None
     if searches and given & {"weights", "reward"}:
         objective = parsed(asked.reward, config, at=f"{AT}.reward") if "reward" in given else weighted(weights, config)
+    if (second := getattr(strategy, SECOND, None)) is not None:
+        against = parsed(second, config, at=f"{AT}.params.{SECOND}")
     return Plan(
         name=name,
         entry=entry,
@@ -163,6 +170,7 @@ def plan(raw: object, config: Config) -> Plan:
         guides=mixture,
         want=frozenset(asked.want),
         objective=objective,
+        against=against,
         given=asked.given.model_dump(exclude_unset=True),
         max_sampled_tokens=asked.budget.max_sampled_tokens or None,
         deadline_ms=asked.budget.deadline_ms or None,
@@ -195,10 +203,16 @@ def _honoured(given: set[str], name: str, entry: Entry) -> None:
 
 
 def _small(strategy: Strategy, config: Config) -> None:
-    for key in ("n", "chains"):
-        if getattr(strategy, key, 1) > config.max_candidates:
-            message = f"{AT}.params.{key} must be at most {config.max_candidates} on this server"
-            raise ApiError(f"{message}; got {getattr(strategy, key)}", param=f"{AT}.params.{key}", code="out_of_range")
+    at_once = {"n": "n", "chains": "chains", "rollouts": "k * rollouts"}
+    for key, written in at_once.items():
+        count = getattr(strategy, key, 1) * (getattr(strategy, "k", 1) if key == "rollouts" else 1)
+        if count > config.max_candidates:
+            message = f"{AT}.params.{written} must be at most {config.max_candidates} on this server"
+            raise ApiError(f"{message}; got {count}", param=f"{AT}.params.{key}", code="out_of_range")
+    most = config.engine.get("max_logprobs", 20)  # of which vLLM shows no more; 20 is its default, -1 all
+    if (k := getattr(strategy, "k", 1)) > most >= 0:
+        message = f"{AT}.params.k must be at most engine.max_logprobs, {most} on this server; got {k}"
+        raise ApiError(message, param=f"{AT}.params.k", code="out_of_range")
     draws = getattr(strategy, "draws", 1)
     if draws > config.max_draws:
         message = f"{AT}.params: chains * (steps + 1) must be at most {config.max_draws} on this server"
@@ -278,7 +292,7 @@ def _inside(model: type[BaseModel], where: Sequence[int | str]) -> set[str]:
 def _bounded(mixture: Mapping[str, float], config: Config, *, param: str) -> None:
     for member, weight in mixture.items():
         if member != BASE and member not in config.guides:
-            raise ApiError(unknown("guide", member, config.guides.keys()), param=f"{AT}.params")
+            raise ApiError(unknown("guide", member, config.guides.keys()), param=param)
         if not abs(weight) <= config.max_weight:
             message = f"the exponent of {member!r} must lie in [-{config.max_weight:g}, {config.max_weight:g}]"
             raise ApiError(f"{message}; got {weight:g}", param=param, code="out_of_range")

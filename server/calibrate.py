@@ -137,7 +137,7 @@ async def scored(scoring: Scoring, spec: Spec, question: Question, answers: Sequ
     """A score per answer, untold to any request."""
     tokenizer = scoring.host.tokenizer
     responses = [Response(text=tokenizer.decode(a, skip_special_tokens=True), tokens=a) for a in answers]
-    return evaluated(spec, await scoring.rows(spec, question, responses), {}).values
+    return evaluated(spec, await scoring.rows([spec], question, responses), {}).values
 
 
 def written(text: str, found: Mapping[str, Measured]) -> str:

@@ -68,8 +68,9 @@ async def scored(document: dict[str, Any], scoring: Scoring) -> dict[str, Any]:
         spec = weighted(preferences(asked.weights, config, at="weights") if "weights" in given else every, config)
     compared = asked.given.model_dump(exclude_unset=True)
     scoring.check(spec, compared, at="reward")
+    scoring.check_read([spec], compared)
     meter = Meter()
-    scores = Scores.of_document(document, scoring=scoring, spec=spec, given=compared, meter=meter)
+    scores = Scores.of_document(document, scoring=scoring, specs=(spec,), given=compared, meter=meter)
     tokenizer = scoring.host.tokenizer
     prompt = scoring.host.render(scores.messages) if "messages" in given else tokenizer.encode(asked.prompt)
     completions = [tokenizer.encode(text, add_special_tokens=False) for text in asked.responses]

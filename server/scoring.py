@@ -21,7 +21,7 @@ from engine.pooling import PoolingEngine, running_pooler
 from rewards.guard import Checked
 from rewards.log_ratio import instructed
 from rewards.protocols import Host, Question, Response, RewardError, Scorer
-from server.alignment import AT, Plan
+from server.alignment import AT, SECOND, Plan
 from server.body import Json
 from server.config import Config, ConfigError
 from server.conversation import Messages, messages
@@ -102,12 +102,15 @@ class Scoring:
                 at = f"objectives.{name}.reward"
                 try:
                     spec = parsed(objective.reward, self.config, at=at, objectives=False)
-                    self.check(spec, {}, at=at, given_too=False)
+                    self.check(spec, None, at=at)
                 except ApiError as error:
                     raise ConfigError(error.message, key=at) from None
 
-    def check(self, spec: Spec, given: Mapping[str, Any], *, at: str, given_too: bool = True) -> None:
-        """Raises ApiError for a label that a reward does not have, or for what it would need and was not given."""
+    def check(self, spec: Spec, given: Mapping[str, Any] | None, *, at: str) -> None:
+        """Raises ApiError for a label that a reward does not have, or for what it would need and was not given.
+
+        None: what will be given is not known yet.
+        """
         for leaf in spec.leaves:
             scorer = self.scorers[leaf.reward]
             if leaf.label is None and len(scorer.labels) > 1:
@@ -115,23 +118,32 @@ class Scoring:
                 raise ApiError(f"reward {leaf.reward!r} gives several scores; name one: {names}", param=at)
             if leaf.label is not None and leaf.label not in scorer.labels:
                 raise ApiError(unknown(f"score of reward {leaf.reward!r}", leaf.label, scorer.labels), param=at)
-            if missing := sorted(scorer.needs - given.keys()) if given_too else []:
+            if missing := sorted(scorer.needs - given.keys()) if given is not None else []:
                 raise ApiError(
                     f"reward {leaf.reward!r} needs {AT}.given.{missing[0]}",
                     param=f"{AT}.given.{missing[0]}",
                     code="missing_required_parameter",
                 )
-        needed = {key for leaf in spec.leaves for key in self.scorers[leaf.reward].needs}
-        if given_too and (surplus := given.keys() - needed):
-            raise unread(surplus)
+
+    def check_read(self, specs: Iterable[Spec], given: Mapping[str, Any]) -> None:
+        """Raises ApiError for something given that no reward would read."""
+        needed = {key for spec in specs for leaf in spec.leaves for key in self.scorers[leaf.reward].needs}
+        if surplus := given.keys() - needed:
+            name = min(surplus)
+            raise ApiError(
+                f"no reward that is asked for compares answers with {AT}.given.{name}",
+                param=f"{AT}.given.{name}",
+                code="unsupported_pair",
+            )
 
     def bind(self, plan: Plan, document: Json, meter: Meter) -> Scores:
         """The reward of one request; raises ApiError for what it cannot be."""
-        if plan.objective is not None:
-            self.check(plan.objective, plan.given, at=f"{AT}.reward")
-        elif plan.given:
-            raise unread(plan.given)
-        return Scores.of_document(document, scoring=self, spec=plan.objective, given=plan.given, meter=meter)
+        asked = {f"{AT}.reward": plan.objective, f"{AT}.params.{SECOND}": plan.against}
+        specs = {at: spec for at, spec in asked.items() if spec is not None}
+        for at, spec in specs.items():
+            self.check(spec, plan.given, at=at)
+        self.check_read(specs.values(), plan.given)
+        return Scores.of_document(document, scoring=self, specs=tuple(specs.values()), given=plan.given, meter=meter)
 
     def instructed(self, document: Json, instruction: str) -> Tokens:
         """A chat request's prompt under a system message; raises ValueError for what that would leave out."""
@@ -143,9 +155,11 @@ class Scoring:
             raise ValueError("what instructs the model needs a chat request whose messages are all text")
         return self.host.render(instructed(found, instruction))
 
-    async def rows(self, spec: Spec, question: Question, responses: Sequence[Response]) -> dict[str, list[float]]:
+    async def rows(
+        self, specs: Iterable[Spec], question: Question, responses: Sequence[Response]
+    ) -> dict[str, list[float]]:
         """leaf -> [N] raw scores, every reward asked once; raises RewardError."""
-        leaves = {leaf.name: leaf for leaf in spec.leaves}
+        leaves = {leaf.name: leaf for spec in specs for leaf in spec.leaves}
         names = sorted({leaf.reward for leaf in leaves.values()})
         try:
             async with asyncio.TaskGroup() as group:
@@ -173,11 +187,11 @@ class Scoring:
 
 @dataclass(kw_only=True)
 class Scores:
-    """A `decoders.protocols.Reward` for one HTTP request, [N, 1], that remembers what it said."""
+    """A `decoders.protocols.Reward` for one HTTP request, [N, K], that remembers what the first of its K said."""
 
     scoring: Scoring
-    spec: Spec | None
-    """None where the request asked for no reward: [N, 0]."""
+    specs: tuple[Spec, ...]
+    """[K]"""
     messages: Messages
     given: Mapping[str, Any]
     meter: Meter
@@ -195,18 +209,23 @@ class Scores:
         return cls(messages=messages(document), stop=() if kept else stop, **fields)
 
     async def __call__(self, prompt: Tokens, completions: Sequence[Tokens]) -> list[list[float]]:
-        spec = self.spec
-        if spec is None:
+        if not self.specs:
             return [[] for _ in completions]
         question = self._question(prompt)
-        references = await self._references(spec, question) if spec.references else {}
+        references = await self._references(question) if self.wanted else {}
         responses = [self.response(tokens) for tokens in completions]
-        rewards = len({leaf.reward for leaf in spec.leaves})
+        rewards = len({leaf.reward for spec in self.specs for leaf in spec.leaves})
         self.meter.scored += rewards * sum(len(tokens) for tokens in completions)
-        told = evaluated(spec, await self.scoring.rows(spec, question, responses), references)
+        rows = await self.scoring.rows(self.specs, question, responses)
+        told = [evaluated(spec, rows, references) for spec in self.specs]
         for i, tokens in enumerate(completions):
-            self.said[tuple(tokens)] = at(told, i)
-        return [[value] for value in told.values]
+            self.said[tuple(tokens)] = at(told[0], i)
+        return [list(row) for row in zip(*(one.values for one in told), strict=True)]
+
+    @property
+    def wanted(self) -> int:
+        """How many reference answers the transforms ask for."""
+        return max((spec.references for spec in self.specs), default=0)
 
     def of(self, tokens: Tokens) -> Json:
         """{"value", "rewards", "transformed"} of a completion that was scored; {} of another."""
@@ -228,34 +247,24 @@ class Scores:
             asked = ({"role": "user", "content": text},)
         return Question(messages=asked, prompt=prompt, given=self.given)
 
-    async def _references(self, spec: Spec, question: Question) -> Rows:
+    async def _references(self, question: Question) -> Rows:
         """leaf -> [M] scores of the frozen base's own answers to the question, drawn once and then remembered."""
         kept = self.scoring.references
-        key = json.dumps([list(question.prompt), spec.references, [leaf.name for leaf in spec.leaves],
-                          self.given])  # fmt: skip
+        leaves = [leaf.name for spec in self.specs for leaf in spec.leaves]
+        key = json.dumps([list(question.prompt), self.wanted, leaves, self.given])
         async with self.lock:
             if key not in kept:
                 engine = Metered(self.scoring.host.engine, self.meter)
                 sampling = Sampling(max_tokens=REFERENCE_TOKENS, seed=0, stream=False)
                 drawn: dict[int, list[int]] = {}
-                async for chunk in engine.generate(question.prompt, sampling, n=spec.references, guides={BASE: 1.0}):
+                async for chunk in engine.generate(question.prompt, sampling, n=self.wanted, guides={BASE: 1.0}):
                     drawn.setdefault(chunk.index, []).extend(chunk.tokens)
                 responses = [self.response(tokens) for tokens in drawn.values()]
-                kept[key] = await self.scoring.rows(spec, question, responses)
+                kept[key] = await self.scoring.rows(self.specs, question, responses)
                 while len(kept) > REFERENCES_KEPT:
                     kept.popitem(last=False)
             kept.move_to_end(key)
             return kept[key]
-
-
-def unread(given: Iterable[str]) -> ApiError:
-    """The refusal of something given that no reward would read."""
-    name = min(given)
-    return ApiError(
-        f"no reward that is asked for compares answers with {AT}.given.{name}",
-        param=f"{AT}.given.{name}",
-        code="unsupported_pair",
-    )
 
 
 def at(told: Told, i: int) -> Json:

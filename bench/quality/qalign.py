@@ -72,7 +72,7 @@ class Study:
 async def run(
     client: AsyncOpenAI, model: str, *, prompts: int, size: int, betas: Sequence[float], steps: Sequence[int]
 ) -> list[Study]:
-    gate = asyncio.Semaphore(4)
+    gate = asyncio.Semaphore(8)
     studies = []
     for (name, params), gold, chosen in zip(
         ANSWERS.items(), (GOLD[OBJECTIVE], arithmetic), held_out(prompts), strict=True

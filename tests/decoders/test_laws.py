@@ -2,14 +2,19 @@ from __future__ import annotations
 
 import pytest
 
+from decoders.args import Args
+from decoders.beam import Beam
 from decoders.best_of_n import BestOfN
+from decoders.blockwise import Blockwise
 from decoders.guided import Guided, contrastive, dera, genarm, mod, proxy_tuning
 from decoders.mbr import MinimumBayesRisk
+from decoders.particles import Particles
 from decoders.plain import Plain
 from decoders.protocols import Strategy
 from decoders.rejection import RejectionSampling
 from decoders.soft_best_of_n import SoftBestOfN
 from decoders.speculative_rejection import SpeculativeRejection
+from decoders.transfer_q import TransferQ
 from decoders.vote import Vote
 from tests.contracts import ENGINE_LAWS, STRATEGY_LAWS, Specimen
 
@@ -31,6 +36,16 @@ STRATEGIES: list[Strategy] = [
     MinimumBayesRisk(n=5, utility="token_f1", weighting="softmax", guides={"arm": 1.0}),
     SpeculativeRejection(n=5, decisions=(1, 2)),
     SpeculativeRejection(n=5, alpha=0.3, decisions=(1,), guides={"arm": 1.0}),
+    Args(k=2, weight=0.5),
+    TransferQ(k=2, rollouts=2, baseline={"arm": 1.0}, guides={"arm": 0.5}),
+    TransferQ(k=3, value="soft", rollouts=3, horizon=None, min_p=0.3),
+    TransferQ(k=3, rollout_temperature=0.0, block=2),
+    Blockwise(n=3, block=2),
+    Blockwise(n=3, block=1, beta=0.5, guides={"arm": 1.0}),
+    Particles(n=4, block=1, beta=0.5),
+    Particles(n=4, block=2, variant="pf_reference", answer="max_reward", guides={"arm": 1.0}, target="base"),
+    Beam(n=4, width=2, block=1),
+    Beam(n=4, width=2, block=2, variant="dvts", guides={"arm": 1.0}),
 ]
 
 

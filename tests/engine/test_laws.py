@@ -3,11 +3,15 @@
 import pytest
 from vllm.sampling_params import SamplingParams
 
+from decoders.beam import Beam
 from decoders.best_of_n import BestOfN
+from decoders.blockwise import Blockwise
 from decoders.guided import Guided
+from decoders.particles import Particles
 from decoders.plain import Plain
 from decoders.protocols import BASE, Sampling
 from decoders.speculative_rejection import SpeculativeRejection
+from decoders.transfer_q import TransferQ
 from tests.contracts import ENGINE_LAWS, STRATEGY_LAWS, Specimen
 
 
@@ -40,6 +44,10 @@ STRATEGIES = {
     "guided": Guided(guides={"llama": 0.7, "lora": -0.3}),
     "best_of_n": BestOfN(n=4, guides={"llama": 0.5}),
     "speculative_rejection": SpeculativeRejection(n=4, decisions=(3, 6)),
+    "transfer_q": TransferQ(k=2, rollouts=2, horizon=3, baseline={"llama": 1.0}, min_p=0.5),
+    "blockwise": Blockwise(n=3, block=5),
+    "particles": Particles(n=4, block=5, beta=0.5),
+    "beam": Beam(n=4, width=2, block=5),
 }
 
 

@@ -20,7 +20,7 @@ from vllm.renderers.registry import renderer_from_config
 from vllm.v1.engine.input_processor import InputProcessor
 
 from decoders.plain import Plain
-from decoders.protocols import Engine, indifferent
+from decoders.protocols import Engine, Tokens, indifferent
 from decoders.toy import ToyEngine, ToyModel
 from engine.aligned import AlignedClient, Run, running
 from rewards.protocols import Scorer
@@ -47,6 +47,22 @@ def checkpoint(folder: Path) -> Path:
     return folder
 
 
+class Lettered(ToyEngine):
+    """A toy whose text is the tokenizer's."""
+
+    def __init__(self, model: ToyModel, *, start: int, tokenizer: Any) -> None:
+        super().__init__(model, start=start)
+        self.tokenizer = tokenizer
+
+    def text(self, completion: Tokens) -> str:
+        text: str = self.tokenizer.decode(list(completion), skip_special_tokens=True)
+        return text
+
+    def tokens(self, text: str) -> Tokens:
+        tokens: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        return tokens
+
+
 def toy_engine(folder: Path, letters: str = "ab") -> ToyEngine:
     """The toy of tests/toy_model.json, its tokens 0 and 1 being two letters."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -57,7 +73,8 @@ def toy_engine(folder: Path, letters: str = "ab") -> ToyEngine:
         for member in ("base", "arm")
     }
     [*_, start] = tokenizer.encode("assistant: ")
-    return ToyEngine(ToyModel(tables=tables, vocab=vocab, max_tokens=data["max_tokens"]), start=start)
+    model = ToyModel(tables=tables, vocab=vocab, max_tokens=data["max_tokens"])
+    return Lettered(model, start=start, tokenizer=tokenizer)
 
 
 class Frontend:

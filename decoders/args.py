@@ -1,0 +1,46 @@
+"""ARGS (arXiv 2402.01694): the next token by the reward of the answer up to it.
+
+    z ~ softmax over the k likeliest of [log pi(z | x, s) + weight * r(x, s z)]                                      (1)
+
+pi is the base or, with `guides`, their mixture; the request's temperature acts on (1), and 0 takes the best of it, as
+the authors' greedy variant does. With a reward that foretells what a beginning will be worth, such as a value head, (1)
+is tokenwise controlled decoding (arXiv 2310.17022); one of whole answers reads each beginning as if it were one.
+
+Best so far: the tokens decided. Streams them as they are.
+Cost per token: one token, and k beginnings scored.
+Neutral value: weight = 0 is top-k sampling of pi, and greedy decoding at temperature 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from pydantic import Field
+
+from decoders.candidates import Guides, check_pieced, values
+from decoders.protocols import Chunk, Engine, Reward, Sampling, Tokens
+from decoders.rollouts import Answer
+from decoders.tokenwise import Likeliest, MinP, Tokenwise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """The next token by the base's log-probability and the reward of the answer so far."""
+
+    k: Likeliest = 10
+    weight: Annotated[float, Field(ge=0, description="of the reward against the log-probability")] = 1.0
+    min_p: MinP = 0.0
+    guides: Guides = field(default_factory=dict)
+
+    def __call__(
+        self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, want: frozenset[str]
+    ) -> AsyncGenerator[Chunk, None]:
+        check_pieced("args", sampling)
+
+        async def worth(i: int, at: int, beginnings: Sequence[Answer]) -> list[float]:
+            return [self.weight * r for r in await values(reward, prompt, beginnings)]
+
+        search = Tokenwise(worth=worth, k=self.k, alpha=1.0, min_p=self.min_p, guides=self.guides)
+        return search.answers(prompt, sampling, engine, reward, n=n, want=want)

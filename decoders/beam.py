@@ -1,0 +1,95 @@
+"""Reward-guided beam search and diverse verifier tree search (DVTS), after Hugging Face's search-and-learn.
+
+N beginnings in N / M beams of M children each. A round draws a block, or a step, behind every child and keeps
+
+    `beam`    the N / M best of all N by the reward of the answer up to there                                        (1)
+    `dvts`    the best of each beam's M                                                                              (2)
+
+as the beams of the next, which draw M children each. The reward is of a beginning as of a whole answer, such as the
+least or the last of a process reward's steps. A beam that has ended stays in the comparison with its reward and draws
+nothing; one that (1) drops stays eligible as an answer, as it costs no more. After `rounds` rounds each beam is drawn
+to its end.
+
+The answer is the best of all that ended. Best so far: the same; before the first, the best beginning.
+Cost: N answers drawn in the first round, then as many as go on; N beginnings scored per round.
+Neutral value: n = 1 is plain sampling, token for token; a block of max_tokens is best of n.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from decoders.blocks import Beginning, Block, Step, answered, cut, grown, ranked, shown
+from decoders.candidates import Guides, Pool, check_answers, check_pieced, derived
+from decoders.protocols import Chunk, Engine, Exhausted, Reward, Sampling, Tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beam:
+    """Beginnings that grow by a block at a time, the best of which go on, in several copies each."""
+
+    n: Pool = 16
+    width: Annotated[int, Field(ge=1, le=4096, description="M, children of a beam; a divisor of n")] = 4
+    variant: Annotated[
+        Literal["beam", "dvts"], Field(description="the best of all go on, or the best of each of n / width trees")
+    ] = "beam"
+    block: Block = 16
+    step: Step = ""
+    rounds: Annotated[int, Field(ge=1, description="comparisons, at most; then answers are drawn to their end")] = 40
+    guides: Guides = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.n % self.width:
+            raise ValueError(f"width={self.width} must divide n={self.n}")
+
+    @property
+    def beams(self) -> int:
+        return self.n // self.width
+
+    async def __call__(
+        self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, want: frozenset[str]
+    ) -> AsyncGenerator[Chunk, None]:
+        check_pieced("beam", sampling)
+        check_answers(n, self.n)
+        beams, rounds = [Beginning()], 0
+        seen: dict[tuple[int, ...], Beginning] = {}
+        finish: str | None = None
+        while finish is None and not all(one.finish for one in beams):
+            compared = rounds < self.rounds and self.n > 1
+            found = await grown(
+                prompt,
+                beams,
+                sampling,
+                engine,
+                reward,
+                n=self.n if rounds == 0 else self.width if compared else 1,
+                block=self.block if compared else sampling.max_tokens,
+                step=self.step if compared else "",
+                guides=self.guides,
+                seeds=[derived(sampling.seed, j, rounds) if rounds else sampling.seed for j in range(len(beams))],
+            )
+            seen |= {one.tokens: one for one in found if one.ended}
+            finish = cut(found)
+            rounds += 1
+            if finish is None:
+                beams = self._kept(found, first=rounds == 1)
+        pool = [*seen.values(), *((one for one in [*found, *beams] if one.tokens) if finish else ())]
+        if not pool:
+            raise Exhausted(finish or "")
+        told: dict[str, Any] = {"rounds": rounds}
+        if "candidates" in want:
+            told["candidates"] = [shown(i, one) for i, one in enumerate(ranked(pool))]
+        for i, one in enumerate(answered(ranked(pool), n)):
+            report = {"value": one.value, **(told if i == 0 else {})}
+            yield Chunk(index=i, tokens=one.tokens, finish=one.finish or finish, report=report)
+
+    def _kept(self, found: list[Beginning], *, first: bool) -> list[Beginning]:
+        by_value = sorted(range(len(found)), key=lambda i: -(found[i].value or 0.0))
+        if self.variant == "beam":
+            return [found[i] for i in by_value[: self.beams]]  # (1)
+        tree = [i // self.width if first else found[i].parent for i in range(len(found))]
+        return [found[next(i for i in by_value if tree[i] == t)] for t in range(self.beams)]  # (2)

@@ -1,0 +1,89 @@
+"""Blockwise controlled decoding (arXiv 2310.17022): of K ways to go on for M tokens, the one that promises most.
+
+    b_1 … b_K ~ pi(. | x, s), each of at most M tokens;    s <- s b*,    b* = argmax_i V(x, s b_i)                   (1)
+
+pi is the base or, with `guides`, their mixture, and V the reward, of a beginning as of a whole answer: best a value
+head trained to foretell it. With `beta` b* is drawn from softmax(V / beta) instead; for V the exact soft value of the
+beginnings (of r at beta) and K -> infinity that draws from pi(y) exp(r / beta) / Z, whatever M.
+
+Ties go to the block drawn first. `n` answers are searched for independently. Best so far: the blocks chosen, and of a
+block cut short whichever of K ended or, if none did, promises most. Streams each block as it is chosen.
+Cost: K tokens drawn per token, K scores per block. KL(y || pi) <= blocks * (log K - (K - 1) / K).
+Neutral value: n = 1 is plain sampling, and M >= max_tokens best of n, both token for token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Field
+
+from decoders.blocks import Beginning, Block, Step, cut, grown, ranked
+from decoders.candidates import Guides, Pool, check_pieced, derived, generator, softmax
+from decoders.protocols import Chunk, Engine, Reward, Sampling, Tokens
+from decoders.streams import merged
+
+STREAM = 2310_17022
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blockwise:
+    """An answer of blocks, each the best of n by the reward of the answer up to it."""
+
+    n: Pool = 4
+    block: Block = 16
+    step: Step = ""
+    beta: Annotated[float, Field(ge=0, description="draw a block by softmax(reward / beta); 0 takes the best")] = 0.0
+    guides: Guides = field(default_factory=dict)
+
+    async def __call__(
+        self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, want: frozenset[str]
+    ) -> AsyncGenerator[Chunk, None]:
+        check_pieced("blockwise", sampling)
+        answers = [self._answer(i, prompt, sampling, engine, reward) for i in range(n)]
+        async with aclosing(merged(answers)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def _answer(
+        self, i: int, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward
+    ) -> AsyncGenerator[Chunk, None]:
+        rng = generator(sampling.seed, STREAM + i)
+        block = self.block if self.n > 1 else sampling.max_tokens
+        answer, blocks, finish = Beginning(), 0, None
+        while finish is None:
+            kept = len(answer.tokens)
+            found = await grown(
+                prompt,
+                [answer],
+                sampling,
+                engine,
+                reward,
+                n=self.n,
+                block=block,
+                step=self.step if self.n > 1 else "",
+                guides=self.guides,
+                seeds=[derived(sampling.seed, i, kept) if i or kept else sampling.seed],
+            )
+            scored = [one for one in found if one.value is not None]
+            finish = cut(found)
+            if scored:
+                answer, blocks = self._chosen(ranked(scored)[:1] if finish else scored, rng), blocks + 1
+                finish = answer.finish or finish
+            told: dict[str, Any] = {}
+            if finish is not None:
+                told = {"value": answer.value, "blocks": blocks}
+                if not self.beta:
+                    told["kl_bound"] = blocks * (math.log(self.n) - (self.n - 1) / self.n)
+            yield Chunk(index=i, tokens=answer.tokens[kept:], finish=finish, report=told)
+
+    def _chosen(self, blocks: list[Beginning], rng: np.random.Generator) -> Beginning:
+        values = [one.value or 0.0 for one in blocks]
+        if self.beta:
+            return blocks[int(rng.choice(len(blocks), p=softmax(values, self.beta)))]
+        return blocks[int(np.argmax(values))]  # (1)

@@ -1,0 +1,232 @@
+"""Particle filtering (arXiv 2502.01618): N answers that grow side by side, the promising ones in more and more copies.
+
+    target    pi(y) exp(r(x, y) / beta) / Z                                                                         (1)
+    blocks    b^i ~ q(. | x, s^i),    s^i <- s^i b^i                                                                (2)
+    weights   log w^i += [psi(s^i b^i) - psi(s^i)] / beta + log pi(b^i | s^i) - log q(b^i | s^i),    psi(empty) = 0  (3)
+
+psi is the reward, of a beginning as of a whole answer, where it is r. The differences of (3) sum to r / beta, so the
+particles' law tends to (1) at O(1 / N) whatever psi says of beginnings, which decides only how many particles it takes;
+best is the soft value of a beginning. An ended particle keeps its weight. When the effective sample size of w falls
+below `ess` N, ancestors are drawn by systematic resampling and weights start anew. The product over resamplings of the
+mean weight estimates E_pi exp(r / beta) without bias: `log_normaliser` is its logarithm.
+
+q is the base or, with `guides`, their mixture, and `target` says what is tilted: the mixture (pi = q), or the base.
+
+`variant: "pf_reference"` is the published code's: each block multiplies w by exp(psi / beta) itself, and ancestors are
+drawn anew, multinomially, after every block. Its target is pi(y) prod_t exp(psi(s_t) / beta), the posterior of the
+paper's state-space model, and not (1). Unlike the code, an ended particle is not weighed again while others go on,
+which would make the law hang on the slowest.
+
+| `answer`   | is                                                                      |
+|------------|-------------------------------------------------------------------------|
+| sample     | drawn by weight: asymptotically a draw from the target                   |
+| max_reward | the particle of the highest reward                                       |
+| vote       | a particle that gives the answer, by `extractor`, of the greatest weight |
+
+Best so far: the same, of the particles that have ended; before the first, of the beginnings.
+Cost: N answers drawn, N beginnings scored per block.
+Neutral value: n = 1 is plain sampling, token for token; a block of max_tokens, or ess = 0, is soft best of N.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import Counter
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from decoders.blocks import Beginning, Block, Step, answered, cut, grown, ranked, shown
+from decoders.candidates import Beta, Guides, Pool, Vector, check_answers, check_pieced, derived, generator
+from decoders.extract import Extractor, extractor
+from decoders.protocols import BASE, Chunk, Engine, Exhausted, Mixture, Reward, Sampling, Tokens
+
+STREAM = 2502_01618
+
+
+@dataclass(frozen=True, kw_only=True)
+class Particles:
+    """Sequential Monte Carlo over answers: the base's law tilted by exp(reward / beta)."""
+
+    n: Pool = 16
+    beta: Beta = 1.0
+    block: Block = 16
+    step: Step = ""
+    ess: Annotated[float, Field(ge=0, le=1, description="resample below this share of n; 0 never, 1 always")] = 0.5
+    variant: Annotated[
+        Literal["increments", "pf_reference"],
+        Field(description="weigh by what the reward has grown, or as the published code does by the reward, each time"),
+    ] = "increments"
+    answer: Annotated[
+        Literal["sample", "max_reward", "vote"], Field(description="what is answered from the particles")
+    ] = "sample"
+    extractor: Annotated[Extractor, Field(description='for vote: "number", "text", {"regex": …} or {"json": path}')] = (
+        "number"
+    )
+    target: Annotated[
+        Literal["proposal", "base"], Field(description="with guides: what is tilted, their mixture or the base")
+    ] = "proposal"
+    guides: Guides = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        extractor(self.extractor)
+
+    @property
+    def proposal(self) -> Mixture:
+        return {BASE: 1.0, **self.guides}
+
+    async def __call__(
+        self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, want: frozenset[str]
+    ) -> AsyncGenerator[Chunk, None]:
+        check_pieced("particles", sampling)
+        check_answers(n, self.n)
+        if self.target == "base" and not sampling.exact:
+            raise ValueError("params.target 'base' needs temperature 1 without top_k and top_p")
+        rng = generator(sampling.seed, STREAM)
+        system = System(particles=[Beginning()] * self.n, logw=np.zeros(self.n))
+        finish: str | None = None
+        while finish is None and not all(one.finish for one in system.particles):
+            grew = await self._grown(system, prompt, sampling, engine, reward)
+            if (finish := cut(grew)) is not None:
+                break
+            system.weigh(grew, await self._increments(system.particles, grew, prompt, engine))
+            if any(one.finish is None for one in grew):
+                system.resample(rng, self.ess, self.variant)
+        if finish is not None:
+            pool = [one for one in [*grew, *system.particles] if one.tokens]
+            if not pool:
+                raise Exhausted(finish)
+            chosen = answered(ranked(pool), n)
+        else:
+            chosen = answered(await asyncio.to_thread(self._order, system, rng, engine), n)
+        told = system.told()
+        if finish is None and self.variant == "increments":
+            told["kl"] = system.mean_reward / self.beta - told["log_normaliser"]
+        if "candidates" in want:
+            told["candidates"] = [
+                shown(i, one) | {"weight": float(w)}
+                for i, (one, w) in enumerate(zip(system.particles, system.weights, strict=True))
+            ]
+        for i, one in enumerate(chosen):
+            report = {"value": one.value, **(told if i == 0 else {})}
+            yield Chunk(index=i, tokens=one.tokens, finish=one.finish or finish, report=report)
+
+    async def _grown(
+        self, system: System, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward
+    ) -> list[Beginning]:
+        whole = self.n == 1  # nothing to compare: drawn in one piece
+        begun = system.blocks > 0
+        return await grown(
+            prompt,
+            system.particles if begun else [Beginning()],
+            sampling,
+            engine,
+            reward,
+            n=1 if begun else self.n,
+            block=sampling.max_tokens if whole else self.block,
+            step="" if whole else self.step,
+            guides=self.guides,
+            seeds=[derived(sampling.seed, j, system.blocks) if begun else sampling.seed for j in range(self.n)],
+        )
+
+    async def _increments(
+        self, before: Sequence[Beginning], after: Sequence[Beginning], prompt: Tokens, engine: Engine
+    ) -> Vector:
+        """[N] (3) of those that grew, 0 of the others."""
+
+        async def increment(old: Beginning, new: Beginning) -> float:
+            if old.finish is not None:
+                return 0.0
+            assert new.value is not None
+            grown_by = new.value - (old.value or 0.0 if self.variant == "increments" else 0.0)
+            correction = 0.0
+            if self.target == "base" and self.guides:
+                begun, block = [*prompt, *old.tokens], new.tokens[len(old.tokens) :]
+                base, mixed = await asyncio.gather(
+                    engine.score(begun, block, guides={BASE: 1.0}), engine.score(begun, block, guides=self.proposal)
+                )
+                correction = math.fsum(base) - math.fsum(mixed)
+            return grown_by / self.beta + correction
+
+        return np.array(await asyncio.gather(*(increment(o, a) for o, a in zip(before, after, strict=True))))
+
+    def _order(self, system: System, rng: np.random.Generator, engine: Engine) -> list[Beginning]:
+        """The particles, best first by `answer`."""
+        if self.answer == "max_reward":
+            return ranked(system.particles)
+        if self.answer == "sample":
+            with np.errstate(divide="ignore"):
+                keys = np.log(system.weights) + rng.gumbel(size=self.n)  # without replacement, the first by weight
+            return [system.particles[i] for i in np.argsort(-keys, kind="stable")]
+        extract = extractor(self.extractor)
+        answers = [extract(engine.text(one.tokens)) for one in system.particles]
+        votes: Counter[str] = Counter()
+        for answer, weight in zip(answers, system.weights, strict=True):
+            if answer is not None:
+                votes[answer] += weight
+        merit = [votes[answer] if answer is not None else -1.0 for answer in answers]
+        return [system.particles[i] for i in np.argsort(-np.array(merit), kind="stable")]
+
+
+@dataclass(kw_only=True)
+class System:
+    """N particles and their weights."""
+
+    particles: list[Beginning]
+    logw: Vector
+    """[N] since the last resampling."""
+    blocks: int = 0
+    resampled: int = 0
+    log_normaliser: float = 0.0
+    """Of the resamplings so far."""
+
+    @property
+    def weights(self) -> Vector:
+        """[N], summing to 1."""
+        w = np.exp(self.logw - self.logw.max())
+        return np.asarray(w / w.sum())
+
+    @property
+    def effective(self) -> float:
+        return float(1 / np.sum(self.weights**2))
+
+    @property
+    def log_mean(self) -> float:
+        return float(np.logaddexp.reduce(self.logw) - math.log(len(self.logw)))
+
+    def weigh(self, grew: list[Beginning], increments: Vector) -> None:
+        self.particles, self.logw, self.blocks = grew, self.logw + increments, self.blocks + 1
+
+    def resample(self, rng: np.random.Generator, ess: float, variant: str) -> None:
+        n = len(self.particles)
+        if variant == "increments" and self.effective >= ess * n:
+            return
+        multinomial = variant == "pf_reference"
+        ancestors = rng.choice(n, size=n, p=self.weights) if multinomial else systematic(self.weights, rng)
+        self.log_normaliser += self.log_mean
+        self.resampled += 1
+        self.particles, self.logw = [self.particles[i] for i in ancestors], np.zeros(n)
+
+    @property
+    def mean_reward(self) -> float:
+        return float(self.weights @ np.array([one.value for one in self.particles]))
+
+    def told(self) -> dict[str, Any]:
+        return {
+            "blocks": self.blocks,
+            "resampled": self.resampled,
+            "effective_sample_size": self.effective,
+            "distinct": len({one.tokens for one in self.particles}),
+            "log_normaliser": self.log_normaliser + self.log_mean,
+        }
+
+
+def systematic(weights: Vector, rng: np.random.Generator) -> NDArray[np.int64]:
+    """[N] ancestors: each i between floor(N w_i) and ceil(N w_i) times."""
+    places = (np.arange(len(weights)) + rng.random()) / len(weights)
+    return np.minimum(np.searchsorted(np.cumsum(weights), places, side="right"), len(weights) - 1).astype(np.int64)
