@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from decoders.blocks import Beginning, Block, Step, answered, cut, grown, ranked, shown
+from decoders.blocks import Beginning, Block, PrefixReward, Step, answered, cut, grown, ranked, shown
 from decoders.candidates import Guides, Pool, check_answers, check_pieced, derived
 from decoders.protocols import Chunk, Engine, Exhausted, Reward, Sampling, Tokens
 
@@ -39,6 +39,7 @@ class Beam:
     ] = "beam"
     block: Block = 16
     step: Step = ""
+    prefix_reward: PrefixReward = None
     rounds: Annotated[int, Field(ge=1, description="comparisons, at most; then answers are drawn to their end")] = 40
     guides: Guides = field(default_factory=dict)
 

@@ -10,10 +10,13 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from decoders.candidates import first, stopped, values
+from decoders.candidates import first, stopped
 from decoders.protocols import BASE, CUT, Engine, Mixture, Reward, Sampling, Tokens
 
 Block = Annotated[int, Field(ge=1, description="tokens of a block, at most")]
+PrefixReward = Annotated[
+    Any, Field(description="what beginnings are scored by, written as `reward` is; the reward itself if none")
+]
 Step = Annotated[str, Field(description="a text that ends a block too, as a step of a solution does; empty for none")]
 
 
@@ -48,8 +51,8 @@ async def grown(
 ) -> list[Beginning]:
     """n children of each parent that goes on, a block longer, and each other parent once, as it is; all scored.
 
-    Where a budget or deadline cut some, those are scored only if nothing else is in hand. `seeds[j]` is of the
-    j-th parent's children.
+    Of a reward of two columns the first is for whole answers and the second for beginnings. Where a budget or deadline
+    cut some, those are scored only if nothing else is in hand. `seeds[j]` is of the j-th parent's children.
     """
 
     async def children(j: int, parent: Beginning) -> list[Beginning]:
@@ -87,9 +90,11 @@ async def grown(
     if not asked and all(one.value is None for one in [*found, *parents]):
         asked = [i for i, one in enumerate(found) if one.tokens]
     if asked:
-        scores = await values(reward, prompt, [found[i].tokens for i in asked])
-        for i, score in zip(asked, scores, strict=True):
-            found[i] = replace(found[i], value=score)
+        rows = await reward(prompt, [found[i].tokens for i in asked])
+        for i, row in zip(asked, rows, strict=True):
+            if not 1 <= len(row) <= 2:
+                raise ValueError(f"one reward is needed to choose by; {len(row)} given")
+            found[i] = replace(found[i], value=row[0] if found[i].ended else row[-1])
     return found
 
 

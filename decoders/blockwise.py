@@ -23,7 +23,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
-from decoders.blocks import Beginning, Block, Step, cut, grown, ranked
+from decoders.blocks import Beginning, Block, PrefixReward, Step, cut, grown, ranked
 from decoders.candidates import Guides, Pool, check_pieced, derived, generator, softmax
 from decoders.protocols import Chunk, Engine, Reward, Sampling, Tokens
 from decoders.streams import merged
@@ -38,6 +38,7 @@ class Blockwise:
     n: Pool = 4
     block: Block = 16
     step: Step = ""
+    prefix_reward: PrefixReward = None
     beta: Annotated[float, Field(ge=0, description="draw a block by softmax(reward / beta); 0 takes the best")] = 0.0
     guides: Guides = field(default_factory=dict)
 

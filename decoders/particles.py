@@ -41,7 +41,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from decoders.blocks import Beginning, Block, Step, answered, cut, grown, ranked, shown
+from decoders.blocks import Beginning, Block, PrefixReward, Step, answered, cut, grown, ranked, shown
 from decoders.candidates import Beta, Guides, Pool, Vector, check_answers, check_pieced, derived, generator
 from decoders.extract import Extractor, extractor
 from decoders.protocols import BASE, Chunk, Engine, Exhausted, Mixture, Reward, Sampling, Tokens
@@ -57,6 +57,7 @@ class Particles:
     beta: Beta = 1.0
     block: Block = 16
     step: Step = ""
+    prefix_reward: PrefixReward = None
     ess: Annotated[float, Field(ge=0, le=1, description="resample below this share of n; 0 never, 1 always")] = 0.5
     variant: Annotated[
         Literal["increments", "pf_reference"],

@@ -1,7 +1,8 @@
 """A reward model with a head at the last token: r(x, y) in R^K, one number for each label of the head.
 
 The response stands as the assistant's whole turn in the form that the model was trained on, and the head's raw output
-is the score: no sigmoid, no softmax (a logit orders answers as its sigmoid does, and loses nothing at the ends).
+is the score: no sigmoid, no softmax (a logit orders answers as its sigmoid does, and loses nothing at the ends). Of a
+value head, which foretells the score from a beginning (controlled decoding, arXiv 2310.17022), the turn stays open.
 
 Cost: one pass of the reward model over conversation and response; where its engine caches prefixes, the conversation
 is read once, and a response that grows costs what is new.
@@ -12,6 +13,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from rewards.protocols import Pooler, Question, Response
 from rewards.reading import CHAT, Format, Reading, Truncate
@@ -25,6 +29,9 @@ class Classifier:
     pooler: Pooler
     format: Format = CHAT
     truncate: Truncate = "error"
+    turn: Annotated[
+        Literal["closed", "open"], Field(description="how the response is read: open for a value head of beginnings")
+    ] = "closed"
 
     def __post_init__(self) -> None:
         _ = self.reading  # refuses a format that the model cannot have
@@ -49,4 +56,5 @@ class Classifier:
 
     async def __call__(self, question: Question, responses: Sequence[Response]) -> list[list[float]]:
         """[N, K]; raises ValueError for a conversation that the model cannot read."""
-        return await self.pooler.score([self.reading.closed(question, response.text) for response in responses])
+        read = self.reading.closed if self.turn == "closed" else self.reading.opened
+        return await self.pooler.score([read(question, response.text) for response in responses])

@@ -80,6 +80,12 @@ class Reading:
             return tokens
         return self.fitted(tokens, len(self.verbatim(response)) + len(self.around(question)[1]))
 
+    def opened(self, question: Question, response: str) -> list[int]:
+        """The conversation with the response as the beginning of the assistant's turn; raises as `closed` does."""
+        before, _ = self.around(question)
+        said = self.verbatim(response)
+        return self.fitted([*before, *said], len(said) + 1)
+
     def around(self, question: Question) -> tuple[list[int], list[int]]:
         """What stands before the response, and what after it."""
         texts = [message["content"] for message in question.messages]

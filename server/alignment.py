@@ -18,8 +18,8 @@ from server.kinds import check_rewards, parameters
 from server.objective import Spec, parsed, weighted
 
 AT = "alignment"
-SECOND = "baseline_reward"
-"""The parameter that names a second reward, as `reward` names the first."""
+SECOND = ("baseline_reward", "prefix_reward")
+"""Parameters that name a second reward, as `reward` names the first."""
 
 
 class Budget(BaseModel):
@@ -82,8 +82,8 @@ class Plan:
     want: frozenset[str]
     objective: Spec | None = None
     """What the reward is made of; None where the strategy wants none."""
-    against: Spec | None = None
-    """What a second reward is made of, for a strategy that weighs two against each other."""
+    second: tuple[str, Spec] | None = None
+    """A parameter of `SECOND`, and what its reward is made of; the strategy gets its scores in a second column."""
     given: Mapping[str, Any] = field(default_factory=dict)
     """What rewards compare with."""
     max_sampled_tokens: int | None = None
@@ -157,11 +157,17 @@ def plan(raw: object, config: Config) -> Plan:
     _bounded(mixture, config, param=f"{AT}.params" if asked.params else f"{AT}.weights")
     _bounded(getattr(strategy, "baseline", {}), config, param=f"{AT}.params.baseline")
     _small(strategy, config)
-    objective = against = None
+    objective = None
     if searches and given & {"weights", "reward"}:
         objective = parsed(asked.reward, config, at=f"{AT}.reward") if "reward" in given else weighted(weights, config)
-    if (second := getattr(strategy, SECOND, None)) is not None:
-        against = parsed(second, config, at=f"{AT}.params.{SECOND}")
+    second = next(
+        (
+            (key, parsed(raw, config, at=f"{AT}.params.{key}"))
+            for key in SECOND
+            if (raw := getattr(strategy, key, None)) is not None
+        ),
+        None,
+    )
     return Plan(
         name=name,
         entry=entry,
@@ -170,7 +176,7 @@ def plan(raw: object, config: Config) -> Plan:
         guides=mixture,
         want=frozenset(asked.want),
         objective=objective,
-        against=against,
+        second=second,
         given=asked.given.model_dump(exclude_unset=True),
         max_sampled_tokens=asked.budget.max_sampled_tokens or None,
         deadline_ms=asked.budget.deadline_ms or None,

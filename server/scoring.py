@@ -21,7 +21,7 @@ from engine.pooling import PoolingEngine, running_pooler
 from rewards.guard import Checked
 from rewards.log_ratio import instructed
 from rewards.protocols import Host, Question, Response, RewardError, Scorer
-from server.alignment import AT, SECOND, Plan
+from server.alignment import AT, Plan
 from server.body import Json
 from server.config import Config, ConfigError
 from server.conversation import Messages, messages
@@ -138,8 +138,9 @@ class Scoring:
 
     def bind(self, plan: Plan, document: Json, meter: Meter) -> Scores:
         """The reward of one request; raises ApiError for what it cannot be."""
-        asked = {f"{AT}.reward": plan.objective, f"{AT}.params.{SECOND}": plan.against}
-        specs = {at: spec for at, spec in asked.items() if spec is not None}
+        specs = {} if plan.objective is None else {f"{AT}.reward": plan.objective}
+        if plan.second is not None:
+            specs[f"{AT}.params.{plan.second[0]}"] = plan.second[1]
         for at, spec in specs.items():
             self.check(spec, plan.given, at=at)
         self.check_read(specs.values(), plan.given)

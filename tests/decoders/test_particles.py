@@ -26,16 +26,21 @@ def potential(reward: dict[Prefix, float], y: Prefix) -> float:
     return reward[y] if y in reward else float(np.sin(sum((5 + i) * (t + 1) for i, t in enumerate(y))))
 
 
-def scoring(reward: dict[Prefix, float]) -> Reward:
+def scoring(reward: dict[Prefix, float], columns: int = 1) -> Reward:
+    """With two columns, the first knows nothing of beginnings."""
+
     async def score(prompt: Tokens, completions: Sequence[Tokens]) -> list[list[float]]:
-        return [[potential(reward, tuple(y))] for y in completions]
+        if columns == 1:
+            return [[potential(reward, tuple(y))] for y in completions]
+        return [[reward.get(tuple(y), 1e3), potential({}, tuple(y))] for y in completions]
 
     return score
 
 
 async def filtered(search: Particles, engine: ToyEngine, reward: dict[Prefix, float], seed: int) -> dict[str, Any]:
     sampling = Sampling(max_tokens=engine.model.max_tokens, seed=seed)
-    chunks = search([START], sampling, engine, scoring(reward), n=1, want=frozenset({"candidates"}))
+    score = scoring(reward, 1 if search.prefix_reward is None else 2)
+    chunks = search([START], sampling, engine, score, n=1, want=frozenset({"candidates"}))
     [chunk] = [c async for c in chunks]
     return {**chunk.report, "answer": chunk.tokens, "finish": chunk.finish}
 
@@ -63,6 +68,7 @@ SEARCHES = [
     Particles(n=3, beta=BETA, block=2),
     Particles(n=4, beta=BETA, block=1, guides=ARM),
     Particles(n=4, beta=BETA, block=2, guides=ARM, target="base"),
+    Particles(n=4, beta=BETA, block=1, prefix_reward="value"),
     Particles(n=4, beta=BETA, block=1, variant="pf_reference"),
     Particles(n=4, beta=BETA, block=2, variant="pf_reference"),
 ]

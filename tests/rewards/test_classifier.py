@@ -147,3 +147,30 @@ async def test_a_beginning_of_sequence_stays():
     assert len(seen) == 6
     assert (seen[0], seen[-1]) == (2, 4)
     assert reward.pooler.tokenizer.decode(seen).endswith(":ok<|end|>")
+
+
+@pytest.mark.parametrize("said", ["", "Use", "Use soap, then", CONTROL])
+@pytest.mark.parametrize("asked", [ORDINARY[0], ORDINARY[1]])
+async def test_an_open_turn_ends_with_the_response(asked, said):
+    """What a prefix reads, a longer one reads too: an engine that caches prefixes has it already."""
+    reward = classifier(turn="open")
+    await reward(asked, [response(said)])
+    tokenizer = reward.pooler.tokenizer
+    before = tokenizer.apply_chat_template(asked.messages, tokenize=False, add_generation_prompt=True)
+    expected = [*tokenizer(before, add_special_tokens=False)["input_ids"], *spelt_out(tokenizer, said)]
+    assert reward.pooler.seen == [expected]
+
+
+async def test_an_open_turn_that_is_too_long_loses_its_beginning():
+    reward = classifier(turn="open", truncate="left")
+    before, _ = reward.reading.around(ORDINARY[0])
+    said = "soap " * reward.pooler.max_tokens
+    with pytest.raises(ValueError, match="the response alone"):
+        await reward(ORDINARY[0], [response(said)])
+    short = "soap " * 3
+    limit = len(before) + len(reward.reading.verbatim(short)) - 2
+    limited = Classifier(
+        name="r", pooler=FakePooler(tokenizer=demo_tokenizer(), max_tokens=limit), truncate="left", turn="open"
+    )
+    await limited(ORDINARY[0], [response(short)])
+    assert limited.pooler.seen == [[*before, *limited.reading.verbatim(short)][2:]]

@@ -199,7 +199,22 @@ async def test_two_rewards_are_weighed(client: AsyncOpenAI) -> None:
     assert choice["trace"][0]["values"] == pytest.approx(values[0]), "delta = 0 transfers nothing"
 
 
+@pytest.mark.parametrize("name", ["blockwise", "particles", "beam"])
+async def test_beginnings_can_have_a_reward_of_their_own(client: AsyncOpenAI, name: str) -> None:
+    """One against the letter a decides on the way; the answer's value is still by the reward."""
+    against: Any = {"of": {"letters.a": -5}}
+    counts = []
+    for more in ({}, {"prefix_reward": against}):
+        answers = await asyncio.gather(*(chat(client, asked(name, **more), seed=seed) for seed in range(30)))
+        texts = [answer.choices[0].message.content for answer in answers]
+        values = [told(answer)["choices"][0]["value"] for answer in answers]
+        assert values == [(text.count("a") - 1) / 2 for text in texts]
+        counts.append(sum(text.count("a") for text in texts))
+    assert counts[1] < counts[0]
+
+
 @pytest.mark.parametrize(("alignment", "param", "message"), [
+    (asked("beam", prefix_reward="x"), "alignment.params.prefix_reward", "unknown reward"),
     (asked("transfer_q", baseline={"nobody": 1}), "alignment.params.baseline", "unknown guide 'nobody'"),
     (asked("transfer_q", baseline={}), "alignment.params.baseline", "at least 1"),
     (asked("transfer_q", baseline={"arm": 1e9}), "alignment.params.baseline", "must lie in"),
