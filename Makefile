@@ -22,14 +22,18 @@ bench: $(VENV)/installed
 	$(BIN)/python -m bench.quality guided --quick
 	$(BIN)/python -m bench.quality best_of_n --quick
 	$(BIN)/python -m bench.quality qalign --quick
+	$(BIN)/python -m bench.quality search --quick
 	$(BIN)/python -m bench.search best_of_n --quick
 	$(BIN)/python -m bench.search qalign --quick
+	$(BIN)/python -m bench.search transfer_q --quick
 	$(BIN)/python -m bench.overhead --quick
 
 models: $(VENV)/installed
 	$(BIN)/python -m recipes.base
 	$(BIN)/python -m recipes.guides
 	$(BIN)/python -m recipes.rewards
+	$(BIN)/python -m recipes.aligned
+	$(BIN)/python -m recipes.value
 	$(BIN)/trimtab calibrate demo/config.yaml --prompts demo/prompts.txt
 	$(BIN)/python -m recipes.card
 

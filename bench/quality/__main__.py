@@ -1,4 +1,4 @@
-"""python -m bench.quality guided|best_of_n|qalign [--quick] [--url http://…] [--json out/….json] [--png out/….png]"""
+"""python -m bench.quality guided|best_of_n|qalign|search [--quick] [--url http://…] [--json PATH] [--png PATH]"""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any
 
 from openai import AsyncOpenAI
 
-from bench.quality import best_of_n, guided, qalign
+from bench.quality import best_of_n, guided, qalign, search
 from bench.quality.points import Bench
 from bench.report import write
 from bench.serving import trimtab
 from recipes.corpus import heldout_prompts
+from server.cli import DEMO
 
 
 def client(url: str) -> AsyncOpenAI:
@@ -50,7 +51,20 @@ async def qalign_study(url: str, prompts: int, args: argparse.Namespace) -> dict
     return figures
 
 
-STUDIES = {"guided": (guided_study, 240, 60), "best_of_n": (best_of_n_study, 96, 24), "qalign": (qalign_study, 48, 8)}
+async def search_study(url: str, prompts: int, args: argparse.Namespace) -> dict[str, Any]:
+    async with client(url) as http:
+        catalogue: Any = await http.get("/alignment", cast_to=object)
+        rows = await search.run(http, catalogue["model"], prompts=prompts, quick=args.quick)
+    search.draw(rows, args.png)
+    return search.show(rows)
+
+
+STUDIES = {
+    "guided": (guided_study, 240, 60),
+    "best_of_n": (best_of_n_study, 96, 24),
+    "qalign": (qalign_study, 48, 8),
+    "search": (search_study, 60, 8),
+}
 """name -> study, held-out prompts, and those of --quick"""
 
 
@@ -58,7 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.quality", description="Gold scores of served answers.")
     parser.add_argument("study", choices=STUDIES)
     parser.add_argument("--url", help="a server that runs already; by default one is started")
-    parser.add_argument("--config", type=Path, help="its configuration; by default the embedded demo")
+    parser.add_argument("--config", type=Path, help="its configuration; by default the embedded demo's for the study")
     parser.add_argument("--quick", action="store_true", help="fewer prompts and points: under 5 minutes on 2 cores")
     parser.add_argument("--prompts", type=int, help="held-out prompts per point")
     parser.add_argument("--strength", type=float, default=1.0, help="guided: what the frontier's weights sum to")
@@ -68,7 +82,8 @@ def main() -> None:
     study, many, few = STUDIES[args.study]
     args.png = args.png or Path(f"out/{args.study}.png")
     prompts = args.prompts or (few if args.quick else many)
-    with trimtab(args.url, args.config) as url:
+    config = args.config or DEMO.with_name("search.yaml" if args.study == "search" else DEMO.name)
+    with trimtab(args.url, config) as url:
         figures = asyncio.run(study(url, prompts, args))
     write(args.json, {"prompts": prompts, **figures})
     print(f"\n{prompts} prompts per point; figure in {args.png}")

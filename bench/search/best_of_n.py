@@ -138,7 +138,7 @@ async def run(ours: str, theirs: str, model: str, args: argparse.Namespace) -> d
             )
         ways[IN_TURN] = looped(outside.in_turn)
         asked, figures = questions(args.seed), []
-        for n, clients in itertools.product(args.n or ([4, 16] if args.quick else [4, 16, 64]), args.clients):
+        for n, clients in itertools.product(args.n or ([4, 16] if args.quick else [4, 16, 64]), args.clients or [4, 1]):
             at_hand = {name: way for name, way in ways.items() if name != IN_TURN or n <= args.in_turn_up_to}
             works = [Work([next(asked) for _ in range(per_client * clients)], n, clients) for _ in range(rounds + 1)]
             cells = await measure(at_hand, works, reward)

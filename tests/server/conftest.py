@@ -118,7 +118,7 @@ def server(config_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     running = serve(config_path, log, "--set", "max_body_mib=16", "--set", "engine.max_logprobs=20", "--set", REWARD)
     try:
         deadline = time.monotonic() + PATIENCE
-        while not _up(running):
+        while not up(running):
             assert running.process.poll() is None, running.told()
             assert time.monotonic() < deadline, running.told()
             time.sleep(0.2)
@@ -127,7 +127,7 @@ def server(config_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         end(running)
 
 
-def _up(running: Running) -> bool:
+def up(running: Running) -> bool:
     try:
         return httpx.get(f"{running.url}/ready").status_code == 200
     except httpx.TransportError:
@@ -157,6 +157,11 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "rejection": {"n": 4},
     "speculative_rejection": {"n": 4, "decisions": [3, 6]},
     "qalign": {"chains": 3, "steps": 4},
+    "args": {"k": 3},
+    "transfer_q": {"k": 3, "horizon": 4, "min_p": 0.1},
+    "blockwise": {"n": 3, "block": 4},
+    "particles": {"n": 4, "block": 4},
+    "beam": {"n": 4, "width": 2, "block": 4},
 }
 STRATEGIES = ("guided", "genarm", "dera", "mod", "proxy_tuning", "contrastive", *SEARCHES)
 REWARD = "rewards.short={kind: length, unit: characters, target: 20}"

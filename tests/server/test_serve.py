@@ -160,7 +160,12 @@ def searching(asked: dict[str, Any]) -> bool:
 
 def in_pieces(asked: dict[str, Any]) -> bool:
     """Whether an answer is put together from several draws, which nothing that reaches across them survives."""
-    return asked["alignment"].get("strategy") in ("speculative_rejection", "qalign")
+    return asked["alignment"].get("strategy") in ("speculative_rejection", *PIECED)
+
+
+PIECED = ("qalign", "args", "transfer_q", "blockwise", "particles", "beam")
+"""Those that show none of the engine's own chunks."""
+TOKENWISE = ("args", "transfer_q")
 
 
 async def refusal(raw: httpx.AsyncClient, **body: Any) -> str:
@@ -187,12 +192,13 @@ async def test_n_and_seed(ask: Ask, asked: dict[str, Any]) -> None:
     assert once["choices"] == again["choices"]
     assert len({text(once, i) for i in range(3)}) > 1
     shown, drawn = once["usage"]["completion_tokens"], once["alignment"]["sampled_tokens"]
-    assert shown < drawn if searching(asked) else shown == drawn
+    tokenwise = asked["alignment"].get("strategy") in TOKENWISE
+    assert shown <= drawn if tokenwise else shown < drawn if searching(asked) else shown == drawn
 
 
 async def test_logprobs(raw: httpx.AsyncClient, ask: Ask, asked: dict[str, Any]) -> None:
     """They are the mixture's: the greedy answer's tokens are the likeliest ones."""
-    if asked["alignment"].get("strategy") == "qalign":
+    if asked["alignment"].get("strategy") in PIECED:
         for stream in (False, True):
             assert "logprobs" in await refusal(raw, messages=HI, logprobs=True, stream=stream, **asked)
         return
@@ -255,7 +261,7 @@ async def test_logit_bias_and_penalties(raw: httpx.AsyncClient, ask: Ask, asked:
     ]
     if wish.get("strategy") == "speculative_rejection":
         wish = {**wish, "params": {**wish["params"], "alpha": 0.0}}
-    if wish.get("strategy") == "qalign":
+    if wish.get("strategy") in PIECED:
         assert "penalties" in await refusal(raw, messages=HI, alignment=wish, frequency_penalty=2)
         return
     only = {"logit_bias": {str(token): 100 for token in two}, "temperature": 0, "return_token_ids": True}
@@ -265,7 +271,7 @@ async def test_logit_bias_and_penalties(raw: httpx.AsyncClient, ask: Ask, asked:
 
 async def test_echo(raw: httpx.AsyncClient, ask: Ask, asked: dict[str, Any]) -> None:
     for more in ({}, {"max_tokens": 0}, {"logprobs": 1}, {"logprobs": 1, "max_tokens": 0}):
-        if "logprobs" in more and asked["alignment"].get("strategy") == "qalign":
+        if "logprobs" in more and asked["alignment"].get("strategy") in PIECED:
             assert "logprobs" in await refusal(raw, prompt="An egg", echo=True, **asked, **more)
             continue
         answer = await ask(prompt="An egg", echo=True, **asked, **more)
@@ -277,17 +283,21 @@ async def test_echo(raw: httpx.AsyncClient, ask: Ask, asked: dict[str, Any]) -> 
 
 
 async def test_prompts_times_n(ask: Ask, asked: dict[str, Any]) -> None:
-    pools = searching(asked) and asked["alignment"]["strategy"] != "qalign"
+    strategy = asked["alignment"].get("strategy")
+    pools = searching(asked) and strategy not in ("qalign", "blockwise", *TOKENWISE)
     tells = "candidates" if pools else "trace"
-    answer = await ask(
-        prompt=["An egg", "A pan of water"], n=2, **{"alignment": asked["alignment"] | {"return": [tells]}}
-    )
+    want = {"return": [tells]} if strategy != "blockwise" else {}
+    answer = await ask(prompt=["An egg", "A pan of water"], n=2, **{"alignment": asked["alignment"] | want})
     assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3]
     assert [choice["index"] for choice in answer["alignment"]["choices"]] == [0, 1, 2, 3]
-    if searching(asked):
+    if strategy in TOKENWISE:
+        assert all(len(c["trace"]) == c["decisions"] for c in answer["alignment"]["choices"])
+        return
+    if searching(asked) and strategy not in ("blockwise", "beam"):
         assert [len(choice.get(tells, ())) for choice in answer["alignment"]["choices"]] == [4, 0, 4, 0] if pools else [
             3, 0, 3, 0
         ]  # fmt: skip
+    if searching(asked):
         return
     assert sum(len(c["trace"]["kl"]) for c in answer["alignment"]["choices"]) == answer["usage"]["completion_tokens"]
 
@@ -422,7 +432,15 @@ def request(body: dict[str, Any]) -> bytes:
     return f"{head}content-length: {len(content)}\r\n\r\n".encode() + content
 
 
-@pytest.mark.parametrize("strategy", ["plain", "guided", "best_of_n", "qalign"])
+LARGE: dict[str, dict[str, Any]] = {
+    "best_of_n": {"n": 8},
+    "qalign": {"chains": 8, "steps": 200},
+    "transfer_q": {"k": 8, "rollouts": 4, "horizon": None},
+    "particles": {"n": 16, "block": 8},
+}
+
+
+@pytest.mark.parametrize("strategy", ["plain", "guided", *LARGE])
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("stage", ["sending", "at once", "running", "mid-stream", "not reading"])
 async def test_a_client_that_leaves_leaves_nothing(
@@ -434,11 +452,10 @@ async def test_a_client_that_leaves_leaves_nothing(
     if strategy != "plain":
         body["alignment"] = wish[strategy]
     if strategy in SEARCHES:
-        params = {"n": 8} if strategy == "best_of_n" else {"chains": 8, "steps": 200}
-        body |= {"n": 1, "alignment": {**wish[strategy], "params": params}}
-        if strategy == "qalign":
+        body |= {"n": 1, "alignment": {**wish[strategy], "params": LARGE[strategy]}}
+        if strategy in PIECED:
             del body["min_tokens"]
-        if stage == "mid-stream":  # nothing comes before it has chosen
+        if stage == "mid-stream" and strategy not in TOKENWISE:  # nothing comes before it has chosen
             return
     sent = request(body)
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)

@@ -1,0 +1,70 @@
+"""Transfer Q* (arXiv 2405.20495, direct, greedy) as one writes it around transformers: what its authors' code does.
+
+One answer at a time. For each token the base reads everything again, each of its k likeliest tokens is rolled out by
+the baseline with `generate()`, which reads everything again too, and the reward model reads the texts. Unlike the
+authors' code an answer ends at its end of sequence, and nothing is drawn behind one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from bench.peers.hf_reward import HFReward
+from bench.peers.loop import MAX_TOKENS, Conversation
+
+
+class HFTransferQ:
+    def __init__(self, base: str, baseline: Path, reward: HFReward) -> None:
+        self.tokenizer = AutoTokenizer.from_pretrained(base)
+        self.base = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+        self.baseline = self._baseline(base, baseline)
+        self.reward = reward
+        self.end: int = self.base.config.eos_token_id
+        self.lock = asyncio.Lock()
+
+    @staticmethod
+    def _baseline(base: str, path: Path) -> Any:
+        if not (path / "adapter_config.json").exists():
+            return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        from peft import PeftModel
+
+        whole = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        return PeftModel.from_pretrained(whole, str(path)).merge_and_unload().eval()
+
+    async def __call__(self, conversation: Conversation, *, k: int, horizon: int, alpha: float) -> str:
+        async with self.lock:
+            return await asyncio.to_thread(self.answer, conversation, k, horizon, alpha)
+
+    @torch.inference_mode()
+    def answer(
+        self, conversation: Conversation, k: int, horizon: int, alpha: float, max_tokens: int = MAX_TOKENS
+    ) -> str:
+        prompt = self.tokenizer.apply_chat_template(list(conversation), add_generation_prompt=True, return_dict=False)
+        said: list[int] = []
+        while len(said) < max_tokens and said[-1:] != [self.end]:
+            ids = torch.tensor([[*prompt, *said]])
+            logprobs, tokens = self.base(ids).logits[0, -1].log_softmax(-1).topk(k)
+            wholes = self._rolled_out(ids, tokens, len(said), min(horizon, max_tokens - len(said) - 1))
+            texts = [self.tokenizer.decode(whole, skip_special_tokens=True) for whole in wholes]
+            rewards = self.reward([[*conversation, {"role": "assistant", "content": text}] for text in texts])
+            said = [*said, int(tokens[(logprobs + torch.tensor(rewards) / alpha).argmax()])]
+        text: str = self.tokenizer.decode(said, skip_special_tokens=True)
+        return text
+
+    def _rolled_out(self, ids: torch.Tensor, tokens: torch.Tensor, said: int, length: int) -> list[list[int]]:
+        """Of each candidate the answer so far, the candidate and its rollout."""
+        begun = torch.cat([ids.repeat(len(tokens), 1), tokens[:, None]], dim=1)
+        going = [i for i, token in enumerate(tokens.tolist()) if token != self.end]
+        out = [row[ids.shape[1] - said :] for row in begun.tolist()]
+        if length and going:
+            drawn = self.baseline.generate(
+                begun[going], attention_mask=torch.ones_like(begun[going]), max_new_tokens=length, do_sample=False
+            )
+            for i, row in zip(going, drawn.tolist(), strict=True):
+                out[i] = row[ids.shape[1] - said :]
+        return out

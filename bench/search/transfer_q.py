@@ -1,0 +1,122 @@
+"""`transfer_q`: seconds per answer, of c questions side by side.
+
+Direct transfer, greedy in every part, so that all ways decide alike and give the same answers but for ties:
+
+- trimtab: one request per question, the authors' settings (k = 10, one greedy rollout of 20 tokens); and the same with
+  `min_p`, which looks ahead for nothing where one token is that much likelier than all others: an approximation.
+- HF loop: the published algorithm written around transformers (bench/peers/hf_transfer_q.py). It has one answer at a
+  time, and c questions wait for each other.
+
+The second table: trimtab alone at other k, rollouts (sampled, where there are several), horizons and shortcuts; tokens
+sampled and scored per token answered are counted by the server.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from bench.peers.hf_reward import HFReward
+from bench.peers.hf_transfer_q import HFTransferQ
+from bench.peers.loop import MAX_TOKENS, Answer, Conversation, Work, looped
+from bench.report import table
+from bench.search.common import LABEL, OURS, PATH, clients_to, compared, measure, questions, show
+
+BASELINE = "aligned"
+K, HORIZON, ALPHA = 10, 20, 1.0
+MIN_P = 0.05
+SHORTCUT = f"trimtab, min_p {MIN_P:g}"
+SCALES: dict[str, dict[str, Any]] = {
+    f"k {K}, horizon {HORIZON}": {},
+    "k 5": {"k": 5},
+    "k 20": {"k": 20},
+    "horizon 5": {"horizon": 5},
+    "horizon 40": {"horizon": 40},
+    "4 rollouts": {"rollouts": 4, "rollout_temperature": 1.0},
+    "min_p 0.05": {"min_p": 0.05},
+    "min_p 0.2": {"min_p": 0.2},
+    "block 4": {"block": 4},
+    "block 4, min_p 0.05": {"block": 4, "min_p": 0.05},
+}
+"""What the second table varies."""
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Of each answer, in tokens."""
+
+    answered: list[int] = field(default_factory=list)
+    sampled: list[int] = field(default_factory=list)
+    scored: list[int] = field(default_factory=list)
+
+
+def inside(http: httpx.AsyncClient, model: str, spent: Spent, **params: Any) -> Answer:
+    settings = {"k": K, "horizon": HORIZON, "alpha": ALPHA, "rollout_temperature": 0.0, "baseline": {BASELINE: 1.0}}
+    alignment = {"strategy": "transfer_q", "reward": f"rm-a.{LABEL}", "params": settings | params}
+
+    async def answer(conversation: Conversation, n: int) -> str:
+        body = {"model": model, "messages": conversation, "max_tokens": MAX_TOKENS, "temperature": 0.0,
+                "seed": 0, "alignment": alignment}  # fmt: skip
+        found = await http.post(PATH, json=body)
+        if found.is_error:
+            raise RuntimeError(found.text)
+        told = found.json()
+        spent.answered.append(told["usage"]["completion_tokens"])
+        spent.sampled.append(told["alignment"]["sampled_tokens"])
+        spent.scored.append(told["alignment"]["scored_tokens"])
+        text: str = told["choices"][0]["message"]["content"]
+        return text
+
+    return answer
+
+
+async def run(ours: str, theirs: str, model: str, args: argparse.Namespace) -> dict[str, Any]:
+    reward = HFReward(args.reward, LABEL)
+    loop = HFTransferQ(args.base, args.baseline, reward)
+    rounds = args.rounds or (1 if args.quick else 3)
+
+    async def looping(conversation: Conversation, n: int) -> str:
+        return await loop(conversation, k=K, horizon=HORIZON, alpha=ALPHA)
+
+    async with AsyncExitStack() as stack:
+        [http] = await clients_to(ours, stack=stack)
+        asked, figures = questions(args.seed), list[dict[str, Any]]()
+        ways = {
+            OURS: looped(inside(http, model, Spent())),
+            SHORTCUT: looped(inside(http, model, Spent(), min_p=MIN_P)),
+            "HF loop": looped(looping),
+        }
+        for clients in args.clients or ([1, 4] if args.quick else [1, 4, 16]):
+            works = [Work([next(asked) for _ in range(clients)], 1, clients) for _ in range(rounds)]
+            warm = Work([next(asked)], 1, 1)
+            figures += compared(await measure(ways, [warm, *works], reward), clients, clients=clients)
+            print(f"{clients} clients: done", file=sys.stderr, flush=True)
+        same = [next(asked) for _ in range(4)]
+        scales = [await scaled(http, model, name, params, same) for name, params in SCALES.items()]
+    show("answers", figures, "clients")
+    headers = ["4 clients", "s per answer", "tokens of an answer", "sampled per token", "scored per token"]
+    rows = [[r["name"], r["seconds"], r["answered"], r["sampled_per_token"], r["scored_per_token"]] for r in scales]
+    print(table(headers, rows))
+    return {"answers": figures, "scales": scales}
+
+
+async def scaled(
+    http: httpx.AsyncClient, model: str, name: str, params: dict[str, Any], asked: list[Conversation]
+) -> dict[str, Any]:
+    spent = Spent()
+    done = await looped(inside(http, model, spent, **params))(Work(asked, 1, len(asked)))
+    tokens = sum(spent.answered)
+    return {
+        "name": name,
+        "params": params,
+        "seconds": done.seconds / len(asked),
+        "answered": statistics.mean(spent.answered),
+        "sampled_per_token": sum(spent.sampled) / tokens,
+        "scored_per_token": sum(spent.scored) / tokens,
+    }
