@@ -27,7 +27,7 @@ from decoders.streams import merged
 
 STREAM = 2405_20495
 AHEAD = 16
-"""Tokens looked ahead where some will need no decision."""
+"""Tokens looked ahead, at most, where some will need no decision."""
 
 Likeliest = Annotated[int, Field(ge=1, le=256, description="candidates: the k likeliest next tokens")]
 MinP = Annotated[
@@ -81,16 +81,14 @@ class Tokenwise:
         path: list[list[tuple[int, float]]] = []
         """Of the next tokens, as long as they are the likeliest."""
         decisions: list[dict[str, Any]] = []
-        kl, ended = 0.0, None
+        kl, ended, length = 0.0, None, 1
         while ended is None:
             kept = len(answer)
             try:
-                path = path or await engine.ahead(
-                    [*prompt, *answer],
-                    k=self.k,
-                    length=min(AHEAD, sampling.max_tokens - kept) if self.min_p else 1,
-                    guides=self.mixture,
-                )
+                if not path:
+                    limit = min(length, sampling.max_tokens - kept)
+                    path = await engine.ahead([*prompt, *answer], k=self.k, length=limit, guides=self.mixture)
+                    length = min(2 * length, AHEAD) if self.min_p else 1  # the next time, if this one is followed
                 if not path:
                     raise Exhausted("length")  # the model's context is full
                 candidates = plausible(path.pop(0), self.min_p)
@@ -108,7 +106,7 @@ class Tokenwise:
                 kl += math.fsum(q * (math.log(q) - lp) for q, (_, lp) in zip(p, candidates, strict=True) if q > 0)
                 answer = begun[chosen]
                 if chosen or len(answer) > kept + 1:
-                    path = []
+                    path, length = [], 1
                 if (end := stopped(answer, kept, sampling.stop, engine)) is not None:
                     answer, ended = answer[:end], "stop"
                 else:

@@ -97,12 +97,12 @@ async def traced(strategy: Strategy, engine: ToyEngine, reward: Reward, seed: in
 
 
 CASES = [
-    (TransferQ(k=3, alpha=BETA, rollouts=5_000, horizon=None, baseline=ARM), "mean"),
-    (TransferQ(k=3, alpha=BETA, rollouts=5_000, horizon=None, value="soft"), "soft"),
-    (TransferQ(k=3, alpha=BETA, beta=0.8, rollouts=5_000, horizon=None, value="soft", baseline=ARM), "soft"),
-    (TransferQ(k=3, alpha=0.7, beta=BETA, rollouts=5_000, horizon=None, value="transfer", baseline=ARM,
+    (TransferQ(k=3, alpha=BETA, rollouts=2_000, horizon=None, baseline=ARM), "mean"),
+    (TransferQ(k=3, alpha=BETA, rollouts=2_000, horizon=None, value="soft"), "soft"),
+    (TransferQ(k=3, alpha=BETA, beta=0.8, rollouts=2_000, horizon=None, value="soft", baseline=ARM), "soft"),
+    (TransferQ(k=3, alpha=0.7, beta=BETA, rollouts=2_000, horizon=None, value="transfer", baseline=ARM,
                baseline_reward="other"), "transfer"),
-    (TransferQ(k=3, alpha=BETA, rollouts=5_000, horizon=None, baseline=ARM, guides={"arm": 0.5}), "mean"),
+    (TransferQ(k=3, alpha=BETA, rollouts=2_000, horizon=None, baseline=ARM, guides={"arm": 0.5}), "mean"),
 ]  # fmt: skip
 
 
@@ -110,7 +110,7 @@ CASES = [
 async def test_each_decision_is_the_formula_s(
     toy: ToyModel, reward: dict[Prefix, float], strategy: TransferQ, value: str
 ) -> None:
-    """Q of each candidate and the law that a token is drawn from, at every prefix that 12 answers lead through."""
+    """Q of each candidate and the law that a token is drawn from, at every prefix that 8 answers lead through."""
     beta = strategy.beta or strategy.alpha
 
     def q(law: dict[Prefix, float]) -> float:
@@ -125,15 +125,15 @@ async def test_each_decision_is_the_formula_s(
     law = searched(toy, exact, strategy.alpha, strategy.guides)
     scores = rewarding(reward.__getitem__, other) if value == "transfer" else rewarding(reward.__getitem__)
     seen = set()
-    for seed in range(12):
+    for seed in range(8):
         found = await traced(strategy, Quota(toy, start=START), scores, seed)
         for decision in found["trace"]:
             s = found["answer"][: decision["position"]]
             seen.add(s)
-            assert decision["values"] == pytest.approx([exact((*s, t)) for t in decision["tokens"]], abs=1e-2)
+            assert decision["values"] == pytest.approx([exact((*s, t)) for t in decision["tokens"]], abs=2e-2)
             p = dict(zip(decision["tokens"], decision["probabilities"], strict=True))
-            assert [p[t] for t in toy.vocab] == pytest.approx(np.exp(law(s)).tolist(), abs=1e-2)
-    assert len(seen) > 6
+            assert [p[t] for t in toy.vocab] == pytest.approx(np.exp(law(s)).tolist(), abs=2e-2)
+    assert len(seen) > 5
 
 
 @pytest.mark.parametrize(
@@ -164,17 +164,17 @@ def test_only_the_soft_value_reaches_the_target(
 
 
 async def test_answers_follow_the_law_of_the_decisions(toy: ToyModel) -> None:
-    """2000 answers of ARGS over a reward of beginnings, against the product of the formula's steps; 5 sigma."""
-    law = dict(toy.sequences(searched(toy, other, 1 / 1.5)))
-    engine, drawn = ToyEngine(toy, start=START), list[Prefix]()
-    for seed in range(2000):
-        found = await traced(Args(k=3, weight=1.5), engine, rewarding(other), seed)
-        drawn.append(found["answer"])
+    """1200 answers of ARGS over a reward of beginnings, against the product of the formula's steps; 5 sigma.
+
+    So does the divergence that each tells: it is right on average.
+    """
+    law, base = dict(toy.sequences(searched(toy, other, 1 / 1.5))), dict(toy.sequences(toy.next({BASE: 1.0})))
+    engine = ToyEngine(toy, start=START)
+    found = [await traced(Args(k=3, weight=1.5), engine, rewarding(other), seed) for seed in range(1200)]
+    drawn, kl = [one["answer"] for one in found], [one["kl"] for one in found]
     assert surprise(drawn, law) < 5
-    assert surprise(drawn, dict(toy.sequences(toy.next({BASE: 1.0})))) > 5
-    estimate = [(await traced(Args(k=3, weight=1.5), engine, rewarding(other), seed))["kl"] for seed in range(500)]
-    exact = divergence(law, dict(toy.sequences(toy.next({BASE: 1.0}))))
-    assert abs(np.mean(estimate) - exact) < 5 * np.std(estimate) / np.sqrt(len(estimate))
+    assert surprise(drawn, base) > 5
+    assert abs(np.mean(kl) - divergence(law, base)) < 5 * np.std(kl) / np.sqrt(len(kl))
 
 
 async def test_rollouts_end_at_the_horizon(toy: ToyModel) -> None:
@@ -186,11 +186,11 @@ async def test_rollouts_end_at_the_horizon(toy: ToyModel) -> None:
         return [[0.0] for _ in completions]
 
     found = await traced(TransferQ(k=3, rollouts=2, horizon=1), ToyEngine(toy, start=START), reward, seed=3)
+    assert asked.pop() == found["answer"], "what came of it is told"
     sizes = Counter(len(y) for y in asked)
     assert sizes[1] == 1, "the end of sequence, scored once"
     assert sizes[2] == 4 + 1 * (len(found["answer"]) > 1)
     assert max(sizes) <= min(len(found["answer"]) + 1, toy.max_tokens)
-    assert asked[-1] == found["answer"], "what came of it is told"
     assert all(toy.eos not in y[:-1] for y in asked)
 
 
