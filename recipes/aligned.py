@@ -3,9 +3,11 @@
     python -m recipes.aligned
 
 Over preference pairs drawn from the base, made and labelled as those of the guides are (`recipes.guides`), it minimises
-    L = -log σ(β [log π(y⁺) - log π_ref(y⁺) - log π(y⁻) + log π_ref(y⁻)])                                         (1)
-with π_ref the base and sums over response tokens, <|end|> included. Only the adapter's A and B are trained, and only
-they are saved, in the form that PEFT reads. Transfer Q*'s baseline policy is such a model.
+    L = -log σ(β [log π(y⁺) - log π_ref(y⁺) - log π(y⁻) + log π_ref(y⁻)]) + λ · CE(y⁺)                            (1)
+with π_ref the base, sums over response tokens, <|end|> included, and the last term in nats per token, as in RPO (arXiv
+2404.19733). Without it the margin is bought with grammar: at λ = 0, β = 0.1 and twice the rate below, 65 nats from the
+base, fluency fell from 0.97 to 0.42 and helpfulness with it. Only the adapter's A and B are trained, and only they are
+saved, in the form that PEFT reads. Transfer Q*'s baseline policy is such a model.
 Shapes: B pairs, rows 0..B-1 chosen and B..2B-1 rejected.
 """
 
@@ -31,8 +33,8 @@ from recipes.sample import sample
 SEED = 20
 OBJECTIVE = "helpfulness"
 RANK, ALPHA = 8, 16
-PROMPTS, BATCH, EPOCHS, LEARNING_RATE = 1500, 32, 2, 2e-3
-BETA = 0.1
+PROMPTS, BATCH, EPOCHS, LEARNING_RATE = 1500, 32, 1, 1e-3
+BETA, LAMBDA = 0.1, 1.0
 HELDOUT_PROMPTS = 180
 
 
@@ -77,15 +79,16 @@ def batches(pairs: list[Pair], rng: random.Random) -> Iterator[list[Pair]]:
 
 def margins(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, adapters: dict[str, LoRA], pairs: list[Pair]
-) -> Tensor:
-    """[B] the bracket of (1)."""
+) -> tuple[Tensor, Tensor]:
+    """[B] the bracket of (1), and the mean CE(y⁺)."""
     ids, mask = tensors(tokenizer, pairs)
     with torch.no_grad():
         switch(adapters, on=False)
         reference_2B = said_logprob(model, ids, mask)
         switch(adapters, on=True)
-    chosen_B, rejected_B = (said_logprob(model, ids, mask) - reference_2B).chunk(2)
-    return chosen_B - rejected_B
+    logprob_2B = said_logprob(model, ids, mask)
+    chosen_B, rejected_B = (logprob_2B - reference_2B).chunk(2)
+    return chosen_B - rejected_B, -logprob_2B.chunk(2)[0].sum() / mask.chunk(2)[0].sum()
 
 
 def train(
@@ -100,16 +103,18 @@ def train(
     for batch in batches(kept, random.Random(SEED)):
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / 10) * rate(step / steps)
-        loss = -nn.functional.logsigmoid(BETA * margins(model, tokenizer, adapters, batch)).mean()  # (1)
+        margin_B, entropy = margins(model, tokenizer, adapters, batch)
+        dpo = -nn.functional.logsigmoid(BETA * margin_B).mean()
+        loss = dpo + LAMBDA * entropy  # (1)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        step, recent = step + 1, 0.95 * recent + 0.05 * loss.item()
+        step, recent = step + 1, 0.95 * recent + 0.05 * dpo.item()
         if step % 20 == 0:
             print(f"  step {step}/{steps} loss {recent:.3f}", flush=True)
     with torch.no_grad():
-        right = [margins(model, tokenizer, adapters, test[i : i + BATCH]) > 0 for i in range(0, len(test), BATCH)]
+        right = [margins(model, tokenizer, adapters, test[i : i + BATCH])[0] > 0 for i in range(0, len(test), BATCH)]
     accuracy = torch.cat(right).float().mean().item()
     return {"steps": step, "pairs": len(pairs), "final_loss": recent, "accuracy": accuracy,
             "seconds": time.monotonic() - start}  # fmt: skip

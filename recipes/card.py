@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from recipes import base, corpus, gold, guides, rewards
+from recipes import base, corpus, gold, guides, rewards, value
 from recipes.base import DEMO, keep_memory, load_tokenizer, perplexity
 from recipes.sample import MAX_NEW, Sampled, sample
 
@@ -280,6 +280,38 @@ def reward_models() -> str:
     return table(header, rows) + f"\n{max(pairs):,} pairs. Training both took {seconds:.0f} s.\n"
 
 
+def twin() -> str:
+    """The aligned twin and the base it is an adapter of, on the same held-out prompts."""
+    record = json.loads((DEMO / "guides" / "aligned" / "recipe.json").read_text())
+    size = (DEMO / "guides" / "aligned" / "adapter_model.safetensors").stat().st_size
+    rows = [
+        (name, *(f"{record[key][of]:.2f}" for of in (*gold.GOLD, "fluency", "kl", "words")))
+        for name, key in (("`demo/base`", "base"), ("`demo/guides/aligned`", "heldout"))
+    ]
+    told = record["training"]
+    return (
+        table(("model", *gold.GOLD, "fluency", "KL to base, nats an answer", "words"), rows)
+        + f"\n{record['parameters']:,} parameters, {size / 1e6:.2f} MB; {told['pairs']:,} pairs, "
+        f"{told['steps']} steps, {told['seconds']:.0f} s; held-out pairs ordered right {told['accuracy']:.3f}.\n"
+    )
+
+
+def value_head() -> str:
+    """Correlation of what it foretells with what reward model a says in the end, by the share of the answer read."""
+    record = json.loads((DEMO / "rewards" / "value" / "recipe.json").read_text())
+    size = (DEMO / "rewards" / "value" / "model.safetensors").stat().st_size
+    rows = [
+        (objective, *(f"{record['heldout'][objective][str(part)]:.2f}" for part in value.PARTS))
+        for objective in rewards.OBJECTIVES
+    ]
+    told = record["training"]
+    return (
+        table(("objective", *(f"{part:.0%} read" for part in value.PARTS)), rows)
+        + f"\n{record['parameters']:,} parameters, {size / 1e6:.2f} MB; {told['steps']} steps, "
+        f"{told['seconds']:.0f} s.\n"
+    )
+
+
 def _side(prompts: Sequence[corpus.Prompt], answers: Sequence[Sampled]) -> tuple[str, str, str]:
     return (
         mean_ci(scores("helpfulness", prompts, answers)),
@@ -325,6 +357,8 @@ def main() -> None:
             control=control(records),
             rewards=reward_models(),
             reward_prompts=rewards.PROMPTS,
+            twin=twin(),
+            value=value_head(),
             shown=shown(prompts, answers[::DRAWS]),
             beta=guides.BETA,
             settings=", ".join(f"{o} {weight:g}" for o, (weight, _) in guides.SETTINGS.items()),

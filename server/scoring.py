@@ -33,6 +33,10 @@ from server.objective import Leaf, Rows, Spec, Told, evaluated, parsed
 REFERENCE_TOKENS = 256
 """Longest reference answer."""
 
+SAID_KEPT = 16_384
+"""Scored completions of a request that are remembered, to be told of, or `max_draws` of them if that is more. A search
+that decides token by token scores more still, and tells of its last."""
+
 REFERENCES_KEPT = 4096
 """Prompts whose reference scores are remembered."""
 
@@ -221,6 +225,8 @@ class Scores:
         told = [evaluated(spec, rows, references) for spec in self.specs]
         for i, tokens in enumerate(completions):
             self.said[tuple(tokens)] = at(told[0], i)
+        while len(self.said) > max(SAID_KEPT, self.scoring.config.max_draws):
+            del self.said[next(iter(self.said))]
         return [list(row) for row in zip(*(one.values for one in told), strict=True)]
 
     @property

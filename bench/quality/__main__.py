@@ -43,6 +43,7 @@ async def best_of_n_study(url: str, prompts: int, args: argparse.Namespace) -> d
 
 async def qalign_study(url: str, prompts: int, args: argparse.Namespace) -> dict[str, Any]:
     betas, steps, size = ((0.5, 1.0), (4, 16), 48) if args.quick else ((0.25, 0.5, 1.0, 2.0), (4, 16, 64), 192)
+    betas = args.betas or betas
     async with client(url) as http:
         catalogue: Any = await http.get("/alignment", cast_to=object)
         studies = await qalign.run(http, catalogue["model"], prompts=prompts, size=size, betas=betas, steps=steps)
@@ -76,6 +77,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer prompts and points: under 5 minutes on 2 cores")
     parser.add_argument("--prompts", type=int, help="held-out prompts per point")
     parser.add_argument("--strength", type=float, default=1.0, help="guided: what the frontier's weights sum to")
+    parser.add_argument("--betas", type=float, nargs="+", help="qalign: temperatures, in spreads of the reward")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--png", type=Path)
     args = parser.parse_args()
