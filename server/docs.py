@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from decoders import STRATEGIES
 from rewards import COMBINES, KINDS, TRANSFORMS
@@ -46,9 +50,8 @@ def strategies() -> str:
     lines += rows
     for name, entry in STRATEGIES.items():
         lines += ["", f"## {name}", "", about(entry.load()), ""]
-        fields = [(key, f) for key, f in parameters(name).model_json_schema()["properties"].items() if key != "guides"]
-        lines += ["| `params` | type | default | meaning |", "|---|---|---|---|"] if fields else ["No `params`."]
-        lines += [f"| `{key}` | {_type(f)} | {_default(f)} | {f.get('description', '')} |" for key, f in fields]
+        rows = list(_parameters(parameters(name), without=("guides",)))
+        lines += ["| `params` | type | default | meaning |", "|---|---|---|---|", *rows] if rows else ["No `params`."]
     return "\n".join(lines) + "\n"
 
 
@@ -63,19 +66,28 @@ def rewards() -> str:
                 continue  # what compares candidates cannot be asked for: answers are scored as they come
             paper = f" ({_paper(entry.paper)})" if entry.paper else ""
             model = " Needs `model`, and takes `engine`." if "pooler" in entry.uses else ""
-            fields = entry.parameters.model_json_schema().get("properties", {})
+            rows = list(_parameters(entry.parameters))
             lines += ["", f"### {name}", "", f"{about(entry.load())}{paper}{model}", ""]
-            lines += ["| key | type | default | meaning |", "|---|---|---|---|"] if fields else ["No keys of its own."]
-            lines += [
-                f"| `{key}` | {_type(f)} | {_default(f)} | {f.get('description', '')} |" for key, f in fields.items()
-            ]
+            lines += (
+                ["| key | type | default | meaning |", "|---|---|---|---|", *rows] if rows else ["No keys of its own."]
+            )
     return "\n".join(lines) + "\n"
 
 
-def _default(field: dict[str, Any]) -> str:
-    if "default" not in field:
+def _parameters(model: type[BaseModel], without: Sequence[str] = ()) -> Iterator[str]:
+    """A table's rows."""
+    shown = model.model_json_schema(by_alias=True).get("properties", {})
+    for name, info in model.model_fields.items():
+        if name not in without:
+            key = info.alias or name
+            yield f"| `{key}` | {_type(shown[key])} | {_default(info)} | {info.description or ''} |"
+
+
+def _default(info: FieldInfo) -> str:
+    if info.is_required():
         return "required"
-    return "none" if field["default"] is None else f"`{field['default']}`"
+    value = info.get_default(call_default_factory=True)
+    return "none" if value in (None, "") else f"`{value if isinstance(value, str) else json.dumps(value)}`"
 
 
 def configuration() -> str:
@@ -104,9 +116,12 @@ def _keys(section: type[Section]) -> Iterator[str]:
 def _type(field: dict[str, Any]) -> str:
     if "anyOf" in field:
         return " or ".join(_type(option) for option in field["anyOf"] if option.get("type") != "null")
-    name = str(field.get("type", "object"))
-    low, high = field.get("minimum", field.get("exclusiveMinimum")), field.get("maximum")
-    return name + (f" ≥ {low}" if low is not None else "") + (f" ≤ {high}" if high is not None else "")
+    if "enum" in field:
+        *others, last = (f"`{value}`" for value in field["enum"])
+        return f"{', '.join(others)} or {last}"
+    signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    bounds = [f" {sign} {field[key]}" for key, sign in signs.items() if key in field]
+    return str(field.get("type", "object")) + "".join(bounds)
 
 
 def _paper(arxiv: str) -> str:
