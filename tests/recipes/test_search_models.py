@@ -66,7 +66,7 @@ def test_margins_are_dpo_s() -> None:
     assert margins.tolist() == pytest.approx([0, 0], abs=1e-5)
     ids, mask = guides.tensors(tokenizer, pairs)
     said = guides.said_logprob(model, ids[:2], mask[:2]).sum()
-    assert float(entropy) == pytest.approx(float(-said / mask[:2].sum()), rel=1e-4)
+    assert entropy.item() == pytest.approx((-said / mask[:2].sum()).item(), rel=1e-4)
     (-torch.nn.functional.logsigmoid(aligned.BETA * margins).mean()).backward()
     first = next(iter(adapters.values()))
     assert first.B.grad is not None
