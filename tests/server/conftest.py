@@ -158,7 +158,7 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "speculative_rejection": {"n": 4, "decisions": [3, 6]},
     "qalign": {"chains": 3, "steps": 4},
     "args": {"k": 3},
-    "transfer_q": {"k": 3, "horizon": 4, "min_p": 0.1},
+    "transfer_q": {"k": 3, "horizon": 4, "min_p": 0.1, "rollout_temperature": 0.0},
     "blockwise": {"n": 3, "block": 4},
     "particles": {"n": 4, "block": 4},
     "beam": {"n": 4, "width": 2, "block": 4},
