@@ -32,6 +32,8 @@ BASELINE = "aligned"
 K, HORIZON, ALPHA = 10, 20, 1.0
 MIN_P = 0.05
 SHORTCUT = f"trimtab, min_p {MIN_P:g}"
+WARM: Conversation = [{"role": "user", "content": "Hello!"}]
+QUICK = (f"k {K}, horizon {HORIZON}", "k 5", "min_p 0.05", "block 4, min_p 0.05")
 SCALES: dict[str, dict[str, Any]] = {
     f"k {K}, horizon {HORIZON}": {},
     "k 5": {"k": 5},
@@ -94,13 +96,14 @@ async def run(ours: str, theirs: str, model: str, args: argparse.Namespace) -> d
         }
         for clients in args.clients or ([1, 4] if args.quick else [1, 4, 16]):
             works = [Work([next(asked) for _ in range(clients)], 1, clients) for _ in range(rounds)]
-            warm = Work([next(asked)], 1, 1)
+            warm = Work([WARM], 1, 1)
             figures += compared(await measure(ways, [warm, *works], reward), clients, clients=clients)
             print(f"{clients} clients: done", file=sys.stderr, flush=True)
-        same = [next(asked) for _ in range(4)]
-        scales = [await scaled(http, model, name, params, same) for name, params in SCALES.items()]
+        same = [next(asked) for _ in range(2 if args.quick else 4)]
+        varied = {name: params for name, params in SCALES.items() if not args.quick or name in QUICK}
+        scales = [await scaled(http, model, name, params, same) for name, params in varied.items()]
     show("answers", figures, "clients")
-    headers = ["4 clients", "s per answer", "tokens of an answer", "sampled per token", "scored per token"]
+    headers = [f"{len(same)} clients", "s per answer", "tokens of an answer", "sampled per token", "scored per token"]
     rows = [[r["name"], r["seconds"], r["answered"], r["sampled_per_token"], r["scored_per_token"]] for r in scales]
     print(table(headers, rows))
     return {"answers": figures, "scales": scales}
