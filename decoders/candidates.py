@@ -6,18 +6,20 @@ Shapes: N candidates.
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 from bisect import bisect_left
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Discriminator, Field, Tag
 
 from decoders.diverse import Diverse, hypotheses
+from decoders.extract import Extractor
 from decoders.jointly import Jointly, in_one
 from decoders.protocols import BASE, CUT, Chunk, Engine, Exhausted, Mixture, Reward, Sampling, Tokens
 
@@ -39,6 +41,10 @@ Spread = Annotated[
     ),
 ]
 Beta = Annotated[float, Field(gt=0, description="temperature of the rewards, in their units")]
+Target = Annotated[
+    Literal["proposal", "base"], Field(description="with guides: what is tilted, their mixture or the base")
+]
+VoteBy = Annotated[Extractor, Field(description='for vote: "number", "text", {"regex": …} or {"json": path}')]
 Vector = NDArray[np.float64]
 
 
@@ -164,6 +170,22 @@ async def values(reward: Reward, prompt: Tokens, completions: Sequence[Tokens]) 
         if len(row) != 1:
             raise ValueError(f"one reward is needed to choose by; {len(row)} given")
     return [score for [score] in rows]
+
+
+async def correction(prompt: Tokens, tokens: Tokens, engine: Engine, *, target: str, guides: Mixture) -> float:
+    """sum_t [log p_base - log q] of tokens drawn from the mixture q, where it is the base that is tilted; else 0."""
+    if target == "proposal" or not guides:
+        return 0.0
+    base, mixed = await asyncio.gather(
+        engine.score(prompt, tokens, guides={BASE: 1.0}), engine.score(prompt, tokens, guides={BASE: 1.0, **guides})
+    )
+    return math.fsum(base) - math.fsum(mixed)
+
+
+def check_target(target: str, sampling: Sampling) -> None:
+    """Raises ValueError for a target whose densities the request's sampling warps."""
+    if target == "base" and not sampling.exact:
+        raise ValueError("params.target 'base' needs temperature 1 without top_k and top_p")
 
 
 def check_resumable(strategy: str, sampling: Sampling) -> None:

@@ -42,9 +42,22 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from decoders.blocks import Beginning, Block, PrefixReward, Step, answered, cut, grown, ranked, shown
-from decoders.candidates import Beta, Guides, Pool, Vector, check_answers, check_pieced, derived, generator
-from decoders.extract import Extractor, extractor
-from decoders.protocols import BASE, Chunk, Engine, Exhausted, Mixture, Reward, Sampling, Tokens
+from decoders.candidates import (
+    Beta,
+    Guides,
+    Pool,
+    Target,
+    Vector,
+    VoteBy,
+    check_answers,
+    check_pieced,
+    check_target,
+    correction,
+    derived,
+    generator,
+)
+from decoders.extract import extractor
+from decoders.protocols import Chunk, Engine, Exhausted, Reward, Sampling, Tokens
 
 STREAM = 2502_01618
 
@@ -66,28 +79,19 @@ class Particles:
     answer: Annotated[
         Literal["sample", "max_reward", "vote"], Field(description="what is answered from the particles")
     ] = "sample"
-    extractor: Annotated[Extractor, Field(description='for vote: "number", "text", {"regex": …} or {"json": path}')] = (
-        "number"
-    )
-    target: Annotated[
-        Literal["proposal", "base"], Field(description="with guides: what is tilted, their mixture or the base")
-    ] = "proposal"
+    extractor: VoteBy = "number"
+    target: Target = "proposal"
     guides: Guides = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         extractor(self.extractor)
-
-    @property
-    def proposal(self) -> Mixture:
-        return {BASE: 1.0, **self.guides}
 
     async def __call__(
         self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, want: frozenset[str]
     ) -> AsyncGenerator[Chunk, None]:
         check_pieced("particles", sampling)
         check_answers(n, self.n)
-        if self.target == "base" and not sampling.exact:
-            raise ValueError("params.target 'base' needs temperature 1 without top_k and top_p")
+        check_target(self.target, sampling)
         rng = generator(sampling.seed, STREAM)
         system = System(particles=[Beginning()] * self.n, logw=np.zeros(self.n))
         finish: str | None = None
@@ -145,14 +149,8 @@ class Particles:
                 return 0.0
             assert new.value is not None
             grown_by = new.value - (old.value or 0.0 if self.variant == "increments" else 0.0)
-            correction = 0.0
-            if self.target == "base" and self.guides:
-                begun, block = [*prompt, *old.tokens], new.tokens[len(old.tokens) :]
-                base, mixed = await asyncio.gather(
-                    engine.score(begun, block, guides={BASE: 1.0}), engine.score(begun, block, guides=self.proposal)
-                )
-                correction = math.fsum(base) - math.fsum(mixed)
-            return grown_by / self.beta + correction
+            begun, block = [*prompt, *old.tokens], new.tokens[len(old.tokens) :]
+            return grown_by / self.beta + await correction(begun, block, engine, target=self.target, guides=self.guides)
 
         return np.array(await asyncio.gather(*(increment(o, a) for o, a in zip(before, after, strict=True))))
 

@@ -47,8 +47,22 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from decoders.candidates import Beta, Guides, Vector, check_pieced, derived, first, generator, stopped, values
-from decoders.extract import Extractor, extractor
+from decoders.candidates import (
+    Beta,
+    Guides,
+    Target,
+    Vector,
+    VoteBy,
+    check_pieced,
+    check_target,
+    correction,
+    derived,
+    first,
+    generator,
+    stopped,
+    values,
+)
+from decoders.extract import extractor
 from decoders.likeness import f1, words
 from decoders.mixing import FLOOR, Until, agreed, mixing
 from decoders.protocols import BASE, CUT, Chunk, Engine, Exhausted, Mixture, Reward, Sampling, Tokens
@@ -97,12 +111,8 @@ class QAlign:
     answer: Annotated[
         Literal["mbr", "vote", "last", "max_reward"], Field(description="what is answered from the states that count")
     ] = "mbr"
-    extractor: Annotated[Extractor, Field(description='for vote: "number", "text", {"regex": …} or {"json": path}')] = (
-        "number"
-    )
-    target: Annotated[
-        Literal["proposal", "base"], Field(description="with guides: what is tilted, their mixture or the base")
-    ] = "proposal"
+    extractor: VoteBy = "number"
+    target: Target = "proposal"
     guides: Guides = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -125,8 +135,7 @@ class QAlign:
         self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, want: frozenset[str]
     ) -> AsyncGenerator[Chunk, None]:
         check_pieced("qalign", sampling)
-        if self.target == "base" and not sampling.exact:
-            raise ValueError("params.target 'base' needs temperature 1 without top_k and top_p")
+        check_target(self.target, sampling)
         if self.answer == "last" and n > self.chains:
             raise ValueError(f"n={n} answers cannot be the last of params.chains={self.chains}")
         chains = await self._chains(prompt, sampling, engine, reward)
@@ -194,7 +203,8 @@ class QAlign:
             if finish in CUT:
                 return state
             [score] = await values(reward, prompt, [tokens])
-            return replace(state, reward=score, correction=await self._correction(prompt, tokens, engine))
+            moved = await correction(prompt, tokens, engine, target=self.target, guides=self.guides)
+            return replace(state, reward=score, correction=moved)
 
         y = await drawn((), sampling.seed if c == 0 else derived(sampling.seed, c, 0))
         if y.finish in CUT:
@@ -218,14 +228,6 @@ class QAlign:
             chain.states.append(y)
             chain.accepted.append(accepted)
             look()
-
-    async def _correction(self, prompt: Tokens, tokens: Tokens, engine: Engine) -> float:
-        if self.target == "proposal" or not self.guides:
-            return 0.0
-        base, mixed = await asyncio.gather(
-            engine.score(prompt, tokens, guides={BASE: 1.0}), engine.score(prompt, tokens, guides=self.proposal)
-        )
-        return math.fsum(base) - math.fsum(mixed)
 
     async def _answers(self, chains: Sequence[Chain], engine: Engine, n: int) -> list[State]:
         """n states, best first by `answer`, each of another text if there are so many."""

@@ -116,9 +116,14 @@ def end(running: Running) -> None:
 def server(config_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     log = tmp_path_factory.mktemp("serve") / "log"
     running = serve(config_path, log, "--set", "max_body_mib=16", "--set", "engine.max_logprobs=20", "--set", REWARD)
+    yield from until_up(running)
+
+
+def until_up(running: Running) -> Iterator[Running]:
+    """A server for as long as a fixture lasts."""
     try:
         deadline = time.monotonic() + PATIENCE
-        while not up(running):
+        while not _up(running):
             assert running.process.poll() is None, running.told()
             assert time.monotonic() < deadline, running.told()
             time.sleep(0.2)
@@ -127,7 +132,7 @@ def server(config_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         end(running)
 
 
-def up(running: Running) -> bool:
+def _up(running: Running) -> bool:
     try:
         return httpx.get(f"{running.url}/ready").status_code == 200
     except httpx.TransportError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -15,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from bench.peers.hf_reward import HFReward
 from bench.peers.hf_transfer_q import HFTransferQ
 from server.answer import CHAT
-from tests.server.conftest import DEMO, KEY, PATIENCE, Running, end, serve, up
+from tests.server.conftest import DEMO, KEY, Running, serve, until_up
 
 FOLDER = DEMO.parent
 QUESTIONS = [
@@ -27,16 +26,7 @@ QUESTIONS = [
 
 @pytest.fixture(scope="module")
 def looking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    running = serve(FOLDER / "search.yaml", tmp_path_factory.mktemp("look") / "log")
-    try:
-        deadline = time.monotonic() + PATIENCE
-        while not up(running):
-            assert running.process.poll() is None, running.told()
-            assert time.monotonic() < deadline, running.told()
-            time.sleep(0.2)
-        yield running
-    finally:
-        end(running)
+    yield from until_up(serve(FOLDER / "search.yaml", tmp_path_factory.mktemp("look") / "log"))
 
 
 @pytest.fixture(scope="module")

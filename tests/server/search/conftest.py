@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 import pytest
 from fastapi import FastAPI
 from openai import AsyncOpenAI
@@ -150,3 +151,11 @@ async def slow(config: Config, toy: ToyEngine, pause: float) -> AsyncOpenAI:
 
 def counted(strategy: str, outcome: str) -> float:
     return REGISTRY.get_sample_value("trimtab_requests_total", {"strategy": strategy, "outcome": outcome}) or 0.0
+
+
+async def refused(client: AsyncOpenAI, alignment: dict[str, Any], param: str, message: str) -> None:
+    """A 400 that names the parameter and says what is the matter."""
+    with pytest.raises(openai.BadRequestError) as caught:
+        await chat(client, alignment)
+    assert caught.value.param == param
+    assert message in caught.value.message

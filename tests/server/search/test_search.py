@@ -19,7 +19,7 @@ from rewards.guard import Checked
 from rewards.protocols import Question, Response
 from server.config import Config
 from tests.server import toy_server
-from tests.server.search.conftest import FAULTS, HI, Letters, best, chains, chat, counted, slow, told
+from tests.server.search.conftest import FAULTS, HI, Letters, best, chains, chat, counted, refused, slow, told
 
 SEARCHES: dict[str, dict[str, Any]] = {
     "best_of_n": best(),
@@ -231,10 +231,7 @@ async def test_references_given_in_the_request(client: AsyncOpenAI) -> None:
 async def test_what_cannot_be_is_refused_by_name(
     client: AsyncOpenAI, alignment: dict[str, Any], param: str, message: str
 ) -> None:
-    with pytest.raises(openai.BadRequestError) as caught:
-        await chat(client, alignment)
-    assert caught.value.param == param
-    assert message in caught.value.message
+    await refused(client, alignment, param, message)
 
 
 async def test_more_answers_than_candidates_are_refused(client: AsyncOpenAI) -> None:
