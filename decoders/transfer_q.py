@@ -78,6 +78,8 @@ class TransferQ:
             raise ValueError('value "transfer" and baseline_reward go together: one was given without the other')
         if self.value == "transfer" and self.rollouts == 1:
             raise ValueError('value "transfer" weighs rollouts against each other; rollouts must be at least 2')
+        if self.rollouts > 1 and self.rollout_temperature == 0:
+            raise ValueError("rollouts above 1 need a rollout_temperature above 0: greedy ones are all the same")
 
     @property
     def at_once(self) -> int:
@@ -103,7 +105,7 @@ class TransferQ:
                 begun,
                 ahead,
                 engine,
-                n=1 if greedy else self.rollouts,
+                n=self.rollouts,
                 limits=[len(answer) + length for answer in beginnings],
                 guides=self.baseline,
                 seeds=[derived(sampling.seed, i, at, j, ROLLOUT) for j in range(len(begun))],

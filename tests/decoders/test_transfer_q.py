@@ -296,6 +296,11 @@ def test_two_rewards_and_their_weights() -> None:
         TransferQ().q([[1.0, 2.0]])
 
 
+def test_greedy_rollouts_are_one() -> None:
+    with pytest.raises(ValueError, match="rollouts above 1"):
+        TransferQ(rollouts=2, rollout_temperature=0.0)
+
+
 @pytest.mark.parametrize(
     "params", [{"value": "transfer", "rollouts": 2}, {"baseline_reward": "x"},
                {"value": "transfer", "baseline_reward": "x", "rollouts": 1}]
