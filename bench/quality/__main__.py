@@ -64,7 +64,7 @@ STUDIES = {
     "guided": (guided_study, 240, 60),
     "best_of_n": (best_of_n_study, 96, 24),
     "qalign": (qalign_study, 48, 8),
-    "search": (search_study, 60, 8),
+    "search": (search_study, 60, 3),
 }
 """name -> study, held-out prompts, and those of --quick"""
 
