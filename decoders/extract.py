@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
@@ -37,6 +38,16 @@ def extractor(rule: Extractor) -> Extract:
         case {"json": path} if len(rule) == 1:
             return standing_at(path)
     raise ValueError('extractor must be "number", "text", {"regex": "…"} or {"json": "…"}')
+
+
+def votes(texts: Sequence[str], weights: Iterable[float], rule: Extractor) -> list[float]:
+    """[N] the weight of all texts that give the same answer; -1 for a text that holds none."""
+    extract, total = extractor(rule), defaultdict[str, float](float)
+    answers = [extract(text) for text in texts]
+    for answer, weight in zip(answers, weights, strict=True):
+        if answer is not None:
+            total[answer] += weight
+    return [total[answer] if answer is not None else -1.0 for answer in answers]
 
 
 def whole(text: str) -> str | None:

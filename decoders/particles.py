@@ -32,7 +32,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -55,8 +54,9 @@ from decoders.candidates import (
     correction,
     derived,
     generator,
+    softmax,
 )
-from decoders.extract import extractor
+from decoders.extract import extractor, votes
 from decoders.protocols import Chunk, Engine, Exhausted, Reward, Sampling, Tokens
 
 STREAM = 2502_01618
@@ -162,13 +162,7 @@ class Particles:
             with np.errstate(divide="ignore"):
                 keys = np.log(system.weights) + rng.gumbel(size=self.n)  # without replacement, the first by weight
             return [system.particles[i] for i in np.argsort(-keys, kind="stable")]
-        extract = extractor(self.extractor)
-        answers = [extract(engine.text(one.tokens)) for one in system.particles]
-        votes: Counter[str] = Counter()
-        for answer, weight in zip(answers, system.weights, strict=True):
-            if answer is not None:
-                votes[answer] += weight
-        merit = [votes[answer] if answer is not None else -1.0 for answer in answers]
+        merit = votes([engine.text(one.tokens) for one in system.particles], system.weights, self.extractor)
         return [system.particles[i] for i in np.argsort(-np.array(merit), kind="stable")]
 
 
@@ -187,8 +181,7 @@ class System:
     @property
     def weights(self) -> Vector:
         """[N], summing to 1."""
-        w = np.exp(self.logw - self.logw.max())
-        return np.asarray(w / w.sum())
+        return softmax(self.logw.tolist(), 1.0)
 
     @property
     def effective(self) -> float:

@@ -62,7 +62,7 @@ from decoders.candidates import (
     stopped,
     values,
 )
-from decoders.extract import extractor
+from decoders.extract import extractor, votes
 from decoders.likeness import f1, words
 from decoders.mixing import FLOOR, Until, agreed, mixing
 from decoders.protocols import BASE, CUT, Chunk, Engine, Exhausted, Mixture, Reward, Sampling, Tokens
@@ -257,13 +257,7 @@ class QAlign:
             np.fill_diagonal(likeness, 1.0)  # a state is like itself however often it was visited
             merit = np.round(likeness @ weight, 12)
         else:
-            extract = extractor(self.extractor)
-            answers = [extract(text) for text in texts]
-            votes: Counter[str] = Counter()
-            for answer, w in zip(answers, weight, strict=True):
-                if answer is not None:
-                    votes[answer] += w
-            merit = np.array([votes[a] if a is not None else -1.0 for a in answers])
+            merit = np.array(votes(texts, weight, self.extractor))
         return [int(i) for i in np.argsort(-merit, kind="stable")]
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from openai import AsyncOpenAI
 
-from bench.quality.points import half, plus_minus
+from bench.quality.points import Bench, half, plus_minus
 from bench.report import table
 from recipes.corpus import Prompt, heldout_prompts
 from recipes.gold import GOLD, fluency
@@ -110,12 +110,8 @@ class Row:
         return {name: getattr(self, name) for name in single} | told | halves
 
 
-@dataclass(frozen=True)
-class Bench:
-    client: AsyncOpenAI
-    model: str
-    prompts: Sequence[Prompt]
-    gate: asyncio.Semaphore
+class Searches(Bench):
+    """Rows of the table, over what every study's points share."""
 
     async def row(self, objective: str, way: Way, base: Row | None) -> Row:
         family, name, alignment = way
@@ -123,7 +119,7 @@ class Bench:
         asked = dict(alignment)
         if "params" in asked and asked["strategy"] != "dera":
             asked.setdefault("reward", reward)
-        answers = await asyncio.gather(*(self._answer(seed, asked) for seed in range(len(self.prompts))))
+        answers = await asyncio.gather(*(self._asked(seed, asked) for seed in range(len(self.prompts))))
         proxy = await asyncio.gather(
             *(self._score(p, a.text, reward) for p, a in zip(self.prompts, answers, strict=True))
         )
@@ -143,13 +139,18 @@ class Bench:
             scored=statistics.fmean(a.scored for a in answers),
         )
 
-    async def _answer(self, seed: int, alignment: Mapping[str, Any]) -> Answered:
+    async def _asked(self, seed: int, alignment: Mapping[str, Any]) -> Answered:
         messages: Any = list(self.prompts[seed].messages)
         traced = "guides" in alignment or alignment["strategy"] == "dera"
         body = {"alignment": {**alignment, **({"return": ["trace"]} if traced else {})}}
         async with self.gate:
             answer = await self.client.chat.completions.create(
-                model=self.model, messages=messages, temperature=1.0, max_tokens=200, seed=1000 + seed, extra_body=body
+                model=self.model,
+                messages=messages,
+                temperature=1.0,
+                max_tokens=self.max_tokens,
+                seed=1000 + seed,
+                extra_body=body,
             )
         told: Any = (answer.model_extra or {})["alignment"]
         [choice] = told.get("choices", [{}])
@@ -181,7 +182,7 @@ def divergence(alignment: Mapping[str, Any], choice: Mapping[str, Any]) -> float
 
 
 async def run(client: AsyncOpenAI, model: str, *, prompts: int, quick: bool) -> list[Row]:
-    bench = Bench(client, model, heldout_prompts(prompts, seed=5), asyncio.Semaphore(8))
+    bench = Searches(client, model, heldout_prompts(prompts, seed=5), asyncio.Semaphore(8))
     rows: list[Row] = []
     for objective in ("helpfulness", "warmth"):
         base: Row | None = None
