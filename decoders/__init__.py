@@ -16,8 +16,8 @@ class Entry:
     paper: str = ""
     """arXiv id; empty for none."""
     takes: frozenset[str] = frozenset()
-    """Which of "weights" and "guides" it carries out as its parameter `guides`, and whether it wants a "reward", which
-    then carries out the weights."""
+    """Which of "weights" and "guides" it carries out as its parameter `guides`, whether it wants a "reward", which then
+    carries out the weights, or the weights as a "direction", its parameter `wish`."""
     reward_optional: bool = False
     """Whether some of its parameters let it do without a reward."""
     shows: frozenset[str] = frozenset()
@@ -45,6 +45,9 @@ STRATEGIES: dict[str, Entry] = {
     "blockwise": Entry(target="decoders.blockwise:Blockwise", paper="2310.17022", takes=_search),
     "contrastive": Entry(target="decoders.guided:contrastive", paper="2210.15097", shows=_trace),
     "dera": Entry(target="decoders.guided:dera", paper="2402.02992", shows=_trace),
+    "directional": Entry(
+        target="decoders.directional:Directional", paper="2402.18571", takes=frozenset({"direction", "guides"})
+    ),
     "genarm": Entry(
         target="decoders.guided:genarm", paper="2410.08193", takes=frozenset({"weights", "guides"}), shows=_trace
     ),
@@ -67,6 +70,13 @@ STRATEGIES: dict[str, Entry] = {
     ),
     "rejection": Entry(
         target="decoders.rejection:RejectionSampling", paper="2309.06657", takes=_search, shows=_pool, streams=False
+    ),
+    "rps": Entry(
+        target="decoders.rps:Rps",
+        paper="2510.20498",
+        takes=_search | {"direction"},
+        shows=_pool,
+        streams=False,
     ),
     "soft_best_of_n": Entry(
         target="decoders.soft_best_of_n:SoftBestOfN", paper="2505.03156", takes=_search, shows=_pool, streams=False

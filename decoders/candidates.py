@@ -92,7 +92,20 @@ async def draw(
     guides: Mixture,
     diverse: Diverse | Jointly | None = None,
 ) -> list[Candidate]:
-    """[N] candidates in order of index, over the base with `guides`, scored while others are still drawn.
+    """[N] candidates in order of index, over the base with `guides`, scored while others are still drawn: `pooled`."""
+    mixture = {BASE: 1.0, **guides}
+    answers = (
+        engine.generate(prompt, replace(sampling, stream=False), n=n, guides=mixture)
+        if diverse is None
+        else spread(prompt, sampling, engine, diverse, n=n, guides=guides)
+    )
+    return await pooled(prompt, answers, reward, n=n)
+
+
+async def pooled(
+    prompt: Tokens, answers: AsyncGenerator[Chunk, None], reward: Reward | None, *, n: int
+) -> list[Candidate]:
+    """[N] candidates of the answers that come, scored as answers to `prompt` while others are still drawn.
 
     One call of the reward is under way at a time, and the next takes all that ended meanwhile: together they cost less.
     Whole candidates are scored; those that a budget or deadline cut are scored only where no other is, and one without
@@ -121,12 +134,6 @@ async def draw(
                     if at_work is None or at_work.done():
                         at_work = group.create_task(work(reward))
 
-            mixture = {BASE: 1.0, **guides}
-            answers = (
-                engine.generate(prompt, replace(sampling, stream=False), n=n, guides=mixture)
-                if diverse is None
-                else spread(prompt, sampling, engine, diverse, n=n, guides=guides)
-            )
             async with aclosing(answers) as drawn:
                 async for chunk in drawn:
                     pieces[chunk.index].append(chunk)
@@ -259,6 +266,12 @@ def softmax(values: Sequence[float], beta: float) -> Vector:
     return np.asarray(weights / weights.sum())
 
 
+def perturbed(values: Sequence[float], beta: float, rng: np.random.Generator) -> Vector:
+    """[N] r_i / beta + g_i, g_i ~ Gumbel(0, 1): the order of these, largest first, is of draws without replacement with
+    probabilities proportional to exp(r_i / beta)."""
+    return np.asarray(tempered(values, beta) + rng.gumbel(size=len(values)))
+
+
 def warped(logits: Vector, sampling: Sampling) -> Vector:
     """[V] probabilities after temperature, top-k and top-p, in that order; greedy takes the first of the best."""
     if sampling.temperature == 0:
@@ -296,16 +309,24 @@ def ranked(pool: Iterable[Candidate]) -> list[Candidate]:
 
 
 async def shown(
-    chosen: Sequence[Candidate], pool: Sequence[Candidate], want: frozenset[str], reports: Sequence[Mapping[str, Any]]
+    chosen: Sequence[Candidate],
+    pool: Sequence[Candidate],
+    want: frozenset[str],
+    reports: Sequence[Mapping[str, Any]],
+    *,
+    told: Sequence[Mapping[str, Any]] | None = None,
 ) -> AsyncGenerator[Chunk, None]:
-    """The chosen candidates as a strategy's answers, with a report each; the pool, if asked for, with the first."""
+    """The chosen candidates as a strategy's answers, with a report each; the pool, if asked for, with the first.
+
+    `told` is what there is to say of each of the pool, beside what there always is.
+    """
     for i, (candidate, report) in enumerate(zip(chosen, reports, strict=True)):
-        told = dict(report)
+        said = dict(report)
         if "candidates" in want and i == 0:
-            told["candidates"] = [c.told() for c in pool]
+            said["candidates"] = [{**c.told(), **(told[c.index] if told else {})} for c in pool]
         if (alone := sum(c.alone for c in pool)) and i == 0:
             missing = "the base wrote fewer answers in one than it was asked for"
-            told["warnings"] = [f"{alone} of {len(pool)} candidates were drawn by themselves: {missing}"]
+            said["warnings"] = [f"{alone} of {len(pool)} candidates were drawn by themselves: {missing}"]
         for piece in candidate.pieces:
             last = piece is candidate.pieces[-1]
-            yield replace(piece, index=i, report=told if last else {})
+            yield replace(piece, index=i, report=said if last else {})

@@ -57,7 +57,7 @@ async def in_one(
     draws = -(-n // k)
     tokens: list[list[int]] = [[] for _ in range(draws)]
     finish = [""] * draws
-    asked = engine.instructed(INSTRUCTION.format(k=k))
+    asked = await engine.instructed(INSTRUCTION.format(k=k))
     async with aclosing(engine.generate(asked, whole, n=draws, guides=mixture)) as chunks:
         async for chunk in chunks:
             tokens[chunk.index] += chunk.tokens

@@ -111,8 +111,11 @@ class Engine(Protocol):
         """A text as the base would read it within a response: no special tokens."""
         ...
 
-    def instructed(self, instruction: str) -> Tokens:
-        """The request's prompt under a system message. Raises ValueError where the request has no messages."""
+    async def instructed(self, instruction: str, *, role: str = "system") -> Tokens:
+        """The request's prompt under an instruction: as a system message, or ("user") before the user's last words.
+
+        Raises ValueError where the request has no messages.
+        """
         ...
 
 

@@ -32,10 +32,10 @@ from decoders.candidates import (
     draw,
     filled,
     generator,
+    perturbed,
     scored,
     shown,
     softmax,
-    tempered,
 )
 from decoders.protocols import Chunk, Engine, Reward, Sampling, Tokens
 
@@ -59,8 +59,7 @@ class SoftBestOfN:
         pool = await draw(prompt, sampling, engine, reward, n=self.n, guides=self.guides)
         candidates, rewards = scored(pool)
         weights = softmax(rewards, self.lambda_)  # (1)
-        gumbel = generator(sampling.seed, STREAM).gumbel(size=len(candidates))
-        order = np.argsort(-(tempered(rewards, self.lambda_) + gumbel), kind="stable")  # (2)
+        order = np.argsort(-perturbed(rewards, self.lambda_, generator(sampling.seed, STREAM)), kind="stable")  # (2)
         chosen = filled([candidates[i] for i in order], pool, n)
         size = float(1 / np.square(weights).sum())
         reports = [{"value": c.value, "candidate": c.index, "effective_sample_size": size} for c in chosen]

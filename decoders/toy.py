@@ -172,7 +172,7 @@ class ToyEngine:
     def tokens(self, text: str) -> Tokens:
         return [int(number) for number in text.split()]
 
-    def instructed(self, instruction: str) -> Tokens:
+    async def instructed(self, instruction: str, *, role: str = "system") -> Tokens:
         """The prompt: this model reads no instruction."""
         return [self.start]
 

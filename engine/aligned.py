@@ -20,7 +20,7 @@ from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from decoders.protocols import CUT, Chunk, Engine, Exhausted, Reward, Sampling, Strategy, Tokens
-from engine.meter import Meter, Metered
+from engine.meter import Meter, Metered, Render
 
 
 @dataclass(kw_only=True)
@@ -31,8 +31,7 @@ class Run:
     reward: Reward
     want: frozenset[str] = frozenset()
     meter: Meter = field(default_factory=Meter)
-    render: Callable[[str], Tokens] | None = None
-    """The request's prompt under an instruction."""
+    render: Render | None = None
     instead: Strategy | None = None
     """What answers where the strategy fails before its first token with one of `forgiven`."""
     forgiven: tuple[type[Exception], ...] = ()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from decoders.protocols import Chunk, Engine, Exhausted, Mixture, Sampling, Tokens
+
+Render = Callable[[str, str], Awaitable[Tokens]]
+"""(instruction, role) -> the request's prompt under it"""
 
 
 @dataclass(kw_only=True)
@@ -43,8 +46,7 @@ class Metered:
 
     engine: Engine
     meter: Meter
-    render: Callable[[str], Tokens] | None = None
-    """The request's prompt under an instruction."""
+    render: Render | None = None
 
     async def generate(
         self, prompt: Tokens, sampling: Sampling, *, n: int, guides: Mixture
@@ -108,5 +110,7 @@ class Metered:
     def tokens(self, text: str) -> Tokens:
         return self.engine.tokens(text)
 
-    def instructed(self, instruction: str) -> Tokens:
-        return (self.render or self.engine.instructed)(instruction)
+    async def instructed(self, instruction: str, *, role: str = "system") -> Tokens:
+        if self.render is None:
+            return await self.engine.instructed(instruction, role=role)
+        return await self.render(instruction, role)

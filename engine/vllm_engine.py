@@ -136,7 +136,7 @@ class VLLMEngine:
         tokens: list[int] = self.client.renderer.tokenizer.encode(text, add_special_tokens=False)
         return tokens
 
-    def instructed(self, instruction: str) -> Tokens:
+    async def instructed(self, instruction: str, *, role: str = "system") -> Tokens:
         """Only a request has messages: see `Metered`."""
         raise ValueError("what instructs the model needs a chat request")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,9 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from decoders import STRATEGIES, Entry
 from decoders.protocols import BASE, Strategy
 from server.config import Config, ConfigError
+from server.direction import ANGLE, checked, wish
 from server.errors import ApiError, explained, shown, unknown
-from server.kinds import check_rewards, parameters
-from server.objective import Spec, parsed, weighted
+from server.kinds import MADE_HERE, check_rewards, parameters
+from server.objective import Spec, parsed, standard, weighted
 
 AT = "alignment"
 SECOND = ("baseline_reward", "prefix_reward")
@@ -82,8 +83,9 @@ class Plan:
     want: frozenset[str]
     objective: Spec | None = None
     """What the reward is made of; None where the strategy wants none."""
-    second: tuple[str, Spec] | None = None
-    """A parameter of `SECOND`, and what its reward is made of; the strategy gets its scores in a second column."""
+    others: Mapping[str, Spec] = field(default_factory=dict)
+    """Where more rewards are asked for, and what they are made of: a parameter of `SECOND`, or each objective of a
+    direction. The strategy gets their scores in columns behind the first."""
     given: Mapping[str, Any] = field(default_factory=dict)
     """What rewards compare with."""
     max_sampled_tokens: int | None = None
@@ -113,6 +115,7 @@ class Plan:
 def check(config: Config) -> None:
     """Raises ConfigError for a reward, an objective, a preset or a default that no request could be answered with."""
     check_rewards(config)
+    checked(config)
     for name, objective in config.objectives.items():
         if objective.reward is not None:
             try:
@@ -141,33 +144,39 @@ def plan(raw: object, config: Config) -> Plan:
     entry = STRATEGIES[name]
     _honoured(given, name, entry)
     searches = "reward" in entry.takes
-    by: Literal["guide", "reward"] = "reward" if searches else "guide"
+    directed = "direction" in entry.takes
+    by: Literal["guide", "reward", "direction"] = "direction" if directed else "reward" if searches else "guide"
     weights = preferences(asked.weights, config, by=by) if "weights" in given else {}
     exponents = _exponents(asked.guides, config)
-    for wish in asked.want:
-        if wish not in entry.shows:
-            raise ApiError(f"strategy {name!r}: {unknown('return', wish, entry.shows)}", param=f"{AT}.return")
+    for key in asked.want:
+        if key not in entry.shows:
+            raise ApiError(f"strategy {name!r}: {unknown('return', key, entry.shows)}", param=f"{AT}.return")
 
     if "guides" in asked.params:
         message = f"write {AT}.guides, beside params"
         raise ApiError(message, param=f"{AT}.params.guides", code="unknown_parameter")
-    pulls = {"guides": exponents if searches else _pulls(weights, config) | exponents} if entry.takes else {}
-    strategy = _build(name, {**asked.params, **pulls})
+    filled: dict[str, Any] = {}
+    if entry.takes:
+        filled["guides"] = exponents if searches or directed else _pulls(weights, config) | exponents
+    if directed:
+        wished = wish(weights, asked.params, config, at=f"{AT}.weights")
+        filled["wish"], weights = wished, wished.named(wished.v)
+    strategy = _build(name, asked.params, filled)
     mixture = dict(getattr(strategy, "mixture", {BASE: 1.0, **exponents} if exponents else {}))
     _bounded(mixture, config, param=f"{AT}.params" if asked.params else f"{AT}.weights")
     _bounded(getattr(strategy, "baseline", {}), config, param=f"{AT}.params.baseline")
+    _bounded(getattr(strategy, "farthest", {}), config, param=f"{AT}.params.alpha")
     _small(strategy, config)
     objective = None
     if searches and given & {"weights", "reward"}:
         objective = parsed(asked.reward, config, at=f"{AT}.reward") if "reward" in given else weighted(weights, config)
-    second = next(
-        (
-            (key, parsed(raw, config, at=f"{AT}.params.{key}"))
-            for key in SECOND
-            if (raw := getattr(strategy, key, None)) is not None
-        ),
-        None,
-    )
+    others = {
+        f"params.{key}": parsed(raw, config, at=f"{AT}.params.{key}")
+        for key in SECOND
+        if (raw := getattr(strategy, key, None)) is not None
+    }
+    if searches and directed:
+        others = {f"weights.{objective}": standard(objective, config) for objective in weights}
     return Plan(
         name=name,
         entry=entry,
@@ -176,7 +185,7 @@ def plan(raw: object, config: Config) -> Plan:
         guides=mixture,
         want=frozenset(asked.want),
         objective=objective,
-        second=second,
+        others=others,
         given=asked.given.model_dump(exclude_unset=True),
         max_sampled_tokens=asked.budget.max_sampled_tokens or None,
         deadline_ms=asked.budget.deadline_ms or None,
@@ -192,31 +201,36 @@ def _rewarded(asked: AlignmentRequest, config: Config) -> bool:
 
 def _honoured(given: set[str], name: str, entry: Entry) -> None:
     """Raises ApiError for a field that the strategy could not carry out, or one that it lacks."""
-    honours = entry.takes | ({"weights", "given"} if "reward" in entry.takes else set())
+    honours = entry.takes | ({"weights"} if "direction" in entry.takes else set())
+    honours |= {"weights", "given"} if "reward" in entry.takes else set()
     for key in ("weights", "guides", "reward", "given"):
         if key in given and key not in honours:
             message = f"{AT}.{key} cannot be honoured by strategy {name!r}"
             raise ApiError(message, param=f"{AT}.{key}", code="unsupported_pair")
+    if "direction" in entry.takes and "reward" in given:
+        message = f"strategy {name!r} chooses by {AT}.weights, so {AT}.reward cannot be honoured"
+        raise ApiError(message, param=f"{AT}.reward", code="unsupported_pair")
     if {"weights", "reward"} <= given:
         message = f"{AT}.weights and {AT}.reward are two ways to say what is wanted: give one"
         raise ApiError(message, param=f"{AT}.reward", code="unsupported_pair")
     if not entry.takes or entry.reward_optional:
         return
-    needed = {"weights", "reward"} if "reward" in entry.takes else entry.takes
+    needed: Set[str] = {"weights", "reward"} if "reward" in entry.takes else entry.takes
+    needed = {"weights"} if "direction" in entry.takes else needed
     if not given & needed:
         wanted = " or ".join(f"{AT}.{key}" for key in sorted(needed))
         raise ApiError(f"strategy {name!r} needs {wanted}", param=AT, code="missing_required_parameter")
 
 
 def _small(strategy: Strategy, config: Config) -> None:
-    at_once = {"n": "n", "chains": "chains", "rollouts": "k * rollouts"}
+    at_once = {"n": "n", "chains": "chains", "rollouts": "k * rollouts", "m": "k * m"}
     for key, written in at_once.items():
-        count = getattr(strategy, key, 1) * (getattr(strategy, "k", 1) if key == "rollouts" else 1)
+        count = getattr(strategy, key, 1) * (getattr(strategy, "k", 1) if written.startswith("k") else 1)
         if count > config.max_candidates:
             message = f"{AT}.params.{written} must be at most {config.max_candidates} on this server"
             raise ApiError(f"{message}; got {count}", param=f"{AT}.params.{key}", code="out_of_range")
     most = config.engine.get("max_logprobs", 20)  # of which vLLM shows no more; 20 is its default, -1 all
-    if (k := getattr(strategy, "k", 1)) > most >= 0:
+    if not hasattr(strategy, "wish") and (k := getattr(strategy, "k", 1)) > most >= 0:
         message = f"{AT}.params.k must be at most engine.max_logprobs, {most} on this server; got {k}"
         raise ApiError(message, param=f"{AT}.params.k", code="out_of_range")
     draws = getattr(strategy, "draws", 1)
@@ -225,27 +239,35 @@ def _small(strategy: Strategy, config: Config) -> None:
         raise ApiError(f"{message}; got {draws}", param=f"{AT}.params.steps", code="out_of_range")
 
 
-def _number(value: object, param: str, config: Config) -> float:
-    limit = config.max_weight
+def _number(value: object, param: str, limit: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= limit:
         raise ApiError(f"{param} must be a number in [-{limit:g}, {limit:g}]; got {shown(value)}", param=param)
     return float(value)
 
 
 def preferences(
-    raw: Mapping[str, Any], config: Config, *, by: Literal["guide", "reward"] = "reward", at: str = f"{AT}.weights"
+    raw: Mapping[str, Any],
+    config: Config,
+    *,
+    by: Literal["guide", "reward", "direction"] = "reward",
+    at: str = f"{AT}.weights",
 ) -> dict[str, float]:
-    """Weights per objective that a guide, or a reward, can carry out; raises ApiError."""
+    """Weights per objective that a guide, a reward or a direction can carry out; raises ApiError.
+
+    A direction may come as an angle, {ANGLE: degrees}.
+    """
     if not raw:
         raise ApiError(
             f"{at} is empty; name at least one objective of {', '.join(sorted(config.objectives))}", param=at
         )
+    if by == "direction" and set(raw) == {ANGLE} and ANGLE not in config.objectives:
+        return {ANGLE: _number(raw[ANGLE], f"{at}.{ANGLE}", 180.0)}
     for name in raw:
         if name not in config.objectives:
             raise ApiError(unknown("objective", name, config.objectives.keys()), param=f"{at}.{name[:64]}")
-        if getattr(config.objectives[name], by) is None:
+        if by != "direction" and getattr(config.objectives[name], by) is None:
             raise ApiError(f"objective {name!r} has no {by} on this server", param=f"{at}.{name}")
-    weights = {name: _number(value, f"{at}.{name}", config) for name, value in raw.items()}
+    weights = {name: _number(value, f"{at}.{name}", config.max_weight) for name, value in raw.items()}
     if not any(weights.values()):
         raise ApiError(f"{at} are all zero: nothing is preferred; use strategy 'plain' for the base alone", param=at)
     return weights
@@ -257,7 +279,7 @@ def _exponents(raw: Mapping[str, Any], config: Config) -> dict[str, float]:
     for name in raw:
         if name not in members:
             raise ApiError(unknown("guide", name, members), param=f"{at}.{name[:64]}")
-    return {name: _number(value, f"{at}.{name}", config) for name, value in raw.items()}
+    return {name: _number(value, f"{at}.{name}", config.max_weight) for name, value in raw.items()}
 
 
 def _pulls(weights: Mapping[str, float], config: Config) -> dict[str, float]:
@@ -270,14 +292,15 @@ def _pulls(weights: Mapping[str, float], config: Config) -> dict[str, float]:
     return pulls
 
 
-def _build(name: str, params: dict[str, Any]) -> Strategy:
+def _build(name: str, params: Mapping[str, Any], filled: Mapping[str, Any]) -> Strategy:
+    """`params` are the client's, `filled` are what the server makes of the rest of the request."""
     at, model = f"{AT}.params", parameters(name)
-    fields = {field.alias or key for key, field in model.model_fields.items()} - {"guides"}
-    if surplus := next((key for key in params if key not in fields and key != "guides"), None):
+    fields = {field.alias or key for key, field in model.model_fields.items()} - MADE_HERE
+    if surplus := next((key for key in params if key not in fields), None):
         message = f"strategy {name!r}: {unknown('parameter', surplus, fields)}"
         raise ApiError(message, param=f"{at}.{surplus[:64]}", code="unknown_parameter")
     try:
-        checked = model.model_validate(params)
+        checked = model.model_validate({**params, **filled})
         strategy: Strategy = STRATEGIES[name].load()(**{key: getattr(checked, key) for key in model.model_fields})
     except ValidationError as error:
         where = error.errors()[0]["loc"]

@@ -17,12 +17,10 @@ from engine.aligned import Run
 from rewards.protocols import RewardError
 from server.alignment import AT, Plan
 from server.body import Json
+from server.conversation import MESSAGES, RESPONSES
 from server.envelope import ERROR_EVENTS
 from server.errors import as_error, uncaught
 from server.scoring import Scores
-
-CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
-RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
 
 KEEP_ALIVE = 15.0
 """Seconds between the comments of a stream whose search still runs: proxies hang up on a silent one after 30 or 60."""

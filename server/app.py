@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -18,11 +19,11 @@ from server.auth import Auth
 from server.config import Config
 from server.envelope import Envelope
 from server.errors import ApiError, unknown
-from server.kinds import about, parameters
+from server.kinds import MADE_HERE, about, parameters
 from server.score import score
 from server.scoring import Scoring
 from server.seam import Seam
-from server.vllm_app import ModelCard, ModelList, openai_app, request_fields
+from server.vllm_app import ModelCard, ModelList, openai_app, rendered, request_fields
 
 
 async def build(client: AlignedClient, config: Config, args: Namespace, scoring: Scoring) -> FastAPI:
@@ -32,7 +33,7 @@ async def build(client: AlignedClient, config: Config, args: Namespace, scoring:
     _own_endpoints(app, client, config, scoring)
     app.add_exception_handler(HTTPException, _http_error)
     # Outside of vLLM's stack, ours also sees the answers to what went wrong inside it.
-    stack: ASGIApp = Seam(app.build_middleware_stack(), config, request_fields(), scoring)
+    stack: ASGIApp = Seam(app.build_middleware_stack(), config, request_fields(), scoring, partial(rendered, app))
     app.middleware_stack = Envelope(Auth(stack, config.keys) if config.keys else stack)
     return app
 
@@ -82,7 +83,7 @@ def catalogue(config: Config, scoring: Scoring) -> dict[str, Any]:
             "takes": sorted(entry.takes),
             "return": sorted(entry.shows),
             "streaming": "native" if entry.streams else "buffered",
-            "params": {key: value for key, value in schema.get("properties", {}).items() if key != "guides"},
+            "params": {key: value for key, value in schema.get("properties", {}).items() if key not in MADE_HERE},
         }
     return {
         "model": config.model_name,

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -84,6 +84,38 @@ class ObjectiveConfig(Section):
     """Standard deviation of its reward over the base's own answers."""
 
 
+class ConeConfig(Section):
+    """The directions that a preference prompt's reader was trained to obey."""
+
+    axis: Mapping[str, float]
+    """Weight per objective: the middle of the directions."""
+    degrees: float = Field(default=180.0, gt=0, le=180)
+    """Farthest angle from the axis."""
+    nonnegative: bool = False
+    """Whether weights below 0 are refused."""
+
+
+class PromptConfig(Section):
+    """The text that says a direction in reward space to a model trained to obey it."""
+
+    template: Literal["dpa", "rps", "values"] | None = None
+    """A published text: DPA's system message, RPS's before the user's words, or `values`, a description in words."""
+    text: str | None = None
+    """Your own, with each slot in braces, as in "helpfulness*{h}"."""
+    role: Literal["system", "user"] | None = None
+    """Whose message the text is; "user" puts it before the user's last words. Published texts have theirs."""
+    slots: Mapping[str, str] = {}
+    """slot -> objective, in the order of a direction's axes; for `values` what the text calls the objective."""
+    scale: float = Field(default=100.0, gt=0, allow_inf_nan=False)
+    """What a slot shows of a share of 1."""
+    decimals: int = Field(default=0, ge=0, le=6)
+    """Of what a slot shows."""
+    cone: ConeConfig | None = None
+    """Which directions are valid: by default all, for `dpa` and `rps` within 45 degrees of the first objective."""
+    reader: str | None = None
+    """The guide that was trained to read it, and answers in the base's place; by default the base reads it."""
+
+
 class RewardConfig(Section):
     """Something that scores whole answers. The other keys are the kind's own: docs/rewards.md."""
 
@@ -115,6 +147,8 @@ class Config(Section):
     """What scores answers, by name."""
     objectives: Mapping[Name, ObjectiveConfig] = {}
     """What a person can prefer, by name."""
+    preference_prompts: Mapping[Name, PromptConfig] = {}
+    """What says a direction in reward space to a model, by name; the first is the one that requests get."""
     presets: Mapping[Name, Mapping[str, Any]] = {}
     """Model ids of their own, each an `alignment` object."""
     default_strategy: str = "plain"
@@ -169,6 +203,15 @@ class Config(Section):
         return (*self.api_keys, extra) if extra else self.api_keys
 
 
+SECTIONS: dict[str, type[Section]] = {
+    "guides": GuideConfig,
+    "rewards": RewardConfig,
+    "objectives": ObjectiveConfig,
+    "preference_prompts": PromptConfig,
+}
+"""Of the keys whose values are named, what a value is."""
+
+
 def load(path: Path, overrides: Sequence[str] = (), check: Callable[[Config], None] = lambda _: None) -> Config:
     """The configuration in a file, with "key=value" or "a.b=value" put over it; raises ConfigError, also `check`'s."""
     try:
@@ -218,9 +261,8 @@ def _complaint(error: ValidationError, text: str) -> str:
 
 
 def _fields(path: Sequence[str]) -> list[str]:
-    sections: dict[str, type[Section]] = {"guides": GuideConfig, "rewards": RewardConfig, "objectives": ObjectiveConfig}
-    section = sections.get(path[0] if path else "", Config)
-    return list(section.model_fields)
+    section: type[Section] = SECTIONS.get(path[0] if path else "", Config)
+    return list((ConeConfig if path[2:] == ["cone"] else section).model_fields)
 
 
 def _line(text: str, path: Sequence[str]) -> int:

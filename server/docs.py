@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,8 @@ from pydantic.fields import FieldInfo
 
 from decoders import STRATEGIES
 from rewards import COMBINES, KINDS, TRANSFORMS
-from server.config import Config, GuideConfig, ObjectiveConfig, RewardConfig, Section
-from server.kinds import about, parameters
+from server.config import SECTIONS, ConeConfig, Config, Section
+from server.kinds import MADE_HERE, about, parameters
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 INTRODUCTION = """\
@@ -50,7 +50,7 @@ def strategies() -> str:
     lines += rows
     for name, entry in STRATEGIES.items():
         lines += ["", f"## {name}", "", about(entry.load()), ""]
-        rows = list(_parameters(parameters(name), without=("guides",)))
+        rows = list(_parameters(parameters(name), without=MADE_HERE))
         lines += ["| `params` | type | default | meaning |", "|---|---|---|---|", *rows] if rows else ["No `params`."]
     return "\n".join(lines) + "\n"
 
@@ -74,7 +74,7 @@ def rewards() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _parameters(model: type[BaseModel], without: Sequence[str] = ()) -> Iterator[str]:
+def _parameters(model: type[BaseModel], without: Collection[str] = ()) -> Iterator[str]:
     """A table's rows."""
     shown = model.model_json_schema(by_alias=True).get("properties", {})
     for name, info in model.model_fields.items():
@@ -96,9 +96,8 @@ def configuration() -> str:
     lines += ["`--set engine.max_model_len=512`. An unknown key is refused with its line."]
     sections: list[tuple[str, type[Section]]] = [
         ("Top level", Config),
-        ("guides.NAME", GuideConfig),
-        ("rewards.NAME", RewardConfig),
-        ("objectives.NAME", ObjectiveConfig),
+        *((f"{key}.NAME", section) for key, section in SECTIONS.items()),
+        ("preference_prompts.NAME.cone", ConeConfig),
     ]
     for title, section in sections:
         lines += ["", f"## {title}", "", "| key | type | default | meaning |", "|---|---|---|---|", *_keys(section)]

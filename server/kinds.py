@@ -15,6 +15,9 @@ from rewards.protocols import Scorer
 from server.config import Config, ConfigError, RewardConfig
 from server.errors import unknown
 
+MADE_HERE = frozenset({"guides", "wish"})
+"""A strategy's fields that the server fills, from other parts of a request than `params`."""
+
 
 @cache
 def parameters(name: str) -> type[BaseModel]:

@@ -19,7 +19,6 @@ from engine.aligned import AlignedClient
 from engine.meter import Meter, Metered
 from engine.pooling import PoolingEngine, running_pooler
 from rewards.guard import Checked
-from rewards.log_ratio import instructed
 from rewards.protocols import Host, Question, Response, RewardError, Scorer
 from server.alignment import AT, Plan
 from server.body import Json
@@ -143,22 +142,11 @@ class Scoring:
     def bind(self, plan: Plan, document: Json, meter: Meter) -> Scores:
         """The reward of one request; raises ApiError for what it cannot be."""
         specs = {} if plan.objective is None else {f"{AT}.reward": plan.objective}
-        if plan.second is not None:
-            specs[f"{AT}.params.{plan.second[0]}"] = plan.second[1]
+        specs |= {f"{AT}.{key}": spec for key, spec in plan.others.items()}
         for at, spec in specs.items():
             self.check(spec, plan.given, at=at)
         self.check_read(specs.values(), plan.given)
         return Scores.of_document(document, scoring=self, specs=tuple(specs.values()), given=plan.given, meter=meter)
-
-    def instructed(self, document: Json, instruction: str) -> Tokens:
-        """A chat request's prompt under a system message; raises ValueError for what that would leave out."""
-        found = messages(document)
-        for key in ("tools", "documents", "chat_template", "chat_template_kwargs"):
-            if document.get(key):
-                raise ValueError(f"what instructs the model cannot be combined with {key}")
-        if not found or not all(message["content"] for message in found):
-            raise ValueError("what instructs the model needs a chat request whose messages are all text")
-        return self.host.render(instructed(found, instruction))
 
     async def rows(
         self, specs: Iterable[Spec], question: Question, responses: Sequence[Response]

@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from decoders.plain import Plain
-from decoders.protocols import indifferent
+from decoders.protocols import Tokens, indifferent
 from engine.aligned import Run, running
 from engine.meter import Meter
 from engine.table import KEY
 from rewards.protocols import RewardError
 from server.alignment import AT, plan
 from server.answer import Answer, Call, outcome_of
-from server.body import ClientGone, parse, whole
+from server.body import ClientGone, Json, parse, whole
 from server.config import Config
+from server.conversation import instructed
 from server.errors import ApiError, listed, unknown
 from server.metrics import DURATION, REQUESTS, UNKNOWN_FIELDS
 from server.scoring import Scoring
@@ -38,12 +39,16 @@ COUNTING = frozenset({"/tokenize", "/v1/messages/count_tokens"})
 
 @dataclass(frozen=True)
 class Seam:
-    """`fields`: request path -> the top-level fields that vLLM's own request model of that path has."""
+    """`fields`: request path -> the top-level fields that vLLM's own request model of that path has.
+
+    `rendered`: (path, body) -> the prompt that vLLM's app makes of it.
+    """
 
     app: ASGIApp
     config: Config
     fields: Mapping[str, frozenset[str]]
     scoring: Scoring
+    rendered: Callable[[str, Json], Awaitable[Tokens]]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in {*self.fields, *COUNTING}:
@@ -139,7 +144,9 @@ class Seam:
             meter=Meter(max_sampled_tokens=plan.max_sampled_tokens, deadline=deadline),
             instead=Plain() if plan.degrade else None,
             forgiven=(RewardError,),
-            render=lambda instruction: self.scoring.instructed(call.document, instruction),
+            render=lambda instruction, role: self.rendered(
+                call.path, instructed(call.path, call.document, instruction, role)
+            ),
         )
         if "reward" in plan.entry.takes:
             call.scores = self.scoring.bind(plan, call.document, call.run.meter)

@@ -26,11 +26,12 @@ from vllm.tool_parsers import ToolParserManager
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.utils.system_utils import set_ulimit
 
+from decoders.protocols import Tokens
 from engine.aligned import AlignedClient
 from engine.members import engine_args
 from engine.vllm_engine import VLLMEngine
-from server.answer import CHAT, COMPLETIONS, MESSAGES, RESPONSES
 from server.config import Config, ConfigError
+from server.conversation import CHAT, COMPLETIONS, MESSAGES, RESPONSES
 from server.errors import unknown
 
 __all__ = ["EngineClient", "ModelCard", "ModelList", "arguments", "request_fields", "serve_http"]
@@ -113,6 +114,33 @@ async def openai_app(client: AlignedClient, args: Namespace) -> FastAPI:
     await init_app_state(client, app.state, args, tasks)
     app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", None) in ROUTES]
     return app
+
+
+async def rendered(app: FastAPI, path: str, document: Mapping[str, Any]) -> Tokens:
+    """The prompt of a request's body as the app would make it; raises ValueError for what it would refuse."""
+    renderer = app.state.openai_serving_chat.online_renderer
+    if path == RESPONSES:
+        if document.get("previous_response_id"):
+            raise ValueError("what instructs the model cannot be combined with previous_response_id")
+        found = await renderer.render_responses(ResponsesRequest.model_validate(document))
+        prompt = getattr(found, "engine_input", None)
+    else:
+        if path == CHAT:
+            request = ChatCompletionRequest.model_validate(document)
+        else:
+            messages = app.state.anthropic_serving_messages
+            request = messages.to_chat_completion_request(
+                AnthropicMessagesRequest.model_validate(document),
+                merge_inline_system=messages._merge_inline_system,
+            )
+        found = await renderer.render_chat(request)
+        prompt = found[1][0] if isinstance(found, tuple) else None
+    if prompt is None:
+        raise ValueError(found.error.message)
+    if prompt["type"] != "token":
+        raise ValueError("what instructs the model needs a request whose messages are all text")
+    tokens: Tokens = prompt["prompt_token_ids"]
+    return tokens
 
 
 def request_fields() -> dict[str, frozenset[str]]:

@@ -66,8 +66,8 @@ def test_vllm_stays_in_its_room() -> None:
 
 
 SHARED = (
-    *("blocks", "candidates", "diverse", "extract", "jointly", "likeness", "mixing", "protocols", "rollouts"),
-    *("streams", "tokenwise"),
+    *("blocks", "candidates", "directions", "diverse", "extract", "jointly", "likeness", "mixing", "protocols"),
+    *("rollouts", "streams", "tokenwise"),
 )
 
 

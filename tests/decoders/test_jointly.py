@@ -48,7 +48,7 @@ class Author(Script):
     def tokens(self, text: str) -> Tokens:
         return [ord(character) for character in text]
 
-    def instructed(self, instruction: str) -> Tokens:
+    async def instructed(self, instruction: str, *, role: str = "system") -> Tokens:
         self.instruction = instruction
         return [INSTRUCTED, START]
 

@@ -6,18 +6,28 @@ from decoders.args import Args
 from decoders.beam import Beam
 from decoders.best_of_n import BestOfN
 from decoders.blockwise import Blockwise
+from decoders.directional import Directional
+from decoders.directions import DPA, Cone, Template, Wish
 from decoders.guided import Guided, contrastive, dera, genarm, mod, proxy_tuning
 from decoders.mbr import MinimumBayesRisk
 from decoders.particles import Particles
 from decoders.plain import Plain
 from decoders.protocols import Strategy
 from decoders.rejection import RejectionSampling
+from decoders.rps import Rps
 from decoders.soft_best_of_n import SoftBestOfN
 from decoders.speculative_rejection import SpeculativeRejection
 from decoders.transfer_q import TransferQ
 from decoders.vote import Vote
 from tests.contracts import ENGINE_LAWS, STRATEGY_LAWS, Specimen
 
+WISH = Wish(
+    objectives=("helpfulness", "verbosity"),
+    v=(0.8, 0.6),
+    cone=Cone(axis=(1.0, 0.0), degrees=45),
+    template=Template(text=DPA, role="system", slots=("h", "w")),
+    guides={"helpfulness": {"arm": 1.0}, "verbosity": {}},
+)
 STRATEGIES: list[Strategy] = [
     Plain(),
     Guided(guides={"arm": 0.7}),
@@ -46,6 +56,9 @@ STRATEGIES: list[Strategy] = [
     Particles(n=4, block=2, variant="pf_reference", answer="max_reward", guides={"arm": 1.0}, target="base"),
     Beam(n=4, width=2, block=1),
     Beam(n=4, width=2, block=2, variant="dvts", guides={"arm": 1.0}),
+    Directional(wish=WISH),
+    Rps(wish=WISH, k=3, m=2),
+    Rps(wish=WISH, k=3, over="both", selection="soft"),
 ]
 
 

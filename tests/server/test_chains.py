@@ -11,7 +11,7 @@ import httpx
 import numpy as np
 import pytest
 
-from server.answer import CHAT
+from server.conversation import CHAT
 from tests.server.conftest import KEY, Running
 
 QUESTION: list[Any] = [{"role": "user", "content": "Hello, how are you today?"}]

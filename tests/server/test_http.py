@@ -24,8 +24,8 @@ from starlette.types import Message
 from decoders import STRATEGIES, Entry
 from decoders.protocols import BASE, Chunk, Engine, Reward, Sampling, Tokens
 from decoders.toy import ToyEngine
-from server.answer import CHAT, MESSAGES, RESPONSES
 from server.config import Config
+from server.conversation import CHAT, MESSAGES, RESPONSES
 from tests.server import toy_server
 
 HI: list[Any] = [{"role": "user", "content": "hi"}]

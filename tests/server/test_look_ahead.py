@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bench.peers.hf_reward import HFReward
 from bench.peers.hf_transfer_q import HFTransferQ
-from server.answer import CHAT
+from server.conversation import CHAT
 from tests.server.conftest import DEMO, KEY, Running, serve, until_up
 
 FOLDER = DEMO.parent

@@ -17,8 +17,8 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
-from server.answer import CHAT, COMPLETIONS, MESSAGES
 from server.config import Config
+from server.conversation import CHAT, COMPLETIONS, MESSAGES
 from tests.server.conftest import KEY, SEARCHES, STRATEGIES, Running, wishes
 
 HI: list[Any] = [{"role": "user", "content": "Hello, how do I boil an egg?"}]

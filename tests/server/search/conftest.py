@@ -68,7 +68,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
                 "truth": {"guide": "arm"},
             },
             "presets": {"toy-best": {"strategy": "best_of_n", "weights": {"a": 1.0}, "params": {"n": 8}}},
-            "engine": {"dtype": "float32", "max_model_len": 256, "enforce_eager": True},
+            "engine": {"dtype": "float32", "max_model_len": 1024, "enforce_eager": True},
         },
     )
 

@@ -359,8 +359,6 @@ async def test_answers_that_were_to_come_in_one_are_drawn_alone_where_they_did_n
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"messages": [*HI, {"role": "assistant", "content": None}, *HI]}, "messages are all text"),
-        ({"chat_template_kwargs": {"a": 1}}, "cannot be combined with chat_template_kwargs"),
         ({"stop": ["b"]}, "cannot be combined with stop strings"),
         ({"params": {"n": 2, "diverse": {"together": 1}}}, r"params\.diverse.*together.*2"),
         ({"params": {"n": 2, "diverse": {"groups": 1, "together": 2}}}, "unknown key 'groups'; valid: together"),

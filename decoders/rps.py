@@ -1,0 +1,187 @@
+"""Robust preference selection (RPS, arXiv 2510.20498): ask a wish's neighbours too, choose by the wish itself.
+
+    v_1 … v_k within theta_max of v,    y_ij ~ pi(. | x, v_i),    y* = argmax_ij v . r(x, y_ij)                      (1)
+
+with r the objectives' rewards in spreads of the base's own answers. A model obeys best where its training was dense, so
+neighbours of a direction at the edge may serve it better than the direction itself. What carries v_i out (`over`):
+
+| `prompts` | the preference prompt says v_i to the model that reads it (DPA)                             |
+| `guides`  | the base times prod_j p_j^(alpha g_j max(v_ij, 0)), g_j the gain of objective j's guide      |
+| `both`    | the model that reads the prompt, times the guides                                            |
+
+The published code does not sample: it takes the five of {-40, -35 … 40} degrees nearest to the target
+(`grid_reference`), so a target of 45 degrees is never asked for itself. `selection`: `argmax` is (1); `soft` draws y
+with probability proportional to exp(v . r / lambda); `consensus` is ours: each v_i votes for argmax_y v_i . r(x, y),
+and the answer with most votes is chosen, ties by v . r. All select by the target, never by a candidate's own direction.
+
+`n` answers are the n best. Best so far: (1) over the answers that have ended.
+Cost: k m answers drawn, k m scored. Directions that round to one prompt are drawn as one.
+Neutral value: theta_max = 0 is best of k m under the target's prompt, and k = m = 1 with it `directional`, token for
+token.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from decoders.candidates import (
+    Candidate,
+    Guides,
+    Vector,
+    check_answers,
+    derived,
+    filled,
+    generator,
+    perturbed,
+    pooled,
+    ranked,
+    scored,
+    shown,
+)
+from decoders.directions import Prompt, Wish, between, neighbours
+from decoders.protocols import BASE, Chunk, Engine, Mixture, Reward, Sampling, Tokens
+from decoders.streams import merged
+
+STREAM = 2510_20498
+SOFT = STREAM + 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rps:
+    """Answers under k directions around the wish, and of these the one that the wish itself prefers."""
+
+    wish: Wish
+    k: Annotated[int, Field(ge=1, le=1024, description="directions")] = 5
+    m: Annotated[int, Field(ge=1, le=1024, description="answers per direction")] = 1
+    theta_max: Annotated[float, Field(ge=0, le=180, description="farthest direction, in degrees")] = 30.0
+    mode: Annotated[
+        Literal["sample", "grid_relative", "grid_reference"],
+        Field(description="how directions are chosen: at random, a grid around the target, or the published code's"),
+    ] = "sample"
+    over: Annotated[Literal["prompts", "guides", "both"], Field(description="what carries a direction out")] = "prompts"
+    alpha: Annotated[float, Field(ge=0, description="over guides: exponent at a share of 1, in gains")] = 1.0
+    selection: Annotated[
+        Literal["argmax", "soft", "consensus"], Field(description="how one of the answers is chosen")
+    ] = "argmax"
+    lambda_: Annotated[
+        float, Field(alias="lambda", gt=0, description="for soft: temperature of v . r, in spreads of the rewards")
+    ] = 0.5
+    prompt: Prompt = None
+    guides: Guides = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.over != "guides" and self.wish.template is None:
+            raise ValueError("this server has no preference prompt: params.over must be 'guides'")
+        if self.over != "prompts" and (missing := set(self.wish.objectives) - (self.wish.guides or {}).keys()):
+            raise ValueError(f"params.over {self.over!r}: objective {min(missing)!r} has no guide on this server")
+
+    @property
+    def mixture(self) -> Mixture:
+        """The target's."""
+        return self._mixture(np.array(self.wish.v))
+
+    @property
+    def farthest(self) -> Mixture:
+        """The largest exponents that a direction can have."""
+        pulls = (self.wish.guides or {}).values() if self.over != "prompts" else ()
+        return {guide: self.alpha * gain for pull in pulls for guide, gain in pull.items()}
+
+    async def __call__(
+        self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, want: frozenset[str]
+    ) -> AsyncGenerator[Chunk, None]:
+        check_answers(n, self.k * self.m)
+        rng = generator(sampling.seed, STREAM)
+        directions = neighbours(self.wish, self.k, self.theta_max, rng, mode=self.mode)
+        columns = Columns(reward)
+        answers = self._drawn(prompt, directions, sampling, engine)
+        pool = await pooled(prompt, answers, columns, n=self.k * self.m)
+        candidates, values = scored(pool)
+        chosen, reports = candidates, [dict[str, Any]() for _ in candidates]
+        if self.selection == "soft":
+            order = np.argsort(-perturbed(values, self.lambda_, generator(sampling.seed, SOFT)), kind="stable")
+            chosen = [candidates[i] for i in order]
+        elif self.selection == "consensus":
+            votes = Counter(self._votes(candidates, columns, directions))
+            chosen = sorted(ranked(candidates), key=lambda c: -votes[c.index])
+            reports = [{"votes": votes[c.index]} for c in chosen]
+        else:
+            chosen = ranked(candidates)  # (1)
+        best = filled(chosen, pool, n)
+        told = [self._told(c.index, directions) for c in pool]
+        reports = [
+            {"value": c.value, "candidate": c.index, **told[c.index], **more}
+            for c, more in zip(best, [*reports, *({} for _ in best)], strict=False)
+        ]
+        async with aclosing(shown(best, pool, want, reports, told=told)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def _drawn(
+        self, prompt: Tokens, directions: Sequence[Vector], sampling: Sampling, engine: Engine
+    ) -> AsyncGenerator[Chunk, None]:
+        """m answers per direction, the i-th direction's being i m … i m + m - 1."""
+        together: dict[tuple[str, tuple[tuple[str, float], ...]], list[int]] = {}
+        for i, v in enumerate(directions):
+            template = self.wish.template if self.over != "guides" else None
+            key = template.said(v) if template else "", tuple(sorted(self._mixture(v).items()))
+            together.setdefault(key, []).append(i)
+        streams = []
+        for g, ((said, mixture), members) in enumerate(together.items()):
+            told = prompt
+            if said:
+                assert self.wish.template is not None
+                told = await engine.instructed(said, role=self.wish.template.role)
+            seed = derived(sampling.seed, STREAM, g) if g else sampling.seed
+            whole = replace(sampling, stream=False, seed=seed)
+            places = [i * self.m + j for i in members for j in range(self.m)]
+            drawn = engine.generate(told, whole, n=len(places), guides=dict(mixture))
+            streams.append(placed(drawn, places))
+        async with aclosing(merged(streams)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    def _mixture(self, v: Vector) -> Mixture:
+        found = {BASE: 1.0} if self.over == "guides" else dict(self.wish.reads)
+        if self.over != "prompts":
+            for objective, share in zip(self.wish.objectives, v, strict=True):
+                for guide, gain in (self.wish.guides or {})[objective].items():
+                    found[guide] = found.get(guide, 0.0) + self.alpha * gain * max(float(share), 0.0)
+        return {**found, **self.guides}
+
+    def _votes(self, candidates: Sequence[Candidate], columns: Columns, directions: Sequence[Vector]) -> list[int]:
+        """[k] what each direction would choose; its ties go to what the target likes better."""
+        rewards_NK = np.array([columns.said[c.tokens] for c in candidates])
+        order = sorted(range(len(candidates)), key=lambda i: -rewards_NK[i, 0])
+        best = [int(np.argmax(rewards_NK[order, 1:] @ v)) for v in directions]
+        return [candidates[order[i]].index for i in best]
+
+    def _told(self, index: int, directions: Sequence[Vector]) -> dict[str, Any]:
+        v = directions[index // self.m]
+        return {"direction": self.wish.named(v), "degrees_from_target": round(between(self.wish.v, v), 4)}
+
+
+@dataclass
+class Columns:
+    """A reward of [N, 1 + d] as one of [N, 1], the first column; the whole rows are remembered."""
+
+    reward: Reward
+    said: dict[tuple[int, ...], list[float]] = field(default_factory=dict)
+
+    async def __call__(self, prompt: Tokens, completions: Sequence[Tokens]) -> list[list[float]]:
+        rows = await self.reward(prompt, completions)
+        self.said.update((tuple(tokens), row) for tokens, row in zip(completions, rows, strict=True))
+        return [row[:1] for row in rows]
+
+
+async def placed(chunks: AsyncGenerator[Chunk, None], places: Sequence[int]) -> AsyncGenerator[Chunk, None]:
+    """Its i-th answer as the answer `places[i]`."""
+    async with aclosing(chunks):
+        async for chunk in chunks:
+            yield replace(chunk, index=places[chunk.index])
