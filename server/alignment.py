@@ -167,6 +167,9 @@ def plan(raw: object, config: Config) -> Plan:
     _bounded(getattr(strategy, "baseline", {}), config, param=f"{AT}.params.baseline")
     _bounded(getattr(strategy, "farthest", {}), config, param=f"{AT}.params.alpha")
     _small(strategy, config)
+    lacking = [o for o in weights if searches and config.objectives[o].reward is None]
+    if lacking:
+        raise ApiError(f"objective {lacking[0]!r} has no reward on this server", param=f"{AT}.weights")
     objective = None
     if searches and given & {"weights", "reward"}:
         objective = parsed(asked.reward, config, at=f"{AT}.reward") if "reward" in given else weighted(weights, config)

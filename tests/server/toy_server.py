@@ -39,7 +39,8 @@ TOY = Path(__file__).parent.parent / "toy_model.json"
 
 def checkpoint(folder: Path) -> Path:
     """What a front end reads of a model: config, tokenizer and chat template, no weights."""
-    LlamaConfig(**family.sizes(64, 1, 1), architectures=["LlamaForCausalLM"]).save_pretrained(folder)
+    sizes = {**family.sizes(64, 1, 1), "max_position_embeddings": 1024}
+    LlamaConfig(**sizes, architectures=["LlamaForCausalLM"]).save_pretrained(folder)
     family.tokenizer(folder, family.VOCABULARY)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.chat_template = TEMPLATE

@@ -67,6 +67,11 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
                 "brevity": {"reward": "short", "guide": "arm"},
                 "truth": {"guide": "arm"},
             },
+            "preference_prompts": {
+                "system": {"template": "dpa", "slots": {"h": "a", "w": "brevity"}},
+                "user": {"template": "rps", "slots": {"h": "a", "w": "brevity"}, "reader": "arm"},
+                "words": {"template": "values", "slots": {"letters": "a", "few of them": "brevity", "truth": "truth"}},
+            },
             "presets": {"toy-best": {"strategy": "best_of_n", "weights": {"a": 1.0}, "params": {"n": 8}}},
             "engine": {"dtype": "float32", "max_model_len": 1024, "enforce_eager": True},
         },

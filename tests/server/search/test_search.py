@@ -37,6 +37,7 @@ SEARCHES: dict[str, dict[str, Any]] = {
     },
     "blockwise": {"strategy": "blockwise", "weights": {"a": 1.0}, "params": {"n": 3, "block": 2}},
     "particles": {"strategy": "particles", "weights": {"a": 1.0}, "params": {"n": 4, "block": 1}},
+    "rps": {"strategy": "rps", "weights": {"a": 1.0, "brevity": 0.5}, "params": {"k": 4, "m": 2}},
     "beam": {"strategy": "beam", "weights": {"a": 1.0}, "params": {"n": 4, "width": 2, "block": 1}},
 }  # fmt: skip
 
