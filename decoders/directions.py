@@ -162,7 +162,7 @@ class Wish:
         return {BASE: 1.0} if self.reader == BASE else {BASE: 0.0, self.reader: 1.0}
 
     def named(self, v: Sequence[float] | Vector) -> dict[str, float]:
-        return {name: round(float(share), 6) for name, share in zip(self.objectives, v, strict=True)}
+        return {name: float(share) for name, share in zip(self.objectives, v, strict=True)}
 
 
 def neighbours(wish: Wish, k: int, theta_max: float, rng: np.random.Generator, *, mode: str = "sample") -> list[Vector]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,10 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from decoders import STRATEGIES, Entry
 from decoders.protocols import BASE, Strategy
 from server.config import Config, ConfigError
-from server.direction import ANGLE, checked, wish
+from server.direction import checked, wish
 from server.errors import ApiError, explained, shown, unknown
 from server.kinds import MADE_HERE, check_rewards, parameters
 from server.objective import Spec, parsed, standard, weighted
+from server.weights import By, number, orchestrator, preferences, pulls
 
 AT = "alignment"
 SECOND = ("baseline_reward", "prefix_reward")
@@ -47,7 +48,7 @@ class AlignmentRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     strategy: str = ""
-    weights: dict[str, Any] = {}
+    weights: dict[str, Any] | Literal["auto"] = {}
     guides: dict[str, Any] = {}
     params: dict[str, Any] = {}
     reward: Any = None
@@ -80,6 +81,8 @@ class Plan:
     weights: Mapping[str, float]
     guides: Mapping[str, float]
     """Exponent per guide as the strategy got it."""
+    auto: bool = False
+    """Whether the server chose the weights."""
     want: frozenset[str]
     objective: Spec | None = None
     """What the reward is made of; None where the strategy wants none."""
@@ -105,6 +108,8 @@ class Plan:
         told: dict[str, Any] = {"strategy": self.name}
         if self.weights:
             told["weights"] = dict(self.weights)
+        if self.auto:
+            told["auto_weights"] = True
         if self.guides:
             told["guides"] = dict(self.guides)
         if not self.is_plain:
@@ -116,6 +121,7 @@ def check(config: Config) -> None:
     """Raises ConfigError for a reward, an objective, a preset or a default that no request could be answered with."""
     check_rewards(config)
     checked(config)
+    orchestrator(config)
     for name, objective in config.objectives.items():
         if objective.reward is not None:
             try:
@@ -130,14 +136,18 @@ def check(config: Config) -> None:
             raise ConfigError(error.message, key=key) from None
 
 
-def plan(raw: object, config: Config) -> Plan:
-    """The plan for a request's `alignment`; raises ApiError naming the key, the value and what is valid."""
+def plan(raw: object, config: Config, auto: Callable[[], Mapping[str, float]] | None = None) -> Plan:
+    """The plan for a request's `alignment`; raises ApiError naming the key, the value and what is valid.
+
+    `auto` gives the weights of a request that leaves them to the server, where that is known.
+    """
     asked = AlignmentRequest.parse(raw)
     given = asked.model_fields_set
+    wanted = asked.weights if isinstance(asked.weights, dict) else _chosen(config, auto)
     name = config.default_strategy
     if "strategy" in given:
         name = asked.strategy
-    elif given & {"weights", "guides"} and not _rewarded(asked, config):
+    elif given & {"weights", "guides"} and not _rewarded(wanted, config):
         name = "guided"
     if name not in STRATEGIES:
         raise ApiError(unknown("strategy", name, STRATEGIES.keys()), param=f"{AT}.strategy")
@@ -145,8 +155,8 @@ def plan(raw: object, config: Config) -> Plan:
     _honoured(given, name, entry)
     searches = "reward" in entry.takes
     directed = "direction" in entry.takes
-    by: Literal["guide", "reward", "direction"] = "direction" if directed else "reward" if searches else "guide"
-    weights = preferences(asked.weights, config, by=by) if "weights" in given else {}
+    by: By = "direction" if directed else "reward" if searches else "guide"
+    weights = preferences(wanted, config, at=f"{AT}.weights", by=by) if "weights" in given else {}
     exponents = _exponents(asked.guides, config)
     for key in asked.want:
         if key not in entry.shows:
@@ -157,7 +167,7 @@ def plan(raw: object, config: Config) -> Plan:
         raise ApiError(message, param=f"{AT}.params.guides", code="unknown_parameter")
     filled: dict[str, Any] = {}
     if entry.takes:
-        filled["guides"] = exponents if searches or directed else _pulls(weights, config) | exponents
+        filled["guides"] = exponents if searches or directed else pulls(weights, config) | exponents
     if directed:
         wished = wish(weights, asked.params, config, at=f"{AT}.weights")
         filled["wish"], weights = wished, wished.named(wished.v)
@@ -179,7 +189,7 @@ def plan(raw: object, config: Config) -> Plan:
         if (raw := getattr(strategy, key, None)) is not None
     }
     if searches and directed:
-        others = {f"weights.{objective}": standard(objective, config) for objective in weights}
+        others = {f"weights.{o}": standard(o, config) for o in weights}
     return Plan(
         name=name,
         entry=entry,
@@ -189,6 +199,7 @@ def plan(raw: object, config: Config) -> Plan:
         want=frozenset(asked.want),
         objective=objective,
         others=others,
+        auto=asked.weights == "auto",
         given=asked.given.model_dump(exclude_unset=True),
         max_sampled_tokens=asked.budget.max_sampled_tokens or None,
         deadline_ms=asked.budget.deadline_ms or None,
@@ -196,9 +207,17 @@ def plan(raw: object, config: Config) -> Plan:
     )
 
 
-def _rewarded(asked: AlignmentRequest, config: Config) -> bool:
+def _chosen(config: Config, auto: Callable[[], Mapping[str, float]] | None) -> dict[str, float]:
+    """The weights of a request that leaves them to the server."""
+    adapter = orchestrator(config)
+    if adapter is None:
+        raise ApiError("this server has no auto_weights: name objectives", param=f"{AT}.weights")
+    return dict(auto() if auto is not None else adapter([]))
+
+
+def _rewarded(weights: Mapping[str, Any], config: Config) -> bool:
     """Whether a request without a strategy can be meant for the server's default one, a search."""
-    guided = all(config.objectives[name].guide for name in asked.weights if name in config.objectives)
+    guided = all(config.objectives[name].guide for name in weights if name in config.objectives)
     return "reward" in STRATEGIES[config.default_strategy].takes and not guided
 
 
@@ -242,57 +261,13 @@ def _small(strategy: Strategy, config: Config) -> None:
         raise ApiError(f"{message}; got {draws}", param=f"{AT}.params.steps", code="out_of_range")
 
 
-def _number(value: object, param: str, limit: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= limit:
-        raise ApiError(f"{param} must be a number in [-{limit:g}, {limit:g}]; got {shown(value)}", param=param)
-    return float(value)
-
-
-def preferences(
-    raw: Mapping[str, Any],
-    config: Config,
-    *,
-    by: Literal["guide", "reward", "direction"] = "reward",
-    at: str = f"{AT}.weights",
-) -> dict[str, float]:
-    """Weights per objective that a guide, a reward or a direction can carry out; raises ApiError.
-
-    A direction may come as an angle, {ANGLE: degrees}.
-    """
-    if not raw:
-        raise ApiError(
-            f"{at} is empty; name at least one objective of {', '.join(sorted(config.objectives))}", param=at
-        )
-    if by == "direction" and set(raw) == {ANGLE} and ANGLE not in config.objectives:
-        return {ANGLE: _number(raw[ANGLE], f"{at}.{ANGLE}", 180.0)}
-    for name in raw:
-        if name not in config.objectives:
-            raise ApiError(unknown("objective", name, config.objectives.keys()), param=f"{at}.{name[:64]}")
-        if by != "direction" and getattr(config.objectives[name], by) is None:
-            raise ApiError(f"objective {name!r} has no {by} on this server", param=f"{at}.{name}")
-    weights = {name: _number(value, f"{at}.{name}", config.max_weight) for name, value in raw.items()}
-    if not any(weights.values()):
-        raise ApiError(f"{at} are all zero: nothing is preferred; use strategy 'plain' for the base alone", param=at)
-    return weights
-
-
 def _exponents(raw: Mapping[str, Any], config: Config) -> dict[str, float]:
     at = f"{AT}.guides"
     members = {*config.guides, BASE}
     for name in raw:
         if name not in members:
             raise ApiError(unknown("guide", name, members), param=f"{at}.{name[:64]}")
-    return {name: _number(value, f"{at}.{name}", config.max_weight) for name, value in raw.items()}
-
-
-def _pulls(weights: Mapping[str, float], config: Config) -> dict[str, float]:
-    """Preference weights as exponents: the sum over objectives of weight times gain, per guide."""
-    pulls: dict[str, float] = {}
-    for name, weight in weights.items():
-        objective = config.objectives[name]
-        if objective.guide is not None:
-            pulls[objective.guide] = pulls.get(objective.guide, 0.0) + weight * objective.gain
-    return pulls
+    return {name: number(value, f"{at}.{name}", config.max_weight) for name, value in raw.items()}
 
 
 def _build(name: str, params: Mapping[str, Any], filled: Mapping[str, Any]) -> Strategy:

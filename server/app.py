@@ -19,8 +19,9 @@ from server.auth import Auth
 from server.config import Config
 from server.envelope import Envelope
 from server.errors import ApiError, unknown
+from server.infer import infer
 from server.kinds import MADE_HERE, about, parameters
-from server.score import score
+from server.score import answer, scored
 from server.scoring import Scoring
 from server.seam import Seam
 from server.vllm_app import ModelCard, ModelList, openai_app, rendered, request_fields
@@ -63,7 +64,11 @@ def _own_endpoints(app: FastAPI, client: AlignedClient, config: Config, scoring:
 
     @app.post("/v1/alignment/score")
     async def score_responses(request: Request) -> Response:
-        return await score(request, scoring)
+        return await answer(request, scoring, scored)
+
+    @app.post("/v1/alignment/infer")
+    async def infer_weights(request: Request) -> Response:
+        return await answer(request, scoring, infer)
 
     @app.get("/ready")
     async def ready() -> JSONResponse:
@@ -98,6 +103,8 @@ def catalogue(config: Config, scoring: Scoring) -> dict[str, Any]:
         "combinations": schemas({name: e for name, e in COMBINES.items() if not e.load().in_pool}),
         "transforms": schemas(TRANSFORMS),
         "guides": sorted(config.guides),
+        "preference_prompts": {name: prompt.model_dump() for name, prompt in config.preference_prompts.items()},
+        "auto_weights": config.auto_weights is not None,
         "presets": {name: dict(preset) for name, preset in config.presets.items()},
     }
 

@@ -149,6 +149,8 @@ class Config(Section):
     """What a person can prefer, by name."""
     preference_prompts: Mapping[Name, PromptConfig] = {}
     """What says a direction in reward space to a model, by name; the first is the one that requests get."""
+    auto_weights: Model | None = None
+    """A folder or Hugging Face id with the adapter that answers `"weights": "auto"`."""
     presets: Mapping[Name, Mapping[str, Any]] = {}
     """Model ids of their own, each an `alignment` object."""
     default_strategy: str = "plain"

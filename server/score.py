@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from decoders.protocols import Tokens
 from engine.meter import Meter
-from server.alignment import Given, preferences
+from server.alignment import Given
 from server.body import parse, whole
 from server.errors import ApiError, explained, uncaught
 from server.objective import parsed, weighted
 from server.scoring import Scores, Scoring
+from server.weights import preferences
+
+Work = Callable[[dict[str, Any], Scoring], Awaitable[dict[str, Any]]]
 
 MOST = 1024
 """Responses in one request."""
@@ -33,11 +38,11 @@ class ScoreRequest(BaseModel):
     given: Given = Given()
 
 
-async def score(request: Request, scoring: Scoring) -> Response:
-    """Per response its value and what it came from; by default every objective that has a reward, weighted 1."""
+async def answer(request: Request, scoring: Scoring, work: Work) -> Response:
+    """What `work` makes of the body, or what is wrong with it."""
     try:
         body = await whole(request.receive, scoring.config.max_body_mib)
-        return JSONResponse(await scored(parse(body), scoring))
+        return JSONResponse(await work(parse(body), scoring))
     except (ApiError, RecursionError) as error:
         too_deep = ApiError("the request body is nested too deeply", code="invalid_json")
         return (error if isinstance(error, ApiError) else too_deep).response()
@@ -49,7 +54,10 @@ async def score(request: Request, scoring: Scoring) -> Response:
 
 
 async def scored(document: dict[str, Any], scoring: Scoring) -> dict[str, Any]:
-    """The answer; raises ApiError, and RewardError where a reward fails."""
+    """Per response its value and what it came from; by default every objective that has a reward, weighted 1.
+
+    Raises ApiError, and RewardError where a reward fails.
+    """
     try:
         asked = ScoreRequest.model_validate(document)
     except ValidationError as error:
@@ -71,14 +79,25 @@ async def scored(document: dict[str, Any], scoring: Scoring) -> dict[str, Any]:
     scoring.check_read([spec], compared)
     meter = Meter()
     scores = Scores.of_document(document, scoring=scoring, specs=(spec,), given=compared, meter=meter)
-    tokenizer = scoring.host.tokenizer
-    prompt = scoring.host.render(scores.messages) if "messages" in given else tokenizer.encode(asked.prompt)
-    completions = [tokenizer.encode(text, add_special_tokens=False) for text in asked.responses]
-    await scores(prompt, completions)
+    answers = completions(asked.responses, scores)
+    await scores(prompt(document, scores), answers)
     return {
         "object": "alignment.scores",
         "model": config.model_name,
-        "scores": [{"index": i} | scores.of(tokens) for i, tokens in enumerate(completions)],
+        "scores": [{"index": i} | scores.of(tokens) for i, tokens in enumerate(answers)],
         "scored_tokens": meter.scored,
         "sampled_tokens": meter.sampled,
     }
+
+
+def prompt(document: dict[str, Any], scores: Scores) -> Tokens:
+    """What the base reads of a body with messages, or with a bare prompt; raises ApiError for messages of nobody."""
+    host = scores.scoring.host
+    if "messages" in document and not scores.messages:
+        raise ApiError("messages hold no message of the user's", param="messages")
+    return host.render(scores.messages) if "messages" in document else host.tokenizer.encode(document["prompt"])
+
+
+def completions(texts: Sequence[str], scores: Scores) -> list[Tokens]:
+    """[N] texts as the base would read them within a response."""
+    return [scores.scoring.host.tokenizer.encode(text, add_special_tokens=False) for text in texts]

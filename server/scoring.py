@@ -28,6 +28,7 @@ from server.errors import ApiError, unknown
 from server.kinds import built
 from server.metrics import REWARD_ERRORS, REWARD_SECONDS
 from server.objective import Leaf, Rows, Spec, Told, evaluated, parsed
+from server.weights import orchestrator
 
 REFERENCE_TOKENS = 256
 """Longest reference answer."""
@@ -99,7 +100,11 @@ class Scoring:
     """Scores of the base's own answers to a prompt, oldest use first."""
 
     def __post_init__(self) -> None:
-        """Raises ConfigError for an objective that names no score of its reward."""
+        """Raises ConfigError for an objective that names no score of its reward, an adapter of another vocabulary."""
+        adapter = orchestrator(self.config)
+        if adapter is not None and len(adapter.table_VK) < len(self.host.tokenizer):
+            message = f"its table is for {len(adapter.table_VK)} tokens; the base has {len(self.host.tokenizer)}"
+            raise ConfigError(message, key="auto_weights")
         for name, objective in self.config.objectives.items():
             if objective.reward is not None:
                 at = f"objectives.{name}.reward"
@@ -147,6 +152,16 @@ class Scoring:
             self.check(spec, plan.given, at=at)
         self.check_read(specs.values(), plan.given)
         return Scores.of_document(document, scoring=self, specs=tuple(specs.values()), given=plan.given, meter=meter)
+
+    def auto(self, document: Json) -> dict[str, float]:
+        """The weights that the adapter chooses by the user's last words, or by a bare prompt."""
+        adapter = orchestrator(self.config)
+        assert adapter is not None
+        said = [message["content"] for message in messages(document) if message["role"] == "user"]
+        text = said[-1] if said else document.get("prompt")
+        if not isinstance(text, str):
+            raise ApiError("weights 'auto' need words to go by, in messages or a prompt", param=f"{AT}.weights")
+        return adapter(self.host.tokenizer.encode(text, add_special_tokens=False))
 
     async def rows(
         self, specs: Iterable[Spec], question: Question, responses: Sequence[Response]

@@ -113,7 +113,7 @@ class Seam:
         if preset is not None:
             document["model"] = self.config.model_name
             asked = {**preset, **asked} if isinstance(asked, dict) else asked
-        planned = plan(asked, self.config)
+        planned = plan(asked, self.config, lambda: self.scoring.auto(document))
         for name in PLAIN_ONLY:
             if document.get(name) and not (planned.is_plain and not planned.bounded):
                 raise ApiError(

@@ -55,10 +55,36 @@ def test_paths_are_relative_to_the_file_not_to_the_caller(folder: Path, monkeypa
     assert load(Path(folder.name) / "config.yaml").base == str(folder / "models/base")
 
 
+PROMPTS = [
+    ("{template: dpaa}", "preference_prompts.p.template: Input should be 'dpa', 'rps' or 'values'"),
+    ("{templat: dpa}", "preference_prompts.p.templat: unknown key 'templat'; valid: cone, decimals, reader, role"),
+    ("{slots: {h: warmth}}", "preference_prompts.p: give either a template's name or a text of your own"),
+    ('{text: "{h}", template: dpa}', "preference_prompts.p: give either a template's name or a text of your own"),
+    ('{text: "{h}"}', "preference_prompts.p: slots: name at least one objective"),
+    ("{template: values}", "preference_prompts.p: slots: name at least one objective"),
+    ('{text: "{h}", slots: {w: warmth}}', "preference_prompts.p: slots.w: the text has no {w}"),
+    ("{template: dpa}", "preference_prompts.p: slots.h: unknown objective 'helpfulness'; valid: warmth"),
+    ('{text: "{h}", slots: {h: warmth}, reader: kond}', "preference_prompts.p: reader: unknown guide 'kond'; valid: b"),
+    ('{text: "{h}", slots: {h: warmth}, cone: {axis: {warmth: 0}}}', "preference_prompts.p: a direction of length 0"),
+    ('{text: "{h}", slots: {h: warmth}, cone: {axis: {worth: 1}}}', "preference_prompts.p: cone.axis: unknown object"),
+    ('{text: "{h}", slots: {h: warmth}, cone: {axes: {}}}', "preference_prompts.p.cone.axes: unknown key 'axes'"),
+    ('{text: "{h}", slots: {h: warmth}, cone: {axis: {warmth: 1}, degrees: 0}}',
+     "preference_prompts.p.cone.degrees: Input should be greater than 0"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("prompt", "message"), PROMPTS)
+def test_a_preference_prompt_that_says_no_direction_is_refused(folder: Path, prompt: str, message: str) -> None:
+    path = written(folder, GOOD.replace("engine:", f"preference_prompts:\n  p: {prompt}\nengine:", 1))
+    with pytest.raises(ConfigError) as caught:
+        load(path, check=check)
+    assert str(caught.value).startswith(f"{path}:13: {message}")
+
+
 @pytest.mark.parametrize(
     ("old", "new", "line", "message"),
     [
-        ("base: models/base", "bose: models/base", 1, "bose: unknown key 'bose'; valid: api_keys, base"),
+        ("base: models/base", "bose: models/base", 1, "bose: unknown key 'bose'; valid: api_keys, auto_weights, base"),
         (
             "gain: 2.0",
             "gane: 2.0",
@@ -81,6 +107,7 @@ def test_paths_are_relative_to_the_file_not_to_the_caller(folder: Path, monkeypa
         ("engine:", "max_weight: 0\nengine:", 12, "max_weight: Input should be greater than 0"),
         ("engine:", 'api_keys: [""]\nengine:', 12, "api_keys.0: String should have at least 1 character"),
         ("engine:", "name: 'a b'\nengine:", 12, "name: String should match pattern"),
+        ("engine:", "auto_weights: models/base\nengine:", 12, "auto_weights: "),
     ],
 )
 def test_a_refusal_names_line_and_key(folder: Path, old: str, new: str, line: int, message: str) -> None:
