@@ -100,17 +100,20 @@ class Template:
     """Whose message it is: a system message, or before the user's own words with a blank line between."""
     slots: tuple[str, ...]
     """[d]; under `{values}` what each objective is called there."""
+    signs: tuple[float, ...]
+    """[d] -1 where a slot means the opposite of its objective, as verbosity is of brevity."""
     scale: float = 100.0
     """What a slot shows of a share of 1."""
     decimals: int = 0
 
     def said(self, v: Sequence[float] | Vector) -> str:
         """The text for a direction."""
+        shares = [sign * float(share) for sign, share in zip(self.signs, v, strict=True)]
         if "{values}" in self.text:
-            return self.text.replace("{values}", valued(dict(zip(self.slots, v, strict=True))))
+            return self.text.replace("{values}", valued(dict(zip(self.slots, shares, strict=True))))
         text = self.text
-        for slot, share in zip(self.slots, v, strict=True):
-            shown = round(self.scale * float(share), self.decimals) + 0.0
+        for slot, share in zip(self.slots, shares, strict=True):
+            shown = round(self.scale * share, self.decimals) + 0.0
             text = text.replace(f"{{{slot}}}", f"{shown:.{self.decimals}f}")
         return text
 

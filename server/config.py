@@ -105,7 +105,8 @@ class PromptConfig(Section):
     role: Literal["system", "user"] | None = None
     """Whose message the text is; "user" puts it before the user's last words. Published texts have theirs."""
     slots: Mapping[str, str] = {}
-    """slot -> objective, in the order of a direction's axes; for `values` what the text calls the objective."""
+    """slot -> objective, in the order of a direction's axes; `-brevity` where the slot means the opposite. For `values`
+    the slot is what the text calls it."""
     scale: float = Field(default=100.0, gt=0, allow_inf_nan=False)
     """What a slot shows of a share of 1."""
     decimals: int = Field(default=0, ge=0, le=6)

@@ -20,7 +20,7 @@ def checked(config: Config) -> None:
         key = f"preference_prompts.{name}"
         try:
             template(prompt)
-            for slot, objective in slots(prompt).items():
+            for slot, (objective, _) in slots(prompt).items():
                 if objective not in config.objectives:
                     raise ValueError(f"slots.{slot}: {unknown('objective', objective, config.objectives)}")
             if prompt.reader is not None and prompt.reader not in config.guides:
@@ -30,9 +30,11 @@ def checked(config: Config) -> None:
             raise ConfigError(str(error), key=key) from None
 
 
-def slots(prompt: PromptConfig) -> Mapping[str, str]:
-    """slot -> objective"""
-    return prompt.slots or ({"h": "helpfulness", "w": "verbosity"} if prompt.template in ("dpa", "rps") else {})
+def slots(prompt: PromptConfig) -> dict[str, tuple[str, float]]:
+    """slot -> objective, and -1 where the slot means its opposite"""
+    published = {"h": "helpfulness", "w": "verbosity"} if prompt.template in ("dpa", "rps") else {}
+    said = prompt.slots or published
+    return {slot: (name.removeprefix("-"), -1.0 if name.startswith("-") else 1.0) for slot, name in said.items()}
 
 
 def template(prompt: PromptConfig) -> Template:
@@ -49,6 +51,7 @@ def template(prompt: PromptConfig) -> Template:
         text=text,
         role=prompt.role or role,
         slots=tuple(slots(prompt)),
+        signs=tuple(sign for _, sign in slots(prompt).values()),
         scale=prompt.scale,
         decimals=prompt.decimals,
     )
@@ -56,7 +59,7 @@ def template(prompt: PromptConfig) -> Template:
 
 def cone(prompt: PromptConfig) -> Cone:
     """Raises ValueError for an axis of no length, or one over other objectives."""
-    names = list(slots(prompt).values())
+    names = [name for name, _ in slots(prompt).values()]
     first = tuple(float(i == 0) for i in range(len(names)))
     if prompt.cone is None:
         published = prompt.template in ("dpa", "rps")
@@ -77,8 +80,7 @@ def wish(weights: Mapping[str, float], params: Mapping[str, Any], config: Config
     if params.get("over") == "guides" and "prompt" not in params:
         name = None
     if name is None:
-        objectives: Sequence[str] = list(weights)
-        prompt = None
+        prompt, objectives, signs = None, list(weights), [1.0] * len(weights)
     else:
         if not isinstance(name, str) or name not in config.preference_prompts:
             raise ApiError(
@@ -86,8 +88,8 @@ def wish(weights: Mapping[str, float], params: Mapping[str, Any], config: Config
                 param="alignment.params.prompt",
             )
         prompt = config.preference_prompts[name]
-        objectives = list(slots(prompt).values())
-    v = _vector(weights, objectives, at)
+        objectives, signs = map(list, zip(*slots(prompt).values(), strict=True))
+    v = _vector(weights, objectives, signs, at)
     valid = cone(prompt) if prompt is not None else Cone(axis=v)
     if not valid.holds(v):
         given = ", ".join(f"{o}: {share:.4g}" for o, share in zip(objectives, v, strict=True))
@@ -104,12 +106,14 @@ def wish(weights: Mapping[str, float], params: Mapping[str, Any], config: Config
     )
 
 
-def _vector(weights: Mapping[str, float], objectives: Sequence[str], where: str) -> tuple[float, ...]:
+def _vector(
+    weights: Mapping[str, float], objectives: Sequence[str], signs: Sequence[float], where: str
+) -> tuple[float, ...]:
     if set(weights) == {ANGLE} and ANGLE not in objectives:
         if len(objectives) != 2:
             message = f"{where}.{ANGLE} is for two objectives; this preference prompt has {listed(objectives)}"
             raise ApiError(message, param=f"{where}.{ANGLE}")
-        return tuple(map(float, angled(weights[ANGLE])))
+        return tuple(sign * float(share) for sign, share in zip(signs, angled(weights[ANGLE]), strict=True))
     if surplus := next((name for name in weights if name not in objectives), None):
         message = unknown("objective of this preference prompt", surplus, objectives)
         raise ApiError(message, param=f"{where}.{surplus}")

@@ -1,4 +1,4 @@
-"""python -m bench.quality guided|best_of_n|qalign|search [--quick] [--url http://…] [--json PATH] [--png PATH]"""
+"""python -m bench.quality STUDY [--quick] [--url http://…] [--json PATH] [--png PATH]"""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from openai import AsyncOpenAI
 
-from bench.quality import best_of_n, guided, qalign, search
+from bench.quality import best_of_n, directions, guided, qalign, search, weights
 from bench.quality.points import Bench
 from bench.report import write
 from bench.serving import trimtab
@@ -60,11 +60,40 @@ async def search_study(url: str, prompts: int, args: argparse.Namespace) -> dict
     return search.show(rows)
 
 
+async def directions_study(url: str, prompts: int, args: argparse.Namespace) -> dict[str, Any]:
+    async with client(url) as http:
+        catalogue: Any = await http.get("/alignment", cast_to=object)
+        bench = directions.Directions(http, catalogue["model"], heldout_prompts(prompts, seed=6), asyncio.Semaphore(16))
+        figures = directions.show(await directions.run(bench, quick=args.quick))
+    directions.draw(figures, args.png)
+    return figures
+
+
+async def infer_study(url: str, prompts: int, args: argparse.Namespace) -> dict[str, Any]:
+    async with client(url) as http:
+        catalogue: Any = await http.get("/alignment", cast_to=object)
+        figures = await weights.infer(http, catalogue, prompts=prompts, quick=args.quick)
+    weights.draw_infer(figures, args.png)
+    return figures
+
+
+async def auto_study(url: str, prompts: int, args: argparse.Namespace) -> dict[str, Any]:
+    async with client(url) as http:
+        catalogue: Any = await http.get("/alignment", cast_to=object)
+        bench = directions.Directions(http, catalogue["model"], heldout_prompts(prompts, seed=8), asyncio.Semaphore(16))
+        return await weights.auto(bench, catalogue)
+
+
+CONFIGS = {"search": "search.yaml", "directions": "directions.yaml"}
+"""study -> what of demo/ serves it, where it is not the demo's own configuration"""
 STUDIES = {
     "guided": (guided_study, 240, 60),
     "best_of_n": (best_of_n_study, 96, 24),
     "qalign": (qalign_study, 48, 8),
     "search": (search_study, 60, 3),
+    "directions": (directions_study, 90, 18),
+    "infer": (infer_study, 36, 12),
+    "auto": (auto_study, 180, 36),
 }
 """name -> study, held-out prompts, and those of --quick"""
 
@@ -84,7 +113,7 @@ def main() -> None:
     study, many, few = STUDIES[args.study]
     args.png = args.png or Path(f"out/{args.study}.png")
     prompts = args.prompts or (few if args.quick else many)
-    config = args.config or DEMO.with_name("search.yaml" if args.study == "search" else DEMO.name)
+    config = args.config or DEMO.with_name(CONFIGS.get(args.study, DEMO.name))
     with trimtab(args.url, config) as url:
         figures = asyncio.run(study(url, prompts, args))
     write(args.json, {"prompts": prompts, **figures})

@@ -145,7 +145,7 @@ def test_the_published_texts(angle: float, numbers: tuple[int, int]) -> None:
     """Byte for byte."""
     h, w = numbers
     rating = f"Your response should maximize weighted rating = helpfulness*{h} + verbosity*{w}"
-    said = {name: Template(text=text, role=role, slots=("h", "w")).said(angled(angle)) for name, (text, role) in
+    said = {name: Template(text=text, role=role, slots=("h", "w"), signs=(1.0, 1.0)).said(angled(angle)) for name, (text, role) in
             TEXTS.items()}  # fmt: skip
     assert said["dpa"] == (
         "You are a helpful, respectful, and honest assistant who always responds to the user in a harmless way. "
@@ -157,9 +157,18 @@ def test_the_published_texts(angle: float, numbers: tuple[int, int]) -> None:
 
 
 def test_a_text_of_one_s_own() -> None:
-    own = Template(text='{"b": {b}, "c": {c}}', role="user", slots=("b", "c"), scale=10, decimals=1)
+    own = Template(text='{"b": {b}, "c": {c}}', role="user", slots=("b", "c"), signs=(1.0, 1.0), scale=10, decimals=1)
     assert own.said([0.6, -0.8]) == '{"b": 6.0, "c": -8.0}'
     assert own.said([1.0, -0.0001]) == '{"b": 10.0, "c": 0.0}'
+
+
+def test_a_slot_may_mean_the_opposite() -> None:
+    text, role = TEXTS["dpa"]
+    assert "helpfulness*97 + verbosity*-26" in Template(text=text, role=role, slots=("h", "w"), signs=(1.0, -1.0)).said(
+        angled(15)
+    )
+    words = Template(text="{values}", role=role, slots=("steps", "length"), signs=(1.0, -1.0))
+    assert words.said([0.6, 0.8]) == "as little length as possible and steps much"
 
 
 def test_values_in_words() -> None:

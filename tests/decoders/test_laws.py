@@ -25,7 +25,7 @@ WISH = Wish(
     objectives=("helpfulness", "verbosity"),
     v=(0.8, 0.6),
     cone=Cone(axis=(1.0, 0.0), degrees=45),
-    template=Template(text=DPA, role="system", slots=("h", "w")),
+    template=Template(text=DPA, role="system", slots=("h", "w"), signs=(1.0, 1.0)),
     guides={"helpfulness": {"arm": 1.0}, "verbosity": {}},
 )
 STRATEGIES: list[Strategy] = [

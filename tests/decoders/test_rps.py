@@ -23,7 +23,7 @@ from decoders.toy import Prefix
 from tests.contracts import Specimen, run
 from tests.decoders.conftest import START, surprise, told
 
-TEXT = Template(text="[{h},{w}]", role="user", slots=("h", "w"))
+TEXT = Template(text="[{h},{w}]", role="user", slots=("h", "w"), signs=(1.0, 1.0))
 OBJECTIVES = ("helpful", "wordy")
 
 

@@ -70,6 +70,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
             "preference_prompts": {
                 "system": {"template": "dpa", "slots": {"h": "a", "w": "brevity"}},
                 "user": {"template": "rps", "slots": {"h": "a", "w": "brevity"}, "reader": "arm"},
+                "opposite": {"template": "dpa", "slots": {"h": "a", "w": "-brevity"}},
                 "words": {"template": "values", "slots": {"letters": "a", "few of them": "brevity", "truth": "truth"}},
             },
             "presets": {"toy-best": {"strategy": "best_of_n", "weights": {"a": 1.0}, "params": {"n": 8}}},

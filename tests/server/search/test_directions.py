@@ -118,6 +118,15 @@ async def test_values_are_told_in_words(client: AsyncOpenAI) -> None:
     )
 
 
+async def test_a_slot_that_means_the_opposite_of_its_objective(client: AsyncOpenAI) -> None:
+    """An angle is of what the prompt says, weights are of the objectives."""
+    by_angle = await chat(client, asked({"angle": -15}, prompt="opposite"))
+    assert told(by_angle)["choices"][0]["preference_prompt"] == SAID
+    assert told(by_angle)["weights"] == pytest.approx({"a": 0.965926, "brevity": 0.258819}, abs=1e-6)
+    by_weights = await chat(client, asked({"a": 3.86, "brevity": 1.035}, prompt="opposite"))
+    assert told(by_weights)["choices"][0]["preference_prompt"] == SAID
+
+
 async def test_a_direction_streams_as_it_is_drawn(client: AsyncOpenAI) -> None:
     whole = await chat(client, asked(UPRIGHT), n=2)
     pieces, last = ["", ""], None
@@ -178,7 +187,7 @@ ODD: list[tuple[Any, str, str]] = [
     ({"weights": {"angle": 181}}, "weights.angle", "must be a number in [-180, 180]"),
     ({"weights": {"angle": 10, "a": 1}}, "weights.angle", "unknown objective 'angle'"),
     ({"weights": {"angle": 10}, "params": {"prompt": "words"}}, "weights.angle", "is for two objectives"),
-    ({"params": {"prompt": "sytem"}}, "params.prompt", "valid: system, user, words. Did you mean 'system'?"),
+    ({"params": {"prompt": "sytem"}}, "params.prompt", "valid: opposite, system, user, words. Did you mean 'system'?"),
     ({"params": {"prompt": 3}}, "params.prompt", "unknown preference prompt '3'"),
     ({"params": {"wish": {}}}, "params.wish", "unknown parameter 'wish'"),
     ({"guides": {"arn": 1}}, "guides.arn", "unknown guide 'arn'"),

@@ -1,0 +1,221 @@
+"""`directions`: whether a told direction is obeyed, and what asking its neighbours is worth.
+
+Control: one answer to each of the same held-out prompts at every angle of a preference prompt's cone; mean gold of both
+its objectives, and how monotone they are in the angle (Spearman's rank correlation over the angles' means). Then RPS
+against the same number of answers at the target alone, target by target, over prompts and over guides: the share of
+prompts where the gold of its answer lies nearer to the wish, v . gold in spreads of the base's own, ties counting half.
+± is half a 95 % interval over prompts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.quality.points import Bench, half, plus_minus
+from bench.report import table
+from recipes.gold import GOLD, fluency
+
+K = 5
+TARGETS = tuple(range(10, 50, 5))
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What a slot of a preference prompt stands for, in gold."""
+
+    name: str
+    objective: str
+    turned: bool = False
+    """Whether it is the opposite of the objective."""
+
+    def points(self, question: str, answer: str) -> float:
+        gold = GOLD[self.objective](question, answer)
+        return 10 - gold if self.turned else gold
+
+
+HELPFUL, BRIEF = Axis("helpfulness", "helpfulness"), Axis("brevity", "brevity")
+WORDY = Axis("verbosity", "brevity", turned=True)
+
+
+@dataclass(frozen=True)
+class Swept:
+    """A preference prompt of demo/directions.yaml, and the angles at which it is asked."""
+
+    name: str
+    prompt: str
+    axes: tuple[Axis, Axis]
+    low: float
+    high: float
+
+
+SWEEPS = (
+    Swept("DPA's prompt, member", "dpa", (HELPFUL, WORDY), -45, 45),
+    Swept("DPA's prompt, base", "dpa-base", (HELPFUL, WORDY), -45, 45),
+    Swept("warmth and caution, member", "kindness", (Axis("warmth", "warmth"), Axis("caution", "caution")), 0, 90),
+)
+
+NEIGHBOURHOODS: dict[str, tuple[tuple[Axis, Axis], dict[str, Any]]] = {
+    "over prompts, sample": ((HELPFUL, WORDY), {"prompt": "dpa"}),
+    "over prompts, grid_reference": ((HELPFUL, WORDY), {"prompt": "dpa", "mode": "grid_reference"}),
+    "over guides, sample": ((HELPFUL, BRIEF), {"over": "guides"}),
+}
+"""name -> what v is over, and params"""
+
+
+@dataclass(frozen=True)
+class Study:
+    control: Mapping[str, Mapping[float, Mapping[str, Sequence[float]]]]
+    """sweep -> angle -> measure -> per prompt"""
+    gains: Mapping[str, Mapping[int, Sequence[tuple[float, float]]]]
+    """neighbourhood -> target -> per prompt, v . gold of its answer and of the matched baseline's"""
+
+
+class Directions(Bench):
+    async def texts(self, alignment: Mapping[str, Any]) -> list[str]:
+        """One answer to each prompt."""
+
+        async def one(seed: int) -> str:
+            messages: Any = list(self.prompts[seed].messages)
+            async with self.gate:
+                answer = await self.client.chat.completions.create(
+                    model=self.model,
+                    messages=messages,
+                    temperature=1.0,
+                    max_tokens=self.max_tokens,
+                    seed=seed,
+                    extra_body={"alignment": dict(alignment)},
+                )
+            return answer.choices[0].message.content or ""
+
+        return list(await asyncio.gather(*(one(seed) for seed in range(len(self.prompts)))))
+
+    def measured(self, axes: Sequence[Axis], texts: Sequence[str]) -> dict[str, list[float]]:
+        said = list(zip((p.text for p in self.prompts), texts, strict=True))
+        found = {axis.name: [axis.points(question, text) for question, text in said] for axis in axes}
+        return found | {"words": [float(len(text.split())) for text in texts], "fluency": list(map(fluency, texts))}
+
+
+async def run(bench: Directions, *, quick: bool) -> Study:
+    control: dict[str, dict[float, dict[str, list[float]]]] = {}
+    for sweep in SWEEPS:
+        control[sweep.name] = {}
+        for i in range(0, 13, 3 if quick else 1):
+            angle = sweep.low + (sweep.high - sweep.low) * i / 12
+            asked = {"strategy": "directional", "weights": {"angle": angle}, "params": {"prompt": sweep.prompt}}
+            control[sweep.name][angle] = bench.measured(sweep.axes, await bench.texts(asked))
+        print(sweep.name, flush=True)
+    own = bench.measured((HELPFUL, BRIEF, WORDY), await bench.texts({"strategy": "plain"}))
+    spread = {axis.name: statistics.stdev(own[axis.name]) for axis in (HELPFUL, BRIEF, WORDY)}
+    gains: dict[str, dict[int, list[tuple[float, float]]]] = {}
+    for name, (axes, params) in NEIGHBOURHOODS.items():
+        gains[name] = {}
+        for target in TARGETS[2::5] if quick else TARGETS:
+            v = math.cos(math.radians(target)), math.sin(math.radians(target))
+            signs = [-1 if axis.turned else 1 for axis in axes]
+            weights = {axis.objective: sign * share for axis, sign, share in zip(axes, signs, v, strict=True)}
+
+            async def served(
+                params: Mapping[str, Any],
+                weights: Mapping[str, float] = weights,
+                axes: tuple[Axis, Axis] = axes,
+                v: tuple[float, float] = v,
+            ) -> list[float]:
+                texts = await bench.texts({"strategy": "rps", "weights": weights, "params": {"k": K, **params}})
+                points = bench.measured(axes, texts)
+                columns = [np.array(points[axis.name]) / spread[axis.name] for axis in axes]
+                return list(map(float, v[0] * columns[0] + v[1] * columns[1]))
+
+            around = await served(params)
+            # A neighbourhood of nothing but the target: as many answers, all at the wish itself.
+            alone = await served({**params, "mode": "sample", "theta_max": 0.0})
+            gains[name][target] = list(zip(around, alone, strict=True))
+            print(name, target, flush=True)
+    return Study(control, gains)
+
+
+def win_rate(pairs: Sequence[tuple[float, float]]) -> list[float]:
+    return [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in pairs]
+
+
+def monotone(angles: Sequence[float], means: Sequence[float]) -> float:
+    """Spearman's rank correlation of means with angles."""
+    ranks = np.argsort(np.argsort(means))
+    return float(np.corrcoef(np.argsort(np.argsort(angles)), ranks)[0, 1])
+
+
+def show(study: Study) -> dict[str, Any]:
+    """Prints the tables and returns the figures."""
+    figures: dict[str, Any] = {"control": {}, "rps": {}}
+    for name, angles in study.control.items():
+        first, second = list(next(iter(angles.values())))[:2]
+        print(f"\n{name}")
+        rows = [
+            [f"{angle:g}", plus_minus(m[first]), plus_minus(m[second]), plus_minus(m["words"]), statistics.fmean(m["fluency"])]
+            for angle, m in angles.items()
+        ]  # fmt: skip
+        print(table(["angle", first, second, "words", "fluency"], rows))
+        means = {axis: [statistics.fmean(m[axis]) for m in angles.values()] for axis in (first, second)}
+        ranks = {axis: monotone(list(angles), values) for axis, values in means.items()}
+        spans = {axis: max(values) - min(values) for axis, values in means.items()}
+        print(
+            ", ".join(f"{axis}: rank correlation {ranks[axis]:+.2f}, span {spans[axis]:.2f} points" for axis in ranks)
+        )
+        figures["control"][name] = {
+            "rank_correlation": ranks,
+            "span": spans,
+            "angles": {
+                f"{angle:g}": {k: {"mean": statistics.fmean(v), "half_ci95": half(v)} for k, v in m.items()}
+                for angle, m in angles.items()
+            },
+        }
+    targets = list(next(iter(study.gains.values())))
+    rows = []
+    for name, by_target in study.gains.items():
+        wins = {t: win_rate(pairs) for t, pairs in by_target.items()}
+        rise = {t: [a - b for a, b in pairs] for t, pairs in by_target.items()}
+        rows.append([name, "win rate", *(plus_minus(wins[t]) for t in targets)])
+        rows.append([name, "v . gold", *(plus_minus(rise[t]) for t in targets)])
+        figures["rps"][name] = {
+            t: {"win_rate": statistics.fmean(wins[t]), "win_half_ci95": half(wins[t]),
+                "rise": statistics.fmean(rise[t]), "rise_half_ci95": half(rise[t])}
+            for t in targets
+        }  # fmt: skip
+    print(f"\nRPS with k = {K} against {K} answers at the target: share of prompts it wins, and how much it gains")
+    print(table(["neighbourhood", "", *(f"{t} degrees" for t in targets)], rows))
+    return figures
+
+
+def draw(figures: Mapping[str, Any], path: Path) -> None:
+    """Gold against the angle, and the win rate against the target, as one PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, len(figures["control"]) + 1, figsize=(20, 4.5), layout="constrained")
+    for axis, (name, told) in zip(axes, figures["control"].items(), strict=False):
+        angles = [float(a) for a in told["angles"]]
+        for measure in told["rank_correlation"]:
+            points = [m[measure] for m in told["angles"].values()]
+            means, errors = [p["mean"] for p in points], [p["half_ci95"] for p in points]
+            axis.errorbar(angles, means, errors, marker="o", capsize=3, label=measure)
+        axis.set(title=name, xlabel="angle, degrees", ylabel="gold, points")
+        axis.legend()
+    for name, by_target in figures["rps"].items():
+        errors = [t["win_half_ci95"] for t in by_target.values()]
+        axes[-1].errorbar(list(by_target), [t["win_rate"] for t in by_target.values()], errors, marker="o", capsize=3,
+                          label=name)  # fmt: skip
+    axes[-1].axhline(0.5, color="grey", linestyle="--")
+    axes[-1].set(title=f"RPS (k = {K}) against {K} answers at the target", xlabel="target, degrees", ylabel="win rate")
+    axes[-1].legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)

@@ -1,0 +1,225 @@
+"""`infer` and `auto`: weights that nobody wrote down, from a person's choices and from the prompt.
+
+`infer`: simulated people with hidden weights w choose between answers of the base by P = sigmoid(w . r), r the served
+rewards in spreads, and the server infers w from what they chose. Cosine of inferred and hidden weights by number of
+choices, of pairs taken at random and of those that the server asks for (`ask`); how often the stated 95 % intervals hold
+the hidden direction, and the cosine that the server expects of itself.
+
+`auto`: one answer to each held-out prompt with weights by the prompt, with equal weights, and with those of who asks,
+which no adapter has seen; what who asks thinks of them, in spreads of the base's gold (recipes.orchestrator.WANTS).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from openai import AsyncOpenAI
+
+from bench.quality.directions import Directions
+from bench.quality.points import half, plus_minus
+from bench.quality.pool import drawn
+from bench.report import table
+from recipes.corpus import Prompt, heldout_prompts
+from recipes.orchestrator import WANTS, wanted
+
+STD = 2.0
+"""Of the people's hidden weights, which is the server's prior."""
+ANSWERS, OFFERED = 6, 8
+"""Per conversation, and conversations that the server may ask about each time."""
+
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A conversation and the base's answers to it, as the server scores them."""
+
+    prompt: Prompt
+    texts: Sequence[str]
+    rewards: Vector
+    """[ANSWERS, K]"""
+
+    def asked(self, **more: Any) -> dict[str, Any]:
+        return {"messages": list(self.prompt.messages), **more}
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the server inferred of one person after some choices."""
+
+    cosine: float
+    held: float
+    """Share of objectives whose interval holds the truth."""
+    expected: float
+
+
+async def answered(
+    client: AsyncOpenAI, model: str, objectives: Sequence[str], prompts: int, gate: asyncio.Semaphore
+) -> list[Answered]:
+    chosen = heldout_prompts(prompts, seed=7)
+    texts = await drawn(client, model, chosen, ANSWERS, gate)
+
+    async def one(prompt: Prompt, texts: Sequence[str]) -> Answered:
+        weights = dict.fromkeys(objectives, 1.0)
+        body = {"messages": list(prompt.messages), "responses": list(texts), "weights": weights}
+        async with gate:
+            found: Any = await client.post("/alignment/score", cast_to=object, body=body)
+        rewards = np.array([[s["transformed"][o] for o in objectives] for s in found["scores"]])
+        return Answered(prompt, texts, rewards)
+
+    return list(await asyncio.gather(*(one(p, t) for p, (t, _) in zip(chosen, texts, strict=True))))
+
+
+async def person(
+    client: AsyncOpenAI,
+    objectives: Sequence[str],
+    pool: Sequence[Answered],
+    seed: int,
+    checkpoints: Sequence[int],
+    *,
+    active: bool,
+    gate: asyncio.Semaphore,
+) -> dict[int, Found]:
+    """What is found of one person at each number of choices."""
+    w = np.random.default_rng([seed, 0]).standard_normal(len(objectives)) * STD
+    rng = np.random.default_rng([seed, 1 + active])
+    comparisons: list[dict[str, Any]] = []
+    found: dict[int, Found] = {}
+
+    async def inferred(candidates: Sequence[Answered]) -> Any:
+        body = {
+            "objectives": list(objectives),
+            "comparisons": comparisons,
+            "candidates": [c.asked(responses=list(c.texts)) for c in candidates],
+        }
+        async with gate:
+            return await client.post("/alignment/infer", cast_to=object, body=body)
+
+    for n in range(1, max(checkpoints) + 1):
+        offered = [pool[i] for i in rng.choice(len(pool), OFFERED, replace=False)]
+        place, (a, b) = 0, rng.choice(ANSWERS, 2, replace=False)
+        if active:
+            ask = (await inferred(offered))["ask"]
+            place, (a, b) = ask["candidate"], ask["responses"]
+        one = offered[place]
+        margin = float((one.rewards[a] - one.rewards[b]) @ w)
+        first = rng.random() < 0.5 * (1 + math.tanh(margin / 2))
+        texts = (one.texts[a], one.texts[b]) if first else (one.texts[b], one.texts[a])
+        comparisons.append(one.asked(chosen=texts[0], rejected=texts[1]))
+        if n in checkpoints:
+            told = await inferred([])
+            u, v = w / np.linalg.norm(w), np.array([told["weights"][o] for o in objectives])
+            bounds = [told["interval"][o] for o in objectives]
+            held = statistics.fmean(low <= x <= high for x, (low, high) in zip(u, bounds, strict=True))
+            found[n] = Found(float(u @ v), held, told["expected_cosine"])
+    return found
+
+
+async def infer(client: AsyncOpenAI, catalogue: Mapping[str, Any], *, prompts: int, quick: bool) -> dict[str, Any]:
+    """Prints the table and returns the figures."""
+    objectives = [name for name, o in catalogue["objectives"].items() if o["reward"]]
+    gate = asyncio.Semaphore(8)
+    people, checkpoints = (12, (1, 2, 4, 8)) if quick else (40, (1, 2, 4, 8, 16, 24))
+    pool = await answered(client, catalogue["model"], objectives, max(prompts, OFFERED), gate)
+    ways = {}
+    for way in ("random", "asked"):
+        ways[way] = await asyncio.gather(
+            *(person(client, objectives, pool, s, checkpoints, active=way == "asked", gate=gate) for s in range(people))
+        )
+        print(way, flush=True)
+    rows, figures = [], []
+    for n in checkpoints:
+        row: dict[str, Any] = {"choices": n}
+        for way, found in ways.items():
+            cosines = [f[n].cosine for f in found]
+            row[way] = {
+                "cosine": statistics.fmean(cosines),
+                "half_ci95": half(cosines),
+                "held": statistics.fmean(f[n].held for f in found),
+                "expected": statistics.fmean(f[n].expected for f in found),
+            }
+        gain = [b[n].cosine - a[n].cosine for a, b in zip(ways["random"], ways["asked"], strict=True)]
+        row["gain"], row["gain_half_ci95"] = statistics.fmean(gain), half(gain)
+        cells = [
+            cell
+            for way in ways
+            for cell in (plus_minus([f[n].cosine for f in ways[way]]), row[way]["expected"], row[way]["held"])
+        ]
+        rows.append([n, *cells, plus_minus(gain)])
+        figures.append(row)
+    print(f"\n{people} people, {len(objectives)} objectives: cosine of inferred and hidden weights")
+    columns = [f"{way}{column}" for way in ways for column in ("", ": expected", ": 95 % hold")]
+    print(table(["choices", *columns, "asked - random"], rows))
+    return {"people": people, "objectives": objectives, "rows": figures}
+
+
+async def auto(bench: Directions, catalogue: Mapping[str, Any]) -> dict[str, Any]:
+    """Prints the table and returns the figures."""
+    objectives = list(next(iter(WANTS.values())) | {o: 0.0 for wants in WANTS.values() for o in wants})
+    equal = dict.fromkeys(objectives, 1 / len(objectives))
+    if not catalogue["auto_weights"]:
+        raise SystemExit("this server has no auto_weights")
+
+    def worth(texts: Sequence[str]) -> list[float]:
+        return [wanted(p.domain, p.text, text) for p, text in zip(bench.prompts, texts, strict=True)]
+
+    async def own(how: Mapping[str, Any]) -> list[str]:
+        """With the weights of who asks, domain by domain."""
+        found: dict[int, str] = {}
+        for domain, weights in WANTS.items():
+            places = [i for i, p in enumerate(bench.prompts) if p.domain == domain]
+            part = Directions(bench.client, bench.model, [bench.prompts[i] for i in places], bench.gate)
+            found |= dict(zip(places, await part.texts({**how, "weights": weights}), strict=True))
+        return [found[i] for i in range(len(bench.prompts))]
+
+    base = worth(await bench.texts({"strategy": "plain"}))
+    rows, figures = [["base", "", plus_minus(base), "", ""]], [{"strategy": "base", "worth": statistics.fmean(base)}]
+    for strategy, how in (
+        ("guided", {"strategy": "guided"}),
+        ("best of 8", {"strategy": "best_of_n", "params": {"n": 8}}),
+    ):
+        by = {
+            "equal": worth(await bench.texts({**how, "weights": equal})),
+            "auto": worth(await bench.texts({**how, "weights": "auto"})),
+            "who asks": worth(await own(how)),
+        }
+        for name, values in by.items():
+            apart = [a - b for a, b in zip(values, by["equal"], strict=True)]
+            rise = [a - b for a, b in zip(values, base, strict=True)]
+            rows.append([strategy, name, plus_minus(values), plus_minus(rise), plus_minus(apart) if any(apart) else ""])
+            figures.append(
+                {"strategy": strategy, "weights": name, "worth": statistics.fmean(values), "half_ci95": half(values),
+                 "above_equal": statistics.fmean(apart), "above_equal_half_ci95": half(apart)}
+            )  # fmt: skip
+        print(strategy, flush=True)
+    print("\nwhat who asks thinks of the answers, in spreads of the base's gold")
+    print(table(["strategy", "weights", "worth", "above the base", "above equal"], rows))
+    return {"rows": figures}
+
+
+def draw_infer(figures: Mapping[str, Any], path: Path) -> None:
+    """Cosine against the number of choices, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(7, 5), layout="constrained")
+    ns = [row["choices"] for row in figures["rows"]]
+    for way in ("random", "asked"):
+        told = [row[way] for row in figures["rows"]]
+        axis.errorbar(ns, [t["cosine"] for t in told], [t["half_ci95"] for t in told], marker="o", capsize=3, label=way)
+        axis.plot(ns, [t["expected"] for t in told], ":", label=f"{way}: as the server expects")
+    axis.set(xlabel="choices", ylabel="cosine of inferred and hidden weights", ylim=(0, 1))
+    axis.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)

@@ -1,0 +1,126 @@
+"""The demo family's adapter from a prompt to preference weights: Preference Orchestrator (arXiv 2511.10656), tiny.
+
+    python -m recipes.orchestrator
+
+Somebody who wants different things of different questions (WANTS: care with what ought to be declined, few words in
+arithmetic …) prefers one of DRAWN answers of the base to each training prompt, by gold and with noise. Of the preferred
+answer, reward model `a`'s scores are normalised by those of all the answers to that prompt, z, and
+    L = mean over prompts of KL(softmax(z / TEMPERATURE) || softmax(b + A e(x))),   e(x) = mean_t e_t              (1)
+is minimised over A [K, D] and b [K], e_t being the base's input embeddings of the user's words. What is saved is the
+table A e of every token [V, K] and b (`rewards.orchestrator`). Gold is read by who prefers and by what is measured.
+Shapes: K objectives, D the base's width, V vocabulary.
+"""
+
+import json
+import random
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
+
+from recipes import corpus
+from recipes.base import DEMO, keep_memory, load_tokenizer
+from recipes.gold import GOLD, NOISE
+from recipes.guides import draw_answers
+from recipes.rewards import OBJECTIVES, judge, read
+
+SEED = 40
+TEACHER = "a"
+PROMPTS, EPOCHS, LEARNING_RATE, DECAY = 800, 200, 3e-2, 1e-2
+TEMPERATURE = 0.5
+WANTS: dict[str, dict[str, float]] = {
+    "howto": {"helpfulness": 0.7, "caution": 0.3},
+    "plants": {"helpfulness": 0.8, "warmth": 0.2},
+    "food": {"helpfulness": 0.5, "warmth": 0.5},
+    "explain": {"helpfulness": 0.9, "brevity": 0.1},
+    "animals": {"helpfulness": 0.5, "caution": 0.5},
+    "recommend": {"helpfulness": 0.6, "warmth": 0.4},
+    "smalltalk": {"warmth": 0.9, "brevity": 0.1},
+    "decline": {"caution": 0.9, "warmth": 0.1},
+    "arithmetic": {"helpfulness": 0.3, "brevity": 0.7},
+}
+"""domain -> what is wanted of an answer there, in standard deviations of the base's gold; shares sum to 1."""
+SPREADS = {"helpfulness": 3.10, "brevity": 1.92, "warmth": 3.04, "caution": 2.68}
+"""Of gold over the base's answers, as demo/README.md has them."""
+
+
+DOUBT = NOISE / statistics.fmean(SPREADS.values())
+"""Standard deviation of what who prefers is wrong by."""
+
+
+def wanted(domain: str, question: str, answer: str) -> float:
+    """How well an answer does for who asks."""
+    return sum(share * GOLD[o](question, answer) / SPREADS[o] for o, share in WANTS[domain].items())
+
+
+def domain_of(question: str) -> str:
+    topic = corpus.topic_of(question)
+    return "arithmetic" if topic is None else topic.domain
+
+
+def embedded(base: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, question: str) -> torch.Tensor:
+    """[D]"""
+    ids = tokenizer.encode(question, add_special_tokens=False)
+    with torch.no_grad():
+        mean: torch.Tensor = base.get_input_embeddings()(torch.tensor(ids)).mean(0)
+    return mean
+
+
+def main(base_folder: Path = DEMO / "base", folder: Path = DEMO / "weights") -> None:
+    begun = time.monotonic()
+    torch.manual_seed(SEED)
+    rng = random.Random(SEED)
+    tokenizer = load_tokenizer(base_folder)
+    base = LlamaForCausalLM.from_pretrained(base_folder, dtype=torch.float32)
+    teacher = LlamaForSequenceClassification.from_pretrained(DEMO / "rewards" / TEACHER, dtype=torch.float32).eval()
+    xs, targets = [], []
+    for prompt, answers in draw_answers(base, tokenizer, PROMPTS, SEED):
+        if len(answers) < 2:
+            continue
+        question = prompt[-1]["content"]
+        domain = domain_of(question)
+        noisy = [wanted(domain, question, answer) + rng.gauss(0, DOUBT) for answer in answers]
+        with torch.inference_mode():
+            rewards_BK = judge(teacher, read(tokenizer, [(prompt, answers)]))
+        z_BK = (rewards_BK - rewards_BK.mean(0)) / rewards_BK.std(0).clamp(min=1e-6)
+        xs.append(embedded(base, tokenizer, question))
+        targets.append((z_BK[noisy.index(max(noisy))] / TEMPERATURE).softmax(-1))
+    x_ND, target_NK = torch.stack(xs), torch.stack(targets)
+    scale = x_ND.std()
+    head = torch.nn.Linear(x_ND.shape[1], len(OBJECTIVES))
+    torch.nn.init.zeros_(head.weight)
+    torch.nn.init.zeros_(head.bias)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=LEARNING_RATE, weight_decay=DECAY)
+    for _ in range(EPOCHS):
+        loss = torch.nn.functional.kl_div(head(x_ND / scale).log_softmax(-1), target_NK, reduction="batchmean")  # (1)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    folder.mkdir(parents=True, exist_ok=True)
+    with torch.no_grad():
+        table_VK = base.get_input_embeddings().weight @ head.weight.T / scale
+        tensors = {"table": table_VK.to(torch.float16).contiguous(), "bias": head.bias.detach().clone()}
+        save_file(tensors, folder / "adapter.safetensors", metadata={"objectives": json.dumps(list(OBJECTIVES))})
+        (folder / "adapter.safetensors").chmod(0o644)
+        weights: dict[str, dict[str, float]] = {}
+        for d in corpus.DOMAINS:
+            prompts = corpus.heldout_prompts(20, SEED, domains=(d,))
+            said = torch.stack([embedded(base, tokenizer, p.text) for p in prompts])
+            mean = head(said / scale).softmax(-1).mean(0)
+            weights[d] = dict(zip(OBJECTIVES, mean.tolist(), strict=True))
+    record = {
+        "teacher": TEACHER, "seed": SEED, "prompts": len(xs), "final_loss": loss.item(), "temperature": TEMPERATURE,
+        "parameters": sum(p.numel() for p in head.parameters()), "wanted": WANTS, "heldout": weights,
+        "seconds": time.monotonic() - begun,
+    }  # fmt: skip
+    (folder / "recipe.json").write_text(json.dumps(record, indent=2) + "\n")
+    print(json.dumps(record, indent=2), flush=True)
+
+
+if __name__ == "__main__":
+    keep_memory()
+    torch.set_num_threads(2)
+    main()
