@@ -79,8 +79,8 @@ class Study:
 
 
 class Directions(Bench):
-    async def texts(self, alignment: Mapping[str, Any]) -> list[str]:
-        """One answer to each prompt."""
+    async def texts(self, alignment: Mapping[str, Any], places: Sequence[int] | None = None) -> list[str]:
+        """One answer to each prompt, or to those at `places`."""
 
         async def one(seed: int) -> str:
             messages: Any = list(self.prompts[seed].messages)
@@ -95,7 +95,8 @@ class Directions(Bench):
                 )
             return answer.choices[0].message.content or ""
 
-        return list(await asyncio.gather(*(one(seed) for seed in range(len(self.prompts)))))
+        chosen = range(len(self.prompts)) if places is None else places
+        return list(await asyncio.gather(*(one(seed) for seed in chosen)))
 
     def measured(self, axes: Sequence[Axis], texts: Sequence[str]) -> dict[str, list[float]]:
         said = list(zip((p.text for p in self.prompts), texts, strict=True))
@@ -157,17 +158,17 @@ def show(study: Study) -> dict[str, Any]:
     for name, angles in study.control.items():
         first, second = list(next(iter(angles.values())))[:2]
         print(f"\n{name}")
+        shown = (first, second, "words")
         rows = [
-            [f"{angle:g}", plus_minus(m[first]), plus_minus(m[second]), plus_minus(m["words"]), statistics.fmean(m["fluency"])]
+            [f"{angle:g}", *(plus_minus(m[key]) for key in shown), statistics.fmean(m["fluency"])]
             for angle, m in angles.items()
-        ]  # fmt: skip
+        ]
         print(table(["angle", first, second, "words", "fluency"], rows))
         means = {axis: [statistics.fmean(m[axis]) for m in angles.values()] for axis in (first, second)}
         ranks = {axis: monotone(list(angles), values) for axis, values in means.items()}
         spans = {axis: max(values) - min(values) for axis, values in means.items()}
-        print(
-            ", ".join(f"{axis}: rank correlation {ranks[axis]:+.2f}, span {spans[axis]:.2f} points" for axis in ranks)
-        )
+        for axis, rank in ranks.items():
+            print(f"{axis}: rank correlation {rank:+.2f}, span {spans[axis]:.2f} points")
         figures["control"][name] = {
             "rank_correlation": ranks,
             "span": spans,

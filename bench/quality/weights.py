@@ -2,8 +2,8 @@
 
 `infer`: simulated people with hidden weights w choose between answers of the base by P = sigmoid(w . r), r the served
 rewards in spreads, and the server infers w from what they chose. Cosine of inferred and hidden weights by number of
-choices, of pairs taken at random and of those that the server asks for (`ask`); how often the stated 95 % intervals hold
-the hidden direction, and the cosine that the server expects of itself.
+choices, of pairs taken at random and of those that the server asks for; how often its 95 % intervals hold the hidden
+direction, and the cosine that it expects of itself.
 
 `auto`: one answer to each held-out prompt with weights by the prompt, with equal weights, and with those of who asks,
 which no adapter has seen; what who asks thinks of them, in spreads of the base's gold (recipes.orchestrator.WANTS).
@@ -176,8 +176,7 @@ async def auto(bench: Directions, catalogue: Mapping[str, Any]) -> dict[str, Any
         found: dict[int, str] = {}
         for domain, weights in WANTS.items():
             places = [i for i, p in enumerate(bench.prompts) if p.domain == domain]
-            part = Directions(bench.client, bench.model, [bench.prompts[i] for i in places], bench.gate)
-            found |= dict(zip(places, await part.texts({**how, "weights": weights}), strict=True))
+            found |= dict(zip(places, await bench.texts({**how, "weights": weights}, places), strict=True))
         return [found[i] for i in range(len(bench.prompts))]
 
     base = worth(await bench.texts({"strategy": "plain"}))

@@ -145,8 +145,8 @@ def test_the_published_texts(angle: float, numbers: tuple[int, int]) -> None:
     """Byte for byte."""
     h, w = numbers
     rating = f"Your response should maximize weighted rating = helpfulness*{h} + verbosity*{w}"
-    said = {name: Template(text=text, role=role, slots=("h", "w"), signs=(1.0, 1.0)).said(angled(angle)) for name, (text, role) in
-            TEXTS.items()}  # fmt: skip
+    both = {"slots": ("h", "w"), "signs": (1.0, 1.0)}
+    said = {name: Template(text=text, role=role, **both).said(angled(angle)) for name, (text, role) in TEXTS.items()}
     assert said["dpa"] == (
         "You are a helpful, respectful, and honest assistant who always responds to the user in a harmless way. "
         + rating
