@@ -23,6 +23,9 @@ bench: $(VENV)/installed
 	$(BIN)/python -m bench.quality best_of_n --quick
 	$(BIN)/python -m bench.quality qalign --quick
 	$(BIN)/python -m bench.quality search --quick
+	$(BIN)/python -m bench.quality directions --quick
+	$(BIN)/python -m bench.quality infer --quick
+	$(BIN)/python -m bench.quality auto --quick
 	$(BIN)/python -m bench.search best_of_n --quick
 	$(BIN)/python -m bench.search qalign --quick
 	$(BIN)/python -m bench.search transfer_q --quick
@@ -34,6 +37,8 @@ models: $(VENV)/installed
 	$(BIN)/python -m recipes.rewards
 	$(BIN)/python -m recipes.aligned
 	$(BIN)/python -m recipes.value
+	$(BIN)/python -m recipes.directional
+	$(BIN)/python -m recipes.orchestrator
 	$(BIN)/trimtab calibrate demo/config.yaml --prompts demo/prompts.txt
 	$(BIN)/python -m recipes.card
 

@@ -20,8 +20,9 @@ from pathlib import Path
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from recipes import base, corpus, gold, guides, rewards, value
+from recipes import base, corpus, gold, guides, rewards
 from recipes.base import DEMO, keep_memory, load_tokenizer, perplexity
+from recipes.records import adapter, control, obedience, reward_models, table, twin, value_head
 from recipes.sample import MAX_NEW, Sampled, sample
 
 SEED = 3
@@ -41,11 +42,6 @@ def load(path: Path) -> LlamaForCausalLM:
 def mean_ci(values: Sequence[float]) -> str:
     half = 1.96 * statistics.stdev(values) / math.sqrt(len(values))
     return f"{statistics.fmean(values):.2f} ± {half:.2f}"
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(c) for c in line) + " |" for line in lines) + "\n"
 
 
 def scores(objective: str, prompts: Sequence[corpus.Prompt], answers: Sequence[Sampled]) -> list[float]:
@@ -258,60 +254,6 @@ def guided(
     return out
 
 
-def reward_models() -> str:
-    """What the members know of gold, by difference within pairs of held-out answers."""
-    told = rewards.figures()
-    rows = []
-    for member, record in told.items():
-        size = (DEMO / "rewards" / member / "model.safetensors").stat().st_size
-        of = record["heldout"]
-        rows += [
-            (
-                f"`demo/rewards/{member}`" if k == 0 else "",
-                f"{record['parameters']:,}, {size / 1e6:.2f} MB" if k == 0 else "",
-                objective,
-                *(f"{of[name][objective]:.3f}" for name in ("accuracy", "correlation", "agreement")),
-            )
-            for k, objective in enumerate(rewards.OBJECTIVES)
-        ]
-    header = ("member", "size", "objective", "pairs ordered right", "correlation", "agrees with the other member")
-    pairs = {record["heldout"]["pairs"] for record in told.values()}
-    seconds = sum(record["training"]["seconds"] + record["start"]["seconds"] for record in told.values())
-    return table(header, rows) + f"\n{max(pairs):,} pairs. Training both took {seconds:.0f} s.\n"
-
-
-def twin() -> str:
-    """The aligned twin and the base it is an adapter of, on the same held-out prompts."""
-    record = json.loads((DEMO / "guides" / "aligned" / "recipe.json").read_text())
-    size = (DEMO / "guides" / "aligned" / "adapter_model.safetensors").stat().st_size
-    rows = [
-        (name, *(f"{record[key][of]:.2f}" for of in (*gold.GOLD, "fluency", "kl", "words")))
-        for name, key in (("`demo/base`", "base"), ("`demo/guides/aligned`", "heldout"))
-    ]
-    told = record["training"]
-    return (
-        table(("model", *gold.GOLD, "fluency", "KL to base, nats an answer", "words"), rows)
-        + f"\n{record['parameters']:,} parameters, {size / 1e6:.2f} MB; {told['pairs']:,} pairs, "
-        f"{told['steps']} steps, {told['seconds']:.0f} s; held-out pairs ordered right {told['accuracy']:.3f}.\n"
-    )
-
-
-def value_head() -> str:
-    """Correlation of what it foretells with what reward model a says in the end, by the share of the answer read."""
-    record = json.loads((DEMO / "rewards" / "value" / "recipe.json").read_text())
-    size = (DEMO / "rewards" / "value" / "model.safetensors").stat().st_size
-    rows = [
-        (objective, *(f"{record['heldout'][objective][str(part)]:.2f}" for part in value.PARTS))
-        for objective in rewards.OBJECTIVES
-    ]
-    told = record["training"]
-    return (
-        table(("objective", *(f"{part:.0%} read" for part in value.PARTS)), rows)
-        + f"\n{record['parameters']:,} parameters, {size / 1e6:.2f} MB; {told['steps']} steps, "
-        f"{told['seconds']:.0f} s.\n"
-    )
-
-
 def _side(prompts: Sequence[corpus.Prompt], answers: Sequence[Sampled]) -> tuple[str, str, str]:
     return (
         mean_ci(scores("helpfulness", prompts, answers)),
@@ -359,6 +301,8 @@ def main() -> None:
             reward_prompts=rewards.PROMPTS,
             twin=twin(),
             value=value_head(),
+            obedience=obedience(),
+            adapter=adapter(),
             shown=shown(prompts, answers[::DRAWS]),
             beta=guides.BETA,
             settings=", ".join(f"{o} {weight:g}" for o, (weight, _) in guides.SETTINGS.items()),
@@ -368,15 +312,6 @@ def main() -> None:
     )
     (DEMO / "README.md").write_text(text)
     print(f"{time.monotonic() - start:.0f} s", flush=True)
-
-
-def control(records: dict[str, dict[str, object]]) -> str:
-    rows = records["guides/helpfulness"]["control"]
-    assert isinstance(rows, list)
-    return table(
-        ("α", *gold.GOLD, "fluency"),
-        [(f"{r['alpha']:g}", *(f"{r[o]:.2f}" for o in (*gold.GOLD, "fluency"))) for r in rows],
-    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One real server for the session, as a person starts it: the demo where its models are, else a random family."""
+"""One real server for the session, as a person starts it: the demo."""
 
 from __future__ import annotations
 
@@ -14,11 +14,8 @@ from typing import Any
 
 import httpx
 import pytest
-import yaml
 
 from server.config import Config, load
-from tests.engine import family
-from tests.server.toy_server import TEMPLATE
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DEMO = ROOT / "demo" / "config.yaml"
@@ -28,27 +25,8 @@ PATIENCE = 420.0
 
 
 @pytest.fixture(scope="session")
-def config_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if (DEMO.parent / "base").exists():
-        return DEMO
-    from transformers import AutoTokenizer
-
-    root = tmp_path_factory.mktemp("family")
-    for name, make in (("base", family.base), ("kind", family.llama), ("brief", family.qwen)):
-        tokenizer = AutoTokenizer.from_pretrained(make(root / name))
-        tokenizer.chat_template = TEMPLATE
-        tokenizer.save_pretrained(root / name)
-    config = {
-        "base": "base",
-        "name": "family",
-        "guides": {"kind": "kind", "brief": "brief"},
-        "objectives": {"warmth": {"guide": "kind"}, "brevity": {"guide": "brief"}},
-        "presets": {"family-warm": {"weights": {"warmth": 1.0}}},
-        "engine": {"dtype": "float32", "enforce_eager": True, "max_model_len": family.POSITIONS, "max_num_seqs": 32,
-                   "kv_cache_memory_bytes": 1 << 28},
-    }  # fmt: skip
-    (root / "config.yaml").write_text(yaml.safe_dump(config))
-    return root / "config.yaml"
+def config_path() -> Path:
+    return DEMO
 
 
 @pytest.fixture(scope="session")
@@ -143,8 +121,11 @@ def wishes(config: Config) -> dict[str, dict[str, Any]]:
     """strategy -> an `alignment` that asks for it"""
     one, other, *_ = config.guides
     searches = {name: {"strategy": name, "reward": "short", "params": params} for name, params in SEARCHES.items()}
+    helpful = {"helpfulness": 1.0, "brevity": 0.5}
     return {
         **searches,
+        "rps": {"strategy": "rps", "weights": helpful, "params": SEARCHES["rps"]},
+        "directional": {"strategy": "directional", "weights": helpful},
         "guided": {"guides": {one: 0.7, other: 0.3}},
         "genarm": {"strategy": "genarm", "guides": {one: 1.0}, "params": {"alpha": 0.5}},
         "dera": {"strategy": "dera", "params": {"aligned": one, "lambda": 0.5}},
@@ -167,7 +148,8 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "blockwise": {"n": 3, "block": 4},
     "particles": {"n": 4, "block": 4},
     "beam": {"n": 4, "width": 2, "block": 4},
+    "rps": {"k": 4},
 }
-STRATEGIES = ("guided", "genarm", "dera", "mod", "proxy_tuning", "contrastive", *SEARCHES)
+STRATEGIES = ("directional", "guided", "genarm", "dera", "mod", "proxy_tuning", "contrastive", *SEARCHES)
 REWARD = "rewards.short={kind: length, unit: characters, target: 20}"
 """A reward that any model can be asked for."""

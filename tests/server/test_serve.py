@@ -166,6 +166,8 @@ def in_pieces(asked: dict[str, Any]) -> bool:
 PIECED = ("qalign", "args", "transfer_q", "blockwise", "particles", "beam")
 """Those that show none of the engine's own chunks."""
 TOKENWISE = ("args", "transfer_q")
+INSTRUCTED = ("directional", "rps")
+"""Those that tell the model something, for which a bare prompt has no place."""
 
 
 async def refusal(raw: httpx.AsyncClient, **body: Any) -> str:
@@ -270,6 +272,9 @@ async def test_logit_bias_and_penalties(raw: httpx.AsyncClient, ask: Ask, asked:
 
 
 async def test_echo(raw: httpx.AsyncClient, ask: Ask, asked: dict[str, Any]) -> None:
+    if asked["alignment"].get("strategy") in INSTRUCTED:
+        assert "needs a chat request" in await refusal(raw, prompt="An egg", echo=True, **asked)
+        return
     for more in ({}, {"max_tokens": 0}, {"logprobs": 1}, {"logprobs": 1, "max_tokens": 0}):
         if "logprobs" in more and asked["alignment"].get("strategy") in PIECED:
             assert "logprobs" in await refusal(raw, prompt="An egg", echo=True, **asked, **more)
@@ -284,6 +289,8 @@ async def test_echo(raw: httpx.AsyncClient, ask: Ask, asked: dict[str, Any]) -> 
 
 async def test_prompts_times_n(ask: Ask, asked: dict[str, Any]) -> None:
     strategy = asked["alignment"].get("strategy")
+    if strategy in INSTRUCTED:
+        return
     pools = searching(asked) and strategy not in ("qalign", "blockwise", *TOKENWISE)
     tells = "candidates" if pools else "trace"
     want = {"return": [tells]} if strategy != "blockwise" else {}

@@ -1,0 +1,114 @@
+"""The card's tables that need no model: what the recipes wrote down beside the weights."""
+
+import json
+from collections.abc import Sequence
+
+from recipes import directional, gold, orchestrator, rewards, value
+from recipes.base import DEMO
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(c) for c in line) + " |" for line in lines) + "\n"
+
+
+def reward_models() -> str:
+    """What the members know of gold, by difference within pairs of held-out answers."""
+    told = rewards.figures()
+    rows = []
+    for member, record in told.items():
+        size = (DEMO / "rewards" / member / "model.safetensors").stat().st_size
+        of = record["heldout"]
+        rows += [
+            (
+                f"`demo/rewards/{member}`" if k == 0 else "",
+                f"{record['parameters']:,}, {size / 1e6:.2f} MB" if k == 0 else "",
+                objective,
+                *(f"{of[name][objective]:.3f}" for name in ("accuracy", "correlation", "agreement")),
+            )
+            for k, objective in enumerate(rewards.OBJECTIVES)
+        ]
+    header = ("member", "size", "objective", "pairs ordered right", "correlation", "agrees with the other member")
+    pairs = {record["heldout"]["pairs"] for record in told.values()}
+    seconds = sum(record["training"]["seconds"] + record["start"]["seconds"] for record in told.values())
+    return table(header, rows) + f"\n{max(pairs):,} pairs. Training both took {seconds:.0f} s.\n"
+
+
+def twin() -> str:
+    """The aligned twin and the base it is an adapter of, on the same held-out prompts."""
+    record = json.loads((DEMO / "guides" / "aligned" / "recipe.json").read_text())
+    size = (DEMO / "guides" / "aligned" / "adapter_model.safetensors").stat().st_size
+    rows = [
+        (name, *(f"{record[key][of]:.2f}" for of in (*gold.GOLD, "fluency", "kl", "words")))
+        for name, key in (("`demo/base`", "base"), ("`demo/guides/aligned`", "heldout"))
+    ]
+    told = record["training"]
+    return (
+        table(("model", *gold.GOLD, "fluency", "KL to base, nats an answer", "words"), rows)
+        + f"\n{record['parameters']:,} parameters, {size / 1e6:.2f} MB; {told['pairs']:,} pairs, "
+        f"{told['steps']} steps, {told['seconds']:.0f} s; held-out pairs ordered right {told['accuracy']:.3f}.\n"
+    )
+
+
+def value_head() -> str:
+    """Correlation of what it foretells with what reward model a says in the end, by the share of the answer read."""
+    record = json.loads((DEMO / "rewards" / "value" / "recipe.json").read_text())
+    size = (DEMO / "rewards" / "value" / "model.safetensors").stat().st_size
+    rows = [
+        (objective, *(f"{record['heldout'][objective][str(part)]:.2f}" for part in value.PARTS))
+        for objective in rewards.OBJECTIVES
+    ]
+    told = record["training"]
+    return (
+        table(("objective", *(f"{part:.0%} read" for part in value.PARTS)), rows)
+        + f"\n{record['parameters']:,} parameters, {size / 1e6:.2f} MB; {told['steps']} steps, "
+        f"{told['seconds']:.0f} s.\n"
+    )
+
+
+def control(records: dict[str, dict[str, object]]) -> str:
+    rows = records["guides/helpfulness"]["control"]
+    assert isinstance(rows, list)
+    return table(
+        ("α", *gold.GOLD, "fluency"),
+        [(f"{r['alpha']:g}", *(f"{r[o]:.2f}" for o in (*gold.GOLD, "fluency"))) for r in rows],
+    )
+
+
+def obedience() -> str:
+    """Gold along both axes of each preference prompt, by the base and by the member that was trained to obey it."""
+    folder = DEMO / "guides" / "directional"
+    record = json.loads((folder / "recipe.json").read_text())
+    out = ""
+    for name, pair in directional.PAIRS.items():
+        first, second = (axis for axis, _, _ in pair.axes)
+        rows = [
+            (f"{ours['theta']:g}°", *(f"{told[of]:.2f}" for told in (base, ours) for of in (first, second)),
+             f"{base['words']:.0f}", f"{ours['words']:.0f}", f"{ours['fluency']:.2f}")
+            for base, ours in zip(record["base"][name], record["heldout"][name], strict=True)
+        ]  # fmt: skip
+        header = ("θ", f"base: {first}", second, f"member: {first}", second, "words: base", "member", "its fluency")
+        out += f"`{pair.text}`\n\n" + table(header, rows) + "\n"
+    size = (folder / "adapter_model.safetensors").stat().st_size
+    seconds = sum(told["seconds"] + told["drawing_seconds"] for told in record["rounds"])
+    answers = sum(told["answers"] for told in record["rounds"])
+    return (
+        out + f"{record['parameters']:,} parameters, {size / 1e6:.2f} MB; {len(record['rounds'])} rounds, {answers:,} "
+        f"answers chosen of {directional.DRAWN} times as many, {seconds:.0f} s.\n"
+    )
+
+
+def adapter() -> str:
+    """Mean weights that the adapter gives to held-out prompts, by domain, beside what is wanted there."""
+    folder = DEMO / "weights"
+    record = json.loads((folder / "recipe.json").read_text())
+    rows = [
+        (domain, *(f"{weights[o]:.2f} ({record['wanted'][domain].get(o, 0):g})" for o in rewards.OBJECTIVES))
+        for domain, weights in record["heldout"].items()
+    ]
+    size = (folder / "adapter.safetensors").stat().st_size
+    return (
+        table(("domain", *rewards.OBJECTIVES), rows)
+        + f"\n{record['parameters']:,} parameters before they are multiplied out, {size / 1e6:.2f} MB; "
+        f"{record['prompts']:,} prompts, {orchestrator.EPOCHS} steps, {record['seconds']:.0f} s.\n"
+    )
