@@ -82,21 +82,12 @@ class Directions(Bench):
     async def texts(self, alignment: Mapping[str, Any], places: Sequence[int] | None = None) -> list[str]:
         """One answer to each prompt, or to those at `places`."""
 
-        async def one(seed: int) -> str:
-            messages: Any = list(self.prompts[seed].messages)
-            async with self.gate:
-                answer = await self.client.chat.completions.create(
-                    model=self.model,
-                    messages=messages,
-                    temperature=1.0,
-                    max_tokens=self.max_tokens,
-                    seed=seed,
-                    extra_body={"alignment": dict(alignment)},
-                )
+        async def one(place: int) -> str:
+            answer = await self.ask(place, alignment, seed=place)
             return answer.choices[0].message.content or ""
 
         chosen = range(len(self.prompts)) if places is None else places
-        return list(await asyncio.gather(*(one(seed) for seed in chosen)))
+        return list(await asyncio.gather(*(one(place) for place in chosen)))
 
     def measured(self, axes: Sequence[Axis], texts: Sequence[str]) -> dict[str, list[float]]:
         said = list(zip((p.text for p in self.prompts), texts, strict=True))

@@ -62,17 +62,21 @@ class Bench:
         scores["words"] = tuple(float(len(text.split())) for _, text in said)
         return Point(alignment=alignment, scores=scores, kl=tuple(kl for _, kl in answers))
 
-    async def _answer(self, seed: int, alignment: Mapping[str, Any]) -> tuple[str, float]:
-        messages: Any = list(self.prompts[seed].messages)
-        body = {"alignment": {**alignment, "return": ["trace"]}} if alignment else {}
+    async def ask(self, place: int, alignment: Mapping[str, Any], *, seed: int) -> Any:
+        """The answer to the prompt at a place, as the client has it."""
+        messages: Any = list(self.prompts[place].messages)
         async with self.gate:
-            answer = await self.client.chat.completions.create(
+            return await self.client.chat.completions.create(
                 model=self.model,
                 messages=messages,
                 temperature=1.0,
                 max_tokens=self.max_tokens,
                 seed=seed,
-                extra_body=body,
+                extra_body={"alignment": dict(alignment)} if alignment else {},
             )
+
+    async def _answer(self, seed: int, alignment: Mapping[str, Any]) -> tuple[str, float]:
+        traced = {**alignment, "return": ["trace"]} if alignment else {}
+        answer = await self.ask(seed, traced, seed=seed)
         told = (answer.model_extra or {})["alignment"]
-        return answer.choices[0].message.content or "", math.fsum(told["choices"][0]["trace"]["kl"]) if body else 0.0
+        return answer.choices[0].message.content or "", math.fsum(told["choices"][0]["trace"]["kl"]) if traced else 0.0

@@ -140,18 +140,9 @@ class Searches(Bench):
         )
 
     async def _asked(self, seed: int, alignment: Mapping[str, Any]) -> Answered:
-        messages: Any = list(self.prompts[seed].messages)
         traced = "guides" in alignment or alignment["strategy"] == "dera"
-        body = {"alignment": {**alignment, **({"return": ["trace"]} if traced else {})}}
-        async with self.gate:
-            answer = await self.client.chat.completions.create(
-                model=self.model,
-                messages=messages,
-                temperature=1.0,
-                max_tokens=self.max_tokens,
-                seed=1000 + seed,
-                extra_body=body,
-            )
+        asked = {**alignment, **({"return": ["trace"]} if traced else {})}
+        answer = await self.ask(seed, asked, seed=1000 + seed)
         told: Any = (answer.model_extra or {})["alignment"]
         [choice] = told.get("choices", [{}])
         return Answered(
