@@ -79,10 +79,9 @@ class Cone:
     def clipped(self, angle: float) -> float:
         """The angle of two objectives nearest to this one that lies inside."""
         middle = theta(self.axis)
-        low, high = middle - self.degrees, middle + self.degrees
-        if self.nonnegative:
-            low, high = max(low, 0.0), min(high, 90.0)
-        return min(max(angle, low), high)
+        aside = (angle - middle + 180.0) % 360.0 - 180.0
+        inside = (middle + min(max(aside, -self.degrees), self.degrees) + 180.0) % 360.0 - 180.0
+        return min(max(inside, 0.0), 90.0) if self.nonnegative else inside
 
     def described(self, objectives: Sequence[str]) -> str:
         axis = ", ".join(f"{name}: {share:g}" for name, share in zip(objectives, self.axis, strict=True) if share)

@@ -5,6 +5,7 @@ Nothing is kept: the answer's `weights` go into the person's next request.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -19,6 +20,7 @@ from rewards.together import together
 from server.config import Config
 from server.errors import ApiError, explained, unknown
 from server.objective import Spec, standard
+from server.score import MOST as MOST_ANSWERS
 from server.score import completions, prompt
 from server.scoring import Scores, Scoring
 
@@ -86,19 +88,18 @@ async def infer(document: dict[str, Any], scoring: Scoring) -> dict[str, Any]:
     mean = [asked.prior.mean.get(name, 0.0) for name in objectives]
     meter = Meter()
     told = await Told.of(asked, specs, scoring, meter)
-    differences, counts = told.choices(asked)
-    person = inferred(differences, counts, mean_K=mean, std=asked.prior.std)
-    found = described(person, objectives)
+
+    def concluded() -> dict[str, Any]:
+        person = inferred(*told.choices(asked), mean_K=mean, std=asked.prior.std)
+        silent = ["nothing speaks for a direction: the weights are all equal"] if person.direction is None else []
+        return {**described(person, objectives), "ask": told.next(asked.candidates, person), "warnings": silent}
+
     return {
         "object": "alignment.weights",
         "model": scoring.config.model_name,
-        **found,
+        **await asyncio.to_thread(concluded),
         "choices": len(asked.comparisons) + len(asked.edits) + max(len(asked.ratings) - 1, 0),
-        "ask": told.next(asked.candidates, person),
         "scored_tokens": meter.scored,
-        "warnings": []
-        if person.direction is not None
-        else ["nothing speaks for a direction: the weights are all equal"],
     }
 
 
@@ -146,6 +147,7 @@ class Told:
 
     @classmethod
     async def of(cls, asked: InferRequest, specs: Sequence[Spec], scoring: Scoring, meter: Meter) -> Told:
+        """Raises ApiError for too many answers, RewardError where a reward fails."""
         wanted: dict[str, dict[str, None]] = {}
         by_key: dict[str, Asked] = {}
         for item, texts in (
@@ -156,6 +158,10 @@ class Told:
         ):
             by_key[key(item)] = item
             wanted.setdefault(key(item), {}).update(dict.fromkeys(texts))
+        if (count := sum(map(len, wanted.values()))) > MOST_ANSWERS:
+            raise ApiError(
+                f"a request may hold {MOST_ANSWERS} different answers; this one has {count}", param="candidates"
+            )
 
         async def scored(item: Asked, texts: Sequence[str]) -> list[list[float]]:
             document = {"messages": item.messages} if item.messages else {"prompt": item.prompt}

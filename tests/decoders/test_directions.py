@@ -96,6 +96,10 @@ def test_two_objectives_are_put_on_the_cone_s_edge() -> None:
     below = [theta(v) for v in found if theta(v) < 45 - 1e-9]
     assert abs(np.mean(below) - 30) < 5 * np.std(below) / math.sqrt(len(below))
     assert Cone(axis=(1.0, 0.0), nonnegative=True).clipped(-20) == 0
+    behind = Cone(axis=tuple(angled(170)), degrees=45)
+    for angle, nearest in ((-160, -160), (-100, -145), (120, 125), (190, -170), (30, 125), (-40, -145)):
+        assert behind.clipped(angle) == pytest.approx(nearest)
+        assert behind.holds(angled(nearest))
 
 
 def test_a_cone_that_hardly_meets_the_neighbourhood_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

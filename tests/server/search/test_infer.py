@@ -117,6 +117,8 @@ ODD: list[tuple[Any, str, str]] = [
      "no message of the user's"),
     ({"ratings": [{"messages": HI, "response": "a", "rating": "4"}]}, "ratings.0.rating", "valid number; got '4'"),
     ({"candidates": [{"messages": HI, "responses": ["a"]}]}, "candidates.0.responses", "at least 2 items"),
+    ({"candidates": [{"prompt": f"{i}", "responses": [f"a{j}" for j in range(32)]} for i in range(33)]}, "candidates",
+     "may hold 1024 different answers; this one has 1056"),
     ({"prior": {"std": 0}}, "prior.std", "greater than 0"),
     ({"prior": {"mean": {"a": 1e9}}}, "prior.mean.a", "must lie in [-1000, 1000]"),
     ({"prior": {"mean": {"b": 1}}}, "prior.mean.b", "unknown objective 'b'; valid: a, brevity"),
