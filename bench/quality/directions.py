@@ -107,6 +107,7 @@ async def run(bench: Directions, *, quick: bool) -> Study:
     own = bench.measured((HELPFUL, BRIEF, WORDY), await bench.texts({"strategy": "plain"}))
     spread = {axis.name: statistics.stdev(own[axis.name]) for axis in (HELPFUL, BRIEF, WORDY)}
     gains: dict[str, dict[int, list[tuple[float, float]]]] = {}
+    baselines: dict[tuple[str, int], list[float]] = {}
     for name, (axes, params) in NEIGHBOURHOODS.items():
         gains[name] = {}
         for target in TARGETS[2::5] if quick else TARGETS:
@@ -127,7 +128,9 @@ async def run(bench: Directions, *, quick: bool) -> Study:
 
             around = await served(params)
             # A neighbourhood of nothing but the target: as many answers, all at the wish itself.
-            alone = await served({**params, "mode": "sample", "theta_max": 0.0})
+            narrow = {**params, "mode": "sample", "theta_max": 0.0}
+            key = str(narrow), target
+            alone = baselines[key] = baselines.get(key) or await served(narrow)
             gains[name][target] = list(zip(around, alone, strict=True))
             print(name, target, flush=True)
     return Study(control, gains)
