@@ -18,7 +18,7 @@ from server.cli import DEMO
 
 
 def client(url: str) -> AsyncOpenAI:
-    return AsyncOpenAI(base_url=f"{url}/v1", api_key="none", timeout=3600, max_retries=0)
+    return AsyncOpenAI(base_url=f"{url}/v1", api_key="none", timeout=3600, max_retries=2)
 
 
 async def guided_study(url: str, prompts: int, args: argparse.Namespace) -> dict[str, Any]:
