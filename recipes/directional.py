@@ -1,16 +1,19 @@
-"""The demo family's reader of directions: the base with a LoRA adapter, fine-tuned as DPA is (arXiv 2402.18571).
+"""The demo family's reader of directions: the base with a LoRA adapter that obeys a direction told to it (DPA).
 
     python -m recipes.directional
 
-Rejection-sampling fine-tuning. Per training prompt x and direction v, DRAWN answers y of the model under s(v), the text
-that says v, and of these the one that v likes best; then, over these pairs alone,
-    L = -mean log π(y* | x under s(v)),    y* = argmax_y v · z(x, y)                                               (1)
-per token, z being reward model `a`'s scores in their spread over the answers to one prompt. ROUNDS times, the next
-round's answers drawn from what the last one made. What is measured below is gold, which the training never reads.
+As in DPA (arXiv 2402.18571) answers are drawn and a direction keeps the one that it likes best. Each training prompt x
+has several answers of the base, and for two directions u, v of a preference prompt, whose texts are s(u) and s(v),
+    y_u = argmax_y u · z(x, y),   y_v = argmax_y v · z(x, y),                                                      (1)
+z being reward model `a`'s scores in their spread over the answers to one prompt. Where they differ,
+    L = CE(y_u | x, s(u)) + CE(y_v | x, s(v)) - LAMBDA log σ(BETA [log π(y_u | u) - log π(y_u | v)
+                                                                   + log π(y_v | v) - log π(y_v | u)])            (2)
+with CE in nats per token and log π summed. DPA has the first two terms alone and draws under s(v): a model of this size
+then learnt of the number in the text its sign and nothing more (docs/log.md). The last term, which is ours, is large
+where the same answers are as likely under the other direction. Gold is what is measured below; training never reads it.
 
-Two prompts are learned: DPA's own over helpfulness and verbosity, which the base knows from its own training but
-obeys in the sign of verbosity alone, and one over warmth and caution that the base has never read.
-Shapes: B answers, K objectives.
+Two prompts are learnt: DPA's own over helpfulness and verbosity, and one over warmth and caution that the base has
+never read. Shapes: B pairs of directions, K objectives.
 """
 
 import json
@@ -18,25 +21,27 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 from recipes import corpus
 from recipes.aligned import LoRA, adapted, save, switch
-from recipes.base import DEMO, keep_memory, load_tokenizer, rate, render, said_loss
+from recipes.base import DEMO, keep_memory, load_tokenizer, rate, render
 from recipes.gold import GOLD, fluency
-from recipes.guides import tensors
-from recipes.rewards import OBJECTIVES, judge, read
+from recipes.guides import draw_answers, said_logprob, tensors
+from recipes.rewards import OBJECTIVES, Drawn, judge, read
 from recipes.sample import Sampled, sample
 
 SEED = 30
 TEACHER = "a"
-ROUNDS, PROMPTS, DRAWN = 2, 400, 8  # per round and preference prompt
-EPOCHS, BATCH, LEARNING_RATE = 3, 32, 3e-3
+PROMPTS, DIRECTIONS = 500, 2  # pairs of directions per prompt and preference prompt
+BATCH, LEARNING_RATE = 8, 2e-3
+BETA, LAMBDA = 0.2, 1.0
 HELDOUT_PROMPTS = 90
 
 Messages = tuple[dict[str, str], ...]
@@ -75,84 +80,74 @@ PAIRS = {
 }
 
 
-def asked(seed: int, n: int) -> Iterator[Messages]:
-    """n training prompts of one turn, without the system messages that some have."""
-    count = 0
-    for conversation in corpus.train_conversations(seed):
-        if [m["role"] for m in conversation.messages if m["role"] != "system"] == ["user", "assistant"]:
-            yield tuple(m for m in conversation.messages if m["role"] == "user")
-            count += 1
-        if count == n:
-            return
+@dataclass(frozen=True)
+class Choice:
+    """Two directions' favourites among the answers to one prompt."""
+
+    told: tuple[str, str]
+    """The prompt under each direction, rendered."""
+    answers: tuple[str, str]
 
 
 @torch.inference_mode()
-def scores(
-    teacher: LlamaForSequenceClassification, tokenizer: PreTrainedTokenizerFast, prompt: Messages, answers: list[str]
-) -> torch.Tensor:
-    """[B, K]"""
-    return judge(teacher, read(tokenizer, [(prompt, answers)]))
+def choices(
+    teacher: LlamaForSequenceClassification, tokenizer: PreTrainedTokenizerFast, drawn: list[Drawn]
+) -> list[Choice]:
+    """Equation (1) for DIRECTIONS pairs of angles of every prompt and preference prompt; equal favourites make none."""
+    rng, found = random.Random(SEED), []
+    tables = [judge(teacher, read(tokenizer, [one])) for one in drawn]
+    spread_K = torch.stack([table.std(0) for table in tables]).mean(0)
+    for (prompt, answers), table in zip(drawn, tables, strict=True):
+        for pair in PAIRS.values():
+            columns = torch.stack([s * table[:, OBJECTIVES.index(o)] / spread_K[OBJECTIVES.index(o)]
+                                   for _, o, s in pair.axes])  # fmt: skip
+            for _ in range(DIRECTIONS):
+                angles = [rng.uniform(pair.low, pair.high) for _ in range(2)]
+                shares = [torch.tensor([math.cos(math.radians(a)), math.sin(math.radians(a))]) for a in angles]
+                first, second = (int((share @ columns).argmax()) for share in shares)
+                if first != second:
+                    one, other = (render(({"role": "system", "content": pair.said(a)}, *prompt)) for a in angles)
+                    found.append(Choice((one, other), (answers[first], answers[second])))
+    return found
 
 
-def chosen(
-    model: LlamaForCausalLM,
-    teacher: LlamaForSequenceClassification,
-    tokenizer: PreTrainedTokenizerFast,
-    seed: int,
-) -> list[tuple[str, str]]:
-    """(rendered prompt under s(v), y*) of every pair's prompts."""
-    rng, rows = random.Random(seed), list[tuple[Pair, float, Messages]]()
-    for pair in PAIRS.values():
-        rows += [(pair, rng.uniform(pair.low, pair.high), prompt) for prompt in asked(rng.randrange(2**31), PROMPTS)]
-    told = [({"role": "system", "content": pair.said(theta)}, *prompt) for pair, theta, prompt in rows]
-    drawn = sample([(model, 1.0)], tokenizer, [t for t in told for _ in range(DRAWN)], seed)
-    tables = []
-    for i, (_, _, prompt) in enumerate(rows):
-        texts = [a.text for a in ended(drawn[i * DRAWN : (i + 1) * DRAWN])]
-        tables.append((texts, scores(teacher, tokenizer, prompt, texts) if texts else torch.zeros(0, len(OBJECTIVES))))
-    spread_K = torch.stack([table.std(0) for _, table in tables if len(table) > 1]).mean(0)
-    out = []
-    for (pair, theta, _), message, (texts, table) in zip(rows, told, tables, strict=True):
-        if texts:
-            v = (math.cos(math.radians(theta)), math.sin(math.radians(theta)))
-            at = [OBJECTIVES.index(objective) for _, objective, _ in pair.axes]
-            signed = [share * sign for share, (_, _, sign) in zip(v, pair.axes, strict=True)]
-            best = int((table / spread_K)[:, at].matmul(torch.tensor(signed)).argmax())  # (1)
-            out.append((render(message), texts[best]))
-    return out
-
-
-def ended(answers: Sequence[Sampled]) -> list[Sampled]:
-    return [a for a in answers if a.ended]
+def loss(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, batch: list[Choice]) -> tuple[Tensor, Tensor]:
+    """Equation (2), and the share of the pairs that the model tells apart."""
+    own = [(c.told[i], c.answers[i], c.answers[1 - i]) for i in range(2) for c in batch]
+    ids, mask = tensors(tokenizer, own)
+    obeyed_2B, swapped_2B = said_logprob(model, ids, mask).chunk(2)
+    entropy = -obeyed_2B.sum() / mask.chunk(2)[0].sum()
+    margin_B = torch.stack((obeyed_2B - swapped_2B).chunk(2)).sum(0)
+    contrast = -torch.nn.functional.logsigmoid(BETA * margin_B).mean()
+    return entropy + LAMBDA * contrast, (margin_B > 0).float().mean()
 
 
 def train(
-    model: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    adapters: dict[str, LoRA],
-    rows: list[tuple[str, str]],
-    seed: int,
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, adapters: dict[str, LoRA], found: list[Choice]
 ) -> dict[str, float]:
-    """Equation (1) by AdamW."""
+    """Equation (2) by AdamW, each pair once; the last tenth is held out."""
+    cut = len(found) * 9 // 10
+    kept, test = found[:cut], found[cut:]
     weights = [w for adapter in adapters.values() for w in (adapter.A, adapter.B)]
     optimizer = torch.optim.AdamW(weights, lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.0)
-    rng, start, step, recent = random.Random(seed), time.monotonic(), 0, 0.0
-    steps = EPOCHS * (len(rows) // BATCH)
-    for _ in range(EPOCHS):
-        shuffled = rng.sample(rows, len(rows))
-        for i in range(0, len(rows) - BATCH + 1, BATCH):
-            for group in optimizer.param_groups:
-                group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / 10) * rate(step / steps)
-            ids, mask = (t[:BATCH] for t in tensors(tokenizer, [(p, y, y) for p, y in shuffled[i : i + BATCH]]))
-            loss = said_loss(model, ids, mask)  # (1)
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(weights, 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            step, recent = step + 1, loss.item() if step == 0 else 0.95 * recent + 0.05 * loss.item()
-            if step % 20 == 0:
-                print(f"  step {step}/{steps} loss {recent:.3f}", flush=True)
-    return {"steps": step, "answers": len(rows), "final_loss": recent, "seconds": time.monotonic() - start}
+    shuffled, start, step = random.Random(SEED).sample(kept, len(kept)), time.monotonic(), 0
+    steps, recent, right = len(kept) // BATCH, 0.0, 0.5
+    for i in range(0, steps * BATCH, BATCH):
+        for group in optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / 10) * rate(step / steps)
+        value, apart = loss(model, tokenizer, shuffled[i : i + BATCH])
+        value.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        step, recent = step + 1, value.item() if step == 0 else 0.95 * recent + 0.05 * value.item()
+        right = 0.95 * right + 0.05 * apart.item()
+        if step % 20 == 0:
+            print(f"  step {step}/{steps} loss {recent:.3f} told apart {right:.2f}", flush=True)
+    with torch.no_grad():
+        apart_heldout = [loss(model, tokenizer, test[i : i + BATCH])[1] for i in range(0, len(test), BATCH)]
+    return {"pairs": len(found), "steps": step, "final_loss": recent, "seconds": time.monotonic() - start,
+            "told_apart": torch.stack(apart_heldout).mean().item()}  # fmt: skip
 
 
 def obedience(draw: Callable[[list[Messages]], list[Sampled]]) -> dict[str, list[dict[str, float]]]:
@@ -186,14 +181,11 @@ def main(base_folder: Path = DEMO / "base", folder: Path = DEMO / "guides" / "di
     adapters = adapted(model)
     record: dict[str, object] = {"teacher": TEACHER, "seed": SEED}
     record["parameters"] = sum(a.A.numel() + a.B.numel() for a in adapters.values())
-    rounds = []
-    for i in range(ROUNDS):
-        drawing = time.monotonic()
-        rows = chosen(model, teacher, tokenizer, SEED + i)
-        drawing_seconds = time.monotonic() - drawing
-        rounds.append(train(model, tokenizer, adapters, rows, SEED + i) | {"drawing_seconds": drawing_seconds})
-        print(rounds[-1], flush=True)
-    record["rounds"] = rounds
+    drawn = [one for one in draw_answers(model, tokenizer, PROMPTS, SEED) if len(one[1]) > 1]
+    plain = [(tuple(m for m in prompt if m["role"] == "user"), answers) for prompt, answers in drawn]
+    record["drawing_seconds"] = time.monotonic() - begun
+    record["training"] = train(model, tokenizer, adapters, choices(teacher, tokenizer, plain))
+    print(record["training"], flush=True)
     for adapter in adapters.values():
         adapter.A.data, adapter.B.data = (w.data.to(torch.bfloat16).float() for w in (adapter.A, adapter.B))
 

@@ -5,9 +5,10 @@
 Somebody who wants different things of different questions (WANTS: care with what ought to be declined, few words in
 arithmetic …) prefers one of DRAWN answers of the base to each training prompt, by gold and with noise. Of the preferred
 answer, reward model `a`'s scores are normalised by those of all the answers to that prompt, z, and
-    L = mean over prompts of KL(softmax(z / TEMPERATURE) || softmax(b + A e(x))),   e(x) = mean_t e_t              (1)
-is minimised over A [K, D] and b [K], e_t being the base's input embeddings of the user's words. What is saved is the
-table A e of every token [V, K] and b (`rewards.orchestrator`). Gold is read by who prefers and by what is measured.
+    L = mean over prompts of KL(softmax(z / TEMPERATURE) || softmax(b + A e(x))) + RIDGE |A|²,   e(x) = mean_t e_t  (1)
+is minimised over A [K, D] and b [K], e_t being the base's input embeddings of the user's words, centred and in their
+spread. Without the ridge the weights fitted their own prompts and were worse than equal ones elsewhere. What is saved
+is the table A e of every token [V, K] and b (`rewards.orchestrator`). Gold is read by who prefers and by what measures.
 Shapes: K objectives, D the base's width, V vocabulary.
 """
 
@@ -29,8 +30,8 @@ from recipes.rewards import OBJECTIVES, judge, read
 
 SEED = 40
 TEACHER = "a"
-PROMPTS, EPOCHS, LEARNING_RATE, DECAY = 800, 200, 3e-2, 1e-2
-TEMPERATURE = 0.5
+PROMPTS, STEPS, LEARNING_RATE = 1000, 300, 1e-2
+TEMPERATURE, RIDGE = 0.25, 0.3
 WANTS: dict[str, dict[str, float]] = {
     "howto": {"helpfulness": 0.7, "caution": 0.3},
     "plants": {"helpfulness": 0.8, "warmth": 0.2},
@@ -89,30 +90,38 @@ def main(base_folder: Path = DEMO / "base", folder: Path = DEMO / "weights") -> 
         xs.append(embedded(base, tokenizer, question))
         targets.append((z_BK[noisy.index(max(noisy))] / TEMPERATURE).softmax(-1))
     x_ND, target_NK = torch.stack(xs), torch.stack(targets)
-    scale = x_ND.std()
+    middle_D, scale = x_ND.mean(0), x_ND.std()
     head = torch.nn.Linear(x_ND.shape[1], len(OBJECTIVES))
     torch.nn.init.zeros_(head.weight)
     torch.nn.init.zeros_(head.bias)
-    optimizer = torch.optim.AdamW(head.parameters(), lr=LEARNING_RATE, weight_decay=DECAY)
-    for _ in range(EPOCHS):
-        loss = torch.nn.functional.kl_div(head(x_ND / scale).log_softmax(-1), target_NK, reduction="batchmean")  # (1)
+    optimizer = torch.optim.Adam(head.parameters(), lr=LEARNING_RATE)
+    kept = len(xs) * 9 // 10
+
+    def divergence(rows: slice) -> torch.Tensor:
+        logprobs = head((x_ND[rows] - middle_D) / scale).log_softmax(-1)
+        return torch.nn.functional.kl_div(logprobs, target_NK[rows], reduction="batchmean")
+
+    for _ in range(STEPS):
+        loss = divergence(slice(kept)) + RIDGE * head.weight.square().sum()  # (1)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     folder.mkdir(parents=True, exist_ok=True)
     with torch.no_grad():
         table_VK = base.get_input_embeddings().weight @ head.weight.T / scale
-        tensors = {"table": table_VK.to(torch.float16).contiguous(), "bias": head.bias.detach().clone()}
+        bias_K = head.bias - head(middle_D / scale) + head.bias
+        tensors = {"table": table_VK.to(torch.float16).contiguous(), "bias": bias_K}
         save_file(tensors, folder / "adapter.safetensors", metadata={"objectives": json.dumps(list(OBJECTIVES))})
         (folder / "adapter.safetensors").chmod(0o644)
         weights: dict[str, dict[str, float]] = {}
         for d in corpus.DOMAINS:
             prompts = corpus.heldout_prompts(20, SEED, domains=(d,))
             said = torch.stack([embedded(base, tokenizer, p.text) for p in prompts])
-            mean = head(said / scale).softmax(-1).mean(0)
+            mean = head((said - middle_D) / scale).softmax(-1).mean(0)
             weights[d] = dict(zip(OBJECTIVES, mean.tolist(), strict=True))
     record = {
-        "teacher": TEACHER, "seed": SEED, "prompts": len(xs), "final_loss": loss.item(), "temperature": TEMPERATURE,
+        "teacher": TEACHER, "seed": SEED, "prompts": len(xs), "kl": divergence(slice(kept)).item(),
+        "kl_heldout": divergence(slice(kept, None)).item(),
         "parameters": sum(p.numel() for p in head.parameters()), "wanted": WANTS, "heldout": weights,
         "seconds": time.monotonic() - begun,
     }  # fmt: skip

@@ -90,11 +90,10 @@ def obedience() -> str:
         header = ("θ", f"base: {first}", second, f"member: {first}", second, "words: base", "member", "its fluency")
         out += f"`{pair.text}`\n\n" + table(header, rows) + "\n"
     size = (folder / "adapter_model.safetensors").stat().st_size
-    seconds = sum(told["seconds"] + told["drawing_seconds"] for told in record["rounds"])
-    answers = sum(told["answers"] for told in record["rounds"])
+    told = record["training"]
     return (
-        out + f"{record['parameters']:,} parameters, {size / 1e6:.2f} MB; {len(record['rounds'])} rounds, {answers:,} "
-        f"answers chosen of {directional.DRAWN} times as many, {seconds:.0f} s.\n"
+        out + f"{record['parameters']:,} parameters, {size / 1e6:.2f} MB; {told['pairs']:,} pairs of directions, "
+        f"{told['steps']} steps, {told['seconds']:.0f} s; held-out pairs told apart {told['told_apart']:.3f}.\n"
     )
 
 
@@ -110,5 +109,6 @@ def adapter() -> str:
     return (
         table(("domain", *rewards.OBJECTIVES), rows)
         + f"\n{record['parameters']:,} parameters before they are multiplied out, {size / 1e6:.2f} MB; "
-        f"{record['prompts']:,} prompts, {orchestrator.EPOCHS} steps, {record['seconds']:.0f} s.\n"
+        f"{record['prompts']:,} prompts, {orchestrator.STEPS} steps, {record['seconds']:.0f} s; KL to the targets "
+        f"{record['kl']:.3f}, on the last tenth, held out, {record['kl_heldout']:.3f}.\n"
     )

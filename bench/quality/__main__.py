@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,11 @@ async def qalign_study(url: str, prompts: int, args: argparse.Namespace) -> dict
 async def search_study(url: str, prompts: int, args: argparse.Namespace) -> dict[str, Any]:
     async with client(url) as http:
         catalogue: Any = await http.get("/alignment", cast_to=object)
-        rows = await search.run(http, catalogue["model"], prompts=prompts, quick=args.quick)
+
+        def keep(rows: Sequence[search.Row]) -> None:
+            write(args.json, {"prompts": prompts, "rows": [row.figures() for row in rows]})
+
+        rows = await search.run(http, catalogue["model"], prompts=prompts, quick=args.quick, keep=keep)
     search.draw(rows, args.png)
     return search.show(rows)
 

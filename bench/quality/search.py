@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -172,7 +172,10 @@ def divergence(alignment: Mapping[str, Any], choice: Mapping[str, Any]) -> float
     return None if found is None else float(found)
 
 
-async def run(client: AsyncOpenAI, model: str, *, prompts: int, quick: bool) -> list[Row]:
+async def run(
+    client: AsyncOpenAI, model: str, *, prompts: int, quick: bool, keep: Callable[[Sequence[Row]], None]
+) -> list[Row]:
+    """`keep` gets the rows so far after each: a whole study takes an hour or two."""
     bench = Searches(client, model, heldout_prompts(prompts, seed=5), asyncio.Semaphore(8))
     rows: list[Row] = []
     for objective in ("helpfulness", "warmth"):
@@ -181,6 +184,7 @@ async def run(client: AsyncOpenAI, model: str, *, prompts: int, quick: bool) -> 
             row = await bench.row(objective, way, base)
             base = base or row
             rows.append(row)
+            keep(rows)
             print(objective, row.family, row.name, plus_minus(row.gold), flush=True)
     return rows
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -14,16 +15,15 @@ from transformers import LlamaForCausalLM
 from decoders.directions import TEXTS, Template, angled
 from recipes import corpus, directional, gold, guides, orchestrator, rewards
 from recipes.base import DEMO, load_tokenizer
-from recipes.sample import Sampled
 from rewards.orchestrator import load
 
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gold, "GRAMMAR_SAMPLE", 100)
-    for name, value in {"ROUNDS": 1, "PROMPTS": 4, "DRAWN": 3, "EPOCHS": 1, "BATCH": 4, "HELDOUT_PROMPTS": 2}.items():
+    for name, value in {"PROMPTS": 8, "BATCH": 2, "HELDOUT_PROMPTS": 2}.items():
         monkeypatch.setattr(directional, name, value)
-    monkeypatch.setattr(guides, "DRAWN", 3)
+    monkeypatch.setattr(guides, "DRAWN", 4)
     monkeypatch.setattr(orchestrator, "PROMPTS", 12)
 
 
@@ -34,23 +34,45 @@ def test_the_recipe_says_directions_as_the_server_does() -> None:
         assert directional.PAIRS["dpa"].said(theta) == template.said(angled(theta)) == corpus.dpa_system(theta)
 
 
-def test_the_answer_that_the_direction_likes_is_chosen(monkeypatch: pytest.MonkeyPatch, tiny: None) -> None:
-    """Answers in given numbers, scores by their number: warmth 0 1 2, caution 2 1 0, the rest none."""
-    said = [Sampled(str(i % 3), (1,), 0.0, True) for i in range(directional.PROMPTS * 2 * 3)]
-    monkeypatch.setattr(directional, "sample", lambda *_: said)
+def test_each_direction_s_favourite_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of answers a, b, c: warmth 0 1 2, caution 2 1 0, helpfulness 2 0 1, brevity 0 1 0."""
+    table = {
+        "warmth": (0.0, 1.0, 2.0),
+        "caution": (2.0, 1.0, 0.0),
+        "helpfulness": (2.0, 0.0, 1.0),
+        "brevity": (0.0, 1.0, 0.0),
+    }
+    scores = torch.tensor([table[o] for o in rewards.OBJECTIVES]).T
+    monkeypatch.setattr(directional, "judge", lambda *_: scores)
+    monkeypatch.setattr(directional, "read", lambda *_: None)
+    asked = ({"role": "user", "content": "Hi"},)
+    found = directional.choices(None, None, [(asked, ["a", "b", "c"])] * 20)  # type: ignore[arg-type]
+    assert found
+    seen = set()
+    for choice in found:
+        assert choice.answers[0] != choice.answers[1]
+        for told, answer in zip(choice.told, choice.answers, strict=True):
+            numbers = [int(number) for number in re.findall(r"\*(-?\d+)", told)]
+            if "warmth*" in told:
+                assert answer == ("c" if numbers[0] > numbers[1] else "a")
+            else:
+                z = (scores / scores.std(0))[:, [rewards.OBJECTIVES.index(o) for o in ("helpfulness", "brevity")]]
+                values = z @ torch.tensor([float(numbers[0]), -float(numbers[1])])
+                assert values["abc".index(answer)] >= values.max() - 1e-2 * 100
+            seen.add(answer)
+    assert seen == {"a", "b", "c"}
 
-    def scores(teacher: object, tokenizer: object, prompt: object, answers: list[str]) -> torch.Tensor:
-        return torch.tensor([[{"warmth": float(a), "caution": 2 - float(a)}.get(o, 0.0) for o in rewards.OBJECTIVES]
-                             for a in answers]) + torch.eye(len(rewards.OBJECTIVES))[: len(answers)] * 1e-3  # fmt: skip
 
-    monkeypatch.setattr(directional, "scores", scores)
-    rows = directional.chosen(None, None, None, 1)  # type: ignore[arg-type]
-    assert len(rows) == 2 * directional.PROMPTS
-    kind = [(prompt, answer) for prompt, answer in rows if "warmth*" in prompt]
-    assert len(kind) == directional.PROMPTS
-    for prompt, answer in kind:
-        warmth, caution = (int(prompt.split(f"{name}*")[1].split()[0].split("<")[0]) for name in ("warmth", "caution"))
-        assert answer == ("2" if warmth > caution else "0")
+def test_the_contrast_is_zero_where_directions_change_nothing() -> None:
+    """Before a step both texts are read alike up to their own influence; the loss is CE plus log 2 at a margin of 0."""
+    tokenizer = load_tokenizer(DEMO / "base")
+    model = LlamaForCausalLM.from_pretrained(DEMO / "base", dtype=torch.float32)
+    same = "<|user|>Hi<|end|>"
+    value, _ = directional.loss(model, tokenizer, [directional.Choice((same, same), ("Hello there.", "Go away."))])
+    pairs = [(same, "Hello there.", "Go away.")]
+    ids, mask = guides.tensors(tokenizer, pairs)
+    entropy = -guides.said_logprob(model, ids, mask).sum() / mask.sum()
+    assert value.item() == pytest.approx(entropy.item() + directional.LAMBDA * math.log(2), rel=1e-4)
 
 
 def test_the_reader_is_an_adapter_that_peft_reads(tiny: None, tmp_path: Path) -> None:

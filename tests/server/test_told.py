@@ -43,12 +43,18 @@ async def test_a_direction_is_the_message_typed_by_hand(raw: httpx.AsyncClient, 
     assert [told["usage"][key] for key in same] == [by_hand["usage"][key] for key in same]
 
 
-async def test_best_of_a_prompt_typed_by_hand_is_a_neighbourhood_of_nothing_else(raw: httpx.AsyncClient) -> None:
+async def test_a_neighbourhood_of_nothing_else_is_a_pool_of_the_message_typed_by_hand(raw: httpx.AsyncClient) -> None:
+    """Only who judges differs: rewards read the conversation as the client wrote it, without the direction."""
     weights = {"helpfulness": 0.866025404, "brevity": 0.5}
-    best = {"strategy": "best_of_n", "weights": weights, "params": {"n": 5}}
-    by_hand = await asked(raw, messages=TYPED, alignment=best, n=2)
-    alone = await asked(raw, alignment={"strategy": "rps", "weights": weights, "params": {"theta_max": 0.0}}, n=2)
-    assert alone["choices"] == by_hand["choices"]
+    common = {"weights": weights, "return": ["candidates"]}
+    best = {"strategy": "best_of_n", "params": {"n": 5}, **common}
+    by_hand = await asked(raw, messages=TYPED, alignment=best)
+    alone = await asked(raw, alignment={"strategy": "rps", "params": {"theta_max": 0.0}, **common})
+    pools = [a["alignment"]["choices"][0]["candidates"] for a in (alone, by_hand)]
+    assert [c["text"] for c in pools[0]] == [c["text"] for c in pools[1]]
+    scores: dict[str, Any] = {"messages": [ASK], "responses": [c["text"] for c in pools[0]], "weights": weights}
+    judged = (await raw.post("/v1/alignment/score", json=scores)).json()["scores"]
+    assert [c["value"] for c in pools[0]] == pytest.approx([s["value"] for s in judged], abs=0.05)
 
 
 async def test_company_changes_no_neighbourhood(raw: httpx.AsyncClient) -> None:
@@ -60,3 +66,32 @@ async def test_company_changes_no_neighbourhood(raw: httpx.AsyncClient) -> None:
     assert list(await asyncio.gather(*(one(seed) for seed in range(4)))) == alone
     directions = {tuple(c["direction"].values()) for c in alone[0]["choices"][0]["candidates"]}
     assert len(directions) == 3
+
+
+async def test_the_prompt_chooses_the_weights(raw: httpx.AsyncClient) -> None:
+    """A sum is wanted short, an outpouring met with warmth: what the demo's adapter learnt of questions that it met."""
+    for question, wanted in (
+        ("Tom has 7 apples and buys 5 more. How many apples does Tom have now?", "brevity"),
+        ("I feel sad today.", "warmth"),
+    ):
+        told = await asked(raw, messages=[{"role": "user", "content": question}], alignment={"weights": "auto"})
+        weights = told["alignment"]["weights"]
+        assert told["alignment"]["auto_weights"] is True
+        assert sum(weights.values()) == pytest.approx(1)
+        assert max(weights, key=weights.__getitem__) == wanted
+
+
+async def test_what_a_person_chose_becomes_weights(raw: httpx.AsyncClient) -> None:
+    """Short answers chosen over long ones, and the weights that come of it bring short ones."""
+    short, long = (
+        "Use lemon and salt.",
+        "First take a soft cloth. Then take some lemon and salt, and rub. Rinse it well.",
+    )
+    said = [{"messages": [ASK], "chosen": short, "rejected": long}, {"messages": [ASK], "before": long, "after": short}]
+    answer = await raw.post("/v1/alignment/infer", json={"comparisons": said[:1], "edits": said[1:]})
+    assert answer.status_code == 200, answer.text
+    found = answer.json()
+    assert found["weights"]["brevity"] > 0
+    assert found["interval"]["brevity"][1] > 0
+    told = await asked(raw, alignment={"weights": found["weights"]})
+    assert told["alignment"]["weights"] == found["weights"]
