@@ -1,9 +1,10 @@
 """`directions`: whether a told direction is obeyed, and what asking its neighbours is worth.
 
-Control: one answer to each of the same held-out prompts at every angle of a preference prompt's cone; mean gold of both
-its objectives, and how monotone they are in the angle (Spearman's rank correlation over the angles' means). Then RPS
-against the same number of answers at the target alone, target by target, over prompts and over guides: the share of
-prompts where the gold of its answer lies nearer to the wish, v . gold in spreads of the base's own, ties counting half.
+Control: one answer to each of the same held-out prompts at every angle, told by a preference prompt or carried out by
+guides; mean gold of both its objectives, and how monotone they are in the angle (Spearman's rank correlation over the
+angles' means). Then RPS against the same number of answers at the target alone, target by target, over prompts and over
+guides: the share of prompts where the gold of its answer lies nearer to the wish, v . gold in spreads of the base's own,
+ties counting half.
 ± is half a 95 % interval over prompts.
 """
 
@@ -47,25 +48,33 @@ WORDY = Axis("verbosity", "brevity", turned=True)
 
 @dataclass(frozen=True)
 class Swept:
-    """A preference prompt of demo/directions.yaml, and the angles at which it is asked."""
+    """A way to carry a direction out, and the angles at which it is asked."""
 
     name: str
-    prompt: str
+    strategy: str
+    params: Mapping[str, Any]
     axes: tuple[Axis, Axis]
     low: float
     high: float
 
 
+def by_guides(first: Axis, second: Axis) -> Swept:
+    """Of RPS the target alone: a direction as exponents."""
+    alone = {"over": "guides", "k": 1, "theta_max": 0.0, "alpha": ALPHA}
+    return Swept(f"guides, {first.name} to {second.name}", "rps", alone, (first, second), 0, 90)
+
+
+ALPHA = 2.0
 SWEEPS = (
-    Swept("DPA's prompt, member", "dpa", (HELPFUL, WORDY), -45, 45),
-    Swept("DPA's prompt, base", "dpa-base", (HELPFUL, WORDY), -45, 45),
-    Swept("warmth and caution, member", "kindness", (Axis("warmth", "warmth"), Axis("caution", "caution")), 0, 90),
+    Swept("DPA's prompt", "directional", {}, (HELPFUL, WORDY), -45, 45),
+    by_guides(HELPFUL, BRIEF),
+    by_guides(Axis("warmth", "warmth"), Axis("caution", "caution")),
 )
 
 NEIGHBOURHOODS: dict[str, tuple[tuple[Axis, Axis], dict[str, Any]]] = {
-    "over prompts, sample": ((HELPFUL, WORDY), {"prompt": "dpa"}),
-    "over prompts, grid_reference": ((HELPFUL, WORDY), {"prompt": "dpa", "mode": "grid_reference"}),
-    "over guides, sample": ((HELPFUL, BRIEF), {"over": "guides"}),
+    "over prompts, sample": ((HELPFUL, WORDY), {}),
+    "over prompts, grid_reference": ((HELPFUL, WORDY), {"mode": "grid_reference"}),
+    "over guides, sample": ((HELPFUL, BRIEF), {"over": "guides", "alpha": ALPHA}),
 }
 """name -> what v is over, and params"""
 
@@ -95,13 +104,20 @@ class Directions(Bench):
         return found | {"words": [float(len(text.split())) for text in texts], "fluency": list(map(fluency, texts))}
 
 
+def wished(axes: tuple[Axis, Axis], angle: float) -> dict[str, float]:
+    """Weights per objective for an angle between two axes."""
+    shares = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    return {a.objective: -share if a.turned else share for a, share in zip(axes, shares, strict=True)}
+
+
 async def run(bench: Directions, *, quick: bool) -> Study:
     control: dict[str, dict[float, dict[str, list[float]]]] = {}
     for sweep in SWEEPS:
         control[sweep.name] = {}
         for i in range(0, 13, 3 if quick else 1):
             angle = sweep.low + (sweep.high - sweep.low) * i / 12
-            asked = {"strategy": "directional", "weights": {"angle": angle}, "params": {"prompt": sweep.prompt}}
+            weights = wished(sweep.axes, angle)
+            asked = {"strategy": sweep.strategy, "weights": weights, "params": sweep.params}
             control[sweep.name][angle] = bench.measured(sweep.axes, await bench.texts(asked))
         print(sweep.name, flush=True)
     own = bench.measured((HELPFUL, BRIEF, WORDY), await bench.texts({"strategy": "plain"}))
@@ -112,8 +128,7 @@ async def run(bench: Directions, *, quick: bool) -> Study:
         gains[name] = {}
         for target in TARGETS[2::5] if quick else TARGETS:
             v = math.cos(math.radians(target)), math.sin(math.radians(target))
-            signs = [-1 if axis.turned else 1 for axis in axes]
-            weights = {axis.objective: sign * share for axis, sign, share in zip(axes, signs, v, strict=True)}
+            weights = wished(axes, target)
 
             async def served(
                 params: Mapping[str, Any],
