@@ -2,9 +2,9 @@
 
 Control: one answer to each of the same held-out prompts at every angle, told by a preference prompt or carried out by
 guides; mean gold of both its objectives, and how monotone they are in the angle (Spearman's rank correlation over the
-angles' means). Then RPS against the same number of answers at the target alone, target by target, over prompts and over
-guides: the share of prompts where the gold of its answer lies nearer to the wish, v . gold in spreads of the base's own,
-ties counting half.
+angles' means). Then RPS against as many answers at the target alone, target by target, over prompts and over guides:
+the share of prompts where the gold of its answer lies nearer to the wish, v . gold in spreads of the base's own, ties
+counting half.
 ± is half a 95 % interval over prompts.
 """
 
