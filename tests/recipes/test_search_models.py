@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,8 @@ EARLIER = ({"role": "user", "content": "Hi"}, {"role": "assistant", "content": "
 
 
 @pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    gold._grammar.cache_clear()
     monkeypatch.setattr(guides, "DRAWN", 4)
     monkeypatch.setattr(gold, "GRAMMAR_SAMPLE", 100)
     monkeypatch.setattr(rewards, "HELDOUT_PROMPTS", 4)
@@ -30,6 +32,8 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(aligned, "BATCH", 4)
     monkeypatch.setattr(aligned, "HELDOUT_PROMPTS", 4)
     monkeypatch.setattr(value, "PROMPTS_A_STEP", 4)
+    yield
+    gold._grammar.cache_clear()
 
 
 def test_the_twin_is_an_adapter_that_peft_reads(tiny: None, tmp_path: Path) -> None:

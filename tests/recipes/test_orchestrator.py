@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,13 @@ from rewards.orchestrator import load
 
 
 @pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    gold._grammar.cache_clear()
     monkeypatch.setattr(gold, "GRAMMAR_SAMPLE", 100)
     monkeypatch.setattr(guides, "DRAWN", 4)
     monkeypatch.setattr(orchestrator, "PROMPTS", 12)
+    yield
+    gold._grammar.cache_clear()
 
 
 def test_the_corpus_says_directions_as_the_server_does() -> None:
