@@ -122,7 +122,8 @@ def main() -> None:
     with trimtab(args.url, config) as url:
         figures = asyncio.run(study(url, prompts, args))
     write(args.json, {"prompts": prompts, **figures})
-    print(f"\n{prompts} prompts per point; figure in {args.png}")
+    drawn = f"; figure in {args.png}" if args.png.exists() else ""
+    print(f"\n{prompts} prompts per point{drawn}")
 
 
 if __name__ == "__main__":
