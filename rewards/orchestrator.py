@@ -52,7 +52,8 @@ def load(model: str) -> Orchestrator:
                 bias_K=file.get_tensor("bias").astype(np.float32),
             )
     except (OSError, KeyError, ValueError, SafetensorError) as error:
-        raise ValueError(f"{model} holds no {FILE} that says its objectives, table and bias: {error}") from None
+        why = str(error).partition("\n")[0]
+        raise ValueError(f"{model} holds no {FILE} that says its objectives, table and bias: {why}") from None
     if found.table_VK.shape[1:] != (len(objectives),) or found.bias_K.shape != (len(objectives),):
         raise ValueError(f"{model}: a table of {found.table_VK.shape} does not fit {len(objectives)} objectives")
     return found

@@ -24,7 +24,7 @@ def edited(config_path: Path, tmp_path: Path) -> Edited:
 
     def edited(**keys: object) -> Path:
         config = load(config_path)
-        whole = {**yaml.safe_load(config_path.read_text()), "base": config.base}
+        whole = {**yaml.safe_load(config_path.read_text()), "base": config.base, "auto_weights": config.auto_weights}
         whole["guides"] = {name: guide.model for name, guide in config.guides.items()}
         for key, value in keys.items():
             whole[key] = {**whole[key], **value} if isinstance(value, dict) else value
