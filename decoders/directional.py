@@ -6,8 +6,8 @@ s(v) is the server's preference prompt with v in its slots, and pi the member tr
 published template, v = (cos theta, sin theta) over helpfulness and verbosity is told as round(100 v), and theta lies
 within 45 degrees. `guides` multiply pi as in guided decoding.
 
-Cost: a token drawn per token shown; the prompt's prefix up to the client's own words is the same for all requests of
-one direction, and cached.
+Cost: a token drawn per token shown. What the prompt says before the client's own words is the same for all requests of
+one direction, and comes from the prefix cache as far as it fills whole blocks of it.
 Neutral value: none, for to say nothing is another prompt; the preference prompt written by hand and plain sampling give
 the same answer, token for token.
 """

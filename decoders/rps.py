@@ -103,21 +103,21 @@ class Rps:
         answers = self._drawn(prompt, directions, sampling, engine)
         pool = await pooled(prompt, answers, columns, n=self.k * self.m)
         candidates, values = scored(pool)
-        chosen, reports = candidates, [dict[str, Any]() for _ in candidates]
+        chosen, votes = candidates, Counter[int]()
         if self.selection == "soft":
             order = np.argsort(-perturbed(values, self.lambda_, generator(sampling.seed, SOFT)), kind="stable")
             chosen = [candidates[i] for i in order]
         elif self.selection == "consensus":
             votes = Counter(self._votes(candidates, columns, directions))
             chosen = sorted(ranked(candidates), key=lambda c: -votes[c.index])
-            reports = [{"votes": votes[c.index]} for c in chosen]
         else:
             chosen = ranked(candidates)  # (1)
         best = filled(chosen, pool, n)
         told = [self._told(c.index, directions) for c in pool]
         reports = [
-            {"value": c.value, "candidate": c.index, **told[c.index], **more}
-            for c, more in zip(best, [*reports, *({} for _ in best)], strict=False)
+            {"value": c.value, "candidate": c.index, **told[c.index]}
+            | ({"votes": votes[c.index]} if votes and c.value is not None else {})
+            for c in best
         ]
         async with aclosing(shown(best, pool, want, reports, told=told)) as chunks:
             async for chunk in chunks:
