@@ -20,9 +20,9 @@ from typing import Annotated
 from pydantic import Field
 
 from decoders.candidates import Guides, check_pieced, values
-from decoders.protocols import Chunk, Engine, Reward, Sampling, Tokens
+from decoders.protocols import Chunk, Engine, Reward, Sampling, Tokens, Work
 from decoders.rollouts import Answer
-from decoders.tokenwise import Likeliest, MinP, Tokenwise
+from decoders.tokenwise import Likeliest, MinP, Tokenwise, deciding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,3 +44,6 @@ class Args:
 
         search = Tokenwise(worth=worth, k=self.k, alpha=1.0, min_p=self.min_p, guides=self.guides)
         return search.answers(prompt, sampling, engine, reward, n=n, want=want)
+
+    def work(self, max_tokens: int, *, n: int, want: frozenset[str]) -> Work:
+        return deciding(max_tokens, k=self.k, min_p=self.min_p, n=n)

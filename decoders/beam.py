@@ -18,14 +18,14 @@ Neutral value: n = 1 is plain sampling, token for token; a block of max_tokens i
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from decoders.blocks import Beginning, Block, PrefixReward, Step, answered, cut, grown, ranked, shown
+from decoders.blocks import Beginning, Block, PrefixReward, Step, answered, cut, growing, grown, ranked, shown
 from decoders.candidates import Guides, Pool, check_answers, check_pieced, derived
-from decoders.protocols import Chunk, Engine, Exhausted, Reward, Sampling, Tokens
+from decoders.protocols import Chunk, Engine, Exhausted, Reward, Sampling, Tokens, Work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +87,14 @@ class Beam:
         for i, one in enumerate(answered(ranked(pool), n)):
             report = {"value": one.value, **(told if i == 0 else {})}
             yield Chunk(index=i, tokens=one.tokens, finish=one.finish or finish, report=report)
+
+    def work(self, max_tokens: int, *, n: int, want: frozenset[str]) -> Work:
+        if self.n == 1:
+            return growing(1, max_tokens, max_tokens, "")
+        compared = growing(self.n, max_tokens, self.block, self.step, self.rounds)
+        rest = self.beams * (max_tokens if self.step else max(0, max_tokens - self.rounds * self.block))
+        last = self.beams * max_tokens if rest else 0
+        return replace(compared, sampled=compared.sampled + rest, judged=compared.judged + last)
 
     def _kept(self, found: list[Beginning], *, first: bool) -> list[Beginning]:
         by_value = sorted(range(len(found)), key=lambda i: -(found[i].value or 0.0))

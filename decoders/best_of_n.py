@@ -16,8 +16,8 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-from decoders.candidates import Guides, Pool, Spread, check_answers, draw, ranked, shown
-from decoders.protocols import Chunk, Engine, Reward, Sampling, Tokens
+from decoders.candidates import Guides, Pool, Spread, check_answers, draw, drawing, ranked, shown
+from decoders.protocols import Chunk, Engine, Reward, Sampling, Tokens, Work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,3 +39,6 @@ class BestOfN:
         ) as chunks:
             async for chunk in chunks:
                 yield chunk
+
+    def work(self, max_tokens: int, *, n: int, want: frozenset[str]) -> Work:
+        return drawing(self.n, max_tokens, self.diverse)

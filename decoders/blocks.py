@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from decoders.candidates import first, stopped
-from decoders.protocols import BASE, CUT, Engine, Mixture, Reward, Sampling, Tokens
+from decoders.protocols import BASE, CUT, Engine, Mixture, Reward, Sampling, Tokens, Work
 
 Block = Annotated[int, Field(ge=1, description="tokens of a block, at most")]
 PrefixReward = Annotated[
@@ -96,6 +96,18 @@ async def grown(
                 raise ValueError(f"one reward is needed to choose by; {len(row)} given")
             found[i] = replace(found[i], value=row[0] if found[i].ended else row[-1])
     return found
+
+
+def growing(width: int, max_tokens: int, block: int, step: str, rounds: int | None = None) -> Work:
+    """What `grown` can cost that grows `width` beginnings a block a round; a step may end each of them at a token."""
+    block = min(block, max_tokens)
+    needed = max_tokens if step else -(-max_tokens // block)
+    rounds = needed if rounds is None else min(rounds, needed)
+    return Work(
+        candidates=width,
+        sampled=width * (block * rounds if step else min(block * rounds, max_tokens)),
+        judged=width * min(block * rounds * (rounds + 1) // 2, max_tokens * rounds),
+    )
 
 
 def cut(beginnings: Iterable[Beginning]) -> str | None:

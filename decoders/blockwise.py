@@ -23,9 +23,9 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
-from decoders.blocks import Beginning, Block, PrefixReward, Step, cut, grown, ranked
+from decoders.blocks import Beginning, Block, PrefixReward, Step, cut, growing, grown, ranked
 from decoders.candidates import Guides, Pool, check_pieced, derived, generator, softmax
-from decoders.protocols import Chunk, Engine, Reward, Sampling, Tokens
+from decoders.protocols import Chunk, Engine, Reward, Sampling, Tokens, Work
 from decoders.streams import merged
 
 STREAM = 2310_17022
@@ -50,6 +50,10 @@ class Blockwise:
         async with aclosing(merged(answers)) as chunks:
             async for chunk in chunks:
                 yield chunk
+
+    def work(self, max_tokens: int, *, n: int, want: frozenset[str]) -> Work:
+        alone = self.n == 1
+        return growing(self.n, max_tokens, max_tokens if alone else self.block, "" if alone else self.step).times(n)
 
     async def _answer(
         self, i: int, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward

@@ -20,8 +20,8 @@ from pydantic import Discriminator, Field, Tag
 
 from decoders.diverse import Diverse, hypotheses
 from decoders.extract import Extractor
-from decoders.jointly import Jointly, in_one
-from decoders.protocols import BASE, CUT, Chunk, Engine, Exhausted, Mixture, Reward, Sampling, Tokens
+from decoders.jointly import HEADING_TOKENS, Jointly, in_one
+from decoders.protocols import BASE, CUT, Chunk, Engine, Exhausted, Mixture, Reward, Sampling, Tokens, Work
 
 Pool = Annotated[int, Field(ge=1, le=4096, description="candidates drawn")]
 Guides = Annotated[
@@ -100,6 +100,15 @@ async def draw(
         else spread(prompt, sampling, engine, diverse, n=n, guides=guides)
     )
     return await pooled(prompt, answers, reward, n=n)
+
+
+def drawing(n: int, max_tokens: int, diverse: Diverse | Jointly | None = None) -> Work:
+    """What `draw` can cost, every candidate judged once."""
+    sampled = n * max_tokens
+    if diverse is not None and "together" in diverse:
+        k = min(diverse["together"], n)
+        sampled += -(-n // k) * k * (max_tokens + HEADING_TOKENS)  # before, where none came out, each is drawn alone
+    return Work(candidates=n, sampled=sampled, judged=n * max_tokens)
 
 
 async def pooled(

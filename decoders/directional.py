@@ -22,7 +22,7 @@ from typing import Annotated
 from pydantic import Field
 
 from decoders.directions import Prompt, Wish
-from decoders.protocols import Chunk, Engine, Mixture, Reward, Sampling, Tokens
+from decoders.protocols import Chunk, Engine, Mixture, Reward, Sampling, Tokens, Work
 
 Guides = Annotated[Mixture, Field(description="exponent per guide that the answers are drawn with as well")]
 
@@ -52,3 +52,6 @@ class Directional:
         async with aclosing(engine.generate(told, sampling, n=n, guides=self.mixture)) as chunks:  # (1)
             async for chunk in chunks:
                 yield replace(chunk, report={"preference_prompt": said}) if chunk.finish else chunk
+
+    def work(self, max_tokens: int, *, n: int, want: frozenset[str]) -> Work:
+        return Work(candidates=n, sampled=n * max_tokens)

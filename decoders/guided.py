@@ -32,7 +32,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from decoders.protocols import BASE, Chunk, Engine, Mixture, Reward, Sampling, Tokens
+from decoders.protocols import BASE, Chunk, Engine, Mixture, Reward, Sampling, Tokens, Work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +67,10 @@ class Guided:
         traces = await asyncio.gather(*(self._trace(prompt, answers[c.index], sampling, engine) for c in last))
         for chunk, trace in zip(last, traces, strict=True):
             yield replace(chunk, report={**chunk.report, "trace": trace})
+
+    def work(self, max_tokens: int, *, n: int, want: frozenset[str]) -> Work:
+        traced = 2 + len(self.mixture) if "trace" in want else 0
+        return Work(candidates=n, sampled=n * max_tokens, scored=n * max_tokens * traced)
 
     async def _trace(self, prompt: Tokens, answer: Tokens, sampling: Sampling, engine: Engine) -> dict[str, Any]:
         """Per token of the answer: exact KL(q || base) and log Z_t, in nats; `log_weight` = sum_t log Z_t.

@@ -21,7 +21,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Hashable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 import numpy as np
@@ -33,6 +33,7 @@ from decoders.candidates import (
     Spread,
     check_answers,
     draw,
+    drawing,
     ended,
     filled,
     scored,
@@ -40,7 +41,7 @@ from decoders.candidates import (
     softmax,
 )
 from decoders.likeness import f1, words
-from decoders.protocols import Chunk, Engine, Reward, Sampling, Tokens
+from decoders.protocols import Chunk, Engine, Reward, Sampling, Tokens, Work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,3 +86,7 @@ class MinimumBayesRisk:
         async with aclosing(shown(chosen, pool, want, reports)) as chunks:
             async for chunk in chunks:
                 yield chunk
+
+    def work(self, max_tokens: int, *, n: int, want: frozenset[str]) -> Work:
+        work = drawing(self.n, max_tokens, self.diverse)
+        return replace(work, judged=0) if self.weighting == "uniform" else work

@@ -33,14 +33,14 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from decoders.blocks import Beginning, Block, PrefixReward, Step, answered, cut, grown, ranked, shown
+from decoders.blocks import Beginning, Block, PrefixReward, Step, answered, cut, growing, grown, ranked, shown
 from decoders.candidates import (
     Beta,
     Guides,
@@ -57,7 +57,7 @@ from decoders.candidates import (
     softmax,
 )
 from decoders.extract import extractor, votes
-from decoders.protocols import Chunk, Engine, Exhausted, Reward, Sampling, Tokens
+from decoders.protocols import Chunk, Engine, Exhausted, Reward, Sampling, Tokens, Work
 
 STREAM = 2502_01618
 
@@ -120,6 +120,12 @@ class Particles:
         for i, one in enumerate(chosen):
             report = {"value": one.value, **(told if i == 0 else {})}
             yield Chunk(index=i, tokens=one.tokens, finish=one.finish or finish, report=report)
+
+    def work(self, max_tokens: int, *, n: int, want: frozenset[str]) -> Work:
+        alone = self.n == 1
+        work = growing(self.n, max_tokens, max_tokens if alone else self.block, "" if alone else self.step)
+        corrected = 2 * work.sampled if self.target == "base" and self.guides else 0
+        return replace(work, scored=corrected)
 
     async def _grown(
         self, system: System, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward

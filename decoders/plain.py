@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
-from decoders.protocols import BASE, Chunk, Engine, Reward, Sampling, Tokens
+from decoders.protocols import BASE, Chunk, Engine, Reward, Sampling, Tokens, Work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,3 +16,6 @@ class Plain:
         self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, want: frozenset[str]
     ) -> AsyncGenerator[Chunk, None]:
         return engine.generate(prompt, sampling, n=n, guides={BASE: 1})
+
+    def work(self, max_tokens: int, *, n: int, want: frozenset[str]) -> Work:
+        return Work(candidates=n, sampled=n * max_tokens)

@@ -67,6 +67,26 @@ class Chunk:
     """The engine's own object for these tokens (text, log-probs). None: the tokens are all there is."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Work:
+    """The most that a request can cost, in tokens; what it does cost is often far less."""
+
+    candidates: int
+    """Answers in the making side by side."""
+    sampled: int
+    """Drawn, shown or not."""
+    scored: int = 0
+    """Whose log-probs the engine is asked for, once per mixture."""
+    judged: int = 0
+    """That each reward is given, those given again counted again."""
+
+    def times(self, n: int) -> Work:
+        """Of n such requests side by side."""
+        return Work(
+            candidates=n * self.candidates, sampled=n * self.sampled, scored=n * self.scored, judged=n * self.judged
+        )
+
+
 CUT = frozenset({"budget", "deadline"})
 """Reasons to end an answer before its time: the request may draw no more tokens, or take no more of them."""
 
@@ -134,6 +154,10 @@ class Strategy(Protocol):
         self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, want: frozenset[str]
     ) -> AsyncGenerator[Chunk, None]:
         """n answers. `want` names what the client asked to see beside them ("trace", "candidates", "rewards")."""
+        ...
+
+    def work(self, max_tokens: int, *, n: int, want: frozenset[str]) -> Work:
+        """The most that a call with these can cost, `max_tokens` being the longest answer's."""
         ...
 
 

@@ -65,7 +65,7 @@ from decoders.candidates import (
 from decoders.extract import extractor, votes
 from decoders.likeness import f1, words
 from decoders.mixing import FLOOR, Until, agreed, mixing
-from decoders.protocols import BASE, CUT, Chunk, Engine, Exhausted, Mixture, Reward, Sampling, Tokens
+from decoders.protocols import BASE, CUT, Chunk, Engine, Exhausted, Mixture, Reward, Sampling, Tokens, Work
 
 STREAM = 2504_03790
 
@@ -146,6 +146,11 @@ class QAlign:
         for i, state in enumerate(chosen):
             report = {"value": None if math.isnan(state.reward) else state.reward, **(told if i == 0 else {})}
             yield Chunk(index=i, tokens=state.tokens, finish=state.finish, report=report)
+
+    def work(self, max_tokens: int, *, n: int, want: frozenset[str]) -> Work:
+        most = self.draws * max_tokens
+        corrected = 2 * most if self.target == "base" and self.guides else 0
+        return Work(candidates=self.chains, sampled=most, scored=corrected, judged=most)
 
     async def _chains(self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward) -> list[Chain]:
         """The chains, run to their end, or to the length at which they were found to agree."""

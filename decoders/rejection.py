@@ -29,13 +29,14 @@ from decoders.candidates import (
     Pool,
     check_answers,
     draw,
+    drawing,
     filled,
     generator,
     scored,
     shown,
     tempered,
 )
-from decoders.protocols import Chunk, Engine, Reward, Sampling, Tokens
+from decoders.protocols import Chunk, Engine, Reward, Sampling, Tokens, Work
 
 STREAM = 2309_06657
 
@@ -64,6 +65,9 @@ class RejectionSampling:
         async with aclosing(shown(chosen, pool, want, reports)) as chunks:
             async for chunk in chunks:
                 yield chunk
+
+    def work(self, max_tokens: int, *, n: int, want: frozenset[str]) -> Work:
+        return drawing(self.n, max_tokens)
 
 
 def acceptances(rewards: list[float], beta: float, random: np.random.Generator) -> Iterator[tuple[int, int]]:

@@ -37,6 +37,7 @@ from decoders.candidates import (
     Vector,
     check_answers,
     derived,
+    drawing,
     filled,
     generator,
     perturbed,
@@ -46,7 +47,7 @@ from decoders.candidates import (
     shown,
 )
 from decoders.directions import Prompt, Wish, between, neighbours
-from decoders.protocols import BASE, Chunk, Engine, Mixture, Reward, Sampling, Tokens
+from decoders.protocols import BASE, Chunk, Engine, Mixture, Reward, Sampling, Tokens, Work
 from decoders.streams import merged
 
 STREAM = 2510_20498
@@ -122,6 +123,9 @@ class Rps:
         async with aclosing(shown(best, pool, want, reports, told=told)) as chunks:
             async for chunk in chunks:
                 yield chunk
+
+    def work(self, max_tokens: int, *, n: int, want: frozenset[str]) -> Work:
+        return drawing(self.k * self.m, max_tokens)
 
     async def _drawn(
         self, prompt: Tokens, directions: Sequence[Vector], sampling: Sampling, engine: Engine

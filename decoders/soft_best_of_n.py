@@ -30,6 +30,7 @@ from decoders.candidates import (
     Pool,
     check_answers,
     draw,
+    drawing,
     filled,
     generator,
     perturbed,
@@ -37,7 +38,7 @@ from decoders.candidates import (
     shown,
     softmax,
 )
-from decoders.protocols import Chunk, Engine, Reward, Sampling, Tokens
+from decoders.protocols import Chunk, Engine, Reward, Sampling, Tokens, Work
 
 STREAM = 2505_03156
 
@@ -66,3 +67,6 @@ class SoftBestOfN:
         async with aclosing(shown(chosen, pool, want, reports)) as chunks:
             async for chunk in chunks:
                 yield chunk
+
+    def work(self, max_tokens: int, *, n: int, want: frozenset[str]) -> Work:
+        return drawing(self.n, max_tokens)

@@ -46,7 +46,7 @@ from decoders.candidates import (
     shown,
     values,
 )
-from decoders.protocols import BASE, Chunk, Engine, Reward, Sampling, Tokens
+from decoders.protocols import BASE, Chunk, Engine, Reward, Sampling, Tokens, Work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +91,14 @@ class SpeculativeRejection:
         async with aclosing(shown(best, pool, want, reports)) as chunks:
             async for chunk in chunks:
                 yield chunk
+
+    def work(self, max_tokens: int, *, n: int, want: frozenset[str]) -> Work:
+        lengths = [t for t in self.decisions if t < max_tokens] if self.alpha and n < self.n else []
+        kept, here, sampled, judged = self.n, 0, 0, 0
+        for length in [*lengths, max_tokens]:
+            sampled, judged, here = sampled + kept * (length - here), judged + kept * length, length
+            kept = max(n, round((1 - self.alpha) * kept))
+        return Work(candidates=self.n, sampled=sampled, judged=judged)
 
     async def _carried_on(
         self,

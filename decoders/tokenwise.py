@@ -21,7 +21,7 @@ import numpy as np
 from pydantic import Field
 
 from decoders.candidates import Guides, Vector, derived, generator, stopped, warped
-from decoders.protocols import BASE, CUT, Chunk, Engine, Exhausted, Mixture, Reward, Sampling, Tokens
+from decoders.protocols import BASE, CUT, Chunk, Engine, Exhausted, Mixture, Reward, Sampling, Tokens, Work
 from decoders.rollouts import Answer, finish, rollouts
 from decoders.streams import merged
 
@@ -141,6 +141,23 @@ class Tokenwise:
             seeds=[derived(sampling.seed, i, at, j) for j in range(len(begun))],
         )
         return [answer for [answer] in drawn]
+
+
+def deciding(
+    max_tokens: int, *, k: int, min_p: float, block: int = 1, rollouts: int = 1, horizon: int = 0, n: int
+) -> Work:
+    """What n answers can cost with `rollouts` of `horizon` tokens behind each candidate, each judged whole."""
+    block, horizon = min(block, max_tokens), min(horizon, max_tokens)
+    decisions = -(-max_tokens // block)
+    earlier = block * decisions * (decisions - 1) // 2  # tokens decided before each decision, summed
+    looked = max_tokens * (2 if min_p else 1)  # as far again ahead, where what is seen is not followed
+    behind = min(horizon * decisions, max_tokens * decisions - earlier)
+    read = min(earlier + (block + horizon) * decisions, max_tokens * decisions)
+    return Work(
+        candidates=k * rollouts,
+        sampled=looked + k * ((block - 1) * decisions + rollouts * behind),
+        judged=k * rollouts * read + max_tokens,
+    ).times(n)
 
 
 def plausible(candidates: Sequence[tuple[int, float]], min_p: float) -> list[tuple[int, float]]:

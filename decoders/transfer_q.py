@@ -37,9 +37,9 @@ import numpy as np
 from pydantic import Field
 
 from decoders.candidates import Guides, check_pieced, derived, softmax
-from decoders.protocols import BASE, Chunk, Engine, Mixture, Reward, Sampling, Tokens
+from decoders.protocols import BASE, Chunk, Engine, Mixture, Reward, Sampling, Tokens, Work
 from decoders.rollouts import Answer, rollouts
-from decoders.tokenwise import Block, Likeliest, MinP, Tokenwise
+from decoders.tokenwise import Block, Likeliest, MinP, Tokenwise, deciding
 
 ROLLOUT = 1
 """Of the seeds, what tells rollouts from other draws at the same place."""
@@ -119,6 +119,12 @@ class TransferQ:
             k=self.k, alpha=self.alpha, min_p=self.min_p, block=self.block, guides=self.guides, worth=worth
         )
         return search.answers(prompt, sampling, engine, reward, n=n, want=want)
+
+    def work(self, max_tokens: int, *, n: int, want: frozenset[str]) -> Work:
+        horizon = max_tokens if self.horizon is None else self.horizon
+        return deciding(
+            max_tokens, k=self.k, min_p=self.min_p, block=self.block, rollouts=self.rollouts, horizon=horizon, n=n
+        )
 
     def q(self, rows: Sequence[Sequence[float]]) -> float:
         """Q of (1) from the rewards [M, 1] of the rollouts, [M, 2] with the baseline's for transfer."""

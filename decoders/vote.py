@@ -25,7 +25,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import fsum
 from typing import Annotated, Any, Literal
 
@@ -39,6 +39,7 @@ from decoders.candidates import (
     Spread,
     check_answers,
     draw,
+    drawing,
     ended,
     filled,
     ranked,
@@ -47,7 +48,7 @@ from decoders.candidates import (
     softmax,
 )
 from decoders.extract import Extractor, extractor
-from decoders.protocols import Chunk, Engine, Reward, Sampling, Tokens
+from decoders.protocols import Chunk, Engine, Reward, Sampling, Tokens, Work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +97,10 @@ class Vote:
         async with aclosing(shown(chosen, pool, want, [report(c) for c in chosen])) as chunks:
             async for chunk in chunks:
                 yield chunk
+
+    def work(self, max_tokens: int, *, n: int, want: frozenset[str]) -> Work:
+        work = drawing(self.n, max_tokens, self.diverse)
+        return replace(work, judged=0) if self.weighting == "uniform" else work
 
     async def _answers(self, pool: Sequence[Candidate], engine: Engine) -> dict[int, str]:
         """candidate -> a(y), of those that have one."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
@@ -12,6 +12,7 @@ import pytest
 from decoders.guided import Guided
 from decoders.plain import Plain
 from decoders.protocols import BASE, Chunk, Engine, Reward, Sampling, Strategy, Tokens
+from engine.meter import Meter, Metered
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +193,28 @@ async def a_cancelled_caller_leaves_nothing(s: Specimen, strategy: Strategy) -> 
     assert await _quiet(s) == 0
 
 
+async def what_it_costs_is_bounded(s: Specimen, strategy: Strategy) -> None:
+    """Tokens drawn, scored and judged, each against what the strategy says of them; and somewhere drawing is real."""
+    for n, want in ((1, frozenset()), (2, frozenset({"trace", "candidates", "rewards"}))):
+        for seed in range(4):
+            meter, judged = Meter(), 0
+
+            async def counted(prompt: Tokens, completions: Sequence[Tokens]) -> list[list[float]]:
+                nonlocal judged
+                judged += sum(map(len, completions))
+                return await s.reward(prompt, completions)
+
+            sampling = replace(s.sampling, seed=seed)
+            await answers(strategy(s.prompts[0], sampling, Metered(s.engine, meter), counted, n=n, want=want), n)
+            most = strategy.work(sampling.max_tokens, n=n, want=want)
+            assert 0 < meter.sampled <= most.sampled
+            assert meter.scored <= most.scored
+            assert judged <= most.judged
+            assert most.candidates >= n
+
+
 STRATEGY_LAWS = [
+    what_it_costs_is_bounded,
     a_seed_is_an_answer,
     company_changes_nothing,
     an_early_close_leaves_nothing,

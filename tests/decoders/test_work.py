@@ -1,0 +1,127 @@
+"""What a strategy says that it can cost, against an engine whose answers never end by themselves."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from itertools import count
+
+import pytest
+
+from decoders.args import Args
+from decoders.beam import Beam
+from decoders.best_of_n import BestOfN
+from decoders.blockwise import Blockwise
+from decoders.guided import Guided
+from decoders.mbr import MinimumBayesRisk
+from decoders.particles import Particles
+from decoders.plain import Plain
+from decoders.protocols import BASE, Chunk, Mixture, Sampling, Strategy, Tokens
+from decoders.qalign import QAlign
+from decoders.rejection import RejectionSampling
+from decoders.speculative_rejection import SpeculativeRejection
+from decoders.transfer_q import TransferQ
+from decoders.vote import Vote
+from engine.meter import Meter, Metered
+from tests.contracts import answers
+
+LONGEST = 48
+
+
+class Endless:
+    """Tokens 1, 2, 3 … in every answer, the k likeliest being as likely."""
+
+    ends = frozenset({0})
+
+    async def generate(
+        self, prompt: Tokens, sampling: Sampling, *, n: int, guides: Mixture
+    ) -> AsyncGenerator[Chunk, None]:
+        for i in range(n):
+            yield Chunk(index=i, tokens=tuple(range(1, sampling.max_tokens + 1)), finish="length")
+
+    async def ahead(self, prompt: Tokens, *, k: int, length: int, guides: Mixture) -> list[list[tuple[int, float]]]:
+        return [[(token, -1.0) for token in range(1, k + 1)] for _ in range(length)]
+
+    async def score(self, prompt: Tokens, completion: Tokens, *, guides: Mixture) -> list[float]:
+        return [-1.0] * len(completion)
+
+    async def divergence(self, prompt: Tokens, completion: Tokens, *, guides: Mixture) -> list[float]:
+        return [0.0] * len(completion)
+
+    def text(self, completion: Tokens) -> str:
+        return " ".join(map(str, completion))
+
+    def tokens(self, text: str) -> Tokens:
+        return [int(word) for word in text.split()]
+
+    async def instructed(self, instruction: str, *, role: str = "system") -> Tokens:
+        return [1]
+
+
+GUIDES = {"arm": 1.0}
+WHOLE = frozenset[str]()
+TRACE = frozenset({"trace"})
+CASES: list[tuple[Strategy, frozenset[str], tuple[float, float, float]]] = [
+    (Plain(), WHOLE, (1, 0, 0)),
+    (Guided(guides=GUIDES), TRACE, (1, 1, 0)),
+    (BestOfN(n=5), WHOLE, (1, 0, 1)),
+    (BestOfN(n=4, diverse={"groups": 2, "penalty": 0.1}), WHOLE, (0.9, 0, 1)),
+    (RejectionSampling(n=5), WHOLE, (1, 0, 1)),
+    (Vote(n=5), WHOLE, (1, 0, 0)),
+    (MinimumBayesRisk(n=5, weighting="softmax"), WHOLE, (1, 0, 1)),
+    (SpeculativeRejection(n=8, decisions=(8, 16, 64)), WHOLE, (1, 0, 1)),
+    (QAlign(chains=2, steps=40), WHOLE, (0.4, 0, 1)),
+    (QAlign(chains=2, steps=40, guides=GUIDES, target="base"), WHOLE, (0.4, 1, 1)),
+    (Args(k=3), WHOLE, (1, 0, 1)),
+    (TransferQ(k=3, horizon=10, rollouts=2), WHOLE, (0.85, 0, 0.9)),
+    (TransferQ(k=3, horizon=None), WHOLE, (0.9, 0, 1)),
+    (TransferQ(k=3, horizon=10, block=8), WHOLE, (0.75, 0, 0.75)),
+    (Blockwise(n=4, block=10), WHOLE, (1, 0, 0.9)),
+    (Blockwise(n=1, block=10), WHOLE, (1, 0, 1)),
+    (Particles(n=4, block=16, guides=GUIDES, target="base"), WHOLE, (1, 1, 1)),
+    (Beam(n=4, width=2, block=16), WHOLE, (1, 0, 1)),
+    (Beam(n=4, width=2, block=16, rounds=1), WHOLE, (1, 0, 1)),
+]
+"""strategy, what is asked to see, and the least share of what it says of tokens drawn, scored and judged."""
+
+
+@pytest.mark.parametrize(("strategy", "want", "shares"), CASES, ids=lambda case: repr(case)[:60])
+async def test_it_costs_what_it_says_and_not_far_less(
+    strategy: Strategy, want: frozenset[str], shares: tuple[float, float, float]
+) -> None:
+    meter, judged, values = Meter(), 0, count()
+
+    async def reward(prompt: Tokens, completions: Sequence[Tokens]) -> list[list[float]]:
+        nonlocal judged
+        judged += sum(map(len, completions))
+        return [[next(values) % 7 / 7] for _ in completions]
+
+    engine = Metered(Endless(), meter)
+    sampling = Sampling(max_tokens=LONGEST, seed=3)
+    await answers(strategy([9], sampling, engine, reward, n=1, want=want), 1)
+    most = strategy.work(LONGEST, n=1, want=want)
+    for spent, bound, share in zip(
+        (meter.sampled, meter.scored, judged), (most.sampled, most.scored, most.judged), shares, strict=True
+    ):
+        assert share * bound <= spent <= bound
+
+
+def test_a_step_can_end_a_block_at_its_first_token() -> None:
+    """Every child may draw a whole block, and the shortest may be the one that goes on."""
+    whole = Blockwise(n=4, block=16).work(LONGEST, n=1, want=WHOLE)
+    steps = Blockwise(n=4, block=16, step="\n").work(LONGEST, n=1, want=WHOLE)
+    assert (whole.sampled, steps.sampled) == (4 * LONGEST, 4 * 16 * LONGEST)
+    rounds = Beam(n=4, width=4, block=16, step="\n", rounds=3).work(LONGEST, n=1, want=WHOLE)
+    assert rounds.sampled == 4 * 16 * 3 + LONGEST
+
+
+def test_candidates_side_by_side() -> None:
+    cases: list[tuple[Strategy, int]] = [
+        (BestOfN(n=7), 7),
+        (QAlign(chains=3, steps=9), 3),
+        (TransferQ(k=4, rollouts=2), 8),
+        (Args(k=5), 5),
+    ]
+    for strategy, candidates in cases:
+        assert strategy.work(LONGEST, n=1, want=WHOLE).candidates == candidates
+    assert Plain().work(LONGEST, n=3, want=WHOLE).candidates == 3
+    assert Guided(guides={BASE: 1.0}).work(LONGEST, n=2, want=TRACE).scored == 2 * LONGEST * 3
