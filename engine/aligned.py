@@ -12,6 +12,7 @@ from contextlib import aclosing
 from contextvars import ContextVar
 from copy import copy
 from dataclasses import dataclass, field
+from functools import partial
 from types import AsyncGeneratorType
 from typing import Any
 
@@ -20,6 +21,7 @@ from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from decoders.protocols import CUT, Chunk, Engine, Exhausted, Reward, Sampling, Strategy, Tokens
+from engine.fair import Shares, Turn, turn
 from engine.meter import Meter, Metered, Render
 
 
@@ -123,12 +125,15 @@ class AlignedClient:
     """Everything but `generate` is the inner client's.
 
     `bind(context)` gives the engine for one request; context is vLLM's keyword arguments of `generate` (adapter, trace
-    headers, priority …) and the prompt's cache salt.
+    headers …), the request's turn and the prompt's cache salt. `shares` are kept where vLLM schedules by priority.
     """
 
-    def __init__(self, inner: EngineClient, bind: Callable[[Mapping[str, Any]], Engine]) -> None:
+    def __init__(
+        self, inner: EngineClient, bind: Callable[[Mapping[str, Any]], Engine], shares: Shares | None = None
+    ) -> None:
         self.inner = inner
         self.bind = bind
+        self.shares = shares
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
@@ -137,32 +142,41 @@ class AlignedClient:
         self, prompt: Any, sampling_params: SamplingParams, request_id: str, **context: Any
     ) -> AsyncGenerator[RequestOutput, None]:
         # Not itself a generator: the context variable is read in the handler's context, not the consumer's.
-        run = running.get()
+        run, own = running.get(), turn.get() or Turn()
         if run is None:
-            outputs: AsyncGenerator[RequestOutput, None] = self.inner.generate(
-                prompt, sampling_params, request_id, **context
-            )
-            return outputs
+            generate = partial(self.inner.generate, prompt, sampling_params, request_id)
+            own.prompt += len(prompt.get("prompt_token_ids") or ())
+            return own.through(generate, sampling_params, shown=True, **context)
         first = run.choices
         run.choices += sampling_params.n
-        stream = self._aligned(run, first, prompt, sampling_params, request_id, context)
+        stream = self._aligned(run, first, prompt, sampling_params, request_id, own, context)
         run.streams.append(stream)
         return stream
 
     async def _aligned(
-        self, run: Run, first: int, prompt: Any, params: SamplingParams, request_id: str, context: Mapping[str, Any]
+        self,
+        run: Run,
+        first: int,
+        prompt: Any,
+        params: SamplingParams,
+        request_id: str,
+        own: Turn,
+        context: Mapping[str, Any],
     ) -> AsyncGenerator[RequestOutput, None]:
         """`first` is the response's index of this prompt's first answer."""
         if prompt.get("type") != "token":
             raise ValueError(f"alignment works on text prompts; this one is of type {prompt.get('type')!r}")
         tokens: Sequence[int] = prompt["prompt_token_ids"]
         n = params.n
-        engine = Metered(self.bind({**context, "cache_salt": prompt.get("cache_salt")}), run.meter, run.render)
+        own.prompt += len(tokens)
+        context = {**context, "cache_salt": prompt.get("cache_salt"), "turn": own}
+        engine = Metered(self.bind(context), run.meter, run.render)
         texts = [Text(self.inner.renderer.tokenizer, params) for _ in range(n)]
         ended = 0
         answers: dict[int, RequestOutput] = {}
         async with aclosing(run.carry_out(tokens, as_sampling(params), engine, n=n)) as chunks:
             async for chunk in chunks:
+                own.show(len(chunk.tokens))
                 run.answers.setdefault(first + chunk.index, []).extend(chunk.tokens)
                 if chunk.report:
                     run.reports.setdefault(first + chunk.index, {}).update(chunk.report)

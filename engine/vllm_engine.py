@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from copy import copy
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -19,6 +20,7 @@ from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from decoders.protocols import BASE, Chunk, Mixture, Sampling, Tokens
+from engine.fair import Turn
 from engine.mixture import read
 from engine.plugin import FIELD
 from engine.table import KEY, pack
@@ -38,15 +40,18 @@ class VLLMEngine:
     name: str = "trimtab"
     """What the ids of its requests begin with."""
     cache_salt: str | None = None
+    turn: Turn = field(default_factory=Turn)
     context: Mapping[str, Any] = field(default_factory=dict)
-    """What `EngineClient.generate` takes beside prompt and sampling: trace_headers, priority, data_parallel_rank …"""
+    """What `EngineClient.generate` takes beside prompt and sampling: trace_headers, data_parallel_rank …"""
 
     @property
     def guides(self) -> tuple[str, ...]:
         return tuple(guide["name"] for guide in getattr(self.client.model_config.hf_config, FIELD)["guides"])
 
-    def for_request(self, name: str, *, cache_salt: str | None = None, **context: Any) -> VLLMEngine:
-        return replace(self, name=name, cache_salt=cache_salt, context=context)
+    def for_request(
+        self, name: str, *, cache_salt: str | None = None, turn: Turn | None = None, **context: Any
+    ) -> VLLMEngine:
+        return replace(self, name=name, cache_salt=cache_salt, turn=turn or Turn(), context=context)
 
     async def generate(
         self, prompt: Tokens, sampling: Sampling, *, n: int, guides: Mixture
@@ -191,9 +196,10 @@ class VLLMEngine:
 
     async def _run(self, prompt: Tokens, params: SamplingParams) -> AsyncGenerator[RequestOutput, None]:
         request = f"{self.name}-{uuid4().hex[:16]}"
-        outputs = self.client.generate(
-            tokens_input(list(prompt), cache_salt=self.cache_salt), params, request, **self.context
+        generate = partial(
+            self.client.generate, tokens_input(list(prompt), cache_salt=self.cache_salt), params, request
         )
+        outputs = self.turn.through(generate, params, **self.context)
         ended = False
         try:
             async with aclosing(outputs):

@@ -202,9 +202,17 @@ def plan(raw: object, config: Config, auto: Callable[[], Mapping[str, float]] | 
         auto=asked.weights == "auto",
         given=asked.given.model_dump(exclude_unset=True),
         max_sampled_tokens=asked.budget.max_sampled_tokens or None,
-        deadline_ms=asked.budget.deadline_ms or None,
+        deadline_ms=_deadline(asked.budget, config.limits.max_deadline_ms),
         degrade=asked.on_error == "degrade",
     )
+
+
+def _deadline(budget: Budget, most: int | None) -> int | None:
+    asked = budget.deadline_ms or None
+    if asked is not None and most is not None and asked > most:
+        at = f"{AT}.budget.deadline_ms"
+        raise ApiError(f"{at} must be at most {most} on this server; got {asked}", param=at, code="out_of_range")
+    return asked or most
 
 
 def _chosen(config: Config, auto: Callable[[], Mapping[str, float]] | None) -> dict[str, float]:

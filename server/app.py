@@ -10,13 +10,11 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp
 
 from decoders import STRATEGIES
-from engine.aligned import AlignedClient
 from rewards import COMBINES, TRANSFORMS, Entry
 from server.auth import Auth
-from server.config import Config
+from server.config import Config, ConfigError
 from server.envelope import Envelope
 from server.errors import ApiError, unknown
 from server.infer import infer
@@ -24,27 +22,47 @@ from server.kinds import MADE_HERE, about, parameters
 from server.score import answer, scored
 from server.scoring import Scoring
 from server.seam import Seam
+from server.site import Site
 from server.vllm_app import ModelCard, ModelList, openai_app, rendered, request_fields
 
 
-async def build(client: AlignedClient, config: Config, args: Namespace, scoring: Scoring) -> FastAPI:
+async def build(site: Site, args: Namespace) -> FastAPI:
     """The app, ready to serve."""
-    app = await openai_app(client, args)
-    app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", None) != "/v1/models"]
-    _own_endpoints(app, client, config, scoring)
+    app = await openai_app(site.client, args)
+    ours = {"/v1/models", "/health"}
+    app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", None) not in ours]
+    _own_endpoints(app, site)
+    _operations(app, site)
     app.add_exception_handler(HTTPException, _http_error)
-    # Outside of vLLM's stack, ours also sees the answers to what went wrong inside it.
-    stack: ASGIApp = Seam(app.build_middleware_stack(), config, request_fields(), scoring, partial(rendered, app))
-    app.middleware_stack = Envelope(Auth(stack, config.keys) if config.keys else stack)
+    inner = app.build_middleware_stack()
+
+    def stack() -> None:
+        """As the site's configuration has it now; what is being answered keeps the stack that it came through."""
+        config = site.config
+        seam = Seam(
+            app=inner,
+            config=config,
+            fields=request_fields(),
+            scoring=site.scoring,
+            rendered=partial(rendered, app),
+            admission=site.admission,
+            longest=site.longest,
+            shares=site.client.shares,
+        )
+        # Outside of vLLM's stack, ours also sees the answers to what went wrong inside it.
+        app.middleware_stack = Envelope(Auth.of(config, seam))
+
+    stack()
+    site.replaced = stack
     return app
 
 
-def _own_endpoints(app: FastAPI, client: AlignedClient, config: Config, scoring: Scoring) -> None:
+def _own_endpoints(app: FastAPI, site: Site) -> None:
     async def models() -> list[ModelCard]:
         """The base, then each preset as a model of its own."""
         listed: ModelList = await app.state.openai_serving_models.show_available_models()
         base = listed.data[0]
-        presets = [base.model_copy(update={"id": name, "parent": base.id}) for name in config.presets]
+        presets = [base.model_copy(update={"id": name, "parent": base.id}) for name in site.config.presets]
         return [*listed.data, *presets]
 
     @app.get("/v1/models")
@@ -60,21 +78,38 @@ def _own_endpoints(app: FastAPI, client: AlignedClient, config: Config, scoring:
 
     @app.get("/v1/alignment")
     async def alignment() -> dict[str, Any]:
-        return catalogue(config, scoring)
+        return catalogue(site.config, site.scoring)
 
     @app.post("/v1/alignment/score")
     async def score_responses(request: Request) -> Response:
-        return await answer(request, scoring, scored)
+        return await answer(request, site, scored)
 
     @app.post("/v1/alignment/infer")
     async def infer_weights(request: Request) -> Response:
-        return await answer(request, scoring, infer)
+        return await answer(request, site, infer)
+
+
+def _operations(app: FastAPI, site: Site) -> None:
+    @app.get("/health")
+    async def health() -> JSONResponse:
+        """Whether to let it run: an engine that has died does not come back by itself."""
+        return JSONResponse({"healthy": site.alive}, status_code=200 if site.alive else 503)
 
     @app.get("/ready")
     async def ready() -> JSONResponse:
-        """Everything is warm before the first request is let in, so what runs is ready."""
-        up = client.is_running and not client.errored and all(pooler.alive for pooler in scoring.poolers)
-        return JSONResponse({"ready": up}, status_code=200 if up else 503)
+        """Whether to send it requests."""
+        return JSONResponse({"ready": site.ready}, status_code=200 if site.ready else 503)
+
+    @app.post("/admin/reload")
+    async def reload() -> Response:
+        """The configuration file read anew, as SIGHUP does it."""
+        if not site.config.all_admin_keys:
+            message = "this server has no admin key, and without one only SIGHUP reloads its configuration"
+            return ApiError(message, code="not_found", status=404).response()
+        try:
+            return JSONResponse({"changed": site.reload()})
+        except ConfigError as error:
+            return ApiError(str(error), param=error.key or None, code="invalid_configuration").response()
 
 
 def catalogue(config: Config, scoring: Scoring) -> dict[str, Any]:

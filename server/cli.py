@@ -11,18 +11,18 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import psutil
 import uvloop
 
 from server.alignment import check
+from server.auth import HASHED, digest, new_key
 from server.config import Config, ConfigError, load
+from server.lines import Lines
 
 DEMO = Path(__file__).resolve().parent.parent / "demo" / "config.yaml"
-
-LAST_WORDS = 2
-"""Seconds that finished answers have to reach their clients once the engine has stopped."""
 
 log = logging.getLogger("trimtab")
 
@@ -48,7 +48,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     measure.add_argument("--answers", type=int, default=4, help="answers of the base to each")
     measure.add_argument("--max-tokens", type=int, default=256, help="longest answer")
     measure.add_argument("--dry-run", action="store_true", help="print the figures and leave the file alone")
+    commands.add_parser("key", help="make a new API key, and the digest that the server keeps of it")
     args = parser.parse_args(argv)
+    if args.command == "key":
+        key = new_key()
+        return print(f"key: {key}\nfor api_keys or a line of api_keys_file: {HASHED}{digest(key)}")  # noqa: T201
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
         if args.command == "calibrate":
@@ -56,9 +60,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             return uvloop.run(measured(config, args))
         given = {"host": args.host, "port": args.port}
         overrides = [*args.overrides, *(f"{key}={value}" for key, value in given.items() if value is not None)]
-        config = load(args.config, overrides, check)
+        reread = partial(load, args.config, overrides, check)
+        config = reread()
+        if config.log_format == "json":
+            for handler in logging.getLogger().handlers:
+                handler.setFormatter(Lines())
         with bind(config) as sock:
-            uvloop.run(run(config, sock))
+            uvloop.run(run(config, sock, reread))
     except (ConfigError, OSError) as error:
         sys.exit(f"trimtab: {error}")
 
@@ -75,33 +83,29 @@ def bind(config: Config) -> socket.socket:
     return sock
 
 
-async def run(config: Config, sock: socket.socket) -> None:
-    """Serve until told to stop."""
+async def run(config: Config, sock: socket.socket, reread: Callable[[], Config]) -> None:
+    """Serve until told to stop; `reread` gives the configuration as its file has it later."""
     give_back = leave_when_told()
     # vLLM is imported no earlier than it is needed: it takes seconds, and a bad config should not.
     from engine.errors import MemberError
     from server.app import build
     from server.scoring import running_scoring
-    from server.vllm_app import arguments, running_engine, serve_http
+    from server.serving import EngineDied, serve
+    from server.site import Site
+    from server.vllm_app import arguments, running_engine
 
     args = arguments(config)
-    log.info("%s", config.model_dump_json(exclude={"api_keys"}))
+    log.info("%s", config.model_dump_json(exclude={"api_keys", "admin_keys"}))
     try:
         async with running_engine(config, args) as client, running_scoring(config, client) as scoring:
-            app = await build(client, config, args, scoring)
+            site = Site(client=client, scoring=scoring, reread=reread)
+            app = await build(site, args)
             give_back()
-            stopped = await serve_http(
-                app,
-                sock=sock,
-                host=args.host,
-                port=args.port,
-                log_level="warning",
-                access_log=False,
-                timeout_graceful_shutdown=LAST_WORDS,
-            )
-        await stopped
+            await serve(app, site, sock)
     except MemberError as error:
         raise ConfigError(str(error)) from None
+    except EngineDied as error:
+        sys.exit(f"trimtab: {error}")
 
 
 async def measured(config: Config, args: argparse.Namespace) -> None:
@@ -139,6 +143,7 @@ def leave_when_told() -> Callable[[], None]:
                 process.kill()
         os._exit(128 + number)
 
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is a configuration to reload
     signal.signal(signal.SIGTERM, lambda *_: None)  # not the default, which would leave the others behind
     before = signal.set_wakeup_fd(tells.detach())
     threading.Thread(target=watch, daemon=True).start()

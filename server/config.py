@@ -18,6 +18,7 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
+    TypeAdapter,
     ValidationError,
     ValidationInfo,
     model_validator,
@@ -50,6 +51,25 @@ def _found(name: str, info: ValidationInfo) -> str:
 
 
 Model = Annotated[str, AfterValidator(_found)]
+
+
+def _file(name: str, info: ValidationInfo) -> str:
+    return str(((info.context or Path()) / Path(name).expanduser()).resolve())
+
+
+File = Annotated[str, AfterValidator(_file)]
+"""A path, from the file's folder."""
+
+
+def _key(key: str) -> str:
+    if key.startswith("sha256:") and not re.fullmatch(r"sha256:[0-9a-f]{64}", key):
+        raise ValueError("a digest is sha256: and 64 hexadecimal digits")
+    return key
+
+
+Key = Annotated[str, Field(min_length=1), AfterValidator(_key)]
+KEY = TypeAdapter[str](Key)
+TrustedHeader = Literal["endpoint-load-metrics-format", "x-data-parallel-rank", "x-session-id", "x-vllm-priority"]
 
 
 class Section(BaseModel):
@@ -137,6 +157,23 @@ class RewardConfig(Section):
         return self.model, dict(self.engine)
 
 
+class LimitsConfig(Section):
+    """What requests may cost, one by one and together. A token that is only scored counts `scored_weight` of one."""
+
+    max_tokens: int | None = Field(default=None, ge=1)
+    """What all requests let in may yet cost together, those that wait included; beyond it they get 429. By default
+    32 * engine.max_num_seqs * engine.max_model_len; most answers are far shorter than the longest."""
+    scored_weight: float = Field(default=0.1, ge=0, le=1)
+    """What a token that is scored counts against one that is drawn: reading is cheaper than writing."""
+    max_sampled_tokens: int | None = Field(default=None, ge=1)
+    """What one request may draw at the most, by what its strategy says or by its own budget; more is a 400."""
+    max_deadline_ms: int | None = Field(default=None, ge=1)
+    """Longest deadline that a request may ask for, and that of one that asks for none. An answer under a deadline takes
+    a slower way than vLLM's own."""
+    drain_s: float = Field(default=30.0, ge=0)
+    """What requests in flight have after SIGTERM until they are cut off."""
+
+
 class Config(Section):
     base: Model
     """The frozen model: a checkpoint directory or Hugging Face id."""
@@ -168,8 +205,23 @@ class Config(Section):
     """Address to listen on."""
     port: Port = 8000
     """Port to listen on."""
-    api_keys: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    """Keys that open the server; none means open to all. TRIMTAB_API_KEY in the environment adds one."""
+    limits: LimitsConfig = LimitsConfig()
+    """What requests may cost, and how long the last ones have."""
+    api_keys: tuple[Key, ...] = ()
+    """Keys that open the server, or `sha256:` and the digest of each; none means open to all. TRIMTAB_API_KEY in the
+    environment adds one."""
+    api_keys_file: File | None = None
+    """A file with one such key or digest a line, and a comment behind it; `trimtab key` makes both."""
+    admin_keys: tuple[Key, ...] = ()
+    """Keys, or digests, that open /metrics and /admin too; with any, the others do not. TRIMTAB_ADMIN_KEY adds one."""
+    caller_header: str | None = None
+    """Header by which a gateway in front names the caller whose share a request is; by default it is the key."""
+    trusted_headers: tuple[TrustedHeader, ...] = ()
+    """Request headers that vLLM may heed, for gateways in front; the others of these are dropped."""
+    log_format: Literal["text", "json"] = "text"
+    """Of the log's lines."""
+    otlp_endpoint: str | None = None
+    """Where OpenTelemetry traces go, such as http://localhost:4318/v1/traces; none are made without it."""
     engine: Mapping[str, Any] = {}
     """vLLM's own arguments by name, with underscores: dtype, max_model_len, tensor_parallel_size …"""
 
@@ -191,6 +243,10 @@ class Config(Section):
                 raise ValueError(f"objectives.{name}.guide: {unknown('guide', objective.guide, self.guides.keys())}")
         if self.default_strategy not in STRATEGIES:
             raise ValueError(f"default_strategy: {unknown('strategy', self.default_strategy, STRATEGIES.keys())}")
+        if "x-vllm-priority" in self.trusted_headers and "scheduling_policy" not in self.engine:
+            raise ValueError(
+                "trusted_headers: x-vllm-priority needs engine.scheduling_policy: without it, fair shares decide"
+            )
         if self.model_name in self.presets:
             raise ValueError(f"presets.{self.model_name}: this is the base model's own id")
         return self
@@ -201,9 +257,27 @@ class Config(Section):
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Every key that opens the server."""
-        extra = os.environ.get("TRIMTAB_API_KEY")
-        return (*self.api_keys, extra) if extra else self.api_keys
+        """Every key that opens the server, or the digest of one; raises ConfigError for a file that holds none."""
+        listed = [*self.api_keys, *self._listed()]
+        return (*listed, *filter(None, [os.environ.get("TRIMTAB_API_KEY")]))
+
+    @property
+    def all_admin_keys(self) -> tuple[str, ...]:
+        return (*self.admin_keys, *filter(None, [os.environ.get("TRIMTAB_ADMIN_KEY")]))
+
+    def _listed(self) -> list[str]:
+        if self.api_keys_file is None:
+            return []
+        try:
+            lines = [line.split("#")[0].split() for line in Path(self.api_keys_file).read_text().splitlines()]
+            keys = [KEY.validate_python(words[0]) for words in lines if words]
+        except OSError as error:
+            raise ConfigError(f"cannot be read: {error.strerror}", key="api_keys_file") from None
+        except ValidationError as error:
+            raise ConfigError(error.errors()[0]["msg"], key="api_keys_file") from None
+        if not keys:
+            raise ConfigError("holds no key, and without any the server would be open to all", key="api_keys_file")
+        return keys
 
 
 SECTIONS: dict[str, type[Section]] = {
@@ -264,6 +338,8 @@ def _complaint(error: ValidationError, text: str) -> str:
 
 
 def _fields(path: Sequence[str]) -> list[str]:
+    if list(path) == ["limits"]:
+        return list(LimitsConfig.model_fields)
     section: type[Section] = SECTIONS.get(path[0] if path else "", Config)
     return list((ConeConfig if path[2:] == ["cone"] else section).model_fields)
 

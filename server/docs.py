@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 
 from decoders import STRATEGIES
 from rewards import COMBINES, KINDS, TRANSFORMS
-from server.config import SECTIONS, ConeConfig, Config, Section
+from server.config import SECTIONS, ConeConfig, Config, LimitsConfig, Section
 from server.kinds import MADE_HERE, about, parameters
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -96,6 +96,7 @@ def configuration() -> str:
     lines += ["`--set engine.max_model_len=512`. An unknown key is refused with its line."]
     sections: list[tuple[str, type[Section]]] = [
         ("Top level", Config),
+        ("limits", LimitsConfig),
         *((f"{key}.NAME", section) for key, section in SECTIONS.items()),
         ("preference_prompts.NAME.cone", ConeConfig),
     ]

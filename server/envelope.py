@@ -17,6 +17,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.errors import ApiError, as_error, uncaught
 
 REQUEST_ID = "x-request-id"
+ID = "trimtab.request_id"
+"""Key of the ASGI scope under which it stands."""
 
 ERROR_EVENTS = (b'data: {"error"', b"event: error")
 
@@ -31,7 +33,8 @@ class Envelope:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         given = Headers(scope=scope).get(REQUEST_ID, "")
-        answer = Answer(send, given[:128] if given.isprintable() and given else uuid4().hex)
+        scope[ID] = given[:128] if given.isprintable() and given else uuid4().hex
+        answer = Answer(send, scope[ID])
         try:
             await self.app(scope, receive, answer)
         except Exception as error:

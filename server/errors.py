@@ -28,14 +28,16 @@ class ApiError(Exception):
         code: str | None = "invalid_value",
         status: int = 400,
         retry: bool = True,
+        retry_after: int | None = None,
     ) -> None:
-        """`retry`: whether a client that retries such a status by itself would do well to."""
+        """`retry`: whether a client that retries such a status by itself would do well to; after how many seconds."""
         super().__init__(message)
         self.message = message
         self.param = param
         self.code = code
         self.status = status
         self.retry = retry
+        self.retry_after = retry_after
 
     def body(self) -> bytes:
         """OpenAI's shape; with the key `type` beside the error it is Anthropic's too."""
@@ -46,6 +48,8 @@ class ApiError(Exception):
     @property
     def headers(self) -> dict[str, str]:
         headers = {"www-authenticate": "Bearer"} if self.status == 401 else {}
+        if self.retry_after is not None:
+            headers["retry-after"] = str(self.retry_after)
         return headers if self.retry else headers | {"x-should-retry": "false"}
 
     def response(self) -> Response:

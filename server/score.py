@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -12,10 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from decoders.protocols import Tokens
 from engine.meter import Meter
 from server.alignment import Given
+from server.auth import CALLER
 from server.body import parse, whole
 from server.errors import ApiError, explained, uncaught
 from server.objective import parsed, weighted
 from server.scoring import Scores, Scoring
+from server.site import Site
 from server.weights import preferences
 
 Work = Callable[[dict[str, Any], Scoring], Awaitable[dict[str, Any]]]
@@ -38,11 +41,14 @@ class ScoreRequest(BaseModel):
     given: Given = Given()
 
 
-async def answer(request: Request, scoring: Scoring, work: Work) -> Response:
+async def answer(request: Request, site: Site, work: Work) -> Response:
     """What `work` makes of the body, or what is wrong with it."""
+    config, scoring = site.config, site.scoring
     try:
-        body = await whole(request.receive, scoring.config.max_body_mib)
-        return JSONResponse(await work(parse(body), scoring))
+        body = await whole(request.receive, config.max_body_mib)
+        most = math.ceil(config.limits.scored_weight * len(body))  # it holds no more tokens than bytes
+        with site.admission.admitted((request.scope.get(CALLER, ""), True), most):
+            return JSONResponse(await work(parse(body), scoring))
     except (ApiError, RecursionError) as error:
         too_deep = ApiError("the request body is nested too deeply", code="invalid_json")
         return (error if isinstance(error, ApiError) else too_deep).response()

@@ -22,16 +22,14 @@ from rewards.guard import Checked
 from rewards.protocols import Host, Question, Response, RewardError, Scorer
 from server.alignment import AT, Plan
 from server.body import Json
-from server.config import Config, ConfigError
+from server.config import Config, ConfigError, RewardConfig
 from server.conversation import Messages, messages
+from server.cost import REFERENCE_TOKENS
 from server.errors import ApiError, unknown
 from server.kinds import built
 from server.metrics import REWARD_ERRORS, REWARD_SECONDS
 from server.objective import Leaf, Rows, Spec, Told, evaluated, parsed
 from server.weights import orchestrator
-
-REFERENCE_TOKENS = 256
-"""Longest reference answer."""
 
 SAID_KEPT = 16_384
 """Scored completions of a request that are remembered, to be told of, or `max_draws` of them if that is more. A search
@@ -42,36 +40,46 @@ REFERENCES_KEPT = 4096
 
 
 @asynccontextmanager
-async def running_rewards(config: Config, host: Host) -> AsyncIterator[tuple[dict[str, Scorer], list[PoolingEngine]]]:
-    """The config's rewards and their models' engines, up, and down again whatever happens.
+async def running_poolers(config: Config) -> AsyncIterator[dict[str, PoolingEngine]]:
+    """Engines of the config's reward models by `engine_key`, up, and down again whatever happens.
 
-    Raises ConfigError for what cannot be built, MemberError for a model that cannot score.
+    Raises MemberError for a model that cannot score.
     """
     async with AsyncExitStack() as stack:
         poolers: dict[str, PoolingEngine] = {}
-        scorers: dict[str, Scorer] = {}
         for name, reward in config.rewards.items():
-            services: dict[str, Any] = {"host": host}
-            if reward.model is not None:
+            if (key := engine_key(reward)) is not None and key not in poolers:
                 model, options = reward.served()
-                key = json.dumps([model, options], sort_keys=True)
-                if key not in poolers:
-                    poolers[key] = await stack.enter_async_context(running_pooler(name, model, **options))
-                services["pooler"] = poolers[key]
-            scorer = built(name, reward, **services)
-            for member in getattr(scorer, "members", ()):
-                if member not in {BASE, *config.guides}:
-                    raise ConfigError(unknown("guide", member, config.guides), key=f"rewards.{name}")
-            scorers[name] = Checked(scorer=scorer, name=name, timeout=reward.timeout_s)
-        yield scorers, list(poolers.values())
+                poolers[key] = await stack.enter_async_context(running_pooler(name, model, **options))
+        yield poolers
+
+
+def engine_key(reward: RewardConfig) -> str | None:
+    """Which engine its model runs on; rewards of one model and one set of options share it. None: it has no model."""
+    return None if reward.model is None else json.dumps(reward.served(), sort_keys=True)
+
+
+def scorers(config: Config, host: Host, poolers: Mapping[str, PoolingEngine]) -> dict[str, Scorer]:
+    """The config's rewards; raises ConfigError for what cannot be built."""
+    found: dict[str, Scorer] = {}
+    for name, reward in config.rewards.items():
+        services: dict[str, Any] = {"host": host}
+        if (key := engine_key(reward)) is not None:
+            services["pooler"] = poolers[key]
+        scorer = built(name, reward, **services)
+        for member in getattr(scorer, "members", ()):
+            if member not in {BASE, *config.guides}:
+                raise ConfigError(unknown("guide", member, config.guides), key=f"rewards.{name}")
+        found[name] = Checked(scorer=scorer, name=name, timeout=reward.timeout_s)
+    return found
 
 
 @asynccontextmanager
 async def running_scoring(config: Config, client: AlignedClient) -> AsyncIterator[Scoring]:
     """The rewards of a server whose engine is up."""
     host = Base(engine=client.bind({}), tokenizer=client.renderer.tokenizer)
-    async with running_rewards(config, host) as (scorers, poolers):
-        yield Scoring(config=config, scorers=scorers, host=host, poolers=poolers)
+    async with running_poolers(config) as poolers:
+        yield Scoring(config=config, scorers=scorers(config, host, poolers), host=host, poolers=poolers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +103,8 @@ class Scoring:
     config: Config
     scorers: Mapping[str, Scorer]
     host: Host
-    poolers: Sequence[PoolingEngine] = ()
+    poolers: Mapping[str, PoolingEngine] = field(default_factory=dict)
+    """By `engine_key`."""
     references: OrderedDict[str, Rows] = field(default_factory=OrderedDict)
     """Scores of the base's own answers to a prompt, oldest use first."""
 
@@ -113,6 +122,15 @@ class Scoring:
                     self.check(spec, None, at=at)
                 except ApiError as error:
                     raise ConfigError(error.message, key=at) from None
+
+    @property
+    def alive(self) -> bool:
+        return all(pooler.alive for pooler in self.poolers.values())
+
+    def under(self, config: Config) -> Scoring:
+        """The same models under another configuration; raises ConfigError for one that they cannot serve."""
+        made = scorers(config, self.host, self.poolers)
+        return Scoring(config=config, scorers=made, host=self.host, poolers=self.poolers)
 
     def check(self, spec: Spec, given: Mapping[str, Any] | None, *, at: str) -> None:
         """Raises ApiError for a label that a reward does not have, or for what it would need and was not given.

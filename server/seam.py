@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -17,16 +18,21 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from decoders.plain import Plain
 from decoders.protocols import Tokens, indifferent
 from engine.aligned import Run, running
+from engine.fair import Shares, Turn, turn
 from engine.meter import Meter
 from engine.table import KEY
 from rewards.protocols import RewardError
+from server import cost, tally
+from server.admission import Admission
 from server.alignment import AT, plan
 from server.answer import Answer, Call, outcome_of
+from server.auth import CALLER
 from server.body import ClientGone, Json, parse, whole
 from server.config import Config
 from server.conversation import instructed
+from server.envelope import ID
 from server.errors import ApiError, listed, unknown
-from server.metrics import DURATION, REQUESTS, UNKNOWN_FIELDS
+from server.metrics import POOL, REQUESTS, UNKNOWN_FIELDS
 from server.scoring import Scoring
 
 PLAIN_ONLY = ("use_beam_search", "prompt_embeds", "background", "kv_transfer_params", "ec_transfer_params")
@@ -49,38 +55,53 @@ class Seam:
     fields: Mapping[str, frozenset[str]]
     scoring: Scoring
     rendered: Callable[[str, Json], Awaitable[Tokens]]
+    admission: Admission
+    longest: cost.Longest
+    shares: Shares | None = None
+    """None where vLLM's own scheduling is left alone."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in {*self.fields, *COUNTING}:
             return await self.app(scope, receive, send)
-        began = asyncio.get_running_loop().time()
-        try:
-            body = await whole(receive, self.config.max_body_mib)
-            if scope["path"] in COUNTING:
-                return await self.app(scope, replay(self.of_base(body), receive), send)
-            call = self.understand(scope["path"], body)
-            self.prepare(call, began)
-        except ClientGone:
-            REQUESTS.labels("none", "client_abort").inc()
-            return
-        except (ApiError, RecursionError) as error:
-            too_deep = ApiError("the request body is nested too deeply", code="invalid_json")
-            REQUESTS.labels("none", "invalid").inc()
-            return await (error if isinstance(error, ApiError) else too_deep).response()(scope, receive, send)
-        answer = Answer(call, send)
-        token = running.set(call.run)
-        try:
-            async with answer.kept_alive():
-                await self.app(scope, replay(call.body, receive), answer)
-        except Exception as error:
-            answer.outcome = outcome_of(error)
-            raise
-        finally:
-            running.reset(token)
-            REQUESTS.labels(call.strategy, answer.outcome).inc()
-            DURATION.labels(call.strategy).observe(asyncio.get_running_loop().time() - began)
-            if call.run is not None:
-                await call.run.close()
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        strategy = "none"
+        with ExitStack() as place:
+            try:
+                body = await whole(receive, self.config.max_body_mib)
+                if scope["path"] in COUNTING:
+                    return await self.app(scope, replay(self.of_base(body), receive), send)
+                call = self.understand(scope["path"], body)
+                strategy = call.strategy
+                own = self.prepare(call, scope.get(CALLER, ""), began)
+                most = cost.work(call.plan, call.document, call.path, self.longest)
+                cost.check(call.plan, most, self.config.limits)
+                tokens = cost.tokens(most, self.config.limits)
+                place.enter_context(self.admission.admitted((own.caller, own.search), tokens, most.candidates))
+                POOL.labels(strategy).observe(most.candidates)
+            except ClientGone:
+                REQUESTS.labels("none", "client_abort").inc()
+                return
+            except (ApiError, RecursionError) as error:
+                too_deep = ApiError("the request body is nested too deeply", code="invalid_json")
+                refusal = error if isinstance(error, ApiError) else too_deep
+                tally.refused(strategy, refusal.status)
+                return await refusal.response()(scope, receive, send)
+            answer = Answer(call, send)
+            before = running.set(call.run), turn.set(own)
+            try:
+                async with answer.kept_alive():
+                    await self.app(scope, replay(call.body, receive), answer)
+            except Exception as error:
+                answer.outcome = outcome_of(error)
+                raise
+            finally:
+                running.reset(before[0])
+                turn.reset(before[1])
+                if call.run is not None:
+                    await call.run.close()
+                told = tally.ended(call, own, answer.outcome, self.config, began=began, now=loop.time())
+                tally.write(scope.get(ID, ""), call.path, told)
 
     def of_base(self, body: bytes) -> bytes:
         """The body with the base's model id where it has a preset's."""
@@ -114,6 +135,9 @@ class Seam:
             document["model"] = self.config.model_name
             asked = {**preset, **asked} if isinstance(asked, dict) else asked
         planned = plan(asked, self.config, lambda: self.scoring.auto(document))
+        if self.shares is not None and document.get("priority"):
+            message = "priority cannot be honoured: on this server fair shares between callers decide"
+            raise ApiError(message, param="priority", code="unsupported_parameter")
         for name in PLAIN_ONLY:
             if document.get(name) and not (planned.is_plain and not planned.bounded):
                 raise ApiError(
@@ -131,11 +155,12 @@ class Seam:
             document=document,
         )
 
-    def prepare(self, call: Call, began: float) -> None:
+    def prepare(self, call: Call, caller: str, began: float) -> Turn:
         """The run and the reward of a request that vLLM does not answer by itself; `began` on the loop's clock."""
         plan = call.plan
+        own = Turn(shares=self.shares, caller=caller, search="reward" in plan.entry.takes)
         if plan.is_plain and not plan.bounded:
-            return
+            return own
         deadline = None if plan.deadline_ms is None else began + plan.deadline_ms / 1000
         call.run = Run(
             strategy=plan.strategy,
@@ -151,6 +176,7 @@ class Seam:
         if "reward" in plan.entry.takes:
             call.scores = self.scoring.bind(plan, call.document, call.run.meter)
             call.run.reward = call.scores
+        return own
 
 
 def replay(body: bytes, receive: Receive) -> Receive:

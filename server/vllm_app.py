@@ -17,7 +17,7 @@ from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client_from_engine_args
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
-from vllm.entrypoints.launchers.launcher import serve_http, validate_api_server_args
+from vllm.entrypoints.launchers.launcher import NoSignalServer, validate_api_server_args
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
@@ -28,13 +28,14 @@ from vllm.utils.system_utils import set_ulimit
 
 from decoders.protocols import Tokens
 from engine.aligned import AlignedClient
+from engine.fair import Shares
 from engine.members import engine_args
 from engine.vllm_engine import VLLMEngine
 from server.config import Config, ConfigError
 from server.conversation import CHAT, COMPLETIONS, MESSAGES, RESPONSES
 from server.errors import unknown
 
-__all__ = ["EngineClient", "ModelCard", "ModelList", "arguments", "request_fields", "serve_http"]
+__all__ = ["EngineClient", "ModelCard", "ModelList", "NoSignalServer", "arguments", "request_fields"]
 
 ROUTES = frozenset(
     {CHAT, COMPLETIONS, RESPONSES, f"{RESPONSES}/{{response_id}}", f"{RESPONSES}/{{response_id}}/cancel", MESSAGES}
@@ -95,6 +96,8 @@ def arguments(config: Config) -> Namespace:
 async def running_engine(config: Config, args: Namespace) -> AsyncIterator[AlignedClient]:
     """The engine up, and shut down whatever happens; raises MemberError for what cannot run together."""
     options = {key: getattr(args, key) for key in config.engine if key in ENGINE}
+    fair = "scheduling_policy" not in options
+    options.setdefault("scheduling_policy", "priority")
     guides = {name: guide.model_dump(exclude_none=True) for name, guide in config.guides.items()}
     for key, value in engine_args(config.base, guides, **options).items():
         setattr(args, key, value)
@@ -104,7 +107,7 @@ async def running_engine(config: Config, args: Namespace) -> AsyncIterator[Align
         def bind(context: Mapping[str, Any]) -> VLLMEngine:
             return view.for_request("trimtab", **context)
 
-        yield AlignedClient(client, bind)
+        yield AlignedClient(client, bind, Shares() if fair else None)
 
 
 async def openai_app(client: AlignedClient, args: Namespace) -> FastAPI:

@@ -84,7 +84,12 @@ def test_a_preference_prompt_that_says_no_direction_is_refused(folder: Path, pro
 @pytest.mark.parametrize(
     ("old", "new", "line", "message"),
     [
-        ("base: models/base", "bose: models/base", 1, "bose: unknown key 'bose'; valid: api_keys, auto_weights, base"),
+        (
+            "base: models/base",
+            "bose: models/base",
+            1,
+            "bose: unknown key 'bose'; valid: admin_keys, api_keys, api_keys_file",
+        ),
         (
             "gain: 2.0",
             "gane: 2.0",

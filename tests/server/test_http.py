@@ -22,6 +22,7 @@ from prometheus_client import REGISTRY
 from starlette.types import Message
 
 from decoders import STRATEGIES, Entry
+from decoders.plain import Plain
 from decoders.protocols import BASE, Chunk, Engine, Reward, Sampling, Tokens
 from decoders.toy import ToyEngine
 from server.config import Config
@@ -355,7 +356,7 @@ async def test_every_way_to_generate_goes_through_the_seam(app: FastAPI) -> None
     posts = {route.path for route in app.routes if "POST" in (getattr(route, "methods", None) or ())}
     assert posts == {
         CHAT, "/v1/completions", RESPONSES, "/v1/responses/{response_id}/cancel", MESSAGES,
-        "/v1/messages/count_tokens", "/tokenize", "/detokenize", "/v1/alignment/score", "/v1/alignment/infer",
+        "/v1/messages/count_tokens", "/tokenize", "/detokenize", "/v1/alignment/score", "/v1/alignment/infer", "/admin/reload",
     }  # fmt: skip
 
 
@@ -387,6 +388,7 @@ class Breaking:
 
     after: int
     value_error: bool = False
+    work = Plain().work
 
     async def __call__(
         self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, want: frozenset[str]

@@ -15,9 +15,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from decoders.toy import ToyEngine, ToyModel
 from engine.aligned import Run, running
+from server.admission import Admission
 from server.body import parse
 from server.config import Config
 from server.conversation import CHAT, COMPLETIONS, MESSAGES, RESPONSES
+from server.cost import Longest
 from server.scoring import Base, Scoring
 from server.seam import Seam
 
@@ -35,6 +37,11 @@ FIELDS = {path: frozenset({"model", "messages", "prompt", "n", "vllm_xargs"}) fo
 NOBODY = ToyEngine(ToyModel(tables={}, vocab=(0,), max_tokens=1), start=0)
 SCORING = Scoring(config=CONFIG, scorers={}, host=Base(engine=NOBODY, tokenizer=None))
 WARM = {"weights": {"warmth": 1.0}}
+
+
+def seam(app: ASGIApp) -> Seam:
+    longest = Longest(context=512)
+    return Seam(app, CONFIG, FIELDS, SCORING, nothing, Admission(capacity=10**6), longest)
 
 
 async def nothing(path: str, document: Any) -> list[int]:
@@ -70,9 +77,7 @@ class Fake:
 
 
 def client(app: ASGIApp) -> httpx.AsyncClient:
-    return httpx.AsyncClient(
-        transport=httpx.ASGITransport(Seam(app, CONFIG, FIELDS, SCORING, nothing)), base_url="http://toy"
-    )
+    return httpx.AsyncClient(transport=httpx.ASGITransport(seam(app)), base_url="http://toy")
 
 
 async def post(app: Fake, body: Any, path: str = CHAT) -> httpx.Response:
@@ -225,7 +230,7 @@ async def test_a_client_that_leaves_while_it_sends_is_counted_and_nothing_runs()
     async def send(message: Message) -> None:
         raise AssertionError("nobody is there to answer")
 
-    await Seam(app, CONFIG, FIELDS, SCORING, nothing)({"type": "http", "method": "POST", "path": CHAT}, receive, send)
+    await seam(app)({"type": "http", "method": "POST", "path": CHAT}, receive, send)
     assert app.raw == b""
     assert counted("none", "client_abort") == before + 1
 
@@ -346,7 +351,7 @@ async def test_text_that_looks_like_an_end_does_not_wait() -> None:
         if message["type"] == "http.response.body":
             sent.append(message["body"])
 
-    await Seam(app, CONFIG, FIELDS, SCORING, nothing)({"type": "http", "method": "POST", "path": CHAT}, receive, send)
+    await seam(app)({"type": "http", "method": "POST", "path": CHAT}, receive, send)
     assert sent[-1].endswith(b"data: [DONE]\n\n")
 
 
@@ -408,7 +413,7 @@ async def test_a_client_that_leaves_a_stream_is_counted_once() -> None:
     async def send(message: Message) -> None:
         pass
 
-    await Seam(app, CONFIG, FIELDS, SCORING, nothing)({"type": "http", "method": "POST", "path": CHAT}, receive, send)
+    await seam(app)({"type": "http", "method": "POST", "path": CHAT}, receive, send)
     assert counted("guided", "client_abort") == before + 1
 
 

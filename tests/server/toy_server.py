@@ -24,9 +24,11 @@ from decoders.protocols import Engine, Tokens, indifferent
 from decoders.toy import ToyEngine, ToyModel
 from engine.aligned import AlignedClient, Run, running
 from rewards.protocols import Scorer
+from server import scoring
 from server.app import build
 from server.config import Config
-from server.scoring import Base, Scoring, running_rewards
+from server.scoring import Base
+from server.site import Site
 from server.vllm_app import arguments
 from tests.engine import family
 
@@ -116,6 +118,7 @@ async def serve(config: Config, engine: Engine, scorers: Mapping[str, Scorer] | 
     args = arguments(config)
     frontend = Frontend(AsyncEngineArgs.from_cli_args(args), engine)
     host = Base(engine=engine, tokenizer=frontend.renderer.tokenizer)
-    async with running_rewards(config, host) as (configured, _):
-        scoring = Scoring(config=config, scorers={**configured, **(scorers or {})}, host=host)
-        return await build(AlignedClient(frontend, lambda _: engine), config, args, scoring)
+    configured = scoring.scorers(config, host, {})
+    served = scoring.Scoring(config=config, scorers={**configured, **(scorers or {})}, host=host)
+    site = Site(client=AlignedClient(frontend, lambda _: engine), scoring=served)
+    return await build(site, args)

@@ -75,6 +75,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
             },
             "presets": {"toy-best": {"strategy": "best_of_n", "weights": {"a": 1.0}, "params": {"n": 8}}},
             "engine": {"dtype": "float32", "max_model_len": 1024, "enforce_eager": True},
+            "limits": {"max_tokens": 10**9},  # hundreds at once, most without a bound on their length
         },
     )
 

@@ -1,0 +1,216 @@
+"""Who is let in, what a request can cost, and what is told to those who must wait."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from prometheus_client import REGISTRY
+
+from server import cost
+from server.admission import LONGEST_WAIT, UNKNOWN_WAIT, WINDOW, Admission
+from server.alignment import plan
+from server.config import Config, LimitsConfig
+from server.conversation import CHAT, COMPLETIONS, MESSAGES, RESPONSES
+from server.errors import ApiError
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def admission(clock: Clock) -> Admission:
+    return Admission(capacity=1000, clock=clock)
+
+
+def refusal(admission: Admission, account: tuple[str, bool], tokens: int) -> ApiError:
+    with pytest.raises(ApiError) as caught, admission.admitted(account, tokens):
+        pass
+    return caught.value
+
+
+def rejected(reason: str) -> float:
+    return REGISTRY.get_sample_value("trimtab_admission_rejected_total", {"reason": reason}) or 0.0
+
+
+def test_what_never_fits_is_a_400_and_what_does_not_fit_now_a_429(admission: Admission) -> None:
+    before = {reason: rejected(reason) for reason in ("too_large", "capacity", "share")}
+    never = refusal(admission, ("a", True), 1001)
+    assert (never.status, never.code) == (400, "out_of_range")
+    assert "1001 tokens" in never.message
+    assert "limits.max_tokens, 1000" in never.message
+    with admission.admitted(("a", True), 600):
+        now = refusal(admission, ("b", True), 500)
+        assert (now.status, now.code, now.headers["retry-after"]) == (429, "rate_limit_exceeded", str(UNKNOWN_WAIT))
+        assert refusal(admission, ("a", True), 10).message.startswith("your requests fill your share")
+        with admission.admitted(("b", True), 400):
+            assert admission.total == 1000
+    assert admission.total == admission.requests == 0
+    assert admission.held == {}
+    after = {reason: rejected(reason) for reason in before}
+    assert {reason: after[reason] - before[reason] for reason in before} == {"too_large": 1, "capacity": 1, "share": 1}
+
+
+def test_one_caller_alone_gets_half_and_leaves_room_for_a_newcomer(admission: Admission) -> None:
+    def filled(account: tuple[str, bool]) -> int:
+        """What it holds once it is refused, in requests of 10."""
+        held = 0
+        while True:
+            try:
+                place.enter_context(admission.admitted(account, 10))
+            except ApiError:
+                return held
+            held += 10
+
+    with ExitStack() as place:
+        assert filled(("greedy", True)) == 500
+        assert filled(("newcomer", False)) == 250
+        assert filled(("greedy", False)) == 130  # its plain requests are not refused for its searches
+
+
+def test_the_largest_request_fits_an_empty_server(admission: Admission) -> None:
+    with admission.admitted(("a", True), 1000):
+        assert admission.total == 1000
+
+
+def test_retry_after_is_what_the_drain_rate_says(admission: Admission, clock: Clock) -> None:
+    with admission.admitted(("a", True), 500):
+        clock.now += 10
+        with admission.admitted(("b", True), 200):
+            clock.now += 4
+        clock.now += 6
+        with admission.admitted(("b", True), 100):
+            pass
+        # 300 tokens in the 6 s since the first of them: 50 a second, and 250 of the 800 asked for do not fit.
+        assert refusal(admission, ("c", True), 750).retry_after == 5
+        clock.now += WINDOW + 1
+        assert refusal(admission, ("c", True), 750).retry_after == UNKNOWN_WAIT
+        admission.drained = deque([(clock.now - 20, 1)])
+        assert refusal(admission, ("c", True), 750).retry_after == LONGEST_WAIT
+
+
+def test_nothing_is_begun_by_a_server_that_closes(admission: Admission) -> None:
+    admission.closing = True
+    closing = refusal(admission, ("a", False), 1)
+    assert (closing.status, closing.code, closing.retry_after) == (503, "shutting_down", UNKNOWN_WAIT)
+
+
+async def test_it_is_empty_when_the_last_is_answered(admission: Admission) -> None:
+    await admission.emptied()
+    with admission.admitted(("a", False), 1):
+        waiting = asyncio.create_task(admission.emptied())
+        await asyncio.sleep(0)
+        with admission.admitted(("b", False), 1):
+            await asyncio.sleep(0)
+        assert not waiting.done()
+    await waiting
+
+
+def test_a_request_that_fails_lets_go(admission: Admission) -> None:
+    with pytest.raises(RuntimeError), admission.admitted(("a", False), 10, 4):
+        assert REGISTRY.get_sample_value("trimtab_admitted_tokens") == 10
+        raise RuntimeError
+    assert admission.total == 0
+    assert REGISTRY.get_sample_value("trimtab_admitted_tokens") == 0
+
+
+# What a request can cost.
+
+CONFIG = Config.model_validate(
+    {
+        "base": "org/base",
+        "guides": {"kind": "org/kind"},
+        "rewards": {"short": {"kind": "length"}, "other": {"kind": "length"}},
+        "objectives": {"brevity": {"reward": "short"}, "size": {"reward": "other"}},
+    }
+)
+LONGEST = cost.Longest(context=1000)
+
+
+def costs(
+    asked: dict[str, Any], path: str = CHAT, longest: cost.Longest = LONGEST, **body: Any
+) -> tuple[int, int, int]:
+    """Tokens sampled, judged, and candidates."""
+    most = cost.work(plan(asked, CONFIG), body, path, longest)
+    return most.sampled, most.judged, most.candidates
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "sampled"),
+    [
+        (CHAT, {}, 1000),
+        (CHAT, {"max_tokens": 50}, 50),
+        (CHAT, {"max_tokens": 50, "max_completion_tokens": 30}, 30),
+        (CHAT, {"max_tokens": 10**9, "n": 3}, 3000),
+        (CHAT, {"max_tokens": "many", "n": -1}, 1000),
+        (CHAT, {"max_tokens": True, "n": 2.5}, 1000),
+        (RESPONSES, {"max_output_tokens": 20}, 20),
+        (MESSAGES, {"max_tokens": 20}, 20),
+        (COMPLETIONS, {"prompt": "a"}, 16),
+        (COMPLETIONS, {"prompt": ["a", "b"], "n": 2, "max_tokens": 5}, 20),
+        (COMPLETIONS, {"prompt": [0, 5, 7], "max_tokens": 5}, 5),
+        (COMPLETIONS, {"prompt": [[0, 5], [7]], "max_tokens": 5}, 10),
+        (COMPLETIONS, {"prompt": "a", "max_tokens": None}, 1000),
+        (COMPLETIONS, {"prompt": []}, 16),
+    ],
+)
+def test_a_plain_request_can_draw_its_longest_answers(path: str, body: dict[str, Any], sampled: int) -> None:
+    assert costs({}, path, **body)[0] == sampled
+
+
+def test_the_generation_config_bounds_answers_that_name_no_bound() -> None:
+    longest = cost.Longest(context=1000, default=200)
+    assert costs({}, CHAT, longest)[0] == 200
+    assert costs({}, CHAT, longest, max_tokens=300)[0] == 300
+
+
+def test_a_search_costs_its_candidates_and_each_reward_reads_them() -> None:
+    best = {"strategy": "best_of_n", "weights": {"brevity": 1.0, "size": 1.0}, "params": {"n": 8}}
+    assert costs(best, max_tokens=10) == (80, 160, 8)
+    assert costs({**best, "budget": {"max_sampled_tokens": 40}}, max_tokens=10) == (40, 80, 8)
+    assert costs({**best, "on_error": "degrade"}, max_tokens=10) == (90, 160, 8)
+    centred = {"of": "short", "transform": {"centre": {"references": 4}}}
+    drawn, read = 80 + 4 * cost.REFERENCE_TOKENS, 80 + 4 * cost.REFERENCE_TOKENS
+    assert costs({"strategy": "best_of_n", "reward": centred, "params": {"n": 8}}, max_tokens=10) == (drawn, read, 8)
+
+
+def test_tokens_that_are_scored_count_a_share() -> None:
+    most = cost.work(
+        plan({"strategy": "best_of_n", "weights": {"brevity": 1.0}, "params": {"n": 8}}, CONFIG),
+        {"max_tokens": 10},
+        CHAT,
+        LONGEST,
+    )
+    assert cost.tokens(most, LimitsConfig()) == 88
+    assert cost.tokens(most, LimitsConfig(scored_weight=1.0)) == 160
+    assert cost.tokens(most, LimitsConfig(scored_weight=0)) == 80
+
+
+def test_a_cap_on_one_request_is_a_400_that_names_it() -> None:
+    search = plan({"strategy": "best_of_n", "weights": {"brevity": 1.0}, "params": {"n": 8}}, CONFIG)
+    most = cost.work(search, {"max_tokens": 10}, CHAT, LONGEST)
+    cost.check(search, most, LimitsConfig(max_sampled_tokens=80))
+    with pytest.raises(ApiError, match=r"can draw 80 tokens.*limits\.max_sampled_tokens is 79") as caught:
+        cost.check(search, most, LimitsConfig(max_sampled_tokens=79))
+    assert (caught.value.status, caught.value.param) == (400, "alignment")
+
+
+def test_a_server_s_deadline_is_everybody_s() -> None:
+    limited = CONFIG.model_copy(update={"limits": LimitsConfig(max_deadline_ms=500)})
+    assert plan({}, limited).deadline_ms == 500
+    assert plan({"budget": {"deadline_ms": 100}}, limited).deadline_ms == 100
+    assert plan({}, CONFIG).deadline_ms is None
+    with pytest.raises(ApiError, match="must be at most 500 on this server; got 600"):
+        plan({"budget": {"deadline_ms": 600}}, limited)
