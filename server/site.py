@@ -14,8 +14,8 @@ from server.metrics import READY, RELOADS
 from server.scoring import Scoring, engine_key
 
 BATCHES = 32
-"""Full batches of longest answers that requests let in may come to, by default. Most answers are far shorter, so that is
-a few batches in truth."""
+"""Full batches of longest answers that requests let in may come to, by default. Most answers are far shorter, so in
+truth that is a few batches."""
 
 FROZEN = ("base", "name", "guides", "auto_weights", "engine", "host", "port", "log_format", "otlp_endpoint")
 """Keys that are read once, when the server starts."""
@@ -74,9 +74,9 @@ class Site:
             changed = [key for key in Config.model_fields if getattr(config, key) != getattr(self.config, key)]
             for key in changed:
                 if key in FROZEN:
-                    raise ConfigError(f"{key} is read when the server starts: start it anew", key=key)
+                    raise ConfigError("is read when the server starts: start it anew", key=key)
             if engines(config.rewards) - set(self.scoring.poolers):
-                raise ConfigError("a reward model is loaded when the server starts: start it anew", key="rewards")
+                raise ConfigError("models are loaded when the server starts: start it anew", key="rewards")
             self.scoring = self.scoring.under(config)
         except ConfigError as error:
             RELOADS.labels("refused").inc()

@@ -356,7 +356,8 @@ async def test_every_way_to_generate_goes_through_the_seam(app: FastAPI) -> None
     posts = {route.path for route in app.routes if "POST" in (getattr(route, "methods", None) or ())}
     assert posts == {
         CHAT, "/v1/completions", RESPONSES, "/v1/responses/{response_id}/cancel", MESSAGES,
-        "/v1/messages/count_tokens", "/tokenize", "/detokenize", "/v1/alignment/score", "/v1/alignment/infer", "/admin/reload",
+        "/v1/messages/count_tokens", "/tokenize", "/detokenize", "/v1/alignment/score", "/v1/alignment/infer",
+        "/admin/reload",
     }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ generation prompt, so every answer and its exact probability can be listed.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from decoders.plain import Plain
 from decoders.protocols import Engine, Tokens, indifferent
 from decoders.toy import ToyEngine, ToyModel
 from engine.aligned import AlignedClient, Run, running
+from engine.fair import turn
 from rewards.protocols import Scorer
 from server import scoring
 from server.app import build
@@ -94,11 +95,12 @@ class Frontend:
         self.input_processor = InputProcessor(self.vllm_config, self.renderer)
 
     def generate(self, *args: Any, **context: Any) -> AsyncGenerator[RequestOutput, None]:
-        token = running.set(Run(strategy=Plain(), reward=indifferent))
+        tokens = running.set(Run(strategy=Plain(), reward=indifferent)), turn.set(None)
         try:
             return AlignedClient(self, lambda _: self.engine).generate(*args, **context)
         finally:
-            running.reset(token)
+            running.reset(tokens[0])
+            turn.reset(tokens[1])
 
     async def get_supported_tasks(self) -> tuple[str, ...]:
         return ("generate",)
@@ -113,12 +115,25 @@ class Frontend:
         pass
 
 
-async def serve(config: Config, engine: Engine, scorers: Mapping[str, Scorer] | None = None) -> FastAPI:
-    """The app, to be called through an ASGI transport; `scorers` stand in for the config's rewards of their names."""
-    args = arguments(config)
-    frontend = Frontend(AsyncEngineArgs.from_cli_args(args), engine)
+def site(
+    config: Config,
+    engine: Engine,
+    scorers: Mapping[str, Scorer] | None = None,
+    reread: Callable[[], Config] | None = None,
+) -> Site:
+    """What a server serves; `scorers` stand in for the config's rewards of their names."""
+    frontend = Frontend(AsyncEngineArgs.from_cli_args(arguments(config)), engine)
     host = Base(engine=engine, tokenizer=frontend.renderer.tokenizer)
     configured = scoring.scorers(config, host, {})
     served = scoring.Scoring(config=config, scorers={**configured, **(scorers or {})}, host=host)
-    site = Site(client=AlignedClient(frontend, lambda _: engine), scoring=served)
-    return await build(site, args)
+    return Site(client=AlignedClient(frontend, lambda _: engine), scoring=served, reread=reread)
+
+
+async def app(served: Site) -> FastAPI:
+    """The app, to be called through an ASGI transport."""
+    return await build(served, arguments(served.config))
+
+
+async def serve(config: Config, engine: Engine, scorers: Mapping[str, Scorer] | None = None) -> FastAPI:
+    """`app` of `site`."""
+    return await app(site(config, engine, scorers))
