@@ -16,6 +16,7 @@ from functools import partial
 from types import AsyncGeneratorType
 from typing import Any
 
+from opentelemetry.trace import Span
 from vllm.engine.protocol import EngineClient
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
@@ -23,6 +24,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from decoders.protocols import CUT, Chunk, Engine, Exhausted, Reward, Sampling, Strategy, Tokens
 from engine.fair import Shares, Turn, turn
 from engine.meter import Meter, Metered, Render
+from engine.traced import Traced
 
 
 @dataclass(kw_only=True)
@@ -34,6 +36,8 @@ class Run:
     want: frozenset[str] = frozenset()
     meter: Meter = field(default_factory=Meter)
     render: Render | None = None
+    span: Span | None = None
+    """The request's, under which its calls of the engine are; None where nothing is traced."""
     instead: Strategy | None = None
     """What answers where the strategy fails before its first token with one of `forgiven`."""
     forgiven: tuple[type[Exception], ...] = ()
@@ -170,7 +174,9 @@ class AlignedClient:
         n = params.n
         own.prompt += len(tokens)
         context = {**context, "cache_salt": prompt.get("cache_salt"), "turn": own}
-        engine = Metered(self.bind(context), run.meter, run.render)
+        engine: Engine = Metered(self.bind(context), run.meter, run.render)
+        if run.span is not None:
+            engine = Traced(engine, run.span)
         texts = [Text(self.inner.renderer.tokenizer, params) for _ in range(n)]
         ended = 0
         answers: dict[int, RequestOutput] = {}

@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from pathlib import Path
 
@@ -92,12 +92,17 @@ async def run(config: Config, sock: socket.socket, reread: Callable[[], Config])
     from server.scoring import running_scoring
     from server.serving import EngineDied, serve
     from server.site import Site
+    from server.tracing import export
     from server.vllm_app import arguments, running_engine
 
     args = arguments(config)
     log.info("%s", config.model_dump_json(exclude={"api_keys", "admin_keys"}))
     try:
-        async with running_engine(config, args) as client, running_scoring(config, client) as scoring:
+        async with AsyncExitStack() as stack:
+            client = await stack.enter_async_context(running_engine(config, args))
+            scoring = await stack.enter_async_context(running_scoring(config, client))
+            if config.otlp_endpoint is not None:
+                stack.callback(export(config.otlp_endpoint).shutdown)
             site = Site(client=client, scoring=scoring, reread=reread)
             app = await build(site, args)
             give_back()

@@ -14,12 +14,15 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from opentelemetry.trace import Span
+
 from decoders.protocols import BASE, Engine, Sampling, Tokens
 from engine.aligned import AlignedClient
 from engine.meter import Meter, Metered
 from engine.pooling import PoolingEngine, running_pooler
 from rewards.guard import Checked
 from rewards.protocols import Host, Question, Response, RewardError, Scorer
+from server import tracing
 from server.alignment import AT, Plan
 from server.body import Json
 from server.config import Config, ConfigError, RewardConfig
@@ -182,14 +185,14 @@ class Scoring:
         return adapter(self.host.tokenizer.encode(text, add_special_tokens=False))
 
     async def rows(
-        self, specs: Iterable[Spec], question: Question, responses: Sequence[Response]
+        self, specs: Iterable[Spec], question: Question, responses: Sequence[Response], span: Span | None = None
     ) -> dict[str, list[float]]:
         """leaf -> [N] raw scores, every reward asked once; raises RewardError."""
         leaves = {leaf.name: leaf for spec in specs for leaf in spec.leaves}
         names = sorted({leaf.reward for leaf in leaves.values()})
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._asked(name, question, responses)) for name in names]
+                tasks = [group.create_task(self._asked(name, question, responses, span)) for name in names]
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None  # the others were cancelled because of it
         tables = dict(zip(names, (task.result() for task in tasks), strict=True))
@@ -200,10 +203,15 @@ class Scoring:
 
         return {name: column(leaf) for name, leaf in leaves.items()}
 
-    async def _asked(self, name: str, question: Question, responses: Sequence[Response]) -> list[list[float]]:
-        began = time.monotonic()
+    async def _asked(
+        self, name: str, question: Question, responses: Sequence[Response], span: Span | None
+    ) -> list[list[float]]:
+        began, scorer = time.monotonic(), self.scorers[name]
         try:
-            return await self.scorers[name](question, responses)
+            with tracing.reward(name, span, len(responses)) as told:
+                rows = await scorer(question, responses)
+                told += zip(scorer.labels, zip(*rows, strict=True), strict=True) if rows else ()
+                return rows
         except RewardError:
             REWARD_ERRORS.labels(name).inc()
             raise
@@ -222,6 +230,8 @@ class Scores:
     given: Mapping[str, Any]
     meter: Meter
     stop: tuple[str, ...] = ()
+    span: Span | None = None
+    """The request's; None where nothing is traced."""
     said: dict[tuple[int, ...], Json] = field(default_factory=dict)
     """completion -> what is told of it"""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -242,7 +252,7 @@ class Scores:
         responses = [self.response(tokens) for tokens in completions]
         rewards = len({leaf.reward for spec in self.specs for leaf in spec.leaves})
         self.meter.scored += rewards * sum(len(tokens) for tokens in completions)
-        rows = await self.scoring.rows(self.specs, question, responses)
+        rows = await self.scoring.rows(self.specs, question, responses, self.span)
         told = [evaluated(spec, rows, references) for spec in self.specs]
         for i, tokens in enumerate(completions):
             self.said[tuple(tokens)] = at(told[0], i)

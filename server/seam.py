@@ -22,7 +22,7 @@ from engine.fair import Shares, Turn, turn
 from engine.meter import Meter
 from engine.table import KEY
 from rewards.protocols import RewardError
-from server import cost, tally
+from server import cost, tally, tracing
 from server.admission import Admission
 from server.alignment import AT, plan
 from server.answer import Answer, Call, outcome_of
@@ -88,6 +88,13 @@ class Seam:
                 tally.refused(strategy, refusal.status)
                 return await refusal.response()(scope, receive, send)
             answer = Answer(call, send)
+            span = place.enter_context(
+                tracing.request(scope, call.path, call.model or self.config.model_name, call.document)
+            )
+            if call.run is not None and span.is_recording():
+                call.run.span = span
+                if call.scores is not None:
+                    call.scores.span = span
             before = running.set(call.run), turn.set(own)
             try:
                 async with answer.kept_alive():
@@ -101,6 +108,7 @@ class Seam:
                 if call.run is not None:
                     await call.run.close()
                 told = tally.ended(call, own, answer.outcome, self.config, began=began, now=loop.time())
+                tracing.ended(span, told)
                 tally.write(scope.get(ID, ""), call.path, told)
 
     def of_base(self, body: bytes) -> bytes:

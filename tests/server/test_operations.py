@@ -16,10 +16,16 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from openai import AsyncOpenAI, RateLimitError
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client import REGISTRY
 
 from decoders.protocols import Chunk, Mixture, Sampling, Tokens
 from decoders.toy import ToyEngine
+from engine import traced
+from rewards.protocols import RewardError
+from server import tracing
 from server.alignment import check
 from server.auth import HASHED, TRUSTED, Auth, digest, new_key
 from server.cli import main
@@ -349,6 +355,70 @@ async def test_every_metric_of_the_contract_is_there(app: FastAPI) -> None:
     ):  # fmt: skip
         assert f"trimtab_{name}" in shown
     assert "trimtab_ready 1.0" in shown
+
+
+# Traces.
+
+
+@pytest.fixture
+def spans(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    for module in (traced, tracing):
+        monkeypatch.setattr(module, "tracer", provider.get_tracer("test"))
+    return exporter
+
+
+async def test_a_trace_has_the_request_its_steps_and_its_rewards(app: FastAPI, spans: InMemorySpanExporter) -> None:
+    parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    secret = "the-client-s-own-words"
+    asked = {**BODY, "messages": [{"role": "user", "content": secret}], "temperature": 0.7}
+    search = {"strategy": "qalign", "weights": {"good": 1.0}, "params": {"chains": 2, "steps": 3}}
+    async with http(app, traceparent=parent) as raw:
+        answer = (await raw.post(CHAT, json={**asked, "alignment": search})).json()
+    found = spans.get_finished_spans()
+    [root] = [span for span in found if span.name == "chat toy"]
+    assert format(root.context.trace_id, "032x") == parent.split("-")[1]
+    assert root.parent is not None
+    attributes = dict(root.attributes or {})
+    assert attributes["gen_ai.operation.name"] == "chat"
+    assert attributes["gen_ai.request.temperature"] == 0.7
+    assert attributes["gen_ai.usage.output_tokens"] == answer["usage"]["completion_tokens"]
+    assert (attributes["trimtab.strategy"], attributes["trimtab.outcome"]) == ("qalign", "ok")
+    steps = [span for span in found if span.name == "engine generate"]
+    assert len(steps) == 2 * (1 + 3)
+    drawn = sum(int((span.attributes or {})["trimtab.sampled_tokens"]) for span in steps)  # type: ignore[arg-type]
+    assert drawn == answer["alignment"]["sampled_tokens"] == attributes["trimtab.sampled_tokens"]
+    rewards = [span for span in found if span.name == "reward long"]
+    assert sum(len(span.events) for span in rewards) == 2 * (1 + 3)
+    assert {event.name for span in rewards for event in span.events} == {"gen_ai.evaluation.result"}
+    assert all(span.parent and span.parent.span_id == root.context.span_id for span in (*steps, *rewards))
+    assert secret not in "".join(span.to_json() for span in found)
+
+
+async def test_a_failed_reward_is_seen_in_its_trace(
+    config: Config, toy: ToyEngine, spans: InMemorySpanExporter
+) -> None:
+    class Broken:
+        labels = ("long",)
+        needs: frozenset[str] = frozenset()
+
+        async def __call__(self, question: Any, responses: Any) -> list[list[float]]:
+            raise RewardError("no score today")
+
+    failing = await toy_server.serve(config, toy, {"long": Broken()})
+    async with http(failing) as raw:
+        assert (await raw.post(CHAT, json={**BODY, "alignment": BEST})).status_code == 500
+    by_name = {span.name: span for span in spans.get_finished_spans()}
+    assert by_name["reward long"].status.description == "RewardError"
+    assert by_name["chat toy"].status.description == "reward_error"
+
+
+async def test_nothing_is_traced_unless_asked(app: FastAPI) -> None:
+    async with http(app) as raw:
+        assert (await raw.post(CHAT, json={**BODY, "alignment": BEST})).status_code == 200
+    assert not tracing.tracer.start_span("any").is_recording()
 
 
 # Lifecycle.
