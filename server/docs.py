@@ -7,11 +7,13 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from prometheus_client.metrics import MetricWrapperBase
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from decoders import STRATEGIES
 from rewards import COMBINES, KINDS, TRANSFORMS
+from server import metrics
 from server.config import SECTIONS, ConeConfig, Config, LimitsConfig, Section
 from server.kinds import MADE_HERE, about, parameters
 
@@ -30,6 +32,7 @@ a `reward`, or its `reward`:
 C is a combination (without one, the sum) and T a transform, each by name or as `{"name": {parameter: value}}`.
 `weights` are the sum of weight × (reward − mean) / spread over objectives, with the figures of `trimtab calibrate`.
 References of a transform are answers of the frozen base to the same prompt, drawn once and remembered."""
+METRICS = "<!-- The table is made by `python -m server.docs`. -->"
 MADE = "<!-- Made by `python -m server.docs`: change the code instead. -->\n"
 
 
@@ -105,6 +108,21 @@ def configuration() -> str:
     return "\n".join(lines) + "\n"
 
 
+def operations() -> str:
+    """docs/operations.md as it stands, with the list of metrics made anew below `METRICS`."""
+    text = (DOCS / "operations.md").read_text().partition(METRICS)[0]
+    rows = []
+    for metric in vars(metrics).values():
+        if isinstance(metric, MetricWrapperBase):
+            [family] = metric.describe()
+            labels = ", ".join(f"`{label}`" for label in metric._labelnames) or "none"
+            name = family.name + "_total" * (family.type == "counter")
+            rows.append(f"| `{name}` | {family.type} | {labels} | {family.documentation} |")
+    return (
+        "\n".join([text + METRICS, "", "| name | type | labels | meaning |", "|---|---|---|---|", *sorted(rows)]) + "\n"
+    )
+
+
 def _keys(section: type[Section]) -> Iterator[str]:
     schema = section.model_json_schema()
     for name, field in schema["properties"].items():
@@ -128,7 +146,12 @@ def _paper(arxiv: str) -> str:
     return f"[{arxiv}](https://arxiv.org/abs/{arxiv})" if arxiv else ""
 
 
-PAGES = {"strategies.md": strategies, "rewards.md": rewards, "configuration.md": configuration}
+PAGES = {
+    "strategies.md": strategies,
+    "rewards.md": rewards,
+    "configuration.md": configuration,
+    "operations.md": operations,
+}
 
 
 def main() -> None:

@@ -93,7 +93,18 @@ def end(running: Running) -> None:
 @pytest.fixture(scope="session")
 def server(config_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     log = tmp_path_factory.mktemp("serve") / "log"
-    running = serve(config_path, log, "--set", "max_body_mib=16", "--set", "engine.max_logprobs=20", "--set", REWARD)
+    running = serve(
+        config_path,
+        log,
+        "--set",
+        "max_body_mib=16",
+        "--set",
+        "engine.max_logprobs=20",
+        "--set",
+        REWARD,
+        "--set",
+        "limits.drain_s=3",
+    )
     yield from until_up(running)
 
 

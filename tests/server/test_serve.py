@@ -539,6 +539,7 @@ async def test_no_usage_is_reported_and_no_secret_is_logged(server: Running, ask
 
 
 async def test_sigterm_while_requests_run(server: Running, raw: httpx.AsyncClient, config: Config) -> None:
+    """What can be answered within `limits.drain_s` is, what is new is refused, the rest ends with an error."""
     long = int(config.engine.get("max_model_len", 256)) - 100
     bodies = [{"messages": HI, "n": 8, "max_tokens": long, "min_tokens": long, "stream": bool(i % 2)} for i in range(4)]
     pending = [asyncio.create_task(raw.post(CHAT, json=body)) for body in bodies]
@@ -547,9 +548,27 @@ async def test_sigterm_while_requests_run(server: Running, raw: httpx.AsyncClien
         return await load(raw) > 0
 
     assert await until(busy, 10)
+    short = asyncio.create_task(raw.post(CHAT, json={"messages": HI, "max_tokens": 2}))
+
+    async def let_in() -> bool:
+        return short.done() or "trimtab_inflight_requests 5.0" in (await raw.get("/metrics/")).text
+
+    assert await until(let_in, 10)
     server.process.send_signal(signal.SIGTERM)
+
+    async def closing() -> bool:
+        return (await raw.get("/ready")).status_code == 503
+
+    assert await until(closing, 2)
+    assert (await raw.get("/health")).status_code == 200
+    refused = await raw.post(CHAT, json={"messages": HI, "max_tokens": 2})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
+    assert int(refused.headers["retry-after"]) > 0
+    assert (await short).status_code == 200
     assert await asyncio.to_thread(server.wait, 20) == 0, server.told()
-    await asyncio.gather(*pending, return_exceptions=True)
+    for answer in await asyncio.gather(*pending, return_exceptions=True):
+        if isinstance(answer, httpx.Response):  # the rest was cut off as it was being sent
+            assert answer.status_code in (200, 500, 503)
 
     async def gone() -> bool:
         return not server.members()
