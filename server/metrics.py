@@ -82,3 +82,6 @@ READY = Gauge(
     "trimtab_ready", "1 while the base, its guides and every reward model are warm and the server takes work."
 )
 RELOADS = Counter("trimtab_reloads", "Reloads of the configuration, by whether it was taken.", ["outcome"])
+
+for reason in ("capacity", "share", "closing", "too_large"):
+    REFUSED.labels(reason)  # told as 0 until there is one

@@ -10,7 +10,7 @@ from engine.aligned import AlignedClient
 from server.admission import Admission
 from server.config import Config, ConfigError, RewardConfig
 from server.cost import Longest
-from server.metrics import READY, RELOADS
+from server.metrics import READY, RELOADS, REWARD_ERRORS
 from server.scoring import Scoring, engine_key
 
 BATCHES = 32
@@ -36,6 +36,8 @@ class Site:
     def __post_init__(self) -> None:
         self.admission = Admission(capacity=self.capacity(self.config))
         READY.set_function(lambda: float(self.ready))
+        for name in self.config.rewards:
+            REWARD_ERRORS.labels(name)  # told as 0 until there is one
 
     @property
     def config(self) -> Config:
