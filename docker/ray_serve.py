@@ -16,12 +16,15 @@ from pydantic import BaseModel
 from ray import serve
 from ray.serve import Application
 from starlette.requests import Request
-from starlette.responses import StreamingResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 
 DRAIN = 60
 """Seconds that answers under way have when a replica is let go: more than `limits.drain_s`."""
-HOP = frozenset({b"connection", b"content-length", b"host", b"keep-alive", b"transfer-encoding"})
+HOP = frozenset({b"connection", b"content-length", b"date", b"host", b"keep-alive", b"server", b"transfer-encoding"})
 """Headers of one connection, which the next has its own of."""
+
+GONE = {"message": "this replica's server is gone", "type": "server_error", "param": None, "code": "replica_gone"}
+"""Until Serve, after three failed health checks, has put another in its place."""
 
 
 class Options(BaseModel, extra="forbid"):
@@ -53,13 +56,17 @@ class Replica:
     async def check_health(self) -> None:
         (await self.client.get("/health", timeout=5)).raise_for_status()
 
-    async def __call__(self, request: Request) -> StreamingResponse:
+    async def __call__(self, request: Request) -> Response:
         url = httpx.URL(path=request.url.path, query=request.url.query.encode())
         headers = forwarded(request.headers.raw)
         asked = self.client.build_request(request.method, url, headers=headers, content=await request.body())
-        answer = await self.client.send(asked, stream=True)
+        try:
+            answer = await self.client.send(asked, stream=True)
+        except httpx.TransportError:
+            return JSONResponse({"error": GONE}, 503)
         response = StreamingResponse(relay(answer), answer.status_code)
-        response.raw_headers = forwarded(answer.headers.raw)
+        # Serve gave the child its request id, and writes it on the answer itself.
+        response.raw_headers = [h for h in forwarded(answer.headers.raw) if h[0].lower() != b"x-request-id"]
         return response
 
     def __del__(self) -> None:
@@ -96,6 +103,7 @@ def build(options: Options) -> Application:
         num_replicas=options.replicas,
         max_ongoing_requests=options.max_ongoing_requests,
         ray_actor_options={"num_cpus": options.cpus, "num_gpus": options.gpus},
+        health_check_period_s=5,
         graceful_shutdown_timeout_s=DRAIN,
     )
     return deployment.bind(options.config)
