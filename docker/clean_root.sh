@@ -52,7 +52,7 @@ step() {
         ENV) exports+="export $rest; " ;;
         WORKDIR) workdir=$rest && mkdir -p "$root$workdir" ;;
         RUN)
-            if [ "$mode" = all ] || [[ $rest == apt-get* ]]; then
+            if [ "$mode" = all ] || [[ $mode/$rest == packages/apt-get* ]]; then
                 echo "--- RUN $rest"
                 inside 0:0 "$rest"
             fi
