@@ -55,10 +55,11 @@ def hardware() -> str:
     """ "2 x AMD EPYC, NVIDIA H200": processors this process may use, and accelerators."""
     import os
 
-    import torch
-
     info = Path("/proc/cpuinfo")
     names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
     parts = [f"{len(os.sched_getaffinity(0))} x {names[0] if names else platform.processor()}"]
-    parts += [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    with suppress(ImportError):  # a client's machine may have no torch
+        import torch
+
+        parts += [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return ", ".join(parts)

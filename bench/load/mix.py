@@ -111,8 +111,8 @@ def _entry(given: Any, at: str, defaults: Mapping[str, Any], environment: Mappin
     if stream and path not in STREAMS:
         raise MixError(f"{at}.stream: true: only with the path {' or '.join(STREAMS)}, not {path}")
     body = dict(_mapping(keys.get("body", {}), f"{at}.body"))
-    _check_ranges(body, f"{at}.body.alignment")
     body = {**defaults, **body} if path in STREAMS else body
+    _check_ranges(body, f"{at}.body.alignment")
     key = _key(keys, at, environment)
     return Entry(name=name, share=float(share), body=body, path=path, stream=stream, key=key, expect=expect)
 

@@ -68,14 +68,13 @@ async def run(load: Load, drawn: Iterator[Request], send: Send, ended: Callable[
     def due(moment: float) -> Exchange | None:
         """The request of that moment; None when there is none any more."""
         nonlocal counted
-        if moment >= last:
-            return None
-        if load.requests is not None and counted >= load.requests:
-            if not patience.expired():
-                patience.reschedule(min(loop.time() + load.drain, patience.when() or math.inf))
+        if moment >= last or counted == load.requests or patience.expired():
             return None
         exchanges.append(Exchange(request=next(drawn), intended=moment, counted=moment >= start))
         counted += exchanges[-1].counted
+        if counted == load.requests:  # clients that wait for an answer ask for no more: the drain begins here
+            wait = moment - time.monotonic() + load.drain
+            patience.reschedule(min(loop.time() + wait, patience.when() or math.inf))
         return exchanges[-1]
 
     async def exchange(one: Exchange) -> None:
