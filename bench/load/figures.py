@@ -107,13 +107,14 @@ def shown(found: dict[str, Any]) -> str:
     """Two tables, of times and of outcomes, and what a reader must know of them."""
     rows = [*found["entries"], found[TOTAL]]
     outcomes = [outcome for outcome in Outcome if found[TOTAL]["outcomes"][outcome]]
+    columns = ["statuses", *(["retry_after"] if found[TOTAL]["retry_after"] else [])]
     ends = [
-        [r["name"], *(r["outcomes"][outcome] for outcome in outcomes), counts(r["statuses"]), counts(r["retry_after"])]
+        [r["name"], *(r["outcomes"][outcome] for outcome in outcomes), *(counts(r[column]) for column in columns)]
         for r in rows
     ]
     parts = [
         table(HEADERS, [cells(r) for r in rows]),
-        table(["entry", *outcomes, "statuses", "retry-after"], ends),
+        table(["entry", *outcomes, *columns], ends),
         *notes(found),
     ]
     return "\n\n".join(parts)

@@ -19,6 +19,7 @@ COLOURS = {
     Outcome.INCOMPLETE: "black",
     Outcome.DISCONNECTED: "tab:purple",
 }
+STYLES = ("-", "--", ":", "-.")
 
 
 def plot(path: Path, runs: list[tuple[str, dict[str, Any]]]) -> None:
@@ -59,15 +60,15 @@ def _over_time(axes: Any, found: dict[str, Any]) -> None:
 
 def _distribution(axes: Any, found: dict[str, Any]) -> None:
     answered = (Outcome.OK, Outcome.CUT, Outcome.DEGRADED)
-    for name in (row["name"] for row in found["entries"]):
+    for i, name in enumerate(row["name"] for row in found["entries"]):
         times = [
             r["latency"]
             for r in found["requests"]
             if r["entry"] == name and r["outcome"] in answered and not r["slow"] and r["latency"] is not None
         ]
         if times:
-            axes.ecdf(times, label=name)
+            axes.ecdf(times, label=name, color=f"C{i % 10}", linestyle=STYLES[i // 10 % len(STYLES)])
     axes.set(xlabel="latency from when due, s", ylabel="share of the answers", ylim=(0, 1))
     axes.set_title("answers by latency")
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize="small")
+        axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1.01, 0.5))

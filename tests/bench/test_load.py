@@ -17,6 +17,7 @@ from bench.load.figures import figures, row, shown
 from bench.load.mix import Entry
 from bench.load.run import Load, Run, run
 from bench.serving import free_port
+from server.cli import main as trimtab
 from tests.bench.scripted import STREAMS, USAGE, Scripted, running
 
 
@@ -200,7 +201,7 @@ def test_the_command(server: Scripted, tmp_path: Any, capsys: pytest.CaptureFixt
     files = ["--mix", str(tmp_path / "mix.yaml"), "--json", str(tmp_path / "a.json"), "--png", str(tmp_path / "a.png")]
     command = ["--url", f"{server.url}/v1/", "--key", "sk-secret", "--rate", "20", "40", "--requests", "20", *files]
     monkeypatch.setattr("sys.argv", ["trimtab", "load", *command])
-    main(command)
+    trimtab()
     printed = capsys.readouterr().out
     assert printed.count("| quick ") == 4  # two tables of two loads
     assert "| 40 requests/s, poisson" in printed
