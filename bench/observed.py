@@ -1,0 +1,74 @@
+"""A server watched from outside: its metrics, and the memory of its processes."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+import httpx
+import psutil
+
+SAMPLE = re.compile(r"^([\w:]+)(?:\{(.*)\})? (\S+)$", re.MULTILINE)
+LABEL = re.compile(r'(\w+)="([^"]*)"')
+MIB = 2**20
+
+Labels = tuple[tuple[str, str], ...]
+
+
+async def metrics(url: str, prefix: str = "trimtab_") -> dict[str, dict[Labels, float]]:
+    """name -> labels, in order -> value"""
+    async with httpx.AsyncClient() as http:
+        text = (await http.get(f"{url}/metrics/", timeout=30)).text
+    found: dict[str, dict[Labels, float]] = {}
+    for name, labels, value in SAMPLE.findall(text):
+        if name.startswith(prefix):
+            found.setdefault(name, {})[tuple(sorted(LABEL.findall(labels)))] = float(value)
+    return found
+
+
+def gained(before: dict[str, dict[Labels, float]], after: dict[str, dict[Labels, float]], name: str) -> Counter[str]:
+    """Of a counter, by its labels' values, joined by a space: what it gained, without what gained nothing."""
+    then = before.get(name, {})
+    grown = {labels: value - then.get(labels, 0.0) for labels, value in after.get(name, {}).items()}
+    return Counter({" ".join(v for _, v in labels): round(value) for labels, value in grown.items() if value})
+
+
+@dataclass
+class Watch:
+    """Samples of a local server while something else goes on."""
+
+    url: str
+    every: float = 5.0
+    """Seconds."""
+    seconds: list[float] = field(default_factory=list)
+    memory: list[float] = field(default_factory=list)
+    """MiB of all its processes together, what they share counted once."""
+    in_flight: list[float] = field(default_factory=list)
+    admitted: list[float] = field(default_factory=list)
+
+    async def run(self) -> None:
+        """Until it is cancelled."""
+        began = time.monotonic()
+        server = listening(self.url)
+        while True:
+            found = await metrics(self.url)
+            self.seconds.append(time.monotonic() - began)
+            self.memory.append(await asyncio.to_thread(memory, server))
+            self.in_flight.append(found["trimtab_inflight_requests"][()])
+            self.admitted.append(found["trimtab_admitted_tokens"][()])
+            await asyncio.sleep(self.every)
+
+
+def listening(url: str) -> psutil.Process:
+    port = int(url.rpartition(":")[2])
+    [pid] = {c.pid for c in psutil.net_connections("tcp") if c.laddr.port == port and c.status == psutil.CONN_LISTEN}
+    return psutil.Process(pid)
+
+
+def memory(server: psutil.Process) -> float:
+    """MiB, by proportional set size."""
+    processes = [server, *server.children(recursive=True)]
+    return float(sum(process.memory_full_info().pss for process in processes) / MIB)

@@ -1,0 +1,92 @@
+"""`python -m bench.overload`: three times what the server can carry, in an open loop, plain chat and searches mixed.
+
+First its capacity, by a closed loop. Then the same mix at three times that rate, on a server whose `limits.max_tokens`
+is what it got through in `--wait` seconds at capacity. Shown: how much of the capacity still comes out (answers and
+tokens per second), how long plain chat takes while searches wait or are refused, and that every request is answered.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.load import draw, mix
+from bench.load.cli import allow_many_connections, first_model, read_prompts
+from bench.load.client import connected
+from bench.load.figures import figures, shown
+from bench.load.run import Load, run
+from bench.observed import Watch
+from bench.report import table, write
+from bench.serving import trimtab
+
+PROMPTS = Path("demo/prompts.txt")
+MIX = Path(__file__).parent / "load" / "overload.yaml"
+CLIENTS = 32
+TIMES = 3.0
+
+
+async def loaded(url: str, load: Load, deadline: float) -> tuple[dict[str, Any], Watch]:
+    entries, prompts = mix.read(MIX), read_prompts(PROMPTS)
+    watch = Watch(url, every=1.0)
+    async with connected(url, None, draw.Manners.slow_rate) as client:
+        model = await first_model(client.http, url, None)
+        watching = asyncio.create_task(watch.run())
+        done = await run(load, draw.requests(entries, prompts, model, draw.Manners(), load.seed), client)
+        watching.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await watching
+    return figures(done, deadline), watch
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="bench.overload", description=__doc__)
+    parser.add_argument("--duration", type=float, default=60.0, help="seconds of each load (60)")
+    parser.add_argument("--wait", type=float, default=10.0, help="seconds of work that may be let in (10)")
+    parser.add_argument("--quick", action="store_true", help="half a minute each")
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    args = parser.parse_args(argv)
+    seconds = 30.0 if args.quick else args.duration
+    allow_many_connections()
+    with trimtab(None, None) as url:
+        closed = Load(concurrency=CLIENTS, duration=seconds, warmup=5, drain=60)
+        capacity, watch = asyncio.run(loaded(url, closed, args.wait))
+    served = sum(1 for one in capacity["requests"] if one["outcome"] == "ok") / capacity["span"]
+    cost = np.sum(watch.admitted) / max(1.0, np.sum(watch.in_flight))
+    limit = round(served * cost * args.wait)
+    print(f"capacity, {CLIENTS} clients in a closed loop: {served:.2f} answers/s, {cost:.0f} tokens let in for each\n")
+    print(shown(capacity))
+    with trimtab(None, None, f"limits.max_tokens={limit}") as url:
+        rate = TIMES * served
+        opened = Load(rate=rate, duration=seconds, warmup=5, drain=60)
+        over, _ = asyncio.run(loaded(url, opened, args.wait))
+    print(f"\n{TIMES:g} times as much, {rate:.2f} requests/s, limits.max_tokens {limit}\n\n{shown(over)}\n")
+    rows = []
+    for name in ("plain", "search", "total"):
+        at, beyond = (
+            next(r for r in [*found["entries"], found["total"]] if r["name"] == name) for found in (capacity, over)
+        )
+        rows.append(
+            (
+                name,
+                f"{at['visible_tokens_per_s']:.1f}",
+                f"{beyond['visible_tokens_per_s'] / at['visible_tokens_per_s']:.2f}",
+                f"{beyond['total_tokens_per_s'] / at['total_tokens_per_s']:.2f}",
+                f"{at['latency']['p95']:.2f}",
+                f"{beyond['latency']['p95']:.2f}" if beyond["latency"] else "–",
+                f"{beyond['outcomes']['429'] / beyond['requests']:.0%}",
+                beyond["outcomes"]["incomplete"] + beyond["outcomes"]["connection"],
+            )
+        )
+    headers = ("", "visible tok/s", "x at overload", "all tokens x", "p95 s", "p95 s at overload", "429", "unanswered")
+    print(table(headers, rows))
+    write(args.json, {"capacity": capacity, "overload": over, "limit": limit, "cost": cost, "served": served})
+
+
+if __name__ == "__main__":
+    main()

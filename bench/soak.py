@@ -1,0 +1,157 @@
+"""`python -m bench.soak`: every strategy at once for ten minutes, with clients that hang up and bad requests.
+
+Shown: that nothing ended otherwise than it should, that memory stays flat, that nothing is left at work, and that what
+the server counted is what its clients counted. After the soak a shorter load without anybody hanging up, in which
+tokens are compared too: of an answer that its client did not wait for, the client cannot tell them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.load import draw, mix
+from bench.load.cli import allow_many_connections, first_model, read_prompts
+from bench.load.client import connected
+from bench.load.exchange import Outcome
+from bench.load.figures import figures, shown
+from bench.load.run import Load, Run, run
+from bench.observed import Watch, gained, metrics
+from bench.report import table, write
+from bench.serving import trimtab
+
+PROMPTS = Path("demo/prompts.txt")
+CLIENTS = 8
+EXACT = 60.0
+"""Seconds of the load without anybody hanging up."""
+OUTCOMES = {"ok": Outcome.OK, "invalid": Outcome.EXPECTED, "degraded": Outcome.DEGRADED, "rejected": Outcome.REFUSED}
+"""The server's name of an outcome -> the client's"""
+
+
+async def soaked(url: str, seconds: float, exact: float) -> dict[str, Any]:
+    """Figures of both loads."""
+    entries, prompts = mix.read(mix.SHIPPED["all"]), read_prompts(PROMPTS)
+    watch = Watch(url)
+    async with connected(url, None, draw.Manners.slow_rate) as client:
+        model = await first_model(client.http, url, None)
+
+        async def loaded(duration: float, disconnect: float) -> tuple[Run, dict[str, Any]]:
+            before = await metrics(url)
+            drawn = draw.requests(entries, prompts, model, draw.Manners(disconnect=disconnect), 0)
+            done = await run(Load(concurrency=CLIENTS, duration=duration, drain=60), drawn, client)
+            idle = await until_idle(url)
+            return done, compared(done, before, await metrics(url)) | {"idle_after_s": idle}
+
+        await loaded(10.0, 0.2)  # what is loaded at first use is no leak
+        watching = asyncio.create_task(watch.run())
+        soak, sums = await loaded(seconds, 0.2)
+        watching.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await watching
+        quiet, exactly = await loaded(exact, 0.0)
+    half = len(watch.memory) // 2
+    growth = np.polyfit(watch.seconds[half:], watch.memory[half:], 1)[0] * 60 if half > 2 else None
+    return {
+        "soak": figures(soak, None),
+        "sums": sums,
+        "exact": figures(quiet, None)["total"],
+        "exact_sums": exactly,
+        "memory_mib": {"seconds": watch.seconds, "pss": watch.memory},
+        "growth_mib_per_minute": growth,
+    }
+
+
+async def until_idle(url: str) -> float:
+    """Seconds until nothing is in flight inside or out; raises TimeoutError."""
+    began = time.monotonic()
+    async with asyncio.timeout(60):
+        while True:
+            ours, inner = await metrics(url), await metrics(url, "vllm:")
+            gauges = [*ours["trimtab_inflight_requests"].values(), *ours["trimtab_inflight_candidates"].values()]
+            gauges += [*ours["trimtab_admitted_tokens"].values()]
+            for name in ("vllm:num_requests_running", "vllm:num_requests_waiting"):
+                gauges += inner.get(name, {}).values()
+            if not any(gauges):
+                return time.monotonic() - began
+            await asyncio.sleep(0.1)
+
+
+def compared(done: Run, before: Any, after: Any) -> dict[str, Any]:
+    """What the server counted against what clients did, by outcome and by kind of token."""
+    clients = Counter(str(one.outcome) for one in done.exchanges)
+    server: Counter[str] = Counter()
+    for labels, count in gained(before, after, "trimtab_requests_total").items():
+        server[labels.split()[0]] += count
+    answered = [one for one in done.exchanges if one.outcome in (Outcome.OK, Outcome.CUT, Outcome.DEGRADED)]
+    tokens = {
+        "prompt": sum(one.usage.get("prompt_tokens", 0) for one in answered),
+        "visible": sum(one.visible_tokens or 0 for one in answered),
+        "sampled": sum(one.alignment.get("sampled_tokens", 0) for one in answered),
+        "scored": sum(one.alignment.get("scored_tokens", 0) for one in answered),
+    }
+    return {
+        "clients": dict(clients),
+        "server": dict(server),
+        "requests": [len(done.exchanges), server.total()],
+        "client_tokens": tokens,
+        "server_tokens": dict(gained(before, after, "trimtab_tokens_total")),
+    }
+
+
+def report(found: dict[str, Any]) -> str:
+    sums, exact = found["sums"], found["exact_sums"]
+    rows = []
+    for name, (s, c) in {
+        "requests": (sums["requests"][1], sums["requests"][0]),
+        **{o: (sums["server"].get(o, 0), sums["clients"].get(c, 0)) for o, c in OUTCOMES.items()},
+        "client_abort (clients: hung up)": (
+            sums["server"].get("client_abort", 0),
+            sums["clients"].get(Outcome.DISCONNECTED, 0),
+        ),
+        **{
+            f"{o}, without hang-ups": (exact["server"].get(o, 0), exact["clients"].get(c, 0))
+            for o, c in OUTCOMES.items()
+        },
+        **{
+            f"{kind} tokens, without hang-ups": (exact["server_tokens"].get(kind, 0), exact["client_tokens"][kind])
+            for kind in ("prompt", "visible", "sampled", "scored")
+        },
+    }.items():
+        rows.append((name, s, c))
+    memory = found["memory_mib"]["pss"]
+    growth = found["growth_mib_per_minute"]
+    lines = [
+        shown(found["soak"]),
+        table(("count", "server", "clients"), rows),
+        f"memory: {memory[0]:.0f} MiB at first, {memory[-1]:.0f} at the end, {max(memory):.0f} at most; in the second "
+        f"half {'too short to tell' if growth is None else f'{growth:+.2f} MiB a minute'}",
+        f"nothing in flight {sums['idle_after_s']:.1f} s after the last client",
+    ]
+    return "\n\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="bench.soak", description=__doc__)
+    parser.add_argument("--url", help="a running demo on this machine; by default one is started")
+    parser.add_argument("--duration", type=float, default=600.0, help="seconds (600)")
+    parser.add_argument("--quick", action="store_true", help="two minutes, then half a minute without hang-ups")
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    args = parser.parse_args(argv)
+    seconds, exact = (120.0, 30.0) if args.quick else (args.duration, EXACT)
+    allow_many_connections()
+    with trimtab(args.url, None) as url:
+        found = asyncio.run(soaked(url, seconds, exact))
+    print(report(found))
+    write(args.json, found)
+
+
+if __name__ == "__main__":
+    main()
