@@ -103,7 +103,7 @@ def server(config_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         "--set",
         REWARD,
         "--set",
-        "limits.drain_s=3",
+        "limits={drain_s: 3, max_tokens: 100_000_000}",
     )
     yield from until_up(running)
 

@@ -528,7 +528,8 @@ async def test_no_usage_is_reported_and_no_secret_is_logged(server: Running, ask
     secret = "the colour of my egg is a secret"
     await ask(messages=[{"role": "user", "content": secret}])
     others = [environment(pid) for pid in server.members() if pid != server.process.pid]
-    readable = [found for found in others if any(found)]  # a process that renames itself may write over its own
+    first = "PYTHONPATH="  # a process that renames itself writes over its own, but for what lies at its end
+    readable = [found for found in others if any(line.startswith(first) for line in found)]
     assert readable
     assert all("VLLM_NO_USAGE_STATS=1" in found for found in readable)
     assert KEY not in server.told()
