@@ -118,7 +118,9 @@ class Plan:
 
 
 def check(config: Config) -> None:
-    """Raises ConfigError for a reward, an objective, a preset or a default that no request could be answered with."""
+    """Raises ConfigError for a reward, an objective, a preset or a default that no request could be answered with, and
+    for keys that cannot be read."""
+    _ = config.keys
     check_rewards(config)
     checked(config)
     orchestrator(config)

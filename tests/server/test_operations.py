@@ -446,16 +446,19 @@ async def test_a_reload_takes_all_or_nothing(site: tuple[Site, FastAPI, Path]) -
         assert (await raw.post(CHAT, json=ask)).status_code == 200
         assert "toy-bad" in {model["id"] for model in (await raw.get("/v1/models")).json()["data"]}
         bad = {
-            "presets: {": ("presets", "presets: {x: {weights: {nobody: 1}}, "),
-            "name: toy": ("name", "name: other"),
-            "spread: 2.0": ("spread", "spread: 0"),
-            "kind: length": ("kind", "kind: nothing"),
+            "\nname: toy": "\nname: other",
+            "spread: 2.0": "spread: 0",
+            "kind: length": "kind: nothing",
+            "weights:": "weigths:",
+            "\nbase:": "\napi_keys_file: nowhere\nbase:",
+            "\npresets:": "\npresetz: {}\npresets:",
         }
-        for old, (key, new) in bad.items():
+        for old, new in bad.items():
             before, now = served.config, path.read_text()
-            path.write_text(now.replace(old, new) if old in now else now + "\npresetz: {}\n")
+            assert old in now
+            path.write_text(now.replace(old, new))
             refused = await raw.post("/admin/reload")
-            assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_configuration"), key
+            assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_configuration"), new
             assert served.config is before
             assert (await raw.post(CHAT, json=ask)).status_code == 200
             path.write_text(now)
