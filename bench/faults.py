@@ -216,8 +216,15 @@ async def bad_reload(server: Server) -> None:
     server.process.send_signal(signal.SIGHUP)
 
 
+async def full(server: Server) -> None:
+    """No file can grow any more, the log's among them: what a full disk is to a process, but for the number of the
+    error."""
+    for process in [top := psutil.Process(server.process.pid), *top.children(recursive=True)]:
+        process.rlimit(psutil.RLIMIT_FSIZE, (0, 0))
+
+
 async def nothing(server: Server) -> None:
-    """The fault is there from the start."""
+    pass
 
 
 FAULTS: dict[str, tuple[Fault, str]] = {
@@ -226,7 +233,7 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "reward engine killed": (kill_reward, "rm-a.helpfulness"),
     "reward hangs": (hang, "judge"),
     "reward gives NaN": (nan, "judge"),
-    "log's disk full": (nothing, "rm-a.helpfulness"),
+    "log's disk full": (full, "rm-a.helpfulness"),
     "SIGTERM": (terminate, "rm-a.helpfulness"),
     "bad reload": (bad_reload, "rm-a.helpfulness"),
 }
@@ -237,7 +244,7 @@ async def tried(name: str, judge: str) -> dict[str, Any]:
     """One fault under load."""
     fault, reward = FAULTS[name]
     Judge.mode = "well"
-    out = Path("/dev/full") if "disk" in name else Path("out/faults.log")
+    out = Path("out/faults.log")
     out.parent.mkdir(exist_ok=True)
     async with running(judge, out) as server:
         seen, stop = Seen(), asyncio.Event()

@@ -230,7 +230,7 @@ async def test_a_client_that_leaves_while_it_sends_is_counted_and_nothing_runs()
     async def send(message: Message) -> None:
         raise AssertionError("nobody is there to answer")
 
-    await seam(app)({"type": "http", "method": "POST", "path": CHAT}, receive, send)
+    await seam(app)({"type": "http", "method": "POST", "path": CHAT, "headers": []}, receive, send)
     assert app.raw == b""
     assert counted("none", "client_abort") == before + 1
 
@@ -351,7 +351,7 @@ async def test_text_that_looks_like_an_end_does_not_wait() -> None:
         if message["type"] == "http.response.body":
             sent.append(message["body"])
 
-    await seam(app)({"type": "http", "method": "POST", "path": CHAT}, receive, send)
+    await seam(app)({"type": "http", "method": "POST", "path": CHAT, "headers": []}, receive, send)
     assert sent[-1].endswith(b"data: [DONE]\n\n")
 
 
@@ -413,7 +413,7 @@ async def test_a_client_that_leaves_a_stream_is_counted_once() -> None:
     async def send(message: Message) -> None:
         pass
 
-    await seam(app)({"type": "http", "method": "POST", "path": CHAT}, receive, send)
+    await seam(app)({"type": "http", "method": "POST", "path": CHAT, "headers": []}, receive, send)
     assert counted("guided", "client_abort") == before + 1
 
 
