@@ -46,6 +46,8 @@ class Watch:
     seconds: list[float] = field(default_factory=list)
     memory: list[float] = field(default_factory=list)
     """MiB of all its processes together, what they share counted once."""
+    front: list[float] = field(default_factory=list)
+    """MiB of the process that speaks HTTP."""
     in_flight: list[float] = field(default_factory=list)
     admitted: list[float] = field(default_factory=list)
 
@@ -56,7 +58,8 @@ class Watch:
         while True:
             found = await metrics(self.url)
             self.seconds.append(time.monotonic() - began)
-            self.memory.append(await asyncio.to_thread(memory, server))
+            self.memory.append(await asyncio.to_thread(memory, server, *server.children(recursive=True)))
+            self.front.append(await asyncio.to_thread(memory, server))
             self.in_flight.append(found["trimtab_inflight_requests"][()])
             self.admitted.append(found["trimtab_admitted_tokens"][()])
             await asyncio.sleep(self.every)
@@ -68,7 +71,6 @@ def listening(url: str) -> psutil.Process:
     return psutil.Process(pid)
 
 
-def memory(server: psutil.Process) -> float:
+def memory(*processes: psutil.Process) -> float:
     """MiB, by proportional set size."""
-    processes = [server, *server.children(recursive=True)]
     return float(sum(process.memory_full_info().pss for process in processes) / MIB)

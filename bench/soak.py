@@ -32,6 +32,9 @@ PROMPTS = Path("demo/prompts.txt")
 CLIENTS = 8
 EXACT = 60.0
 """Seconds of the load without anybody hanging up."""
+MEMORY = {"all": "all processes", "front": "the process that speaks HTTP"}
+HASTE = 0.6
+"""Seconds within which a client that hangs up does so: most answers take longer."""
 OUTCOMES = {"ok": Outcome.OK, "invalid": Outcome.EXPECTED, "degraded": Outcome.DEGRADED, "rejected": Outcome.REFUSED}
 """The server's name of an outcome -> the client's"""
 
@@ -45,7 +48,8 @@ async def soaked(url: str, seconds: float, exact: float) -> dict[str, Any]:
 
         async def loaded(duration: float, disconnect: float) -> tuple[Run, dict[str, Any]]:
             before = await metrics(url)
-            drawn = draw.requests(entries, prompts, model, draw.Manners(disconnect=disconnect), 0)
+            manners = draw.Manners(disconnect=disconnect, disconnect_within=HASTE)
+            drawn = draw.requests(entries, prompts, model, manners, 0)
             done = await run(Load(concurrency=CLIENTS, duration=duration, drain=60), drawn, client)
             idle = await until_idle(url)
             return done, compared(done, before, await metrics(url)) | {"idle_after_s": idle}
@@ -57,15 +61,12 @@ async def soaked(url: str, seconds: float, exact: float) -> dict[str, Any]:
         with contextlib.suppress(asyncio.CancelledError):
             await watching
         quiet, exactly = await loaded(exact, 0.0)
-    half = len(watch.memory) // 2
-    growth = np.polyfit(watch.seconds[half:], watch.memory[half:], 1)[0] * 60 if half > 2 else None
     return {
         "soak": figures(soak, None),
         "sums": sums,
         "exact": figures(quiet, None)["total"],
         "exact_sums": exactly,
-        "memory_mib": {"seconds": watch.seconds, "pss": watch.memory},
-        "growth_mib_per_minute": growth,
+        "memory_mib": {"seconds": watch.seconds, "all": watch.memory, "front": watch.front},
     }
 
 
@@ -126,16 +127,23 @@ def report(found: dict[str, Any]) -> str:
         },
     }.items():
         rows.append((name, s, c))
-    memory = found["memory_mib"]["pss"]
-    growth = found["growth_mib_per_minute"]
     lines = [
         shown(found["soak"]),
         table(("count", "server", "clients"), rows),
-        f"memory: {memory[0]:.0f} MiB at first, {memory[-1]:.0f} at the end, {max(memory):.0f} at most; in the second "
-        f"half {'too short to tell' if growth is None else f'{growth:+.2f} MiB a minute'}",
+        *(grown(found["memory_mib"]["seconds"], found["memory_mib"][of], name) for of, name in MEMORY.items()),
         f"nothing in flight {sums['idle_after_s']:.1f} s after the last client",
     ]
     return "\n\n".join(lines)
+
+
+def grown(seconds: Sequence[float], mib: Sequence[float], name: str) -> str:
+    """Slopes are of a line through each half."""
+    half = len(mib) // 2
+    slopes = [
+        f"{60 * np.polyfit(seconds[part], mib[part], 1)[0]:+.2f}" if half > 2 else "?"
+        for part in (slice(half), slice(half, None))
+    ]
+    return f"memory of {name}: {mib[0]:.0f} MiB at first, {mib[-1]:.0f} at last; {' then '.join(slopes)} MiB a minute"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -178,7 +178,7 @@ class AlignedClient:
         if run.span is not None:
             engine = Traced(engine, run.span)
         texts = [Text(self.inner.renderer.tokenizer, params) for _ in range(n)]
-        ended = 0
+        ended, told = 0, False
         answers: dict[int, RequestOutput] = {}
         async with aclosing(run.carry_out(tokens, as_sampling(params), engine, n=n)) as chunks:
             async for chunk in chunks:
@@ -188,6 +188,8 @@ class AlignedClient:
                     run.reports.setdefault(first + chunk.index, {}).update(chunk.report)
                 ended += chunk.finish is not None
                 piece = as_output(chunk, tokens, texts[chunk.index])
+                if not told:  # an instruction of the strategy's makes it longer, and the usage tells of that one
+                    own.prompt, told = own.prompt + len(piece.prompt_token_ids) - len(tokens), True
                 piece.request_id, piece.finished = request_id, ended == n
                 if params.output_kind == RequestOutputKind.DELTA:
                     yield piece

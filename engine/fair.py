@@ -62,7 +62,7 @@ class Turn:
     caller: str = ""
     search: bool = False
     prompt: int = 0
-    """Tokens of the prompts that the client sent."""
+    """Tokens of its prompts, as the answer's usage tells them."""
     visible: int = 0
     """Tokens that the client was given."""
     first: float | None = None

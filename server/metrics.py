@@ -30,7 +30,7 @@ FIRST_TOKEN = Histogram(
 )
 TOKENS = Counter(
     "trimtab_tokens",
-    "Tokens by kind: prompt (as the client sent it), visible (of the answers), sampled (drawn, visible or not), scored "
+    "Tokens by kind: prompt (as the usage tells it), visible (of the answers), sampled (drawn, visible or not), scored "
     "(whose log-prob or reward was asked for).",
     ["kind"],
 )
