@@ -78,7 +78,10 @@ def _own_endpoints(app: FastAPI, site: Site) -> None:
 
     @app.get("/v1/alignment")
     async def alignment() -> dict[str, Any]:
-        return catalogue(site.config, site.scoring)
+        caps = {"max_tokens": site.admission.capacity, "max_sampled_tokens": site.config.limits.max_sampled_tokens}
+        caps |= {"max_deadline_ms": site.config.limits.max_deadline_ms}
+        caps |= {key: getattr(site.config, key) for key in ("max_candidates", "max_draws")}
+        return catalogue(site.config, site.scoring) | {"limits": caps}
 
     @app.post("/v1/alignment/score")
     async def score_responses(request: Request) -> Response:

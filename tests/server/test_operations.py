@@ -481,6 +481,17 @@ async def test_a_reload_changes_rules_limits_and_keys(site: tuple[Site, FastAPI,
         assert (await raw.post(CHAT, json=BODY)).status_code == 401
 
 
+async def test_clients_are_told_the_limits(site: tuple[Site, FastAPI, Path]) -> None:
+    served, app, _ = site
+    batch = served.client.vllm_config.scheduler_config.max_num_seqs * 256
+    async with http(app) as raw:
+        told = (await raw.get("/v1/alignment")).json()["limits"]
+    assert told == {
+        "max_tokens": 32 * batch, "max_sampled_tokens": None, "max_deadline_ms": None, "max_candidates": 256,
+        "max_draws": 4096,
+    }  # fmt: skip
+
+
 async def test_only_an_admin_may_reload_over_http(app: FastAPI) -> None:
     async with http(app) as raw:
         assert (await raw.post("/admin/reload")).status_code == 404
