@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 
 from opentelemetry import trace
@@ -21,51 +21,46 @@ class Traced:
     engine: Engine
     parent: Span
 
-    def begun(self, call: str, prompt: Tokens, guides: Mixture, **told: int) -> Span:
+    @contextmanager
+    def step(self, call: str, prompt: Tokens, guides: Mixture, **told: int) -> Iterator[Span]:
         attributes: dict[str, int | float] = {"trimtab.prompt_tokens": len(prompt)}
         attributes |= {f"trimtab.{key}": value for key, value in told.items()}
         attributes |= {f"trimtab.guide.{member}": weight for member, weight in guides.items()}
         context = trace.set_span_in_context(self.parent)
-        return tracer.start_span(f"engine {call}", context=context, attributes=attributes)
+        span = tracer.start_span(f"engine {call}", context=context, attributes=attributes)
+        try:
+            yield span
+        finally:
+            span.end()
 
     async def generate(
         self, prompt: Tokens, sampling: Sampling, *, n: int, guides: Mixture
     ) -> AsyncGenerator[Chunk, None]:
         drawn = 0
-        span = self.begun("generate", prompt, guides, n=n, max_tokens=sampling.max_tokens)
-        try:
-            async with aclosing(self.engine.generate(prompt, sampling, n=n, guides=guides)) as chunks:
-                async for chunk in chunks:
-                    drawn += len(chunk.tokens)
-                    yield chunk
-        finally:
-            span.set_attribute("trimtab.sampled_tokens", drawn)
-            span.end()
+        with self.step("generate", prompt, guides, n=n, max_tokens=sampling.max_tokens) as span:
+            try:
+                async with aclosing(self.engine.generate(prompt, sampling, n=n, guides=guides)) as chunks:
+                    async for chunk in chunks:
+                        drawn += len(chunk.tokens)
+                        yield chunk
+            finally:
+                span.set_attribute("trimtab.sampled_tokens", drawn)
 
     @property
     def ends(self) -> frozenset[int]:
         return self.engine.ends
 
     async def ahead(self, prompt: Tokens, *, k: int, length: int, guides: Mixture) -> list[list[tuple[int, float]]]:
-        span = self.begun("ahead", prompt, guides, k=k, length=length)
-        try:
+        with self.step("ahead", prompt, guides, k=k, length=length):
             return await self.engine.ahead(prompt, k=k, length=length, guides=guides)
-        finally:
-            span.end()
 
     async def score(self, prompt: Tokens, completion: Tokens, *, guides: Mixture) -> list[float]:
-        span = self.begun("score", prompt, guides, scored_tokens=len(completion))
-        try:
+        with self.step("score", prompt, guides, scored_tokens=len(completion)):
             return await self.engine.score(prompt, completion, guides=guides)
-        finally:
-            span.end()
 
     async def divergence(self, prompt: Tokens, completion: Tokens, *, guides: Mixture) -> list[float]:
-        span = self.begun("divergence", prompt, guides, scored_tokens=len(completion))
-        try:
+        with self.step("divergence", prompt, guides, scored_tokens=len(completion)):
             return await self.engine.divergence(prompt, completion, guides=guides)
-        finally:
-            span.end()
 
     def text(self, completion: Tokens) -> str:
         return self.engine.text(completion)

@@ -21,6 +21,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from decoders.protocols import BASE, Chunk, Mixture, Sampling, Tokens
 from engine.fair import Turn
+from engine.fair import turn as handled
 from engine.mixture import read
 from engine.plugin import FIELD
 from engine.table import KEY, pack
@@ -40,7 +41,8 @@ class VLLMEngine:
     name: str = "trimtab"
     """What the ids of its requests begin with."""
     cache_salt: str | None = None
-    turn: Turn = field(default_factory=Turn)
+    turn: Turn | None = None
+    """The request's; None: of whichever request is being handled, as for rewards that ask the base."""
     context: Mapping[str, Any] = field(default_factory=dict)
     """What `EngineClient.generate` takes beside prompt and sampling: trace_headers, data_parallel_rank …"""
 
@@ -51,7 +53,7 @@ class VLLMEngine:
     def for_request(
         self, name: str, *, cache_salt: str | None = None, turn: Turn | None = None, **context: Any
     ) -> VLLMEngine:
-        return replace(self, name=name, cache_salt=cache_salt, turn=turn or Turn(), context=context)
+        return replace(self, name=name, cache_salt=cache_salt, turn=turn, context=context)
 
     async def generate(
         self, prompt: Tokens, sampling: Sampling, *, n: int, guides: Mixture
@@ -199,7 +201,8 @@ class VLLMEngine:
         generate = partial(
             self.client.generate, tokens_input(list(prompt), cache_salt=self.cache_salt), params, request
         )
-        outputs = self.turn.through(generate, params, **self.context)
+        own = self.turn or handled.get() or Turn()
+        outputs = own.through(generate, params, **self.context)
         ended = False
         try:
             async with aclosing(outputs):

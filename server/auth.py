@@ -10,7 +10,7 @@ from typing import get_args
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.config import Config, TrustedHeader
+from server.config import HASHED, Config, TrustedHeader
 from server.errors import ApiError
 
 OPEN = frozenset({"/health", "/ready"})
@@ -18,7 +18,6 @@ OPERATIONS = ("/metrics", "/admin/")
 """Where the paths begin that are an admin's, if there is one."""
 CALLER = "trimtab.caller"
 """Key of the ASGI scope under which whose request it is stands; what a log and a share may name it by."""
-HASHED = "sha256:"
 
 
 TRUSTED = frozenset(get_args(TrustedHeader))

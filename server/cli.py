@@ -17,8 +17,8 @@ from pathlib import Path
 import psutil
 import uvloop
 
-from server.auth import HASHED, digest, new_key
-from server.config import Config, ConfigError, load
+from server.auth import digest, new_key
+from server.config import HASHED, Config, ConfigError, load
 from server.lines import Lines
 
 DEMO = Path(__file__).resolve().parent.parent / "demo" / "config.yaml"

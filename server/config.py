@@ -61,8 +61,12 @@ File = Annotated[str, AfterValidator(_file)]
 """A path, from the file's folder."""
 
 
+HASHED = "sha256:"
+"""What a key's digest in hexadecimal digits begins with, where it stands in the key's place."""
+
+
 def _key(key: str) -> str:
-    if key.startswith("sha256:") and not re.fullmatch(r"sha256:[0-9a-f]{64}", key):
+    if key.startswith(HASHED) and not re.fullmatch(HASHED + "[0-9a-f]{64}", key):
         raise ValueError("a digest is sha256: and 64 hexadecimal digits")
     return key
 

@@ -43,15 +43,15 @@ def counts(value: object) -> bool:
 
 def work(plan: Plan, document: Json, path: str, longest: Longest) -> Work:
     """Of the request as a whole: `judged` is over all its rewards, `scored` and `sampled` with what transforms want."""
-    max_tokens = longest.of(document, path)
+    max_tokens, asked = longest.of(document, path), prompts(document.get("prompt"))
     n = document["n"] if counts(document.get("n")) else 1
-    most = plan.strategy.work(max_tokens, n=n, want=plan.want).times(prompts(document.get("prompt")))
+    most = plan.strategy.work(max_tokens, n=n, want=plan.want).times(asked)
     specs = [spec for spec in (plan.objective, *plan.others.values()) if spec is not None]
     rewards = len({leaf.reward for spec in specs for leaf in spec.leaves})
-    drawn = most.sampled + (n * max_tokens if plan.degrade else 0)
+    drawn = most.sampled + (asked * n * max_tokens if plan.degrade else 0)
     sampled = min(drawn, plan.max_sampled_tokens or drawn)
     share = sampled / drawn  # what a budget leaves of the drawing, it leaves of the reading
-    references = REFERENCE_TOKENS * max((spec.references for spec in specs), default=0)
+    references = asked * REFERENCE_TOKENS * max((spec.references for spec in specs), default=0)
     return replace(
         most,
         sampled=sampled + references,

@@ -13,7 +13,8 @@ import pytest
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-from engine.fair import KEPT, Shares, Turn
+from engine.fair import KEPT, Shares, Turn, turn
+from engine.vllm_engine import VLLMEngine
 
 
 @dataclass
@@ -154,3 +155,26 @@ async def test_a_call_that_is_left_is_counted_and_given_back() -> None:
         break
     await stream.aclose()
     assert (turn.visible, turn.cancelled) == (0, 1)
+
+
+@dataclass
+class Client:
+    """Remembers the priority of each call."""
+
+    given: list[Any] = field(default_factory=list)
+
+    async def generate(self, *args: Any, **context: Any) -> AsyncGenerator[RequestOutput, None]:
+        self.given.append(context.get("priority"))
+        yield output([1], finished=True)
+
+
+async def test_a_reward_that_asks_the_base_waits_in_its_request_s_place() -> None:
+    """Its engine is bound to no request, and a call without a priority would pass all others."""
+    client, shares = Client(), Shares(now=7)
+    unbound = VLLMEngine(client=client)
+    for own, priority in ((None, None), (Turn(shares=shares, caller="a"), 7), (Turn(), None)):
+        token = turn.set(own)
+        assert [piece async for piece in unbound._run([1], SamplingParams(max_tokens=1))]
+        turn.reset(token)
+        assert client.given.pop() == priority
+    assert shares.finish[("a", False)] == 8

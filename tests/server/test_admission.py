@@ -190,6 +190,13 @@ def test_a_search_costs_its_candidates_and_each_reward_reads_them() -> None:
     assert costs({"strategy": "best_of_n", "reward": centred, "params": {"n": 8}}, max_tokens=10) == (drawn, read, 8)
 
 
+def test_each_prompt_of_several_may_be_answered_plainly_and_wants_references() -> None:
+    two, references = {"prompt": ["a", "b"], "max_tokens": 10}, 2 * 4 * cost.REFERENCE_TOKENS
+    centred = {"of": "short", "transform": {"centre": {"references": 4}}}
+    asked = {"strategy": "best_of_n", "reward": centred, "params": {"n": 8}, "on_error": "degrade"}
+    assert costs(asked, COMPLETIONS, **two) == (2 * (80 + 10) + references, 160 + references, 16)
+
+
 def test_tokens_that_are_scored_count_a_share() -> None:
     most = cost.work(
         plan({"strategy": "best_of_n", "weights": {"brevity": 1.0}, "params": {"n": 8}}, CONFIG),

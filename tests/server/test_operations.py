@@ -27,9 +27,9 @@ from engine import traced
 from rewards.protocols import RewardError
 from server import tracing
 from server.alignment import check
-from server.auth import HASHED, TRUSTED, Auth, digest, new_key
+from server.auth import TRUSTED, Auth, digest, new_key
 from server.cli import main
-from server.config import Config, ConfigError, load
+from server.config import HASHED, Config, ConfigError, load
 from server.conversation import CHAT
 from server.lines import Lines
 from server.metrics import REQUESTS
