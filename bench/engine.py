@@ -7,6 +7,11 @@ and a ratio is taken within a round, so that a machine that slows down slows bot
 
     ratio(K, B) = (t_base(B) + K t_guide(B)) / t_composite(K, B)
 
+and what requests cost that use no guide, in an engine that has two: alone, against vLLM with the base, and as half of a
+batch, where the guides run on all rows, against guides that would run on their own rows only:
+
+    plain(B) = t_base(B) / t_plain(2, B)        half(B) = (t_base(B) + 2 t_guide(B / 2)) / t_half(2, B)
+
 t: seconds in which B requests prefill a prompt and draw the same number of tokens. Above 1, one engine is faster than
 its members in turn. The two baselines with one guide are what one would write otherwise: a loop over two Hugging Face
 models with key-value caches, and a vLLM logits processor that runs a Hugging Face guide for each request.
@@ -23,6 +28,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +44,11 @@ from engine.table import KEY, pack
 VOCABULARY = 8192
 ALPHA = 0.5
 MOST_GUIDES = 3
+PLAIN, HALF, HALF_GUIDE = "base + 2, plain", "base + 2, half", "guide, half"
 HF_LOOP, HF_PROCESSOR = "two-model HF loop", "logits processor, HF guide"
 
 Prompts = list[list[int]]
+Extra = dict[str, Any] | None
 Contender = Callable[[Prompts], None]
 """Draws the tokens of all prompts."""
 
@@ -89,14 +97,15 @@ class Load:
 
 
 @contextmanager
-def vllm_engine(load: Load, extra: dict[str, Any] | None = None, **arguments: Any) -> Iterator[Contender]:
-    """A vLLM engine in a process of its own, warm."""
+def vllm_engine(load: Load, extra: Extra = None, **arguments: Any) -> Iterator[Callable[..., None]]:
+    """A vLLM engine in a process of its own; the prompts' extra arguments may be others for a run, in turn."""
     from vllm import LLM, SamplingParams
 
     llm = LLM(**arguments)
-    params = SamplingParams(max_tokens=load.new, ignore_eos=True, detokenize=False, extra_args=extra)
 
-    def run(prompts: Prompts) -> None:
+    def run(prompts: Prompts, extras: tuple[Extra, ...] = (extra,)) -> None:
+        of = [SamplingParams(max_tokens=load.new, ignore_eos=True, detokenize=False, extra_args=e) for e in extras]
+        params = [of[i % len(of)] for i in range(len(prompts))]
         outputs = llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], params, use_tqdm=False)
         assert all(len(output.outputs[0].token_ids) == load.new for output in outputs)
 
@@ -155,14 +164,18 @@ def started(stack: ExitStack, load: Load, base: str, guide: str, dtype: str, *, 
         "gpu_memory_utilization": 0.1,
         "disable_log_stats": True,
     }
-    found = {
+    found: dict[str, Contender] = {
         "base": stack.enter_context(vllm_engine(load, model=base, **shared)),
-        "guide": stack.enter_context(vllm_engine(load, model=guide, **shared)),
+        "guide": (alone := stack.enter_context(vllm_engine(load, model=guide, **shared))),
+        HALF_GUIDE: lambda prompts: alone(prompts[::2]),
     }
     for K in range(1, MOST_GUIDES + 1):
         arguments = engine_args(base, {f"g{i}": guide for i in range(K)}, **shared)
         row = {KEY: pack([1.0, *[ALPHA / K] * K])}
-        found[f"base + {K}"] = stack.enter_context(vllm_engine(load, row, **arguments))
+        found[f"base + {K}"] = run = stack.enter_context(vllm_engine(load, row, **arguments))
+        if K == 2:
+            found[PLAIN] = partial(run, extras=(None,))
+            found[HALF] = partial(run, extras=(row, None))
     processor = {"logits_processors": ["bench.hf_guide:HFGuide"], "additional_config": {HF_KEY: guide}}
     with environment(VLLM_USE_V2_MODEL_RUNNER="0"):  # per-request processors are the V1 runner's
         found[HF_PROCESSOR] = stack.enter_context(vllm_engine(load, {HF_KEY: ALPHA}, model=base, **processor, **shared))
@@ -195,6 +208,15 @@ def ratios(seconds: dict[str, list[float]], K: int) -> list[float]:
     return [(base + K * guide) / composite for base, guide, composite in rounds]
 
 
+def plain_ratios(seconds: dict[str, list[float]]) -> list[float]:
+    return [base / plain for base, plain in zip(seconds["base"], seconds[PLAIN], strict=True)]
+
+
+def half_ratios(seconds: dict[str, list[float]]) -> list[float]:
+    rounds = zip(seconds["base"], seconds[HALF_GUIDE], seconds[HALF], strict=True)
+    return [(base + 2 * guide) / half for base, guide, half in rounds]
+
+
 def speedups(seconds: dict[str, list[float]], other: str) -> list[float]:
     return [theirs / ours for theirs, ours in zip(seconds[other], seconds["base + 1"], strict=True)]
 
@@ -205,8 +227,10 @@ def spread(values: Sequence[float]) -> str:
 
 def tables(seconds: dict[int, dict[str, list[float]]], load: Load) -> str:
     Ks = range(1, MOST_GUIDES + 1)
+    contenders = [name for name in next(iter(seconds.values())) if name != HALF_GUIDE]
+    composites = [f"base + {K}" for K in Ks]
     speed = [
-        [batch, *(round(batch * load.new / statistics.median(times)) for times in of.values())]
+        [batch, *(round(batch * load.new / statistics.median(of[name])) for name in contenders)]
         for batch, of in seconds.items()
     ]
     against_sum = [[batch, *(spread(ratios(of, K)) for K in Ks)] for batch, of in seconds.items()]
@@ -214,16 +238,18 @@ def tables(seconds: dict[int, dict[str, list[float]]], load: Load) -> str:
         [batch, *(statistics.median(of[f"base + {K}"]) / statistics.median(of["base"]) for K in Ks)]
         for batch, of in seconds.items()
     ]
+    plain = [[batch, spread(plain_ratios(of)), spread(half_ratios(of))] for batch, of in seconds.items()]
     others = [
         [batch, *(spread(speedups(of, other)) for other in (HF_LOOP, HF_PROCESSOR))] for batch, of in seconds.items()
     ]
-    contenders, composites = list(next(iter(seconds.values()))), [f"base + {K}" for K in Ks]
     return "\n\n".join(
         [
             "Generated tokens per second (median round)\n" + report.table(["batch", *contenders], speed),
             "Ratio of the members' times in turn to one engine's: median (lowest–highest round)\n"
             + report.table(["batch", *composites], against_sum),
             "Time against the base's alone\n" + report.table(["batch", *composites], cost),
+            "Requests without guides, in an engine that has two: plain(B) and half(B)\n"
+            + report.table(["batch", "plain", "half"], plain),
             "Times faster, with one guide, than\n" + report.table(["batch", HF_LOOP, HF_PROCESSOR], others),
         ]
     )

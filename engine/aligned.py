@@ -24,6 +24,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from decoders.protocols import CUT, Chunk, Engine, Exhausted, Reward, Sampling, Strategy, Tokens
 from engine.fair import Shares, Turn, turn
 from engine.meter import Meter, Metered, Render
+from engine.table import salted
 from engine.traced import Traced
 
 
@@ -148,6 +149,8 @@ class AlignedClient:
         # Not itself a generator: the context variable is read in the handler's context, not the consumer's.
         run, own = running.get(), turn.get() or Turn()
         if run is None:
+            if prompt.get("cache_salt"):
+                prompt = {**prompt, "cache_salt": salted(prompt["cache_salt"])}
             generate = partial(self.inner.generate, prompt, sampling_params, request_id)
             own.prompt += len(prompt.get("prompt_token_ids") or ())
             return own.through(generate, sampling_params, shown=True, **context)

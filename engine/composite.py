@@ -1,9 +1,10 @@
 """The model that vLLM runs: a frozen base and K guides, one schedule, one paged KV cache, one sampler.
 
-Every member sees every token, so all share block tables, prefix-cache hits and chunks. `forward` returns the members'
-hidden states side by side, and with them the slot of each token's request in the weight table; `compute_logits` mixes
-(engine.mixture). Mixing there, not in a logits processor, puts it before the grammar's mask, the returned
-log-probabilities, biases, penalties and every sampling parameter, and makes prompt log-probabilities the mixture's.
+Members share block tables, prefix-cache hits and chunks. A step runs the base and the guides that its requests ask for
+(engine.table). `forward` returns the members' hidden states side by side, and with them the slot of each token's
+request in the weight table; `compute_logits` mixes (engine.mixture). Mixing there, not in a logits processor, puts it
+before the grammar's mask, the returned log-probabilities, biases, penalties and every sampling parameter, and makes
+prompt log-probabilities the mixture's.
 
 Shapes: T tokens of a step, N rows whose logits are wanted, H_i member i's hidden size, V the base's vocabulary.
 """
@@ -53,8 +54,9 @@ class Composite(nn.Module):
         slot_columns = 4 // torch.empty((), dtype=config.dtype).element_size()  # one int32 in the hidden states' dtype
         hidden = [c.model_config.get_hidden_size() for c in (vllm_config, *self.configs)]
         self.widths = [*hidden, slot_columns]
-        self.bare = not self.configs and vllm_config.device_config.device.type == "cpu"
-        """Whether a step that asks for nothing but the base may be the base's alone: a CUDA graph could not choose."""
+        # Experts spread over ranks of data parallelism wait for each other, so that all ranks run the same layers.
+        experts = any(c.model_config.is_moe for c in (base_config, *self.configs))
+        self.table.together = experts and vllm_config.parallel_config.data_parallel_size > 1
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
         embedded: Tensor = self.base.embed_input_ids(input_ids)
@@ -68,15 +70,20 @@ class Composite(nn.Module):
         inputs_embeds: Tensor | None = None,
         **_: Any,
     ) -> Tensor:
-        """[T, Σ H_i + slot columns]; [T, H] of a step that is the base's alone"""
+        """[T, Σ H_i + slot columns], of which those of a guide that no request here asks for are noise; [T, H] of a
+        step that is the base's alone."""
+        use = self.table.use
         states: list[Tensor] = [self.base(input_ids, positions, None, inputs_embeds)]
-        for guide, shorter, size in zip(self.guides, self.shorter, self.vocabularies, strict=True):
+        if use == BASE_ALONE:
+            return states[0]
+        for place, guide in enumerate(self.guides):
+            if place + 1 not in use.guides:
+                states.append(states[0].new_empty(len(states[0]), self.widths[place + 1]))
+                continue
             # An id that the guide does not know must still be a row of its embedding; any will do, for no weights
             # were trained on it in either case.
-            known = input_ids.clamp(max=size - 1) if shorter else input_ids
+            known = input_ids.clamp(max=self.vocabularies[place] - 1) if self.shorter[place] else input_ids
             states.append(guide(known, positions, None, None))
-        if self.bare and self.table.use == BASE_ALONE:
-            return states[0]
         slots = self.slots_of(len(states[0]), states[0].device)
         states.append(slots.view(torch.uint8).view(-1, 4).view(states[0].dtype))  # bit-cast: exact in any dtype
         return torch.cat(states, dim=-1)
@@ -100,7 +107,7 @@ class Composite(nn.Module):
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
         """[N, V] fp32 logits of each row's mixture; of its divergence from the base, where the row asks for that."""
-        if self.bare and hidden_states.shape[-1] == self.widths[0]:
+        if hidden_states.shape[-1] == self.widths[0]:
             alone: Tensor | None = self.base.compute_logits(hidden_states)
             return alone
         *states, slots = torch.split(hidden_states, self.widths, dim=-1)

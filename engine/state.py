@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from vllm.v1.worker.gpu.states import RequestState
 
     from engine.composite import Composite
+    from engine.table import Use
 
 
 class CompositeState(DefaultModelState):  # type: ignore[misc]
@@ -23,6 +24,8 @@ class CompositeState(DefaultModelState):  # type: ignore[misc]
         super().__init__(vllm_config, model, encoder_cache, device)
         self.table = model.table
         self.slot_of: dict[str, int] = {}
+        self.captured: Use | None = None
+        """What the next CUDA graph is captured for; None: for everything, which serves any step."""
         # One address for ever, so that a captured CUDA graph reads what each step writes here.
         self.slots = torch.full((self.max_num_tokens,), self.table.default, dtype=torch.int32, device=device)
         model.slots = self.slots
@@ -45,4 +48,10 @@ class CompositeState(DefaultModelState):  # type: ignore[misc]
         place = torch.searchsorted(ends, token, right=True)
         self.slots[: input_batch.num_tokens] = input_batch.idx_mapping[place].to(torch.int32)
         inputs: dict[str, torch.Tensor | None] = super().prepare_inputs(input_batch, req_states)
+        return inputs
+
+    def prepare_dummy_inputs(self, num_reqs: int, num_tokens: int) -> dict[str, Any]:
+        """Of a CUDA graph to be captured."""
+        self.table.use = self.captured or self.table.everything
+        inputs: dict[str, Any] = super().prepare_dummy_inputs(num_reqs, num_tokens)
         return inputs

@@ -9,7 +9,8 @@ composite. Under the V1 runner a slot is the request's place in the persistent b
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakValueDictionary
 
@@ -37,6 +38,20 @@ def pack(weights: list[float], *, plausibility: float = 0.0, readout: bool = Fal
     return np.array([*weights, log_a, float(readout)], dtype=np.float32).tobytes()
 
 
+def guides_of(row: bytes) -> list[int]:
+    """The guides, from 0, that a packed row gives a weight: as the worker reads it, so 1e-50 is none."""
+    return np.frombuffer(row, dtype=np.float32)[1:PLAUSIBILITY].nonzero()[0].tolist()  # type: ignore[no-any-return]
+
+
+def salted(salt: str | None, guides: Iterable[str] = ()) -> str | None:
+    """What salts the prefix cache for a request of these guides: blocks are shared by requests of the very same ones.
+
+    Plain requests without a salt share blocks as in plain vLLM. No client's salt is one of ours: a name has no `|`.
+    """
+    names = ",".join(guides)
+    return f"{names}|{salt or ''}" if names or salt else None
+
+
 def default_row(members: int) -> list[float]:
     """The base alone."""
     return [1.0, *[0.0] * (members - 1), NEVER, 0.0]
@@ -44,12 +59,18 @@ def default_row(members: int) -> list[float]:
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """What at least one row of the table asks for; what none does is not computed."""
+    """What at least one request in the table asks for; what none does is not computed."""
 
     guides: tuple[int, ...]
+    """Their columns, from 1."""
     rescale: bool
     plausibility: bool
     readout: bool
+
+    def serves(self, other: Use) -> bool:
+        """Whether hidden states of a step run for this use hold what the other asks for: the base's alone hold no slot
+        of the table, all others do."""
+        return other == BASE_ALONE if self == BASE_ALONE else set(other.guides) <= set(self.guides)
 
 
 BASE_ALONE = Use(guides=(), rescale=False, plausibility=False, readout=False)
@@ -61,10 +82,13 @@ class WeightTable:
         self.default = slots
         self.owner = owner
         """Kept alive with the table: `WeightTable.of` knows an engine by its identity."""
+        self.together = False
+        """Whether every guide runs in every step."""
         self._default_row = torch.tensor(default_row(members))
         self.host = self._default_row.repeat(slots + 1, 1)
         self.rows = self.host if device.type == "cpu" else self.host.to(device)
-        self.use = BASE_ALONE
+        self.taken = np.zeros(slots, dtype=bool)
+        self.use = self.everything
         self._stale = False
 
     _tables: ClassVar[WeakValueDictionary[int, WeightTable]] = WeakValueDictionary()
@@ -80,24 +104,38 @@ class WeightTable:
             table = cls._tables[id(owner)] = cls(members, slots, vllm_config.device_config.device, owner)
         return table
 
+    @property
+    def everything(self) -> Use:
+        """While nobody is served: memory is measured, models are compiled and graphs captured with every guide."""
+        return Use(guides=tuple(range(1, self.members)), rescale=True, plausibility=True, readout=False)
+
+    @property
+    def captured(self) -> list[Use]:
+        """What CUDA graphs are captured for, where they are captured apart: everything first, for it needs most."""
+        everything = self.everything
+        if self.together:
+            return [everything]
+        each = [(column,) for column in everything.guides if self.members > 2]
+        return [everything, *(replace(everything, guides=guides) for guides in each), BASE_ALONE]
+
     def write(self, slot: int, params: SamplingParams | None) -> None:
         packed = (params.extra_args or {}).get(KEY) if params is not None else None
-        if packed is None:
-            self.clear(slot)
-        else:
+        self.clear(slot)
+        self.taken[slot] = True
+        if packed is not None:
             self.host[slot] = torch.from_numpy(np.frombuffer(packed, dtype=np.float32).copy())
-            self._stale = True
 
     def clear(self, slot: int) -> None:
         self.host[slot] = self._default_row
+        self.taken[slot] = False
         self._stale = True
 
     def move(self, source: int, target: int) -> None:
-        self.host[target] = self.host[source]
+        self.host[target], self.taken[target] = self.host[source], self.taken[source]
         self.clear(source)
 
     def swap(self, one: int, other: int) -> None:
-        self.host[[one, other]] = self.host[[other, one]]
+        self.host[[one, other]], self.taken[[one, other]] = self.host[[other, one]], self.taken[[other, one]]
         self._stale = True
 
     def publish(self) -> None:
@@ -108,6 +146,9 @@ class WeightTable:
         if self.rows is not self.host:
             async_tensor_h2d(self.host, out=self.rows)  # stages a snapshot, so that the next write cannot overtake it
         weights = self.host[:, : self.members]
+        if self.together or not self.taken.any():
+            self.use = self.everything
+            return
         self.use = Use(
             guides=tuple(i for i in (weights != 0).any(0).nonzero().flatten().tolist() if i > 0),
             rescale=bool((weights[:, 0] != 1).any()),

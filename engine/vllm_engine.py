@@ -24,7 +24,7 @@ from engine.fair import Turn
 from engine.fair import turn as handled
 from engine.mixture import read
 from engine.plugin import FIELD
-from engine.table import KEY, pack
+from engine.table import KEY, guides_of, pack, salted
 
 HEAVIEST = 1e6
 """|w| at most: beyond it, fp32 logits lose their units, and nothing but the sign of w would be left."""
@@ -198,9 +198,8 @@ class VLLMEngine:
 
     async def _run(self, prompt: Tokens, params: SamplingParams) -> AsyncGenerator[RequestOutput, None]:
         request = f"{self.name}-{uuid4().hex[:16]}"
-        generate = partial(
-            self.client.generate, tokens_input(list(prompt), cache_salt=self.cache_salt), params, request
-        )
+        salt = salted(self.cache_salt, [self.guides[i] for i in guides_of(params.extra_args[KEY])])
+        generate = partial(self.client.generate, tokens_input(list(prompt), cache_salt=salt), params, request)
         own = self.turn or handled.get() or Turn()
         outputs = own.through(generate, params, **self.context)
         ended = False

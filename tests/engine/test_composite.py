@@ -32,7 +32,6 @@ def composite(dtype: torch.dtype) -> Composite:
     made.guides = nn.ModuleList([Member(HIDDEN[1], dtype)])
     made.table = WeightTable(2, SLOTS, torch.device("cpu"), owner=None)
     made.widths = [*HIDDEN, 4 // dtype.itemsize]
-    made.bare = False
     return made
 
 
@@ -69,6 +68,8 @@ def test_random_hidden_states_are_some_row():
 @torch.no_grad()
 def test_nothing_is_computed_that_no_row_asks_for():
     made = composite(torch.float32)
+    made.table.write(0, None)
+    made.table.publish()
     hidden = states(torch.float32, [0, SLOTS])
     torch.testing.assert_close(made.compute_logits(hidden), made.base.head(hidden[:, :6]))
     assert made.guides[0].asked == 0
@@ -120,23 +121,90 @@ class Stack(nn.Module):
         return self.head(states)
 
 
-@torch.no_grad()
-def test_without_guides_a_step_is_the_base_s_alone_unless_a_row_asks_for_more():
+class Counted(Stack):
+    """A guide whose hidden states are its ids, many times over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.ran = nn.Linear(HIDDEN[1], V, bias=False), 0
+
+    def forward(self, input_ids: Tensor, positions: Tensor, _: object, inputs_embeds: None) -> Tensor:
+        self.ran += 1
+        return input_ids.float()[:, None].expand(-1, HIDDEN[1])
+
+
+def stacked(guides: int) -> Composite:
+    """Its three tokens are of the requests in slots 2, 0 and 2."""
     made = composite(torch.float32)
-    made.base, made.guides, made.slots = Stack(), nn.ModuleList(), torch.tensor([2, 0, 2], dtype=torch.int32)
-    made.shorter, made.vocabularies, made.bare = [], [], True
-    made.table, made.widths = WeightTable(1, SLOTS, torch.device("cpu"), owner=None), [HIDDEN[0], 1]
+    made.base, made.guides = Stack(), nn.ModuleList([Counted() for _ in range(guides)])
+    made.slots = torch.tensor([2, 0, 2], dtype=torch.int32)
+    made.shorter, made.vocabularies = [False] * guides, [V] * guides
+    made.table = WeightTable(1 + guides, SLOTS, torch.device("cpu"), owner=None)
+    made.widths = [HIDDEN[0], *[HIDDEN[1]] * guides, 1]
+    return made
+
+
+def step(made: Composite, inputs: Tensor, ids: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    """Logits, and which guides ran."""
+    before = [guide.ran for guide in made.guides]
+    logits = made.compute_logits(made.forward(ids, ids, inputs_embeds=inputs))
+    return logits, tuple(i for i, guide in enumerate(made.guides) if guide.ran > before[i])
+
+
+@torch.no_grad()
+def test_a_step_that_asks_for_the_base_alone_is_the_base_s():
+    made = stacked(guides=0)
     inputs, ids = torch.randn(3, HIDDEN[0]), torch.zeros(3, dtype=torch.long)
-
-    def logits() -> Tensor:
-        return made.compute_logits(made.forward(ids, ids, inputs_embeds=inputs))
-
     base = made.base.head(inputs)
+    write(made, 0, [1.0])
     assert made.forward(ids, ids, inputs_embeds=inputs) is inputs
-    torch.testing.assert_close(logits(), base)
+    torch.testing.assert_close(step(made, inputs, ids)[0], base)
     write(made, 2, [0.5])
     assert made.forward(ids, ids, inputs_embeds=inputs).shape == (3, HIDDEN[0] + 1)
-    torch.testing.assert_close(logits(), base * torch.tensor([[0.5], [1.0], [0.5]]))
+    torch.testing.assert_close(step(made, inputs, ids)[0], base * torch.tensor([[0.5], [1.0], [0.5]]))
     made.table.clear(2)
     made.table.publish()
     assert made.forward(ids, ids, inputs_embeds=inputs) is inputs
+
+
+@torch.no_grad()
+def test_a_guide_runs_in_steps_of_requests_that_ask_for_it():
+    made = stacked(guides=2)
+    inputs, ids = torch.randn(3, HIDDEN[0]), torch.tensor([3, 4, 5])
+    base = made.base.head(inputs)
+    one, other = (guide.head(ids.float()[:, None].expand(-1, HIDDEN[1])) for guide in made.guides)
+    assert step(made, inputs, ids)[1] == (0, 1), "while nobody is served, whoever measures must see them all"
+    write(made, 0, [1.0, 0.0, 0.0])
+    logits, ran = step(made, inputs, ids)
+    assert ran == ()
+    torch.testing.assert_close(logits, base)
+    write(made, 2, [1.0, 0.0, 0.5])
+    logits, ran = step(made, inputs, ids)
+    assert ran == (1,)
+    torch.testing.assert_close(logits, base + torch.tensor([[0.5], [0], [0.5]]) * other)
+    write(made, 0, [1.0, -1.0, 0.0])
+    logits, ran = step(made, inputs, ids)
+    assert ran == (0, 1)
+    torch.testing.assert_close(
+        logits, base + torch.tensor([[0.5], [0], [0.5]]) * other - torch.tensor([[0.0], [1], [0]]) * one
+    )
+    made.table.together = True
+    write(made, 2, [1.0, 0.0, 0.0])
+    write(made, 0, [1.0, 0.0, 0.0])
+    logits, ran = step(made, inputs, ids)
+    assert ran == (0, 1), "experts on other ranks wait for each other"
+    torch.testing.assert_close(logits, base)
+
+
+@torch.no_grad()
+def test_logits_of_a_graph_that_ran_more_than_was_asked_for():
+    """A captured CUDA graph runs every guide, whoever is served."""
+    made = stacked(guides=2)
+    inputs, ids = torch.randn(3, HIDDEN[0]), torch.tensor([3, 4, 5])
+    hidden = made.forward(ids, ids, inputs_embeds=inputs)
+    write(made, 0, [1.0, 0.0, 0.0])
+    torch.testing.assert_close(made.compute_logits(hidden), made.base.head(inputs))
+    write(made, 2, [1.0, 0.0, 0.5])
+    states_of_guide = ids.float()[:, None].expand(-1, HIDDEN[1])
+    expected = made.base.head(inputs) + torch.tensor([[0.5], [0], [0.5]]) * made.guides[1].head(states_of_guide)
+    torch.testing.assert_close(made.compute_logits(hidden), expected)

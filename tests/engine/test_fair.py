@@ -14,6 +14,7 @@ from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from engine.fair import KEPT, Shares, Turn, turn
+from engine.table import KEY, pack
 from engine.vllm_engine import VLLMEngine
 
 
@@ -174,7 +175,7 @@ async def test_a_reward_that_asks_the_base_waits_in_its_request_s_place() -> Non
     unbound = VLLMEngine(client=client)
     for own, priority in ((None, None), (Turn(shares=shares, caller="a"), 7), (Turn(), None)):
         token = turn.set(own)
-        assert [piece async for piece in unbound._run([1], SamplingParams(max_tokens=1))]
+        assert [piece async for piece in unbound._run([1], SamplingParams(max_tokens=1, extra_args={KEY: pack([1.0])}))]
         turn.reset(token)
         assert client.given.pop() == priority
     assert shares.finish[("a", False)] == 8

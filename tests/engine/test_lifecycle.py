@@ -8,6 +8,7 @@ from prometheus_client import REGISTRY
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from decoders.protocols import BASE, Sampling
+from engine.table import salted
 from tests.engine.conftest import GUIDES, OPTIONS
 from tests.engine.test_parity import TOLERANCE, Case, answer, check
 
@@ -132,6 +133,6 @@ async def test_a_request_s_context_reaches_vllm(vllm_engine):
     )
     with pytest.raises(RuntimeError, match="enough"):
         await bound.score([1], [2], guides={BASE: 1.0})
-    assert seen["prompt"]["cache_salt"] == "s"
+    assert seen["prompt"]["cache_salt"] == salted("s")
     assert seen["id"].startswith("chat-7-")
     assert (seen["priority"], seen["trace_headers"], seen["aborted"]) == (3, {"a": "b"}, seen["id"])

@@ -11,7 +11,7 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.sample.logits_processor.interface import MoveDirectionality
 from vllm.v1.sample.logits_processor.state import BatchUpdateBuilder
 
-from engine.table import KEY, RowWriter, WeightTable, default_row, pack
+from engine.table import BASE_ALONE, KEY, RowWriter, WeightTable, default_row, guides_of, pack, salted
 
 SLOTS, MEMBERS = 6, 3
 
@@ -31,9 +31,42 @@ def test_a_row_is_what_was_packed():
     assert t.rows[2].tolist() == pytest.approx([1, 0.5, -2, np.log(0.1), 1])
     assert (t.use.guides, t.use.rescale, t.use.plausibility, t.use.readout) == ((1, 2), False, True, True)
     t.clear(2)
+    t.write(1, request())
     t.publish()
     assert t.rows[2].tolist() == default_row(MEMBERS)
-    assert (t.use.guides, t.use.rescale, t.use.plausibility, t.use.readout) == ((), False, False, False)
+    assert t.use == BASE_ALONE
+
+
+def test_while_nobody_is_served_everything_is_in_use():
+    t = table()
+    assert t.use == t.everything
+    t.write(1, None)
+    t.publish()
+    assert t.use == BASE_ALONE
+    t.move(1, 0)
+    t.swap(0, 3)
+    t.publish()
+    assert t.use == BASE_ALONE
+    t.clear(3)
+    t.publish()
+    assert t.use == t.everything
+
+
+def test_the_guides_of_a_row_are_those_that_the_worker_sees():
+    for weights in ([1.0, 0.5, -2.0], [1.0, 0.0, 1e-3], [1.0, 1e-50, 0.0], [0.5, 1e-45, -1e-60], [1.0, 0.0, 0.0]):
+        row, t = pack(weights, plausibility=0.1), table()
+        t.write(0, SamplingParams(extra_args={KEY: row}))
+        t.publish()
+        assert tuple(guide + 1 for guide in guides_of(row)) == t.use.guides
+
+
+def test_salts_of_different_guides_never_meet():
+    clients = (None, "", "a", "a,b", "|", "|a", "a|", "a|b", "a,b|c")
+    salts = {
+        (client or "", guides): salted(client, guides) for client in clients for guides in ((), ("a",), ("a", "b"))
+    }
+    assert len(set(salts.values())) == len(salts)
+    assert [key for key, salt in salts.items() if salt is None] == [("", ())]
 
 
 def test_a_plain_request_in_a_used_place_is_plain():
@@ -90,6 +123,7 @@ def test_v1_histories(seed):
             packed = (params.extra_args or {}).get(KEY) if params is not None else None
             expected = default_row(MEMBERS) if packed is None else np.frombuffer(packed, np.float32).tolist()
             assert writer.table.rows[place].tolist() == expected
+        assert writer.table.taken.tolist() == [place < len(batch) for place in range(SLOTS)]
 
 
 def test_engines_do_not_share_a_table():

@@ -12,12 +12,12 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_parity(members):
-    """Mixed weights, chunks, queueing, seeds, scores, divergences, recycled rows and an early close."""
+    """Mixed weights, chunks, queueing, seeds, scores, divergences, recycled rows, prefixes and an early close."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "tests" / "engine" / "v2"), str(ROOT)])}
     paths = json.dumps({name: str(path) for name, path in members.items()})
     command = [sys.executable, "-m", "tests.engine.v2.parity", paths]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     worst = json.loads(done.stdout.splitlines()[-1])
-    assert set(worst) == {"greedy", "seeded", "score", "divergence", "recycled"}
+    assert set(worst) == {"greedy", "seeded", "score", "divergence", "recycled", "interleaved"}
     assert max(worst.values()) <= TOLERANCE, worst

@@ -12,6 +12,7 @@ from decoders.protocols import BASE, Sampling
 from engine.members import engine_args
 from engine.vllm_engine import VLLMEngine
 from tests.engine.conftest import GUIDES, OPTIONS, Reference, load
+from tests.engine.test_guides_in_use import interleaved
 from tests.engine.test_parity import Case, answer, cases, check
 
 
@@ -50,6 +51,8 @@ async def main(members: dict[str, str]) -> dict[str, float]:
         worst["recycled"] = check(
             reference, Case([1, 2, 3], {BASE: 1.0}), list(done.token_ids), done.logprobs, greedy=True
         )
+        worst["interleaved"], hits = await interleaved(engine, reference, seed=7, rounds=4)
+        assert hits > 0
         closed = engine.generate([1, 2, 3], Sampling(max_tokens=50), n=2, guides={BASE: 1.0, "llama": 1.0})
         await anext(closed)
         await closed.aclose()

@@ -1,0 +1,65 @@
+"""vLLM's worker on CUDA, with full CUDA graphs for each set of guides that a step may need.
+
+vLLM captures the whole model once for each batch size, and ours with every guide: right for any step, and as dear as
+the dearest. Here the same sizes are captured for all guides, for each alone, and for the base alone, whose graph is
+plain vLLM's; a step replays the smallest that has all of its guides. Captures take as many times longer. Piecewise
+graphs need none of this: they are the members' own, and the composite runs whichever it likes.
+
+Named as the engine option `worker_cls`, vLLM's own way to bring a worker. Model Runner V2 only.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from vllm.config.compilation import CUDAGraphMode
+from vllm.v1.worker.gpu.cudagraph_utils import ModelCudaGraphManager
+from vllm.v1.worker.gpu.model_runner import GPUModelRunner
+from vllm.v1.worker.gpu_worker import Worker as GPUWorker
+
+from engine.table import Use
+
+if TYPE_CHECKING:
+    from engine.composite import Composite
+    from engine.state import CompositeState
+
+
+class Graphs(ModelCudaGraphManager):  # type: ignore[misc]
+    """vLLM's manager, whose graphs and output buffer are those of one use of guides at a time."""
+
+    model: Composite
+    kept: list[tuple[Use, dict[Any, Any], Tensor | None]]
+    _capture_descs: dict[CUDAGraphMode, list[Any]]
+    graphs: dict[Any, Any]
+    hidden_states: Tensor | None
+
+    def capture(self, model: Composite, model_state: CompositeState, *args: Any, **more: Any) -> None:
+        every_mode, self.kept = self._capture_descs, []
+        for use in model.table.captured:
+            model_state.captured = use
+            self.graphs, self.hidden_states = {}, None
+            super().capture(model, model_state, *args, **more)
+            self.kept.append((use, self.graphs, self.hidden_states))
+            self._capture_descs = {mode: sizes for mode, sizes in every_mode.items() if mode is CUDAGraphMode.FULL}
+        self.model, self._capture_descs = model, every_mode
+
+    def run_fullgraph(self, desc: Any) -> Any:
+        asked = self.model.table.use
+        fit = [kept for kept in self.kept if kept[0].serves(asked)]
+        _, self.graphs, self.hidden_states = min(fit, key=lambda kept: len(kept[0].guides))
+        return super().run_fullgraph(desc)
+
+
+class Runner(GPUModelRunner):  # type: ignore[misc]
+    def initialize_kv_cache(self, *args: Any, **more: Any) -> None:
+        super().initialize_kv_cache(*args, **more)
+        self.cudagraph_manager.__class__ = Graphs  # made in there, with no choice of class
+
+
+class Worker(GPUWorker):  # type: ignore[misc]
+    def _make_model_runner(self) -> Any:
+        runner = super()._make_model_runner()
+        if type(runner) is GPUModelRunner:  # not the V1 runner
+            runner.__class__ = Runner
+        return runner
