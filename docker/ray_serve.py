@@ -4,8 +4,7 @@ vLLM's engines are processes of their own and the server ends them itself, so a 
 child, on a port that only it knows, and hands requests on byte by byte. The child sees the replica's GPUs alone.
 """
 
-from __future__ import annotations
-
+# No `from __future__ import annotations`: `serve run` reads `build`'s annotation as it stands.
 import socket
 import subprocess
 import time

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import tomllib
@@ -163,3 +164,12 @@ def test_the_pods_are_probed_where_the_server_answers() -> None:
 def test_answers_under_way_end_before_the_kill() -> None:
     drain: Any = Config.model_validate({"base": "toy"})
     assert min(grace()) > drain.limits.drain_s
+
+
+def test_serve_run_finds_the_builder_s_options_by_its_annotation() -> None:
+    """A string in the class's place, and Ray Serve hands the builder a bare dict."""
+    tree = ast.parse((DOCKER / "ray_serve.py").read_text())
+    [build] = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "build"]
+    assert isinstance(build.args.args[0].annotation, ast.Name)
+    imported = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module == "__future__"]
+    assert not imported
