@@ -11,8 +11,9 @@ and R → ∞ is DPA's argmax u · z. Where two objectives do not trade off, as 
 the same answer for most u, which teaches nothing about numbers; the answer nearest to R u turns with u. Then
     L = CE(y_u | x, s(u)) + LAMBDA |W h - u|²                                                                     (2)
 with CE in nats per token, h the normed state after layer PROBED at every token that says y_u, and W a matrix that is
-dropped in the end. The second term, which is ours, has u read off its digits early, where the layers above can use it.
-Gold is what is measured below; training never reads it.
+dropped in the end. The second term, which is ours, has u read off its digits early, where the layers above can use it;
+without it a model of this size goes on reading the sign alone (docs/log.md). Gold is what is measured below; training
+never reads it.
 
 Two prompts are learnt: DPA's own over helpfulness and verbosity, and one over warmth and caution that the base has
 never read. Shapes: B rows, T positions, N answers of a pool, K objectives, X said tokens of a batch, D state.
