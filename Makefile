@@ -38,6 +38,7 @@ models: $(VENV)/installed
 	$(BIN)/python -m recipes.rewards
 	$(BIN)/python -m recipes.aligned
 	$(BIN)/python -m recipes.value
+	$(BIN)/python -m recipes.directional
 	$(BIN)/python -m recipes.orchestrator
 	$(BIN)/trimtab calibrate demo/config.yaml --prompts demo/prompts.txt
 	$(BIN)/python -m recipes.card

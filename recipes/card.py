@@ -22,7 +22,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from recipes import base, corpus, gold, guides, rewards
 from recipes.base import DEMO, keep_memory, load_tokenizer, perplexity
-from recipes.records import adapter, control, reward_models, table, twin, value_head
+from recipes.records import adapter, control, obedience, reward_models, table, twin, value_head
 from recipes.sample import MAX_NEW, Sampled, sample
 
 SEED = 3
@@ -301,6 +301,7 @@ def main() -> None:
             reward_prompts=rewards.PROMPTS,
             twin=twin(),
             value=value_head(),
+            obedience=obedience(),
             adapter=adapter(),
             shown=shown(prompts, answers[::DRAWS]),
             beta=guides.BETA,

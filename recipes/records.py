@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 
-from recipes import gold, orchestrator, rewards, value
+from recipes import directional, gold, orchestrator, rewards, value
 from recipes.base import DEMO
 
 
@@ -72,6 +72,34 @@ def control(records: dict[str, dict[str, object]]) -> str:
     return table(
         ("α", *gold.GOLD, "fluency"),
         [(f"{r['alpha']:g}", *(f"{r[o]:.2f}" for o in (*gold.GOLD, "fluency"))) for r in rows],
+    )
+
+
+def obedience() -> str:
+    """Gold along both axes of each preference prompt, by the base and by the member that was trained to obey it."""
+    folder = DEMO / "guides" / "directional"
+    record = json.loads((folder / "recipe.json").read_text())
+    out = ""
+    for name, pair in directional.PAIRS.items():
+        first, second = (axis for axis, _, _ in pair.axes)
+        rows = [
+            (f"{ours['theta']:g}°", *(f"{told[of]:.2f}" for told in (base, ours) for of in (first, second)),
+             f"{base['words']:.0f}", f"{ours['words']:.0f}", f"{ours['fluency']:.2f}")
+            for base, ours in zip(record["base"][name], record["heldout"][name], strict=True)
+        ]  # fmt: skip
+        header = ("θ", f"base: {first}", second, f"member: {first}", second, "words: base", "member", "its fluency")
+        out += f"`{pair.text}`\n\n" + table(header, rows) + "\n"
+    size = (folder / "model.safetensors").stat().st_size
+    told = record["training"]
+    apart = "; ".join(
+        f"`{name}` {record['apart'][name]['share']:.2f}, by the base {record['apart_before'][name]['share']:.2f}"
+        for name in directional.PAIRS
+    )
+    return (
+        out + f"{record['parameters']:,} parameters, {size / 1e6:.2f} MB; {record['answers']:,} answers to "
+        f"{directional.PROMPTS:,} prompts, {told['steps']} steps, {told['tokens']:,} tokens, {told['seconds']:.0f} s. "
+        "Of prompts that training left out, a direction's favourite is likelier under it than under one of the cone's "
+        f"other half in a share of: {apart}.\n"
     )
 
 

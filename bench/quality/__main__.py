@@ -89,7 +89,7 @@ async def auto_study(url: str, prompts: int, args: argparse.Namespace) -> dict[s
         return await weights.auto(bench, catalogue)
 
 
-CONFIGS = {"search": "search.yaml"}
+CONFIGS = {"search": "search.yaml", "directions": "directions.yaml"}
 """study -> what of demo/ serves it, where it is not the demo's own configuration"""
 STUDIES = {
     "guided": (guided_study, 240, 60),

@@ -44,6 +44,7 @@ class Axis:
 
 HELPFUL, BRIEF = Axis("helpfulness", "helpfulness"), Axis("brevity", "brevity")
 WORDY = Axis("verbosity", "brevity", turned=True)
+WARM, CAREFUL = Axis("warmth", "warmth"), Axis("caution", "caution")
 
 
 @dataclass(frozen=True)
@@ -66,14 +67,16 @@ def by_guides(first: Axis, second: Axis) -> Swept:
 
 ALPHA = 2.0
 SWEEPS = (
-    Swept("DPA's prompt", "directional", {}, (HELPFUL, WORDY), -45, 45),
+    Swept("DPA's prompt, member", "directional", {"prompt": "dpa"}, (HELPFUL, WORDY), -45, 45),
+    Swept("DPA's prompt, base", "directional", {"prompt": "dpa-base"}, (HELPFUL, WORDY), -45, 45),
+    Swept("warmth to caution, member", "directional", {"prompt": "kindness"}, (WARM, CAREFUL), 0, 90),
     by_guides(HELPFUL, BRIEF),
-    by_guides(Axis("warmth", "warmth"), Axis("caution", "caution")),
+    by_guides(WARM, CAREFUL),
 )
 
 NEIGHBOURHOODS: dict[str, tuple[tuple[Axis, Axis], dict[str, Any]]] = {
-    "over prompts, sample": ((HELPFUL, WORDY), {}),
-    "over prompts, grid_reference": ((HELPFUL, WORDY), {"mode": "grid_reference"}),
+    "over prompts, sample": ((HELPFUL, WORDY), {"prompt": "dpa"}),
+    "over prompts, grid_reference": ((HELPFUL, WORDY), {"prompt": "dpa", "mode": "grid_reference"}),
     "over guides, sample": ((HELPFUL, BRIEF), {"over": "guides", "alpha": ALPHA}),
 }
 """name -> what v is over, and params"""
@@ -210,7 +213,7 @@ def draw(figures: Mapping[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, len(figures["control"]) + 1, figsize=(20, 4.5), layout="constrained")
+    figure, axes = plt.subplots(1, len(figures["control"]) + 1, figsize=(30, 4.5), layout="constrained")
     for axis, (name, told) in zip(axes, figures["control"].items(), strict=False):
         angles = [float(a) for a in told["angles"]]
         for measure in told["rank_correlation"]:

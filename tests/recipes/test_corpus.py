@@ -126,8 +126,9 @@ def test_the_demo_family_is_small_and_shares_one_tokenizer() -> None:
     from recipes.base import TOKENIZER_FILES
 
     weights = sorted(DEMO.rglob("*.safetensors"))
-    assert sum(w.stat().st_size for w in weights) < 25e6
-    assert all(w.stat().st_size < 2.1e6 for w in weights if w.parent != base)
+    assert sum(w.stat().st_size for w in weights) < 40e6
+    whole = (base, DEMO / "guides" / "directional")  # the base's own size
+    assert all(w.stat().st_size < (8.5e6 if w.parent in whole else 2.1e6) for w in weights)
     members = [m.parent for m in DEMO.rglob("model.safetensors")]  # an adapter has its base's tokenizer
     for file in TOKENIZER_FILES:
         assert {(m / file).read_bytes() for m in members} == {(base / file).read_bytes()}

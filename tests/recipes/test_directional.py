@@ -1,0 +1,112 @@
+"""The reader of directions: what its recipe keeps, reads and writes."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from recipes import directional, gold, guides, rewards
+from recipes.base import DEMO, load_tokenizer
+from server.config import load
+from server.direction import wish
+from server.errors import ApiError
+
+QUESTION = ({"role": "user", "content": "How do I clean a leather sofa?"},)
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    gold._grammar.cache_clear()
+    monkeypatch.setattr(gold, "GRAMMAR_SAMPLE", 100)
+    monkeypatch.setattr(directional, "STYLES", directional.STYLES[:5:2])
+    small = {"PROMPTS": 8, "DRAWN": 1, "BATCH": 4, "TOKENS": 2000, "HELDOUT_ONE_IN": 4, "HELDOUT_PROMPTS": 2}
+    for name, value in small.items():
+        monkeypatch.setattr(directional, name, value)
+    yield
+    gold._grammar.cache_clear()
+
+
+def pool(points: list[tuple[float, float]]) -> directional.Pool:
+    z = torch.tensor(points)
+    return directional.Pool(QUESTION, [f"answer {i}" for i in range(len(points))], dict.fromkeys(directional.PAIRS, z))
+
+
+@pytest.mark.parametrize("radius", [directional.RADIUS, 1e4])
+def test_a_direction_keeps_the_answer_nearest_to_it(monkeypatch: pytest.MonkeyPatch, radius: float) -> None:
+    """Answers all around: the one kept lies within half of what parts two. Without end it is the greatest u · z."""
+    monkeypatch.setattr(directional, "RADIUS", radius)
+    around = [10.0 * i for i in range(36)]
+    one = pool([tuple((1.7 * directional.unit(a)).tolist()) for a in around])  # type: ignore[misc]
+    for theta in (-44, -13, 4, 38, 77):
+        kept = around[one.answers.index(one.favourite("dpa", theta))]
+        assert abs((kept - theta + 180) % 360 - 180) <= 5
+        best = int((one.z["dpa"] @ directional.unit(theta)).argmax())
+        assert kept == around[best]
+
+
+def test_an_answer_good_at_both_is_not_everybody_s_favourite() -> None:
+    one = pool([(2.0, 0.0), (1.5, 1.5), (0.0, 2.0)])
+    assert [one.favourite("kindness", theta) for theta in (0, 45, 90)] == ["answer 0", "answer 1", "answer 2"]
+    assert {one.favourite("kindness", theta) for theta in range(15, 80, 5)} > {"answer 1"}
+
+
+def test_answers_stand_where_the_reward_model_puts_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Less their mean, in units of the spread of all; verbosity is brevity turned round."""
+    scores = torch.tensor([[1.0, 0.0, 3.0, 0.0], [2.0, 1.0, 0.0, 0.0], [3.0, 5.0, 0.0, 3.0]])
+    monkeypatch.setattr(directional, "judge", lambda *_: scores)
+    monkeypatch.setattr(directional, "read", lambda *_: None)
+    (one,) = directional.place(None, None, [(QUESTION, ["a", "b", "c"])])  # type: ignore[arg-type]
+    z = dict(zip(rewards.OBJECTIVES, ((scores - scores.mean(0)) / scores.std(0)).T, strict=True))
+    assert torch.allclose(one.z["dpa"], torch.stack([z["helpfulness"], -z["brevity"]], 1))
+    assert torch.allclose(one.z["kindness"], torch.stack([z["warmth"], z["caution"]], 1))
+
+
+def test_the_loss_reads_the_answer_alone() -> None:
+    """CE is that of the base's other recipes, and a probe that says nothing is 1 away from every direction."""
+    tokenizer = load_tokenizer(DEMO / "base")
+    model = LlamaForCausalLM.from_pretrained(DEMO / "base", dtype=torch.float32)
+    probe = torch.nn.Linear(model.config.hidden_size, 2, bias=False)
+    torch.nn.init.zeros_(probe.weight)
+    rows = [("<|user|>Hi<|end|>", "Hello there.", 30.0), ("<|user|>How do I clean it?<|end|>", "Wash it.", -20.0)]
+    nll, tokens, off = directional.forward(model, probe, directional.tensors(tokenizer, rows))
+    ids, mask = guides.tensors(tokenizer, [(prompt, y, y) for prompt, y, _ in rows])
+    said = guides.said_logprob(model, ids[:2], mask[:2])
+    assert torch.allclose(-nll, said, rtol=2e-2)
+    assert tokens.tolist() == mask[:2].sum(1).tolist()
+    assert off.square().sum(1).tolist() == pytest.approx([1.0] * int(tokens.sum()))
+
+
+def test_the_reader_is_a_checkpoint_with_the_base_s_tokenizer(tiny: None, tmp_path: Path) -> None:
+    directional.main(folder=tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.get_vocab() == load_tokenizer(DEMO / "base").get_vocab()
+    ids = torch.tensor([tokenizer("How do I clean a copper pan?")["input_ids"]])
+    with torch.no_grad():
+        plain = LlamaForCausalLM.from_pretrained(DEMO / "base", dtype=torch.float32)(ids).logits
+        reader = LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)(ids).logits
+    assert not torch.allclose(reader, plain, atol=1e-3), "nothing was learnt"
+    told = json.loads((tmp_path / "recipe.json").read_text())
+    assert set(told["heldout"]) == set(told["base"]) == set(told["apart"]) == set(directional.PAIRS)
+    assert [round(row["theta"]) for row in told["heldout"]["kindness"]] == [0, 15, 30, 45, 60, 75, 90]
+    assert all(math.isfinite(told["apart"][name]["nats"]) for name in directional.PAIRS)
+
+
+@pytest.mark.parametrize("name", directional.PAIRS)
+def test_the_demo_says_to_the_reader_what_it_was_trained_on(name: str) -> None:
+    """The same text for an angle, between the same axes, and as far from the middle."""
+    config, pair = load(DEMO / "directions.yaml"), directional.PAIRS[name]
+    for theta in (pair.low, pair.low + 17.3, pair.high - 30.5, pair.high):
+        asked = wish({"angle": theta}, {"prompt": name}, config, at="weights")
+        assert asked.template is not None
+        assert asked.template.said(asked.v) == pair.said(theta)
+        assert (asked.reader, asked.template.role) == ("directional", "system")
+        signs = {objective: sign for _, objective, sign in pair.axes}
+        assert asked.named(asked.template.signs) == signs
+    with pytest.raises(ApiError, match="outside"):
+        wish({"angle": pair.high + 1}, {"prompt": name}, config, at="weights")
