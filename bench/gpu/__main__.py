@@ -40,7 +40,7 @@ from bench.gpu.show import DONE, FAILED, HUNG, LEFT
 
 ROOT = Path(__file__).resolve().parents[2]
 GROUP, PLUGIN = "vllm.general_plugins", "engine.plugin:register"
-SIDE_BY_SIDE = 4
+SIDE_BY_SIDE = 5
 """Engines of parity at once on a GPU: they are tiny, and most of their time is start-up on one core."""
 QUICK = {
     "parity.float32.eager.v1", "parity.float32.eager.v2", "parity.float32.graphs.v2",
@@ -49,7 +49,7 @@ QUICK = {
 """What --quick runs, of what there is."""
 RUNNING: set[int] = set()
 """Process groups of the cases that run."""
-TAIL = 3000
+TAIL = 6000
 """Characters of a failed case's log that are kept."""
 
 
@@ -125,7 +125,7 @@ def interrupted(number: int, _: object) -> None:
     os._exit(128 + number)
 
 
-def run(job: Job, until: float, flags: Sequence[str]) -> dict[str, Any]:
+def run(job: Job, until: float, flags: Sequence[str], logs: Path | None) -> dict[str, Any]:
     """What became of it; `until` bounds it too, on the monotonic clock."""
     limit = min(job.limit, until - time.monotonic())
     about = {"date": datetime.now(UTC).isoformat(timespec="seconds")}
@@ -135,7 +135,8 @@ def run(job: Job, until: float, flags: Sequence[str]) -> dict[str, Any]:
     start = time.monotonic()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        result, log = folder / "result.json", folder / "log"
+        result, log = folder / "result.json", (logs or folder) / f"{job.name}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "bench.gpu.job", job.name, str(result), *flags]
         with log.open("w") as output:
             process = subprocess.Popen(
@@ -156,10 +157,10 @@ def run(job: Job, until: float, flags: Sequence[str]) -> dict[str, Any]:
         RUNNING.remove(process.pid)
         process.wait()
         found = {**about, "seconds": time.monotonic() - start}
-        if result.exists():
-            found |= {"state": DONE, "result": json.loads(result.read_text())}
-        else:
-            found |= {"state": state, "log": log.read_text(errors="replace")[-TAIL:]}
+        told = json.loads(result.read_text()) if result.exists() else {"finished": False}
+        found |= {"state": DONE if told.pop("finished") else state, **told}
+        if found["state"] != DONE:
+            found["log"] = log.read_text(errors="replace")[-TAIL:]
             print(found["log"], file=sys.stderr)
     print(f"{job.name}: {found['state']}, {found['seconds']:.0f} s", file=sys.stderr, flush=True)
     return found
@@ -181,7 +182,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="tiny shapes, and few cases unless named")
     parser.add_argument("--profile", action="store_true", help="speed: kernels that decode steps spend their time in")
     parser.add_argument("--within", type=float, default=math.inf, metavar="SECONDS", help="end by then, done or not")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="figures; each case's log goes to a folder of this name")
     asked = parser.parse_args()
     cuda = torch.cuda.is_available()
     if not cuda and not asked.quick:
@@ -194,14 +195,15 @@ def main() -> None:
         signal.signal(number, interrupted)
     until = time.monotonic() + asked.within
     flags = [f"--{flag}" for flag in ("quick", "profile") if getattr(asked, flag)]
+    logs = asked.json.with_suffix("") if asked.json else None
     found = before(asked.json, quick=asked.quick)
     for step, group in itertools.groupby(mine, key=lambda job: job.step):
         together = list(group)
         with ThreadPoolExecutor(SIDE_BY_SIDE if cuda and step == "parity" else 1) as pool:
-            outcomes = pool.map(lambda job: run(job, until, flags), together)
+            outcomes = pool.map(lambda job: run(job, until, flags, logs), together)
             for job, outcome in zip(together, outcomes, strict=True):
                 found[job.name] = outcome
-                report.write(asked.json, {"quick": asked.quick, "cases": found})
+                report.write(asked.json, show.figures(found, quick=asked.quick))
     print(show.tables(found, quick=asked.quick))
     sys.exit(1 if show.wrong(found) else 0)
 

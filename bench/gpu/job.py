@@ -1,4 +1,7 @@
-"""One case in a process of its own: `python -m bench.gpu.job NAME RESULT [--quick] [--profile]`, for bench.gpu."""
+"""One case in a process of its own: `python -m bench.gpu.job NAME RESULT [--quick] [--profile]`, for bench.gpu.
+
+RESULT is written whenever there is more to tell, so that what was measured before the case failed or hung is not lost.
+"""
 
 from __future__ import annotations
 
@@ -44,19 +47,26 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true")
     asked = parser.parse_args()
     step, _, case = asked.name.partition(".")
-    result: Any
-    with tempfile.TemporaryDirectory() as folder:
+
+    def tell(result: Any, *, finished: bool = False) -> None:
+        part = asked.result.with_suffix(".part")
+        part.write_text(json.dumps({"finished": finished, "result": result}))
+        part.replace(asked.result)
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        found: Any
         if step == "parity":
-            result = parity.measure(case, Path(folder))
+            found = parity.measure(case, folder)
         elif step == "speed":
-            result = speed.measure(case, Path(folder), quick=asked.quick, profile=asked.profile)
+            found = speed.measure(case, folder, tell, quick=asked.quick, profile=asked.profile)
         elif step == "search":
             from bench.gpu import search  # and with it vLLM, before a GPU is measured alone
 
-            result = search.measure(Path(folder), quick=asked.quick)
+            found = search.measure(folder, tell, quick=asked.quick)
         else:
-            result = demo(Path(folder))
-    asked.result.write_text(json.dumps(result))
+            found = demo(folder)
+    tell(found, finished=True)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import asyncio
 import random
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,11 +72,12 @@ QUICK = {
 }
 
 
-def measure(folder: Path, *, quick: bool) -> list[dict[str, Any]]:
-    return asyncio.run(measured(folder, quick=quick))
+def measure(folder: Path, tell: Callable[[Any], None], *, quick: bool) -> list[dict[str, Any]]:
+    """Of each search, what `tell` hears of as it ends."""
+    return asyncio.run(measured(folder, tell, quick=quick))
 
 
-async def measured(folder: Path, *, quick: bool) -> list[dict[str, Any]]:
+async def measured(folder: Path, tell: Callable[[Any], None], *, quick: bool) -> list[dict[str, Any]]:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -106,6 +107,7 @@ async def measured(folder: Path, *, quick: bool) -> list[dict[str, Any]]:
                     "busy": statistics.mean(samples) if samples else None,
                 }
             )
+            tell(figures)
     finally:
         llm.shutdown()
     return figures

@@ -12,16 +12,22 @@ DONE, FAILED, HUNG, LEFT = "done", "failed", "timed out", "not run"
 """What becomes of a case."""
 
 Found = Mapping[str, Mapping[str, Any]]
-"""name of a case -> its state, and its result once it is done"""
+"""name of a case -> its state, and its result as far as it came"""
 
 
 def results(found: Found, step: str) -> dict[str, Any]:
-    """case -> what a finished one found"""
+    """case -> its result"""
     return {
         name.partition(".")[2]: job["result"]
         for name, job in found.items()
-        if name.partition(".")[0] == step and job["state"] == DONE
+        if name.partition(".")[0] == step and "result" in job
     }
+
+
+def figures(found: Found, *, quick: bool) -> dict[str, Any]:
+    """What is written: everything that was measured, and what follows from it for the engines' speed."""
+    rows = speed.rows(results(found, "speed"), quick=quick)
+    return {"quick": quick, "cases": found, "speed": [vars(row) for row in rows]}
 
 
 def wrong(found: Found) -> list[str]:
@@ -94,6 +100,7 @@ def speed_tables(rows: list[speed.Row], *, quick: bool) -> list[str]:
     shapes = "tiny shapes in their places (--quick)" if quick else "Llama-3.1-8B and Llama-3.2-1B shapes"
     slow = [r for r in rows if r.share is not None and r.share < speed.ENOUGH]
     parts = [f"decode: {shapes}, random weights, bf16\n" + report.table(headers, lines)]
+    parts += [f"{r.engine}, batch {r.batch}, {r.requests}: {r.left_out}" for r in rows if r.left_out]
     parts += [kernel_table(r, r.profile) for r in slow if r.profile]
     if any(not r.profile for r in slow):
         parts.append(f"{len(slow)} of {len(rows)} are under {speed.ENOUGH:.0%} of the floor's rate; see --profile")

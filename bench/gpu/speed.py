@@ -20,7 +20,7 @@ import json
 import random
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -128,8 +128,8 @@ def running(name: str, load: Load, folder: Path, *, quick: bool, profile: bool) 
         llm.llm_engine.engine_core.shutdown()
 
 
-def measure(name: str, folder: Path, *, quick: bool, profile: bool) -> dict[str, Any]:
-    """Seconds of every round, by batch and kind of requests."""
+def measure(name: str, folder: Path, tell: Callable[[Any], None], *, quick: bool, profile: bool) -> dict[str, Any]:
+    """Seconds of every round, by batch and kind of requests; `tell` hears of them as they come."""
     if name == DEVICE:
         return device.limits(quick=quick)
     from engine.table import pack
@@ -139,7 +139,8 @@ def measure(name: str, folder: Path, *, quick: bool, profile: bool) -> dict[str,
     rows: dict[str, bytes | None] = {PLAIN: None}
     if guides := shapes[1:]:
         rows[GUIDED] = pack([1.0, *[ALPHA / len(guides)] * len(guides)])
-    figures = []
+    figures: list[dict[str, Any]] = []
+    found = {"load": asdict(load), "figures": figures}
     draw = random.Random(0)
     with running(name, load, folder, quick=quick, profile=profile) as llm:
         cache = llm.llm_engine.vllm_config.cache_config
@@ -149,7 +150,7 @@ def measure(name: str, folder: Path, *, quick: bool, profile: bool) -> dict[str,
                 figure: dict[str, Any] = {"batch": batch, "requests": kind, "short": [], "long": []}
                 figures.append(figure)
                 if batch * (load.prompt + load.long) > room:
-                    figure["left_out"] = f"the cache holds {room} tokens"
+                    figure["left_out"] = f"left out, the cache holds {room} tokens"
                     continue
 
                 def run(new: int, batch: int = batch, row: bytes | None = row) -> float:
@@ -164,7 +165,8 @@ def measure(name: str, folder: Path, *, quick: bool, profile: bool) -> dict[str,
                     run(load.long)
                     llm.stop_profile()
                     figure["profile"] = kernels(folder / "traces", f"{kind}{batch}_")
-    return {"load": asdict(load), "room": room, "figures": figures}
+                tell(found)
+    return found
 
 
 def seconds(llm: Any, prompts: Sequence[Any], new: int, row: bytes | None) -> float:
@@ -231,6 +233,7 @@ class Row:
     share_of_bound: float | None
     """The same by bench/gpu/shapes.py (2)."""
     profile: Mapping[str, Any] | None = None
+    left_out: str | None = None
 
 
 def rows(found: Mapping[str, Mapping[str, Any]], *, quick: bool) -> list[Row]:
@@ -267,6 +270,7 @@ def rows(found: Mapping[str, Mapping[str, Any]], *, quick: bool) -> list[Row]:
                     ratio=sum(known) / own if own and kind == GUIDED and len(known) == len(parts) else None,
                     of_base=alone[0] / own if own and guides and alone[0] else None,
                     profile=figure.get("profile"),
+                    left_out=figure.get("left_out"),
                     **at_most,
                 )
             )

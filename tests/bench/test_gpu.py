@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
+import time
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from bench.gpu import parity, show, speed
-from bench.gpu.__main__ import announced, chosen, jobs
+from bench.gpu.__main__ import Job, announced, chosen, jobs, run
 from bench.gpu.job import counts
 from bench.gpu.shapes import bound, cache_bytes, floor, weight_bytes
 from bench.gpu.speed import DEVICE, SHAPES, STAND_INS, Load, kernels, rows, step
@@ -87,13 +89,13 @@ def test_rates_and_shares_of_an_engine() -> None:
 
 
 def test_what_was_not_measured_is_told_as_missing() -> None:
-    left_out = {"batch": 256, "requests": "plain", "short": [], "long": [], "left_out": "the cache holds 1 tokens"}
+    left_out = {"batch": 256, "requests": "plain", "short": [], "long": [], "left_out": "left out"}
     timed = found(**{"8b": [left_out], "8b_1b": [figure(8, "guided", 0.016)]})
     for row in rows(timed, quick=False):
         assert row.ratio is row.share is row.of_base is None
-    assert "8b+1b" in show.tables(
-        {f"speed.{name}": {"state": "done", "result": r} for name, r in timed.items()}, quick=False
-    )
+    told = {f"speed.{name}": {"state": show.HUNG, "result": result} for name, result in timed.items()}
+    assert "8b, batch 256, plain: left out" in show.tables(told, quick=False)
+    assert [row["engine"] for row in show.figures(told, quick=False)["speed"]] == ["8b", "8b+1b"]
 
 
 def test_greedy_choices_are_right_ties_or_mismatches() -> None:
@@ -189,3 +191,15 @@ def test_outcomes_of_tests(tmp_path: Path) -> None:
     report = tmp_path / "tests.xml"
     report.write_text('<testsuites><testsuite tests="9" failures="1" errors="1" skipped="2"></testsuite></testsuites>')
     assert counts(report) == {"passed": 5, "failed": 2, "skipped": 2}
+
+
+def test_a_case_that_fails_or_hangs_is_told_and_ended(tmp_path: Path) -> None:
+    failed = run(Job(name="parity.nonsense", limit=60), math.inf, [], tmp_path)
+    assert failed["state"] == show.FAILED
+    assert "ValueError" in failed["log"]
+    assert "ValueError" in (tmp_path / "parity.nonsense.log").read_text()
+    hung = run(Job(name="search", limit=600), time.monotonic() + 1.5, ["--quick"], None)
+    assert hung["state"] == show.HUNG
+    assert hung["seconds"] < 10
+    assert run(Job(name="search", limit=600), time.monotonic(), [], None)["state"] == show.LEFT
+    assert show.wrong({"search": hung, "parity.nonsense": failed}) == ["search: timed out", "parity.nonsense: failed"]
