@@ -68,7 +68,7 @@ class Shape:
         """A directory for `load_format="dummy"`: config, a tokenizer of as many words as ids, and no weights."""
         self.config().save_pretrained(path)
         tokenizer(path, self.vocabulary)
-        save_file({}, path / "model.safetensors")  # a checkpoint without weights is refused before it is known why
+        save_file({}, path / "model.safetensors")  # engine.members refuses a directory that has none
         return str(path)
 
     @property
