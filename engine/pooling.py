@@ -102,13 +102,13 @@ async def running_pooler(name: str, model: str, **options: Any) -> AsyncIterator
     Prefix caching and chunked prefill are on where vLLM knows them to be right for the model. Statistics are off: a
     second engine that keeps them takes the first one's metrics away. Raises MemberError for what cannot score.
     """
-    arguments = AsyncEngineArgs(model=model, **{**options, "runner": "pooling", "disable_log_stats": True})
-    config = model_config(name, arguments.create_model_config)
+    options |= {"model": model, "runner": "pooling", "disable_log_stats": True}
+    config = model_config(name, lambda: AsyncEngineArgs(**options).create_model_config())
     if config.convert_type == "embed":  # vLLM would serve it as an embedding model: it has no head that scores
         raise MemberError(name, f"{model} is {config.architecture}, which has no scoring head; valid: {VALID}")
     tokenizer = own_tokenizer(name, config)
     with unbound():
-        client = AsyncLLM.from_engine_args(arguments)
+        client = AsyncLLM.from_engine_args(AsyncEngineArgs(**options))
     try:
         tasks = await client.get_supported_tasks()
         if not {"classify", "token_classify"} & set(tasks):

@@ -1,0 +1,212 @@
+"""python -m bench.gpu [STEP[.CASE] ...]: whether the engine is right on this GPU, and how fast.
+
+    parity   against a plain recompute, by dtype, CUDA graphs and model runner     bench/gpu/parity.py
+    speed    base and guides, alone and together, against what memory allows       bench/gpu/speed.py
+    search   tokens a second of best_of_n, qalign and transfer_q                   bench/gpu/search.py
+    demo     the engine's own tests
+
+Every case runs in a process of its own, so that one that fails or hangs costs no other's figures, and the JSON is
+written after each. `STEP` takes all its cases, `parity.float32` those that begin so; without a name all run. Figures
+that are in the JSON already are kept and shown with the new ones, so a run can be made in pieces. Exit status 1: a case
+failed or hung, or the engine chose another token than the recompute in fp32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import report
+from bench.gpu import parity, show, speed
+from bench.gpu.show import DONE, FAILED, HUNG, LEFT
+
+ROOT = Path(__file__).resolve().parents[2]
+GROUP, PLUGIN = "vllm.general_plugins", "engine.plugin:register"
+SIDE_BY_SIDE = 5
+"""Engines of parity at once on a GPU: they are tiny, and most of their time is start-up on one core."""
+QUICK = {
+    "parity.float32.eager.v1", "parity.float32.eager.v2", "parity.float32.graphs.v2",
+    "speed.device", "speed.8b", "speed.1b", "speed.8b+1b", "search",
+}  # fmt: skip
+"""What --quick runs, of what there is."""
+RUNNING: set[int] = set()
+"""Process groups of the cases that run."""
+TAIL = 6000
+"""Characters of a failed case's log that are kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    name: str
+    limit: float
+    """Seconds."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def step(self) -> str:
+        return self.name.partition(".")[0]
+
+
+def jobs(*, cuda: bool) -> list[Job]:
+    return [
+        *(Job(name=f"parity.{c}", limit=240, environment=parity.environment(c)) for c in parity.cases(cuda=cuda)),
+        *(Job(name=f"speed.{c}", limit=300) for c in speed.cases()),
+        Job(name="search", limit=300),
+        Job(name="demo", limit=540),
+    ]
+
+
+def chosen(every: Sequence[Job], names: Sequence[str], *, quick: bool) -> list[Job]:
+    """Those named, in whole or up to a dot; raises ValueError for a name that names none."""
+
+    def named(job: Job, name: str) -> bool:
+        return f"{job.name}.".startswith(f"{name}.")
+
+    if not names:
+        return [job for job in every if not quick or job.name in QUICK]
+    for name in names:
+        if not any(named(job, name) for job in every):
+            raise ValueError(f"{name}: no such case; valid: {', '.join(job.name for job in every)}")
+    return [job for job in every if any(named(job, name) for name in names)]
+
+
+def announced(folder: Path) -> None:
+    """Makes `folder` a place on PYTHONPATH where vLLM's processes find our plugin, for a checkout not installed."""
+    told = folder / "trimtab-0.dist-info"
+    told.mkdir()
+    (told / "METADATA").write_text("Metadata-Version: 2.1\nName: trimtab\nVersion: 0\n")
+    (told / "entry_points.txt").write_text(f"[{GROUP}]\ntrimtab = {PLUGIN}\n")
+
+
+def environment(job: Job, folder: Path) -> dict[str, str]:
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    if not any(plugin.value == PLUGIN for plugin in entry_points(group=GROUP)):
+        announced(folder)
+        paths.append(str(folder))
+    return {
+        "VLLM_LOGGING_LEVEL": "INFO",
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",
+        "VLLM_CACHE_ROOT": str(folder / "cache"),  # side by side, compilers would write into one another's
+        **job.environment,
+    }
+
+
+def end(group: int) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
+
+
+def interrupted(number: int, _: object) -> None:
+    """Leaves no engine behind that holds the GPU's memory."""
+    for group in list(RUNNING):
+        end(group)
+    os._exit(128 + number)
+
+
+def run(job: Job, until: float, flags: Sequence[str], logs: Path | None) -> dict[str, Any]:
+    """What became of it; `until` bounds it too, on the monotonic clock."""
+    limit = min(job.limit, until - time.monotonic())
+    about = {"date": datetime.now(UTC).isoformat(timespec="seconds")}
+    if limit < 1:
+        return {"state": LEFT, **about}
+    print(f"{job.name} …", file=sys.stderr, flush=True)
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        result, log = folder / "result.json", (logs or folder) / f"{job.name}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "bench.gpu.job", job.name, str(result), *flags]
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=environment(job, folder),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        RUNNING.add(process.pid)
+        state = FAILED
+        try:
+            process.wait(limit)
+        except subprocess.TimeoutExpired:
+            state = HUNG
+        end(process.pid)  # and the engine's processes, whatever became of their parent
+        RUNNING.remove(process.pid)
+        process.wait()
+        found = {**about, "seconds": time.monotonic() - start}
+        told = json.loads(result.read_text()) if result.exists() else {"finished": False}
+        found |= {"state": DONE if told.pop("finished") else state, **told}
+        if found["state"] != DONE:
+            found["log"] = log.read_text(errors="replace")[-TAIL:]
+            print(found["log"], file=sys.stderr)
+    print(f"{job.name}: {found['state']}, {found['seconds']:.0f} s", file=sys.stderr, flush=True)
+    return found
+
+
+def before(path: Path | None, *, quick: bool) -> dict[str, Any]:
+    """What an earlier run of the same kind left in the file."""
+    if path is None or not path.exists():
+        return {}
+    figures = json.loads(path.read_text())["figures"]
+    return dict(figures["cases"]) if figures["quick"] == quick else {}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", metavar="STEP[.CASE]")
+    parser.add_argument("--quick", action="store_true", help="tiny shapes, and few cases unless named")
+    parser.add_argument("--profile", action="store_true", help="speed: kernels that decode steps spend their time in")
+    parser.add_argument("--within", type=float, default=math.inf, metavar="SECONDS", help="end by then, done or not")
+    parser.add_argument("--json", type=Path, help="figures; each case's log goes to a folder of this name")
+    asked = parser.parse_args()
+    cuda = torch.cuda.is_available()
+    if not cuda and not asked.quick:
+        parser.error("there is no GPU here; valid: --quick")
+    try:
+        mine = chosen(jobs(cuda=cuda), asked.names, quick=asked.quick)
+    except ValueError as error:
+        parser.error(str(error))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupted)
+    until = time.monotonic() + asked.within
+    flags = [f"--{flag}" for flag in ("quick", "profile") if getattr(asked, flag)]
+    logs = asked.json.with_suffix("") if asked.json else None
+    found = before(asked.json, quick=asked.quick)
+    for step, group in itertools.groupby(mine, key=lambda job: job.step):
+        together = list(group)
+        with ThreadPoolExecutor(SIDE_BY_SIDE if cuda and step == "parity" else 1) as pool:
+            outcomes = pool.map(lambda job: run(job, until, flags, logs), together)
+            for job, outcome in zip(together, outcomes, strict=True):
+                found[job.name] = outcome
+                report.write(asked.json, show.figures(found, quick=asked.quick))
+    print(show.tables(found, quick=asked.quick))
+    sys.exit(1 if show.wrong(found) else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""`search`: tokens drawn a second by whole searches, and how busy they keep the GPU.
+
+The strategies as the server runs them, over one engine of an 8B base and a 1B guide with random weights, with the
+budgets of bench/search. The reward costs nothing, so that what is measured is the search and the engine, and random
+weights hardly ever end an answer, so that all have their full length.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.gpu.device import utilisation
+from bench.gpu.speed import ALPHA, members, options, written
+from bench.peers.loop import MAX_TOKENS
+from decoders.best_of_n import BestOfN
+from decoders.protocols import Sampling, Strategy, Tokens
+from decoders.qalign import QAlign
+from decoders.transfer_q import TransferQ
+from engine.members import engine_args
+from engine.meter import Meter, Metered
+from engine.vllm_engine import VLLMEngine
+
+ENGINE = "8b+1b"
+PROMPT = 64
+GUIDE = {"g0": ALPHA}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    strategy: Strategy
+    questions: int
+    """Side by side."""
+    max_tokens: int = MAX_TOKENS
+
+    async def answer(self, prompt: Tokens, engine: Metered) -> None:
+        sampling = Sampling(max_tokens=self.max_tokens, seed=0, stream=False)
+        async for _ in self.strategy(prompt, sampling, engine, worth, n=1, want=frozenset()):
+            pass
+
+
+async def worth(prompt: Tokens, completions: Sequence[Tokens]) -> list[list[float]]:
+    return [[sum(completion) % 97 / 97] for completion in completions]
+
+
+def transfer_q() -> TransferQ:
+    return TransferQ(k=10, horizon=20, rollout_temperature=0.0, baseline={"g0": 1.0})
+
+
+FULL = {
+    "best_of_n: n 16, 1 question": Search(strategy=BestOfN(n=16, guides=GUIDE), questions=1),
+    "best_of_n: n 64, 4 questions": Search(strategy=BestOfN(n=64, guides=GUIDE), questions=4),
+    "qalign: 8 chains, 16 steps": Search(strategy=QAlign(chains=8, steps=16, guides=GUIDE, answer="last"), questions=1),
+    "qalign: 64 chains, 16 steps": Search(
+        strategy=QAlign(chains=64, steps=16, guides=GUIDE, answer="last"), questions=1
+    ),
+    "transfer_q: k 10, 1 question": Search(strategy=transfer_q(), questions=1, max_tokens=32),
+    "transfer_q: k 10, 16 questions": Search(strategy=transfer_q(), questions=16, max_tokens=32),
+}
+QUICK = {
+    "best_of_n: n 4, 1 question": Search(strategy=BestOfN(n=4, guides=GUIDE), questions=1, max_tokens=32),
+    "qalign: 4 chains, 4 steps": Search(
+        strategy=QAlign(chains=4, steps=4, guides=GUIDE, answer="last"), questions=1, max_tokens=32
+    ),
+    "transfer_q: k 10, 1 question": Search(strategy=transfer_q(), questions=1, max_tokens=24),
+}
+
+
+def measure(folder: Path, tell: Callable[[Any], None], *, quick: bool) -> list[dict[str, Any]]:
+    """Of each search, what `tell` hears of as it ends."""
+    return asyncio.run(measured(folder, tell, quick=quick))
+
+
+async def measured(folder: Path, tell: Callable[[Any], None], *, quick: bool) -> list[dict[str, Any]]:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    base, guides = written(ENGINE, folder, quick=quick)
+    arguments = engine_args(base, guides, **options(seqs=256, length=1024))
+    llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+    draw = random.Random(0)
+    vocabulary = members(ENGINE, quick=quick)[0].vocabulary
+    figures = []
+    try:
+        for name, search in (QUICK if quick else FULL).items():
+            meter = Meter()
+            engine = Metered(VLLMEngine(client=llm), meter)
+            prompts = [[draw.randrange(3, vocabulary) for _ in range(PROMPT)] for _ in range(search.questions)]
+            await search.answer(prompts[0][::-1], engine)  # the first time through compiles and allocates
+            meter.sampled = 0
+            with utilisation() as samples:
+                start = time.perf_counter()
+                await asyncio.gather(*(search.answer(prompt, engine) for prompt in prompts))
+                seconds = time.perf_counter() - start
+            figures.append(
+                {
+                    "search": name,
+                    "seconds": seconds,
+                    "drawn": meter.sampled,
+                    "tokens_per_s": meter.sampled / seconds,
+                    "busy": statistics.mean(samples) if samples else None,
+                }
+            )
+            tell(figures)
+    finally:
+        llm.shutdown()
+    return figures

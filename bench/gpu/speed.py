@@ -1,0 +1,277 @@
+"""`speed`: one engine for base and guides, its members alone, and the least that a step can take.
+
+Random weights in the shapes of Llama-3.1-8B and Llama-3.2-1B, bf16, one engine after the other. B requests prefill
+`prompt` tokens each and draw `short` or `long` tokens; a decode step takes
+
+    step = (t(long) - t(short)) / (long - short)                                                                    (1)
+
+seconds, the median of the rounds: prefill, the ramps in which some requests have begun or ended, and what a call costs
+cancel out. A step of (1) is taken at a mean length of prompt + (short + long) / 2.
+
+    ratio = (step_base + Σ_i step_guide_i) / step_composite: above 1, lock-step is faster than engines in turn       (2)
+    share = floor / step, bench/gpu/shapes.py (1)                                                                    (3)
+    prefill = B · prompt / (t(short) - short · step) tokens a second
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.gpu import device
+from bench.gpu.shapes import Shape, bound, floor
+from engine.members import engine_args
+
+DEVICE = "device"
+ENGINES = ("8b", "1b", "8b+1b", "8b+8b", "8b+1b+1b")
+"""Members of each, the base first; a guide of the base's shape takes alone what the base takes."""
+
+SHAPES = {
+    "8b": Shape(hidden=4096, layers=32, heads=32, kv_heads=8, head_dim=128, intermediate=14336, vocabulary=128256),
+    "1b": Shape(
+        hidden=2048, layers=16, heads=32, kv_heads=8, head_dim=64, intermediate=8192, vocabulary=128256, tied=True
+    ),
+}
+STAND_INS = {
+    "8b": Shape(hidden=256, layers=4, heads=4, kv_heads=2, head_dim=64, intermediate=768, vocabulary=2048),
+    "1b": Shape(hidden=128, layers=2, heads=4, kv_heads=2, head_dim=32, intermediate=384, vocabulary=2048, tied=True),
+}
+"""What takes their places with --quick."""
+
+ALPHA = 0.5
+ENOUGH = 0.85
+"""Of the floor's rate; below it, it is worth looking where the time goes."""
+PROFILED, TOP = 8, 15
+"""Steps that are profiled, and kernels that are told."""
+GUIDED, PLAIN = "guided", "plain"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    batches: tuple[int, ...]
+    rounds: int
+    prompt: int
+    short: int
+    long: int
+
+    @property
+    def length(self) -> float:
+        """The mean length of a sequence in the steps that (1) times."""
+        return self.prompt + (self.short + self.long) / 2
+
+    def prompts(self, batch: int, draw: random.Random, vocabulary: int) -> list[dict[str, list[int]]]:
+        return [{"prompt_token_ids": [draw.randrange(3, vocabulary) for _ in range(self.prompt)]} for _ in range(batch)]
+
+
+FULL = Load(batches=(1, 8, 64, 256), rounds=3, prompt=256, short=32, long=160)
+QUICK = Load(batches=(1, 8), rounds=2, prompt=32, short=4, long=36)
+
+
+def cases() -> list[str]:
+    return [DEVICE, *ENGINES]
+
+
+def members(name: str, *, quick: bool) -> list[Shape]:
+    shapes = STAND_INS if quick else SHAPES
+    return [shapes[member] for member in name.split("+")]
+
+
+def options(*, seqs: int, length: int) -> dict[str, Any]:
+    """vLLM's arguments that every engine here has; on a GPU its memory is the cache's, on CPU a little is."""
+    cuda = torch.cuda.is_available()
+    return {
+        "dtype": "bfloat16",
+        "load_format": "dummy",
+        "enforce_eager": not cuda,
+        "max_model_len": length,
+        "max_num_seqs": seqs,
+        "max_num_batched_tokens": 8192,
+        **({"gpu_memory_utilization": 0.9} if cuda else {"kv_cache_memory_bytes": 1 << 28, "block_size": 32}),
+    }
+
+
+def written(name: str, folder: Path, *, quick: bool) -> tuple[str, dict[str, str]]:
+    """The directories of the base and of its guides by name."""
+    base, *guides = [shape.write(folder / f"member{i}") for i, shape in enumerate(members(name, quick=quick))]
+    return base, {f"g{i}": guide for i, guide in enumerate(guides)}
+
+
+@contextmanager
+def running(name: str, load: Load, folder: Path, *, quick: bool, profile: bool) -> Iterator[Any]:
+    from vllm import LLM
+
+    base, guides = written(name, folder, quick=quick)
+    arguments = options(seqs=max(load.batches), length=load.prompt + load.long + 1) | {"enable_prefix_caching": False}
+    if not arguments["enforce_eager"]:
+        arguments["compilation_config"] = {"cudagraph_capture_sizes": list(load.batches)}
+    if profile:
+        arguments["profiler_config"] = {
+            "profiler": "torch",
+            "torch_profiler_dir": str(folder / "traces"),
+            "torch_profiler_with_stack": False,
+            "ignore_frontend": True,
+        }
+    llm = LLM(**(engine_args(base, guides, **arguments) if guides else {"model": base, **arguments}))
+    try:
+        yield llm
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+
+
+def measure(name: str, folder: Path, tell: Callable[[Any], None], *, quick: bool, profile: bool) -> dict[str, Any]:
+    """Seconds of every round, by batch and kind of requests; `tell` hears of them as they come."""
+    if name == DEVICE:
+        return device.limits(quick=quick)
+    from engine.table import pack
+
+    load = QUICK if quick else FULL
+    shapes = members(name, quick=quick)
+    rows: dict[str, bytes | None] = {PLAIN: None}
+    if guides := shapes[1:]:
+        rows[GUIDED] = pack([1.0, *[ALPHA / len(guides)] * len(guides)])
+    figures: list[dict[str, Any]] = []
+    found = {"load": asdict(load), "figures": figures}
+    draw = random.Random(0)
+    with running(name, load, folder, quick=quick, profile=profile) as llm:
+        cache = llm.llm_engine.vllm_config.cache_config
+        room = cache.num_gpu_blocks * cache.block_size
+        for batch in load.batches:
+            for kind, row in rows.items():
+                figure: dict[str, Any] = {"batch": batch, "requests": kind, "short": [], "long": []}
+                figures.append(figure)
+                if batch * (load.prompt + load.long) > room:
+                    figure["left_out"] = f"left out, the cache holds {room} tokens"
+                    continue
+
+                def run(new: int, batch: int = batch, row: bytes | None = row) -> float:
+                    return seconds(llm, load.prompts(batch, draw, shapes[0].vocabulary), new, row)
+
+                run(load.short)
+                for _ in range(load.rounds):
+                    figure["short"].append(run(load.short))
+                    figure["long"].append(run(load.long))
+                if profile:
+                    llm.start_profile(f"{kind}{batch}", delay_iterations=load.short, max_iterations=PROFILED)
+                    run(load.long)
+                    llm.stop_profile()
+                    figure["profile"] = kernels(folder / "traces", f"{kind}{batch}_")
+                tell(found)
+    return found
+
+
+def seconds(llm: Any, prompts: Sequence[Any], new: int, row: bytes | None) -> float:
+    from vllm import SamplingParams
+
+    from engine.table import KEY
+
+    extra = None if row is None else {KEY: row}
+    params = SamplingParams(max_tokens=new, ignore_eos=True, detokenize=False, extra_args=extra)
+    start = time.perf_counter()
+    outputs = llm.generate(prompts, params, use_tqdm=False)
+    taken = time.perf_counter() - start
+    assert all(len(output.outputs[0].token_ids) == new for output in outputs)
+    return taken
+
+
+def kernels(folder: Path, prefix: str) -> dict[str, Any] | None:
+    """Where the profiled steps went: milliseconds from first to last, in kernels, and in the `TOP` by time.
+
+    On CPU there are no kernels, and operators are told instead, which run inside one another. None: nothing was traced.
+    """
+    traces = [json.loads(gzip.decompress(file.read_bytes())) for file in folder.glob(f"{prefix}*.gz")]
+    events = [event for trace in traces for event in trace["traceEvents"] if event.get("ph") == "X"]
+    found = [e for e in events if e.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")]
+    found = found or [e for e in events if e.get("cat") == "cpu_op"]
+    if not found:
+        return None
+    took: dict[str, list[float]] = {}
+    for event in found:
+        took.setdefault(event["name"], []).append(event["dur"] / 1000)
+    span = max(e["ts"] + e["dur"] for e in found) - min(e["ts"] for e in found)
+    most = sorted(took.items(), key=lambda item: -sum(item[1]))[:TOP]
+    return {
+        "span_ms": span / 1000,
+        "busy_ms": sum(sum(times) for times in took.values()),
+        "top": [{"name": name[:160], "ms": sum(times), "calls": len(times)} for name, times in most],
+    }
+
+
+def step(figure: Mapping[str, Any], load: Load) -> float | None:
+    """(1)"""
+    rounds = [
+        (long - short) / (load.long - load.short) for short, long in zip(figure["short"], figure["long"], strict=True)
+    ]
+    return statistics.median(rounds) if rounds else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One engine at one batch, of one kind of requests. None: a figure it needs is missing."""
+
+    engine: str
+    batch: int
+    requests: str
+    step: float | None
+    tokens_per_s: float | None
+    prefill_per_s: float | None
+    ratio: float | None
+    """(2)"""
+    of_base: float | None
+    """The base's step on its own engine over this one: what the guides leave of its speed."""
+    share: float | None
+    """(3); of a plain request's step, by what the base alone must read."""
+    share_of_bound: float | None
+    """The same by bench/gpu/shapes.py (2)."""
+    profile: Mapping[str, Any] | None = None
+    left_out: str | None = None
+
+
+def rows(found: Mapping[str, Mapping[str, Any]], *, quick: bool) -> list[Row]:
+    """From what `measure` found, by case."""
+    limits = found.get(DEVICE)
+    steps: dict[tuple[str, int, str], float | None] = {}
+    for name in ENGINES:
+        for figure in found.get(name, {}).get("figures", ()):
+            load = Load(**found[name]["load"])
+            steps[name, figure["batch"], figure["requests"]] = step(figure, load)
+    made = []
+    for name in ENGINES:
+        base, *guides = parts = name.split("+")
+        for figure in found.get(name, {}).get("figures", ()):
+            batch, kind = figure["batch"], figure["requests"]
+            own, load = steps[name, batch, kind], Load(**found[name]["load"])
+            alone = [steps.get((part, batch, PLAIN)) for part in parts]
+            known = [taken for taken in alone if taken is not None]
+            shapes = members(name if kind == GUIDED else base, quick=quick)
+            at_most: dict[str, float | None] = {"share": None, "share_of_bound": None}
+            if own and limits:
+                floored = floor(shapes, batch, load.length, bandwidth=limits["bandwidth"])
+                bounded = bound(shapes, batch, load.length, bandwidth=limits["bandwidth"], flops=limits["flops"])
+                at_most = {"share": floored / own, "share_of_bound": bounded / own}
+            prefill = statistics.median(figure["short"]) - load.short * own if own else 0.0
+            made.append(
+                Row(
+                    engine=name,
+                    batch=batch,
+                    requests=kind,
+                    step=own,
+                    tokens_per_s=batch / own if own else None,
+                    prefill_per_s=batch * load.prompt / prefill if prefill > 0 else None,
+                    ratio=sum(known) / own if own and kind == GUIDED and len(known) == len(parts) else None,
+                    of_base=alone[0] / own if own and guides and alone[0] else None,
+                    profile=figure.get("profile"),
+                    left_out=figure.get("left_out"),
+                    **at_most,
+                )
+            )
+    return made
