@@ -50,7 +50,12 @@ class Composite(nn.Module):
         self.slots: Tensor | None = None
         """[max T] int32, Model Runner V2's. None: the V1 runner, which tells rows by the attention metadata."""
         self.vocabularies = [c.model_config.get_vocab_size() for c in self.configs]
-        self.shorter = [size < config.get_vocab_size() for size in self.vocabularies]
+        tokens = vllm_config.scheduler_config.max_num_batched_tokens
+        self.known = [
+            torch.zeros(tokens, dtype=torch.int32) if size < config.get_vocab_size() else None
+            for size in self.vocabularies
+        ]
+        """[max T] ids as a guide of a shorter vocabulary reads them, where a captured piecewise graph finds them."""
         slot_columns = 4 // torch.empty((), dtype=config.dtype).element_size()  # one int32 in the hidden states' dtype
         hidden = [c.model_config.get_hidden_size() for c in (vllm_config, *self.configs)]
         self.widths = [*hidden, slot_columns]
@@ -73,20 +78,26 @@ class Composite(nn.Module):
         """[T, Σ H_i + slot columns], of which those of a guide that no request here asks for are noise; [T, H] of a
         step that is the base's alone."""
         use = self.table.use
-        states: list[Tensor] = [self.base(input_ids, positions, None, inputs_embeds)]
+        base: Tensor = self.base(input_ids, positions, None, inputs_embeds)
         if use == BASE_ALONE:
-            return states[0]
-        for place, guide in enumerate(self.guides):
+            return base
+        # Each member's states are copied before the next member runs. A piecewise CUDA graph's output lies in the pool
+        # that all graphs share, and vLLM frees it there once it is captured: the next graphs would write over it.
+        joined = base.new_empty((len(base), sum(self.widths)))
+        base_part, *parts, slot_part = torch.split(joined, self.widths, dim=-1)
+        base_part.copy_(base)
+        for place, (guide, part, known) in enumerate(zip(self.guides, parts, self.known, strict=True)):
             if place + 1 not in use.guides:
-                states.append(states[0].new_empty(len(states[0]), self.widths[place + 1]))
                 continue
             # An id that the guide does not know must still be a row of its embedding; any will do, for no weights
             # were trained on it in either case.
-            known = input_ids.clamp(max=self.vocabularies[place] - 1) if self.shorter[place] else input_ids
-            states.append(guide(known, positions, None, None))
-        slots = self.slots_of(len(states[0]), states[0].device)
-        states.append(slots.view(torch.uint8).view(-1, 4).view(states[0].dtype))  # bit-cast: exact in any dtype
-        return torch.cat(states, dim=-1)
+            ids = input_ids
+            if known is not None:
+                ids = torch.clamp(input_ids, max=self.vocabularies[place] - 1, out=known[: len(input_ids)])
+            part.copy_(guide(ids, positions, None, None))
+        slots = self.slots_of(len(base), base.device)
+        slot_part.copy_(slots.view(torch.uint8).view(-1, 4).view(base.dtype))  # bit-cast: exact in any dtype
+        return joined
 
     def slots_of(self, T: int, device: torch.device) -> Tensor:
         """[T] int32: each token's request's slot in the weight table."""

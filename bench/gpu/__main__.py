@@ -181,6 +181,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="STEP[.CASE]")
     parser.add_argument("--quick", action="store_true", help="tiny shapes, and few cases unless named")
     parser.add_argument("--profile", action="store_true", help="speed: kernels that decode steps spend their time in")
+    parser.add_argument("--apart", action="store_true", help="speed: full CUDA graphs for each set of guides")
     parser.add_argument("--within", type=float, default=math.inf, metavar="SECONDS", help="end by then, done or not")
     parser.add_argument("--json", type=Path, help="figures; each case's log goes to a folder of this name")
     asked = parser.parse_args()
@@ -194,7 +195,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupted)
     until = time.monotonic() + asked.within
-    flags = [f"--{flag}" for flag in ("quick", "profile") if getattr(asked, flag)]
+    flags = [f"--{flag}" for flag in ("quick", "profile", "apart") if getattr(asked, flag)]
     logs = asked.json.with_suffix("") if asked.json else None
     found = before(asked.json, quick=asked.quick)
     for step, group in itertools.groupby(mine, key=lambda job: job.step):

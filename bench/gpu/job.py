@@ -1,4 +1,4 @@
-"""One case in a process of its own: `python -m bench.gpu.job NAME RESULT [--quick] [--profile]`, for bench.gpu.
+"""One case in a process of its own: `python -m bench.gpu.job NAME RESULT [--quick] [--profile] [--apart]`.
 
 RESULT is written whenever there is more to tell, so that what was measured before the case failed or hung is not lost.
 """
@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("result", type=Path)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--apart", action="store_true")
     asked = parser.parse_args()
     step, _, case = asked.name.partition(".")
 
@@ -59,7 +60,7 @@ def main() -> None:
         if step == "parity":
             found = parity.measure(case, folder)
         elif step == "speed":
-            found = speed.measure(case, folder, tell, quick=asked.quick, profile=asked.profile)
+            found = speed.measure(case, folder, tell, quick=asked.quick, profile=asked.profile, apart=asked.apart)
         elif step == "search":
             from bench.gpu import search  # and with it vLLM, before a GPU is measured alone
 

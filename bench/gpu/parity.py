@@ -28,6 +28,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
 from bench.gpu.shapes import tokenizer
+from bench.gpu.speed import APART
 from decoders.protocols import BASE, Mixture
 from engine.members import engine_args
 
@@ -43,10 +44,11 @@ Verdict = Literal["right", "tie", "mismatch"]
 
 
 def cases(*, cuda: bool) -> list[str]:
-    """dtype.mode.runner. `checked`: graphs, with vLLM's check that each finds its inputs where it was captured."""
+    """dtype.mode.runner. `checked`: graphs, with vLLM's check that each finds its inputs where it was captured;
+    `apart`: full graphs for each set of guides (engine.cuda)."""
     if not cuda:
         return ["float32.eager.v1", "bfloat16.eager.v1"]
-    first = ["float32.eager.v2", "float32.graphs.v2", "float32.checked.v2"]
+    first = ["float32.eager.v2", "float32.graphs.v2", "float32.checked.v2", "float32.apart.v2"]
     every = map(".".join, itertools.product(("float32", "bfloat16"), ("eager", "graphs"), ("v2", "v1")))
     return [*first, *(case for case in every if case not in first)]
 
@@ -174,8 +176,9 @@ class Answer:
 def answered(llm: Any, asked: Sequence[Case]) -> tuple[list[Answer], int]:
     """All in one batch; and how many tokens of prompts came from the cache."""
     from vllm import SamplingParams
+    from vllm.inputs.engine import tokens_input
 
-    from engine.table import KEY, pack
+    from engine.table import KEY, guides_of, pack, salted
 
     def row(mixture: Mixture | None) -> dict[str, bytes] | None:
         return None if mixture is None else {KEY: pack([mixture.get(name, 0.0) for name in (BASE, *GUIDES)])}
@@ -186,7 +189,11 @@ def answered(llm: Any, asked: Sequence[Case]) -> tuple[list[Answer], int]:
         )
         for case in asked
     ]
-    outputs = llm.generate([{"prompt_token_ids": case.prompt} for case in asked], params, use_tqdm=False)
+    prompts = []
+    for case, param in zip(asked, params, strict=True):
+        guides = guides_of(param.extra_args[KEY]) if param.extra_args else []
+        prompts.append(tokens_input(case.prompt, cache_salt=salted(None, [GUIDES[i] for i in guides])))
+    outputs = llm.generate(prompts, params, use_tqdm=False)
     found = []
     for output in outputs:
         [one] = output.outputs
@@ -221,6 +228,8 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
     }
     if mode != "eager":
         options["compilation_config"] = {"cudagraph_capture_sizes": [1, 2, 4, 8, 16, 32, CHUNK]}
+    if mode == "apart":
+        options["worker_cls"] = APART
     llm = LLM(**engine_args(paths[BASE], {guide: paths[guide] for guide in GUIDES}, **options))
     config = llm.llm_engine.vllm_config
     asked = requests()

@@ -33,6 +33,7 @@ from bench.gpu.shapes import Shape, bound, floor
 from engine.members import engine_args
 
 DEVICE = "device"
+APART = "engine.cuda.Worker"
 ENGINES = ("8b", "1b", "8b+1b", "8b+8b", "8b+1b+1b")
 """Members of each, the base first; a guide of the base's shape takes alone what the base takes."""
 
@@ -107,13 +108,15 @@ def written(name: str, folder: Path, *, quick: bool) -> tuple[str, dict[str, str
 
 
 @contextmanager
-def running(name: str, load: Load, folder: Path, *, quick: bool, profile: bool) -> Iterator[Any]:
+def running(name: str, load: Load, folder: Path, *, quick: bool, profile: bool, apart: bool) -> Iterator[Any]:
     from vllm import LLM
 
     base, guides = written(name, folder, quick=quick)
     arguments = options(seqs=max(load.batches), length=load.prompt + load.long + 1) | {"enable_prefix_caching": False}
     if not arguments["enforce_eager"]:
         arguments["compilation_config"] = {"cudagraph_capture_sizes": list(load.batches)}
+    if apart:
+        arguments["worker_cls"] = APART
     if profile:
         arguments["profiler_config"] = {
             "profiler": "torch",
@@ -128,7 +131,9 @@ def running(name: str, load: Load, folder: Path, *, quick: bool, profile: bool) 
         llm.llm_engine.engine_core.shutdown()
 
 
-def measure(name: str, folder: Path, tell: Callable[[Any], None], *, quick: bool, profile: bool) -> dict[str, Any]:
+def measure(
+    name: str, folder: Path, tell: Callable[[Any], None], *, quick: bool, profile: bool, apart: bool
+) -> dict[str, Any]:
     """Seconds of every round, by batch and kind of requests; `tell` hears of them as they come."""
     if name == DEVICE:
         return device.limits(quick=quick)
@@ -142,7 +147,7 @@ def measure(name: str, folder: Path, tell: Callable[[Any], None], *, quick: bool
     figures: list[dict[str, Any]] = []
     found = {"load": asdict(load), "figures": figures}
     draw = random.Random(0)
-    with running(name, load, folder, quick=quick, profile=profile) as llm:
+    with running(name, load, folder, quick=quick, profile=profile, apart=apart) as llm:
         cache = llm.llm_engine.vllm_config.cache_config
         room = cache.num_gpu_blocks * cache.block_size
         for batch in load.batches:

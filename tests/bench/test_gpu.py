@@ -154,7 +154,7 @@ def test_a_trace_says_where_the_time_went(tmp_path: Path) -> None:
 def test_cases_are_named_in_whole_or_up_to_a_dot() -> None:
     every = jobs(cuda=True)
     assert [job.name for job in chosen(every, ["speed.8b", "demo"], quick=False)] == ["speed.8b", "demo"]
-    assert len(chosen(every, ["parity.float32"], quick=False)) == 5
+    assert len(chosen(every, ["parity.float32"], quick=False)) == 6
     assert chosen(every, [], quick=False) == every
     assert "demo" not in [job.name for job in chosen(every, [], quick=True)]
     with pytest.raises(ValueError, match="no such case"):

@@ -138,7 +138,7 @@ def stacked(guides: int) -> Composite:
     made = composite(torch.float32)
     made.base, made.guides = Stack(), nn.ModuleList([Counted() for _ in range(guides)])
     made.slots = torch.tensor([2, 0, 2], dtype=torch.int32)
-    made.shorter, made.vocabularies = [False] * guides, [V] * guides
+    made.known, made.vocabularies = [None] * guides, [V] * guides
     made.table = WeightTable(1 + guides, SLOTS, torch.device("cpu"), owner=None)
     made.widths = [HIDDEN[0], *[HIDDEN[1]] * guides, 1]
     return made
