@@ -27,10 +27,10 @@ async def raw(server: Running) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-async def drawn(raw: httpx.AsyncClient, requests: int = REQUESTS, **more: Any) -> Answers:
+async def drawn(raw: httpx.AsyncClient, **more: Any) -> Answers:
     """Token ids of independent answers."""
     found: Answers = []
-    for seed in range(requests):
+    for seed in range(REQUESTS):
         body = {"messages": QUESTION, "n": SIDE_BY_SIDE, "max_tokens": LIMIT, "seed": 1000 * seed,
                 "return_token_ids": True, **more}  # fmt: skip
         answer = await raw.post(CHAT, json=body)
@@ -69,7 +69,7 @@ async def test_chains_that_nothing_pulls_draw_as_plain_sampling_does(raw: httpx.
 
 async def test_chains_that_a_reward_pulls_do_not(raw: httpx.AsyncClient, plain: Answers) -> None:
     """The same statistics see a pull towards short answers."""
-    found = await drawn(raw, requests=1, alignment=chains(weight=1, beta=0.05))
+    found = await drawn(raw, alignment=chains(weight=1, beta=0.05))
     assert apart(plain, found) > 5
     assert np.mean([len(a) for a in found]) < np.mean([len(a) for a in plain])
 
