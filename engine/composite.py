@@ -130,7 +130,9 @@ class Composite(nn.Module):
 
         def guides() -> Iterator[tuple[int, Tensor]]:
             for column in use.guides:
-                yield column, self.guides[column - 1].compute_logits(states[column].contiguous())
+                # What a guide makes of a request that it has not followed is noise, which 0 times infinity would keep.
+                idle_N1 = rows_NW[:, column : column + 1] == 0
+                yield column, self.guides[column - 1].compute_logits(states[column].masked_fill(idle_N1, 0))
 
         if base_NV is None:  # tensor parallelism that gathers on one rank: the others only take part
             for _ in guides():

@@ -145,12 +145,13 @@ class WeightTable:
         self._stale = False
         if self.rows is not self.host:
             async_tensor_h2d(self.host, out=self.rows)  # stages a snapshot, so that the next write cannot overtake it
-        weights = self.host[:, : self.members]
-        if self.together or not self.taken.any():
+        if not self.taken.any():
             self.use = self.everything
             return
+        weights = self.host[:, : self.members]
+        asked = tuple(i for i in (weights != 0).any(0).nonzero().flatten().tolist() if i > 0)
         self.use = Use(
-            guides=tuple(i for i in (weights != 0).any(0).nonzero().flatten().tolist() if i > 0),
+            guides=self.everything.guides if self.together else asked,
             rescale=bool((weights[:, 0] != 1).any()),
             plausibility=bool((self.host[:, PLAUSIBILITY] > NEVER).any()),
             readout=bool(self.host[:, READOUT].any()),

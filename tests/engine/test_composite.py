@@ -83,6 +83,19 @@ def test_nothing_is_computed_that_no_row_asks_for():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("noise", [float("nan"), float("inf"), -3e38])
+def test_what_a_guide_makes_of_others_requests_is_nothing(noise):
+    """It has not seen their beginnings, so its keys there are whatever lay in the cache."""
+    made = composite(torch.float32)
+    write(made, 1, [1.0, 0.7])
+    write(made, 2, [1.0, 0.0])
+    hidden = states(torch.float32, [1, 2])
+    expected = made.compute_logits(hidden)
+    hidden[1, 6:10] = noise
+    torch.testing.assert_close(made.compute_logits(hidden), expected)
+
+
+@torch.no_grad()
 def test_a_reading_is_of_its_row_alone():
     made = composite(torch.float32)
     write(made, 1, [1.0, 0.7], readout=True)
