@@ -33,10 +33,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from bench import report
+from bench.gpu.shapes import tokenizer
 from bench.hf_guide import KEY as HF_KEY
 from engine.members import engine_args
 from engine.table import KEY, pack
@@ -73,8 +73,7 @@ class Shape:
             max_position_embeddings=1024,
         )
         AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(path)
-        words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0"))
-        PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w2").save_pretrained(path)
+        tokenizer(path, VOCABULARY)
         return path
 
 

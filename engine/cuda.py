@@ -42,7 +42,7 @@ class Graphs(ModelCudaGraphManager):  # type: ignore[misc]
             super().capture(model, model_state, *args, **more)
             self.kept.append((use, self.graphs, self.hidden_states))
             self._capture_descs = {mode: sizes for mode, sizes in every_mode.items() if mode is CUDAGraphMode.FULL}
-        self.model, self._capture_descs = model, every_mode
+        self.model, self._capture_descs, model_state.captured = model, every_mode, None
 
     def run_fullgraph(self, desc: Any) -> Any:
         asked = self.model.table.use

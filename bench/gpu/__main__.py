@@ -188,6 +188,8 @@ def main() -> None:
     cuda = torch.cuda.is_available()
     if not cuda and not asked.quick:
         parser.error("there is no GPU here; valid: --quick")
+    if not cuda and asked.apart:
+        parser.error("--apart: there is no GPU here to capture graphs on")
     try:
         mine = chosen(jobs(cuda=cuda), asked.names, quick=asked.quick)
     except ValueError as error:

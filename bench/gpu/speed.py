@@ -115,7 +115,7 @@ def running(name: str, load: Load, folder: Path, *, quick: bool, profile: bool, 
     arguments = options(seqs=max(load.batches), length=load.prompt + load.long + 1) | {"enable_prefix_caching": False}
     if not arguments["enforce_eager"]:
         arguments["compilation_config"] = {"cudagraph_capture_sizes": list(load.batches)}
-    if apart:
+    if apart and guides:
         arguments["worker_cls"] = APART
     if profile:
         arguments["profiler_config"] = {
