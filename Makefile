@@ -18,30 +18,30 @@ check: $(VENV)/installed
 	$(BIN)/mypy
 
 bench: $(VENV)/installed
-	$(BIN)/python -m bench.engine --quick
-	$(BIN)/python -m bench.quality guided --quick
-	$(BIN)/python -m bench.quality best_of_n --quick
-	$(BIN)/python -m bench.quality qalign --quick
-	$(BIN)/python -m bench.quality search --quick
-	$(BIN)/python -m bench.quality directions --quick
-	$(BIN)/python -m bench.quality infer --quick
-	$(BIN)/python -m bench.quality auto --quick
-	$(BIN)/python -m bench.search best_of_n --quick
-	$(BIN)/python -m bench.search qalign --quick
-	$(BIN)/python -m bench.search transfer_q --quick
-	$(BIN)/python -m bench.overhead --quick
-	$(BIN)/python -m bench.load --quick
+	$(BIN)/python -m trimtab.bench.engine --quick
+	$(BIN)/python -m trimtab.bench.quality guided --quick
+	$(BIN)/python -m trimtab.bench.quality best_of_n --quick
+	$(BIN)/python -m trimtab.bench.quality qalign --quick
+	$(BIN)/python -m trimtab.bench.quality search --quick
+	$(BIN)/python -m trimtab.bench.quality directions --quick
+	$(BIN)/python -m trimtab.bench.quality infer --quick
+	$(BIN)/python -m trimtab.bench.quality auto --quick
+	$(BIN)/python -m trimtab.bench.search best_of_n --quick
+	$(BIN)/python -m trimtab.bench.search qalign --quick
+	$(BIN)/python -m trimtab.bench.search transfer_q --quick
+	$(BIN)/python -m trimtab.bench.overhead --quick
+	$(BIN)/python -m trimtab.bench.load --quick
 
 models: $(VENV)/installed
-	$(BIN)/python -m recipes.base
-	$(BIN)/python -m recipes.guides
-	$(BIN)/python -m recipes.rewards
-	$(BIN)/python -m recipes.aligned
-	$(BIN)/python -m recipes.value
-	$(BIN)/python -m recipes.directional
-	$(BIN)/python -m recipes.orchestrator
+	$(BIN)/python -m trimtab.recipes.base
+	$(BIN)/python -m trimtab.recipes.guides
+	$(BIN)/python -m trimtab.recipes.rewards
+	$(BIN)/python -m trimtab.recipes.aligned
+	$(BIN)/python -m trimtab.recipes.value
+	$(BIN)/python -m trimtab.recipes.directional
+	$(BIN)/python -m trimtab.recipes.orchestrator
 	$(BIN)/trimtab calibrate demo/config.yaml --prompts demo/prompts.txt
-	$(BIN)/python -m recipes.card
+	$(BIN)/python -m trimtab.recipes.card
 
 # The CPU build of torch comes from PyTorch's own index where pip's has only the CUDA one. The three packages that
 # vLLM pulls in beside it break every import of transformers where they are CUDA builds, and nothing here needs them.

@@ -1,4 +1,4 @@
-"""python -m bench.engine: what guides cost, in the engine itself.
+"""python -m trimtab.bench.engine: what guides cost, in the engine itself.
 
 Every other bench speaks HTTP; this one drives vLLM directly, because the question is what one lock-step engine costs
 against its members as engines of their own, and a server would only blur it. Weights are random: speed does not depend
@@ -35,11 +35,11 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from bench import report
-from bench.gpu.shapes import tokenizer
-from bench.hf_guide import KEY as HF_KEY
-from engine.members import engine_args
-from engine.table import KEY, pack
+from trimtab.bench import report
+from trimtab.bench.gpu.shapes import tokenizer
+from trimtab.bench.hf_guide import KEY as HF_KEY
+from trimtab.engine.members import engine_args
+from trimtab.engine.table import KEY, pack
 
 VOCABULARY = 8192
 ALPHA = 0.5
@@ -175,7 +175,7 @@ def started(stack: ExitStack, load: Load, base: str, guide: str, dtype: str, *, 
         if K == 2:
             found[PLAIN] = partial(run, extras=(None,))
             found[HALF] = partial(run, extras=(row, None))
-    processor = {"logits_processors": ["bench.hf_guide:HFGuide"], "additional_config": {HF_KEY: guide}}
+    processor = {"logits_processors": ["trimtab.bench.hf_guide:HFGuide"], "additional_config": {HF_KEY: guide}}
     with environment(VLLM_USE_V2_MODEL_RUNNER="0"):  # per-request processors are the V1 runner's
         found[HF_PROCESSOR] = stack.enter_context(vllm_engine(load, {HF_KEY: ALPHA}, model=base, **processor, **shared))
     found[HF_LOOP] = hf_loop(load, base, guide, getattr(torch, dtype))

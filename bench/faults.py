@@ -1,4 +1,5 @@
-"""`python -m bench.faults`: what breaks under load, what clients saw of it, and how long until it was well again.
+"""`python -m trimtab.bench.faults`: what breaks under load, what clients see of it, and how long until
+the server is well again.
 
 A server of its own for each fault, eight clients in a closed loop, half of them plain chat and half best of 4 by a
 reward model. What a client saw is counted from the fault on; "well" is /health and /ready both 200, or, for a server
@@ -30,8 +31,8 @@ import httpx
 import psutil
 import yaml
 
-from bench.report import table, write
-from bench.serving import START_LIMIT, free_port
+from trimtab.bench.report import table, write
+from trimtab.bench.serving import START_LIMIT, free_port
 
 DEMO = Path("demo/config.yaml")
 BEFORE, AFTER = 4.0, 12.0
@@ -108,7 +109,7 @@ async def running(judge: str, out: Path) -> AsyncIterator[Server]:
         config = Path(folder) / "config.yaml"
         config.write_text(yaml.safe_dump(absolute(demo(), judge)))
         port = free_port()
-        command = [sys.executable, "-m", "server.cli", "serve", str(config), "--port", str(port)]
+        command = [sys.executable, "-m", "trimtab.server.cli", "serve", str(config), "--port", str(port)]
         began = time.monotonic()
         with out.open("wb") as log:
             process = subprocess.Popen(  # noqa: ASYNC220 - nothing else runs yet
@@ -287,7 +288,7 @@ def shown(value: float | None) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="bench.faults", description=__doc__)
+    parser = argparse.ArgumentParser(prog="trimtab.bench.faults", description=__doc__)
     parser.add_argument("faults", nargs="*", default=[], help=f"some of: {', '.join(FAULTS)}; by default all")
     parser.add_argument("--quick", action="store_true", help="two of them: a reward engine killed, and SIGTERM")
     parser.add_argument("--json", type=Path, help="write the figures there")

@@ -1,6 +1,6 @@
 """What our server costs a request that asks for nothing of ours: against vLLM's own server on the same base.
 
-    python -m bench.overhead [--quick] [--config demo/config.yaml] [--json out/overhead.json]
+    python -m trimtab.bench.overhead [--quick] [--config demo/config.yaml] [--json out/overhead.json]
 
 Both servers run with the same engine arguments and no guides. Closed loop: c clients, each sending its next request
 when the last one is answered; rounds alternate between the servers, and a ratio is of two neighbouring rounds. On a
@@ -24,10 +24,10 @@ from typing import Any
 import httpx
 import yaml
 
-from bench.report import table, write
-from bench.serving import cpu_seconds, free_port, started, trimtab
-from server.cli import DEMO
-from server.config import Config, load
+from trimtab.bench.report import table, write
+from trimtab.bench.serving import cpu_seconds, free_port, started, trimtab
+from trimtab.server.cli import DEMO
+from trimtab.server.config import Config, load
 
 CLIENTS = (1, 8, 32)
 TOKENS = 64
@@ -59,7 +59,7 @@ async def round_trip(url: str, model: str, clients: int, requests: int) -> float
 
 
 def vllm_command(config: Config, port: int) -> list[str]:
-    from server.vllm_app import argv
+    from trimtab.server.http.vllm_app import argv
 
     return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *argv(config), "--port", str(port)]
 
@@ -108,7 +108,7 @@ def show(figures: Sequence[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.overhead", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m trimtab.bench.overhead", description=__doc__)
     parser.add_argument("--config", type=Path, default=DEMO, help="whose base and engine arguments to use")
     parser.add_argument("--quick", action="store_true", help="under 5 minutes on 2 cores")
     parser.add_argument("--rounds", type=int)

@@ -1,4 +1,5 @@
-"""`python -m bench.overload`: three times what the server can carry, in an open loop, plain chat and searches mixed.
+"""`python -m trimtab.bench.overload`: three times what the server can carry, in an open loop, plain chat and
+searches mixed.
 
 First its capacity, by a closed loop. Then the same mix at three times that rate, on a server whose `limits.max_tokens`
 is what it got through in `--wait` seconds at capacity. Shown: how much of the capacity still comes out (answers and
@@ -16,14 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from bench.load import draw, mix
-from bench.load.cli import allow_many_connections, first_model, read_prompts
-from bench.load.client import connected
-from bench.load.figures import figures, shown
-from bench.load.run import Load, run
-from bench.observed import Watch
-from bench.report import table, write
-from bench.serving import trimtab
+from trimtab.bench.load import draw, mix
+from trimtab.bench.load.cli import allow_many_connections, first_model, read_prompts
+from trimtab.bench.load.client import connected
+from trimtab.bench.load.figures import figures, shown
+from trimtab.bench.load.run import Load, run
+from trimtab.bench.observed import Watch
+from trimtab.bench.report import table, write
+from trimtab.bench.serving import trimtab
 
 PROMPTS = Path("demo/prompts.txt")
 MIX = Path(__file__).parent / "load" / "overload.yaml"
@@ -45,7 +46,7 @@ async def loaded(url: str, load: Load, deadline: float) -> tuple[dict[str, Any],
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="bench.overload", description=__doc__)
+    parser = argparse.ArgumentParser(prog="trimtab.bench.overload", description=__doc__)
     parser.add_argument("--duration", type=float, default=60.0, help="seconds of each load (60)")
     parser.add_argument("--wait", type=float, default=10.0, help="seconds of work that may be let in (10)")
     parser.add_argument("--quick", action="store_true", help="half a minute each")

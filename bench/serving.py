@@ -68,7 +68,15 @@ def trimtab(url: str | None, config: Path | None, *overrides: str) -> Iterator[s
         yield url.rstrip("/")
         return
     port = free_port()
-    command = [sys.executable, "-m", "server.cli", "serve", *([str(config)] if config else []), "--port", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "trimtab.server.cli",
+        "serve",
+        *([str(config)] if config else []),
+        "--port",
+        str(port),
+    ]
     command += [part for override in overrides for part in ("--set", override)]
     with started(command, port, "/ready", Path("out/trimtab.log")) as base:
         yield base

@@ -1,4 +1,4 @@
-"""`python -m bench.soak`: every strategy at once for ten minutes, with clients that hang up and bad requests.
+"""`python -m trimtab.bench.soak`: every strategy at once for ten minutes, with clients that hang up and bad requests.
 
 Shown: that nothing ended otherwise than it should, that memory stays flat, that nothing is left at work, and that what
 the server counted is what its clients counted. After the soak a shorter load without anybody hanging up, in which
@@ -18,15 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from bench.load import draw, mix
-from bench.load.cli import allow_many_connections, first_model, read_prompts
-from bench.load.client import connected
-from bench.load.exchange import Outcome
-from bench.load.figures import figures, shown
-from bench.load.run import Load, Run, run
-from bench.observed import Watch, gained, metrics
-from bench.report import table, write
-from bench.serving import trimtab
+from trimtab.bench.load import draw, mix
+from trimtab.bench.load.cli import allow_many_connections, first_model, read_prompts
+from trimtab.bench.load.client import connected
+from trimtab.bench.load.exchange import Outcome
+from trimtab.bench.load.figures import figures, shown
+from trimtab.bench.load.run import Load, Run, run
+from trimtab.bench.observed import Watch, gained, metrics
+from trimtab.bench.report import table, write
+from trimtab.bench.serving import trimtab
 
 PROMPTS = Path("demo/prompts.txt")
 CLIENTS = 8
@@ -91,7 +91,7 @@ def compared(done: Run, before: Any, after: Any) -> dict[str, Any]:
     server: Counter[str] = Counter()
     for labels, count in gained(before, after, "trimtab_requests_total").items():
         server[labels.split()[0]] += count
-    answered = [one for one in done.exchanges if one.outcome in (Outcome.OK, Outcome.CUT, Outcome.DEGRADED)]
+    answered = [one for one in done.exchanges if one.outcome in (Outcome.OK, Outcome.LIMIT_REASONS, Outcome.DEGRADED)]
     tokens = {
         "prompt": sum(one.usage.get("prompt_tokens", 0) for one in answered),
         "visible": sum(one.visible_tokens or 0 for one in answered),
@@ -147,7 +147,7 @@ def grown(seconds: Sequence[float], mib: Sequence[float], name: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="bench.soak", description=__doc__)
+    parser = argparse.ArgumentParser(prog="trimtab.bench.soak", description=__doc__)
     parser.add_argument("--url", help="a running demo on this machine; by default one is started")
     parser.add_argument("--duration", type=float, default=600.0, help="seconds (600)")
     parser.add_argument("--quick", action="store_true", help="two minutes, then half a minute without hang-ups")

@@ -37,60 +37,73 @@ _search = frozenset({"guides", "reward"})
 _pool = frozenset({"candidates", "rewards"})
 
 STRATEGIES: dict[str, Entry] = {
-    "args": Entry(target="decoders.args:Args", paper="2402.01694", takes=_search, shows=_trace),
-    "beam": Entry(target="decoders.beam:Beam", takes=_search, shows=_pool, streams=False),
+    "args": Entry(target="trimtab.decoders.args:Args", paper="2402.01694", takes=_search, shows=_trace),
+    "beam": Entry(target="trimtab.decoders.beam:Beam", takes=_search, shows=_pool, streams=False),
     "best_of_n": Entry(
-        target="decoders.best_of_n:BestOfN", paper="2112.09332", takes=_search, shows=_pool, streams=False
+        target="trimtab.decoders.best_of_n:BestOfN", paper="2112.09332", takes=_search, shows=_pool, streams=False
     ),
-    "blockwise": Entry(target="decoders.blockwise:Blockwise", paper="2310.17022", takes=_search),
-    "contrastive": Entry(target="decoders.guided:contrastive", paper="2210.15097", shows=_trace),
-    "dera": Entry(target="decoders.guided:dera", paper="2402.02992", shows=_trace),
+    "blockwise": Entry(target="trimtab.decoders.blockwise:Blockwise", paper="2310.17022", takes=_search),
+    "contrastive": Entry(target="trimtab.decoders.guided:contrastive", paper="2210.15097", shows=_trace),
+    "dera": Entry(target="trimtab.decoders.guided:dera", paper="2402.02992", shows=_trace),
     "directional": Entry(
-        target="decoders.directional:Directional", paper="2402.18571", takes=frozenset({"direction", "guides"})
+        target="trimtab.decoders.dpa:Directional", paper="2402.18571", takes=frozenset({"direction", "guides"})
     ),
     "genarm": Entry(
-        target="decoders.guided:genarm", paper="2410.08193", takes=frozenset({"weights", "guides"}), shows=_trace
+        target="trimtab.decoders.guided:genarm",
+        paper="2410.08193",
+        takes=frozenset({"weights", "guides"}),
+        shows=_trace,
     ),
-    "guided": Entry(target="decoders.guided:Guided", takes=frozenset({"weights", "guides"}), shows=_trace),
+    "guided": Entry(target="trimtab.decoders.guided:Guided", takes=frozenset({"weights", "guides"}), shows=_trace),
     "mbr": Entry(
-        target="decoders.mbr:MinimumBayesRisk", takes=_search, reward_optional=True, shows=_pool, streams=False
+        target="trimtab.decoders.mbr:MinimumBayesRisk", takes=_search, reward_optional=True, shows=_pool, streams=False
     ),
-    "mod": Entry(target="decoders.guided:mod", paper="2406.18853", takes=frozenset({"guides"}), shows=_trace),
+    "mod": Entry(target="trimtab.decoders.guided:mod", paper="2406.18853", takes=frozenset({"guides"}), shows=_trace),
     "particles": Entry(
-        target="decoders.particles:Particles", paper="2502.01618", takes=_search, shows=_pool, streams=False
+        target="trimtab.decoders.particles:Particles", paper="2502.01618", takes=_search, shows=_pool, streams=False
     ),
-    "plain": Entry(target="decoders.plain:Plain"),
-    "proxy_tuning": Entry(target="decoders.guided:proxy_tuning", paper="2401.08565", shows=_trace),
+    "plain": Entry(target="trimtab.decoders.plain:Plain"),
+    "proxy_tuning": Entry(target="trimtab.decoders.guided:proxy_tuning", paper="2401.08565", shows=_trace),
     "qalign": Entry(
-        target="decoders.qalign:QAlign",
+        target="trimtab.decoders.qalign:QAlign",
         paper="2504.03790",
         takes=_search,
         shows=_pool | _trace,
         streams=False,
     ),
     "rejection": Entry(
-        target="decoders.rejection:RejectionSampling", paper="2309.06657", takes=_search, shows=_pool, streams=False
+        target="trimtab.decoders.rejection:RejectionSampling",
+        paper="2309.06657",
+        takes=_search,
+        shows=_pool,
+        streams=False,
     ),
     "rps": Entry(
-        target="decoders.rps:Rps",
+        target="trimtab.decoders.rps:Rps",
         paper="2510.20498",
         takes=_search | {"direction"},
         shows=_pool,
         streams=False,
     ),
     "soft_best_of_n": Entry(
-        target="decoders.soft_best_of_n:SoftBestOfN", paper="2505.03156", takes=_search, shows=_pool, streams=False
+        target="trimtab.decoders.soft_best_of_n:SoftBestOfN",
+        paper="2505.03156",
+        takes=_search,
+        shows=_pool,
+        streams=False,
     ),
     "speculative_rejection": Entry(
-        target="decoders.speculative_rejection:SpeculativeRejection",
+        target="trimtab.decoders.speculative_rejection:SpeculativeRejection",
         paper="2410.20290",
         takes=_search,
         shows=_pool,
         streams=False,
     ),
-    "transfer_q": Entry(target="decoders.transfer_q:TransferQ", paper="2405.20495", takes=_search, shows=_trace),
+    "transfer_q": Entry(
+        target="trimtab.decoders.transfer_q:TransferQ", paper="2405.20495", takes=_search, shows=_trace
+    ),
     "vote": Entry(
-        target="decoders.vote:Vote",
+        target="trimtab.decoders.vote:Vote",
         paper="2203.11171",
         takes=_search,
         reward_optional=True,

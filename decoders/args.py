@@ -19,10 +19,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from decoders.candidates import Guides, check_pieced, values
-from decoders.protocols import Chunk, Engine, Reward, Sampling, Tokens, Work
-from decoders.rollouts import Answer
-from decoders.tokenwise import Likeliest, MinP, Tokenwise, deciding
+from trimtab.decoders.protocols import Chunk, Engine, Reward, Sampling, Tokens, Work
+from trimtab.decoders.shared.candidates import Guides, check_pieced, values
+from trimtab.decoders.shared.rollouts import Answer
+from trimtab.decoders.shared.tokenwise import Likeliest, MinP, Tokenwise, deciding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class Args:
     guides: Guides = field(default_factory=dict)
 
     def __call__(
-        self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, want: frozenset[str]
+        self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, include: frozenset[str]
     ) -> AsyncGenerator[Chunk, None]:
         check_pieced("args", sampling)
 
@@ -43,7 +43,7 @@ class Args:
             return [self.weight * r for r in await values(reward, prompt, beginnings)]
 
         search = Tokenwise(worth=worth, k=self.k, alpha=1.0, min_p=self.min_p, guides=self.guides)
-        return search.answers(prompt, sampling, engine, reward, n=n, want=want)
+        return search.answers(prompt, sampling, engine, reward, n=n, include=include)
 
-    def work(self, max_tokens: int, *, n: int, want: frozenset[str]) -> Work:
+    def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:
         return deciding(max_tokens, k=self.k, min_p=self.min_p, n=n)

@@ -23,9 +23,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from decoders.blocks import Beginning, Block, PrefixReward, Step, answered, cut, growing, grown, ranked, shown
-from decoders.candidates import Guides, Pool, check_answers, check_pieced, derived
-from decoders.protocols import Chunk, Engine, Exhausted, Reward, Sampling, Tokens, Work
+from trimtab.decoders.protocols import Chunk, Engine, LimitReached, Reward, Sampling, Tokens, Work
+from trimtab.decoders.shared.blocks import (
+    Beginning,
+    Block,
+    PrefixReward,
+    Step,
+    answered,
+    cut,
+    growing,
+    grown,
+    ranked,
+    shown,
+)
+from trimtab.decoders.shared.candidates import Guides, Pool, check_answers, check_pieced, derived
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +63,7 @@ class Beam:
         return self.n // self.width
 
     async def __call__(
-        self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, want: frozenset[str]
+        self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, include: frozenset[str]
     ) -> AsyncGenerator[Chunk, None]:
         check_pieced("beam", sampling)
         check_answers(n, self.n)
@@ -80,21 +91,21 @@ class Beam:
                 beams = self._kept(found, first=rounds == 1)
         pool = [*seen.values(), *((one for one in [*found, *beams] if one.tokens) if finish else ())]
         if not pool:
-            raise Exhausted(finish or "")
+            raise LimitReached(finish or "")
         told: dict[str, Any] = {"rounds": rounds}
-        if "candidates" in want:
+        if "candidates" in include:
             told["candidates"] = [shown(i, one) for i, one in enumerate(ranked(pool))]
         for i, one in enumerate(answered(ranked(pool), n)):
             report = {"value": one.value, **(told if i == 0 else {})}
             yield Chunk(index=i, tokens=one.tokens, finish=one.finish or finish, report=report)
 
-    def work(self, max_tokens: int, *, n: int, want: frozenset[str]) -> Work:
+    def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:
         if self.n == 1:
             return growing(1, max_tokens, max_tokens, "")
         compared = growing(self.n, max_tokens, self.block, self.step, self.rounds)
         rest = self.beams * (max_tokens if self.step else max(0, max_tokens - self.rounds * self.block))
         last = self.beams * max_tokens if rest else 0
-        return replace(compared, sampled=compared.sampled + rest, judged=compared.judged + last)
+        return replace(compared, sampled=compared.sampled + rest, reward_tokens=compared.reward_tokens + last)
 
     def _kept(self, found: list[Beginning], *, first: bool) -> list[Beginning]:
         by_value = sorted(range(len(found)), key=lambda i: -(found[i].value or 0.0))

@@ -16,8 +16,8 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-from decoders.candidates import Guides, Pool, Spread, check_answers, draw, drawing, ranked, shown
-from decoders.protocols import Chunk, Engine, Reward, Sampling, Tokens, Work
+from trimtab.decoders.protocols import Chunk, Engine, Reward, Sampling, Tokens, Work
+from trimtab.decoders.shared.candidates import Guides, Pool, Spread, check_answers, draw, drawing, ranked, shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,16 +29,16 @@ class BestOfN:
     diverse: Spread = None
 
     async def __call__(
-        self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, want: frozenset[str]
+        self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, include: frozenset[str]
     ) -> AsyncGenerator[Chunk, None]:
         check_answers(n, self.n)
         pool = await draw(prompt, sampling, engine, reward, n=self.n, guides=self.guides, diverse=self.diverse)
         best = ranked(pool)[:n]  # (1)
         async with aclosing(
-            shown(best, pool, want, [{"value": c.value, "candidate": c.index} for c in best])
+            shown(best, pool, include, [{"value": c.value, "candidate": c.index} for c in best])
         ) as chunks:
             async for chunk in chunks:
                 yield chunk
 
-    def work(self, max_tokens: int, *, n: int, want: frozenset[str]) -> Work:
+    def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:
         return drawing(self.n, max_tokens, self.diverse)

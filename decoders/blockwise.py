@@ -23,10 +23,10 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
-from decoders.blocks import Beginning, Block, PrefixReward, Step, cut, growing, grown, ranked
-from decoders.candidates import Guides, Pool, check_pieced, derived, generator, softmax
-from decoders.protocols import Chunk, Engine, Reward, Sampling, Tokens, Work
-from decoders.streams import merged
+from trimtab.decoders.protocols import Chunk, Engine, Reward, Sampling, Tokens, Work
+from trimtab.decoders.shared.blocks import Beginning, Block, PrefixReward, Step, cut, growing, grown, ranked
+from trimtab.decoders.shared.candidates import Guides, Pool, check_pieced, derived, generator, softmax
+from trimtab.decoders.shared.streams import merged
 
 STREAM = 2310_17022
 
@@ -43,7 +43,7 @@ class Blockwise:
     guides: Guides = field(default_factory=dict)
 
     async def __call__(
-        self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, want: frozenset[str]
+        self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, include: frozenset[str]
     ) -> AsyncGenerator[Chunk, None]:
         check_pieced("blockwise", sampling)
         answers = [self._answer(i, prompt, sampling, engine, reward) for i in range(n)]
@@ -51,7 +51,7 @@ class Blockwise:
             async for chunk in chunks:
                 yield chunk
 
-    def work(self, max_tokens: int, *, n: int, want: frozenset[str]) -> Work:
+    def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:
         alone = self.n == 1
         return growing(self.n, max_tokens, max_tokens if alone else self.block, "" if alone else self.step).times(n)
 

@@ -32,7 +32,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from decoders.protocols import BASE, Chunk, Engine, Mixture, Reward, Sampling, Tokens, Work
+from trimtab.decoders.protocols import BASE, Chunk, Engine, Mixture, Reward, Sampling, Tokens, Work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,14 +49,14 @@ class Guided:
         return {BASE: 1.0, **self.guides}
 
     async def __call__(
-        self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, want: frozenset[str]
+        self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, include: frozenset[str]
     ) -> AsyncGenerator[Chunk, None]:
         sampling = replace(sampling, plausibility=self.plausibility)
         answers: list[list[int]] = [[] for _ in range(n)]
         last: list[Chunk] = []
         async with aclosing(engine.generate(prompt, sampling, n=n, guides=self.mixture)) as chunks:
             async for chunk in chunks:
-                if "trace" not in want:
+                if "trace" not in include:
                     yield chunk
                     continue
                 answers[chunk.index] += chunk.tokens
@@ -68,8 +68,8 @@ class Guided:
         for chunk, trace in zip(last, traces, strict=True):
             yield replace(chunk, report={**chunk.report, "trace": trace})
 
-    def work(self, max_tokens: int, *, n: int, want: frozenset[str]) -> Work:
-        traced = 2 + len(self.mixture) if "trace" in want else 0
+    def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:
+        traced = 2 + len(self.mixture) if "trace" in include else 0
         return Work(candidates=n, sampled=n * max_tokens, scored=n * max_tokens * traced)
 
     async def _trace(self, prompt: Tokens, answer: Tokens, sampling: Sampling, engine: Engine) -> dict[str, Any]:

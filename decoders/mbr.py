@@ -27,7 +27,8 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from decoders.candidates import (
+from trimtab.decoders.protocols import Chunk, Engine, Reward, Sampling, Tokens, Work
+from trimtab.decoders.shared.candidates import (
     Beta,
     Guides,
     Spread,
@@ -40,8 +41,7 @@ from decoders.candidates import (
     shown,
     softmax,
 )
-from decoders.likeness import f1, words
-from decoders.protocols import Chunk, Engine, Reward, Sampling, Tokens, Work
+from trimtab.decoders.shared.similarity import f1, words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class MinimumBayesRisk:
     diverse: Spread = None
 
     async def __call__(
-        self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, want: frozenset[str]
+        self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, include: frozenset[str]
     ) -> AsyncGenerator[Chunk, None]:
         check_answers(n, self.n)
         asked = None if self.weighting == "uniform" else reward
@@ -83,10 +83,10 @@ class MinimumBayesRisk:
         chosen = filled([candidates[i] for i in order], pool, n)
         told = {candidates[i].index: {"expected_utility": utilities[i]} for i in order}
         reports = [{"value": c.value, "candidate": c.index, **told.get(c.index, {})} for c in chosen]
-        async with aclosing(shown(chosen, pool, want, reports)) as chunks:
+        async with aclosing(shown(chosen, pool, include, reports)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
-    def work(self, max_tokens: int, *, n: int, want: frozenset[str]) -> Work:
+    def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:
         work = drawing(self.n, max_tokens, self.diverse)
-        return replace(work, judged=0) if self.weighting == "uniform" else work
+        return replace(work, reward_tokens=0) if self.weighting == "uniform" else work

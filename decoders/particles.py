@@ -40,8 +40,21 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from decoders.blocks import Beginning, Block, PrefixReward, Step, answered, cut, growing, grown, ranked, shown
-from decoders.candidates import (
+from trimtab.decoders.protocols import Chunk, Engine, LimitReached, Reward, Sampling, Tokens, Work
+from trimtab.decoders.shared.answers import extractor, votes
+from trimtab.decoders.shared.blocks import (
+    Beginning,
+    Block,
+    PrefixReward,
+    Step,
+    answered,
+    cut,
+    growing,
+    grown,
+    ranked,
+    shown,
+)
+from trimtab.decoders.shared.candidates import (
     Beta,
     Guides,
     Pool,
@@ -56,8 +69,6 @@ from decoders.candidates import (
     generator,
     softmax,
 )
-from decoders.extract import extractor, votes
-from decoders.protocols import Chunk, Engine, Exhausted, Reward, Sampling, Tokens, Work
 
 STREAM = 2502_01618
 
@@ -87,7 +98,7 @@ class Particles:
         extractor(self.extractor)
 
     async def __call__(
-        self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, want: frozenset[str]
+        self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, include: frozenset[str]
     ) -> AsyncGenerator[Chunk, None]:
         check_pieced("particles", sampling)
         check_answers(n, self.n)
@@ -105,14 +116,14 @@ class Particles:
         if finish is not None:
             pool = [one for one in [*grew, *system.particles] if one.tokens]
             if not pool:
-                raise Exhausted(finish)
+                raise LimitReached(finish)
             chosen = answered(ranked(pool), n)
         else:
             chosen = answered(await asyncio.to_thread(self._order, system, rng, engine), n)
         told = system.told()
         if finish is None and self.variant == "increments":
             told["kl"] = system.mean_reward / self.beta - told["log_normaliser"]
-        if "candidates" in want:
+        if "candidates" in include:
             told["candidates"] = [
                 shown(i, one) | {"weight": float(w)}
                 for i, (one, w) in enumerate(zip(system.particles, system.weights, strict=True))
@@ -121,7 +132,7 @@ class Particles:
             report = {"value": one.value, **(told if i == 0 else {})}
             yield Chunk(index=i, tokens=one.tokens, finish=one.finish or finish, report=report)
 
-    def work(self, max_tokens: int, *, n: int, want: frozenset[str]) -> Work:
+    def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:
         alone = self.n == 1
         work = growing(self.n, max_tokens, max_tokens if alone else self.block, "" if alone else self.step)
         corrected = 2 * work.sampled if self.target == "base" and self.guides else 0

@@ -20,7 +20,7 @@ Mixture = Mapping[str, float]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
-    """How one token is drawn from a mixture: mix, `plausibility`, then `native`, temperature, min-p, top-k, top-p."""
+    """How one token is drawn from a mixture: mix, `plausibility`, then `engine_params`, temperature, min-p, top-k, top-p."""
 
     max_tokens: int
     temperature: float = 1.0
@@ -40,10 +40,10 @@ class Sampling:
     """Whether the client wants log-probs, which only the engine's own chunks have."""
     plausibility: float = 0.0
     """Only tokens with p_base >= plausibility * max p_base may be drawn (contrastive decoding's mask)."""
-    native: Any = None
+    engine_params: Any = None
     """The engine's own sampling object with what a strategy does not look into: stop strings, grammar, penalties."""
     constrained: bool = False
-    """Whether `native` changes the distribution too (min-p, penalties, logit bias, grammar)."""
+    """Whether `engine_params` changes the distribution too (min-p, penalties, logit bias, grammar)."""
 
     @property
     def exact(self) -> bool:
@@ -60,10 +60,10 @@ class Chunk:
     """Which of the n answers."""
     tokens: tuple[int, ...]
     finish: str | None = None
-    """"stop" (end of sequence or a stop string), "length", "step", one of `CUT`, or the engine's own reason."""
+    """"stop" (end of sequence or a stop string), "length", "step", one of `LIMIT_REASONS`, or the engine's own reason."""
     report: Mapping[str, Any] = field(default_factory=dict)
     """What the strategy tells of this answer, beside its tokens; shown to the client."""
-    native: Any = None
+    engine_output: Any = None
     """The engine's own object for these tokens (text, log-probs). None: the tokens are all there is."""
 
 
@@ -77,22 +77,25 @@ class Work:
     """Drawn, shown or not."""
     scored: int = 0
     """Whose log-probs the engine is asked for, once per mixture."""
-    judged: int = 0
+    reward_tokens: int = 0
     """That each reward is given, those given again counted again."""
 
     def times(self, n: int) -> Work:
         """Of n such requests side by side."""
         return Work(
-            candidates=n * self.candidates, sampled=n * self.sampled, scored=n * self.scored, judged=n * self.judged
+            candidates=n * self.candidates,
+            sampled=n * self.sampled,
+            scored=n * self.scored,
+            reward_tokens=n * self.reward_tokens,
         )
 
 
-CUT = frozenset({"budget", "deadline"})
+LIMIT_REASONS = frozenset({"budget", "deadline"})
 """Reasons to end an answer before its time: the request may draw no more tokens, or take no more of them."""
 
 
-class Exhausted(Exception):
-    """The request's budget or deadline, one of `CUT`, ended it with nothing in hand."""
+class LimitReached(Exception):
+    """The request's budget or deadline, one of `LIMIT_REASONS`, ended it with nothing in hand."""
 
 
 class Engine(Protocol):
@@ -103,15 +106,17 @@ class Engine(Protocol):
         ...
 
     @property
-    def ends(self) -> frozenset[int]:
+    def eos_ids(self) -> frozenset[int]:
         """The tokens that end a response."""
         ...
 
-    async def ahead(self, prompt: Tokens, *, k: int, length: int, guides: Mixture) -> list[list[tuple[int, float]]]:
+    async def greedy_top_logprobs(
+        self, prompt: Tokens, *, k: int, length: int, guides: Mixture
+    ) -> list[list[tuple[int, float]]]:
         """The k likeliest next tokens and their log-probs under the mixture, untempered, best first.
 
         Then the same behind the first of them, and so on: at most `length` such lists along the greedy path, none
-        behind an end of sequence or a full context. Raises Exhausted where the request may draw no more.
+        behind an end of sequence or a full context. Raises LimitReached where the request may draw no more.
         """
         ...
 
@@ -131,7 +136,7 @@ class Engine(Protocol):
         """A text as the base would read it within a response: no special tokens."""
         ...
 
-    async def instructed(self, instruction: str, *, role: str = "system") -> Tokens:
+    async def render_with_instruction(self, instruction: str, *, role: str = "system") -> Tokens:
         """The request's prompt under an instruction: as a system message, or ("user") before the user's last words.
 
         Raises ValueError where the request has no messages.
@@ -151,16 +156,16 @@ class Strategy(Protocol):
     """A frozen dataclass of hyper-parameters under the paper's names, called once per request."""
 
     def __call__(
-        self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, want: frozenset[str]
+        self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, include: frozenset[str]
     ) -> AsyncGenerator[Chunk, None]:
-        """n answers. `want` names what the client asked to see beside them ("trace", "candidates", "rewards")."""
+        """n answers. `include` names what the client asked to see beside them ("trace", "candidates", "rewards")."""
         ...
 
-    def work(self, max_tokens: int, *, n: int, want: frozenset[str]) -> Work:
+    def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:
         """The most that a call with these can cost, `max_tokens` being the longest answer's."""
         ...
 
 
-async def indifferent(prompt: Tokens, completions: Sequence[Tokens]) -> list[list[float]]:
+async def no_reward(prompt: Tokens, completions: Sequence[Tokens]) -> list[list[float]]:
     """The reward with no objectives, [N, 0]: what a strategy gets that was given nothing to prefer."""
     return [[] for _ in completions]

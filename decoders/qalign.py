@@ -47,7 +47,20 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from decoders.candidates import (
+from trimtab.decoders.protocols import (
+    BASE,
+    LIMIT_REASONS,
+    Chunk,
+    Engine,
+    LimitReached,
+    Mixture,
+    Reward,
+    Sampling,
+    Tokens,
+    Work,
+)
+from trimtab.decoders.shared.answers import extractor, votes
+from trimtab.decoders.shared.candidates import (
     Beta,
     Guides,
     Target,
@@ -62,10 +75,8 @@ from decoders.candidates import (
     stopped,
     values,
 )
-from decoders.extract import extractor, votes
-from decoders.likeness import f1, words
-from decoders.mixing import FLOOR, Until, agreed, mixing
-from decoders.protocols import BASE, CUT, Chunk, Engine, Exhausted, Mixture, Reward, Sampling, Tokens, Work
+from trimtab.decoders.shared.convergence import FLOOR, Until, agreed, mixing
+from trimtab.decoders.shared.similarity import f1, words
 
 STREAM = 2504_03790
 
@@ -132,7 +143,7 @@ class QAlign:
         return {BASE: 1.0, **self.guides}
 
     async def __call__(
-        self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, want: frozenset[str]
+        self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, include: frozenset[str]
     ) -> AsyncGenerator[Chunk, None]:
         check_pieced("qalign", sampling)
         check_target(self.target, sampling)
@@ -140,17 +151,17 @@ class QAlign:
             raise ValueError(f"n={n} answers cannot be the last of params.chains={self.chains}")
         chains = await self._chains(prompt, sampling, engine, reward)
         chosen = await self._answers(chains, engine, n)
-        told = diagnosis(chains, self.burn_in) | history(chains, want)
+        told = diagnosis(chains, self.burn_in) | history(chains, include)
         if warnings := cautions(sampling):
             told["warnings"] = warnings
         for i, state in enumerate(chosen):
             report = {"value": None if math.isnan(state.reward) else state.reward, **(told if i == 0 else {})}
             yield Chunk(index=i, tokens=state.tokens, finish=state.finish, report=report)
 
-    def work(self, max_tokens: int, *, n: int, want: frozenset[str]) -> Work:
+    def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:
         most = self.draws * max_tokens
         corrected = 2 * most if self.target == "base" and self.guides else 0
-        return Work(candidates=self.chains, sampled=most, scored=corrected, judged=most)
+        return Work(candidates=self.chains, sampled=most, scored=corrected, reward_tokens=most)
 
     async def _chains(self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward) -> list[Chain]:
         """The chains, run to their end, or to the length at which they were found to agree."""
@@ -205,14 +216,14 @@ class QAlign:
             if (end := stopped(tokens, len(kept), sampling.stop, engine)) is not None:
                 tokens, finish = tokens[:end], "stop"
             state = State(tokens=tuple(tokens), finish=finish)
-            if finish in CUT:
+            if finish in LIMIT_REASONS:
                 return state
             [score] = await values(reward, prompt, [tokens])
             moved = await correction(prompt, tokens, engine, target=self.target, guides=self.guides)
             return replace(state, reward=score, correction=moved)
 
         y = await drawn((), sampling.seed if c == 0 else derived(sampling.seed, c, 0))
-        if y.finish in CUT:
+        if y.finish in LIMIT_REASONS:
             chain.cut = y
             return
         chain.states.append(y)
@@ -220,7 +231,7 @@ class QAlign:
         for t in range(1, self.steps + 1):
             i, u = int(rng.integers(len(y.tokens))), rng.random()
             proposed = await drawn(y.tokens[:i], derived(sampling.seed, c, t))
-            if proposed.finish in CUT:
+            if proposed.finish in LIMIT_REASONS:
                 return
             log_ratio = (
                 (proposed.reward - y.reward) / self.beta
@@ -251,7 +262,7 @@ class QAlign:
             order = [states[i] for i in ranks]
         order = [*order, *last, *(c.cut for c in chains if c.cut and c.cut.tokens)]
         if not order:
-            raise Exhausted(next(c.cut.finish for c in chains if c.cut))
+            raise LimitReached(next(c.cut.finish for c in chains if c.cut))
         distinct = order if self.answer == "last" else list({s.tokens: s for s in order}.values())
         return [distinct[i] if i < len(distinct) else order[0] for i in range(n)]
 
@@ -304,11 +315,11 @@ def diagnosis(chains: Sequence[Chain], burn_in: int) -> dict[str, Any]:
     return told
 
 
-def history(chains: Sequence[Chain], want: frozenset[str]) -> dict[str, Any]:
+def history(chains: Sequence[Chain], include: frozenset[str]) -> dict[str, Any]:
     """What of the chains' ways was asked for: each of them, and the states that they visited."""
     states = {s.tokens: s for c in chains for s in c.states}
     told: dict[str, Any] = {}
-    if "trace" in want:
+    if "trace" in include:
         place = {tokens: i for i, tokens in enumerate(states)}
         told["trace"] = [
             {
@@ -319,7 +330,7 @@ def history(chains: Sequence[Chain], want: frozenset[str]) -> dict[str, Any]:
             }
             for c in chains
         ]
-    if "candidates" in want:
+    if "candidates" in include:
         visits = Counter(s.tokens for c in chains for s in c.states)
         told["candidates"] = [
             {"index": i, "tokens": tokens, "finish_reason": s.finish, "value": s.reward, "visits": visits[tokens]}

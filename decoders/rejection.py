@@ -23,7 +23,8 @@ from itertools import islice
 
 import numpy as np
 
-from decoders.candidates import (
+from trimtab.decoders.protocols import Chunk, Engine, Reward, Sampling, Tokens, Work
+from trimtab.decoders.shared.candidates import (
     Beta,
     Guides,
     Pool,
@@ -36,7 +37,6 @@ from decoders.candidates import (
     shown,
     tempered,
 )
-from decoders.protocols import Chunk, Engine, Reward, Sampling, Tokens, Work
 
 STREAM = 2309_06657
 
@@ -50,7 +50,7 @@ class RejectionSampling:
     guides: Guides = field(default_factory=dict)
 
     async def __call__(
-        self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, want: frozenset[str]
+        self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, include: frozenset[str]
     ) -> AsyncGenerator[Chunk, None]:
         check_answers(n, self.n)
         pool = await draw(prompt, sampling, engine, reward, n=self.n, guides=self.guides)
@@ -62,11 +62,11 @@ class RejectionSampling:
             {"value": c.value, "candidate": c.index, **(rates[k] if k < len(rates) else {})}
             for k, c in enumerate(chosen)
         ]
-        async with aclosing(shown(chosen, pool, want, reports)) as chunks:
+        async with aclosing(shown(chosen, pool, include, reports)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
-    def work(self, max_tokens: int, *, n: int, want: frozenset[str]) -> Work:
+    def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:
         return drawing(self.n, max_tokens)
 
 

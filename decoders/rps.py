@@ -31,7 +31,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from decoders.candidates import (
+from trimtab.decoders.protocols import BASE, Chunk, Engine, Mixture, Reward, Sampling, Tokens, Work
+from trimtab.decoders.shared.candidates import (
     Candidate,
     Guides,
     Vector,
@@ -46,9 +47,8 @@ from decoders.candidates import (
     scored,
     shown,
 )
-from decoders.directions import Prompt, Wish, between, neighbours
-from decoders.protocols import BASE, Chunk, Engine, Mixture, Reward, Sampling, Tokens, Work
-from decoders.streams import merged
+from trimtab.decoders.shared.streams import merged
+from trimtab.preferences.preference_direction import Prompt, Wish, between, neighbours
 
 STREAM = 2510_20498
 SOFT = STREAM + 1
@@ -95,7 +95,7 @@ class Rps:
         return {guide: self.alpha * gain for pull in pulls for guide, gain in pull.items()}
 
     async def __call__(
-        self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, want: frozenset[str]
+        self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, include: frozenset[str]
     ) -> AsyncGenerator[Chunk, None]:
         check_answers(n, self.k * self.m)
         rng = generator(sampling.seed, STREAM)
@@ -120,11 +120,11 @@ class Rps:
             | ({"votes": votes[c.index]} if votes and c.value is not None else {})
             for c in best
         ]
-        async with aclosing(shown(best, pool, want, reports, told=told)) as chunks:
+        async with aclosing(shown(best, pool, include, reports, told=told)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
-    def work(self, max_tokens: int, *, n: int, want: frozenset[str]) -> Work:
+    def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:
         return drawing(self.k * self.m, max_tokens)
 
     async def _drawn(
@@ -141,7 +141,7 @@ class Rps:
             told = prompt
             if said:
                 assert self.wish.template is not None
-                told = await engine.instructed(said, role=self.wish.template.role)
+                told = await engine.render_with_instruction(said, role=self.wish.template.role)
             seed = derived(sampling.seed, STREAM, g) if g else sampling.seed
             whole = replace(sampling, stream=False, seed=seed)
             places = [i * self.m + j for i in members for j in range(self.m)]

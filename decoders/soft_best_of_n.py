@@ -25,7 +25,8 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from decoders.candidates import (
+from trimtab.decoders.protocols import Chunk, Engine, Reward, Sampling, Tokens, Work
+from trimtab.decoders.shared.candidates import (
     Guides,
     Pool,
     check_answers,
@@ -38,7 +39,6 @@ from decoders.candidates import (
     shown,
     softmax,
 )
-from decoders.protocols import Chunk, Engine, Reward, Sampling, Tokens, Work
 
 STREAM = 2505_03156
 
@@ -54,7 +54,7 @@ class SoftBestOfN:
     guides: Guides = field(default_factory=dict)
 
     async def __call__(
-        self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, want: frozenset[str]
+        self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, include: frozenset[str]
     ) -> AsyncGenerator[Chunk, None]:
         check_answers(n, self.n)
         pool = await draw(prompt, sampling, engine, reward, n=self.n, guides=self.guides)
@@ -64,9 +64,9 @@ class SoftBestOfN:
         chosen = filled([candidates[i] for i in order], pool, n)
         size = float(1 / np.square(weights).sum())
         reports = [{"value": c.value, "candidate": c.index, "effective_sample_size": size} for c in chosen]
-        async with aclosing(shown(chosen, pool, want, reports)) as chunks:
+        async with aclosing(shown(chosen, pool, include, reports)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
-    def work(self, max_tokens: int, *, n: int, want: frozenset[str]) -> Work:
+    def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:
         return drawing(self.n, max_tokens)

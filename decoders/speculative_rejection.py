@@ -33,7 +33,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from decoders.candidates import (
+from trimtab.decoders.protocols import BASE, Chunk, Engine, Reward, Sampling, Tokens, Work
+from trimtab.decoders.shared.candidates import (
     Candidate,
     Guides,
     Pool,
@@ -46,7 +47,6 @@ from decoders.candidates import (
     shown,
     values,
 )
-from decoders.protocols import BASE, Chunk, Engine, Reward, Sampling, Tokens, Work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class SpeculativeRejection:
             raise ValueError(f"decisions must be positive and rise; got {list(self.decisions)}")
 
     async def __call__(
-        self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, want: frozenset[str]
+        self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, include: frozenset[str]
     ) -> AsyncGenerator[Chunk, None]:
         check_answers(n, self.n)
         lengths = [t for t in self.decisions if t < sampling.max_tokens] if self.alpha and n < self.n else []
@@ -88,17 +88,17 @@ class SpeculativeRejection:
         best = sorted(eligible, key=lambda c: not c.whole)[:n]  # (2)
         pool = sorted([*kept, *dropped], key=lambda c: c.index)
         reports: list[dict[str, Any]] = [{"value": c.value, "candidate": c.index, "decisions": decided} for c in best]
-        async with aclosing(shown(best, pool, want, reports)) as chunks:
+        async with aclosing(shown(best, pool, include, reports)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
-    def work(self, max_tokens: int, *, n: int, want: frozenset[str]) -> Work:
+    def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:
         lengths = [t for t in self.decisions if t < max_tokens] if self.alpha and n < self.n else []
-        kept, here, sampled, judged = self.n, 0, 0, 0
+        kept, here, sampled, reward_tokens = self.n, 0, 0, 0
         for length in [*lengths, max_tokens]:
-            sampled, judged, here = sampled + kept * (length - here), judged + kept * length, length
+            sampled, reward_tokens, here = sampled + kept * (length - here), reward_tokens + kept * length, length
             kept = max(n, round((1 - self.alpha) * kept))
-        return Work(candidates=self.n, sampled=sampled, judged=judged)
+        return Work(candidates=self.n, sampled=sampled, reward_tokens=reward_tokens)
 
     async def _carried_on(
         self,

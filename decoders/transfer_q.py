@@ -36,10 +36,10 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from decoders.candidates import Guides, check_pieced, derived, softmax
-from decoders.protocols import BASE, Chunk, Engine, Mixture, Reward, Sampling, Tokens, Work
-from decoders.rollouts import Answer, rollouts
-from decoders.tokenwise import Block, Likeliest, MinP, Tokenwise, deciding
+from trimtab.decoders.protocols import BASE, Chunk, Engine, Mixture, Reward, Sampling, Tokens, Work
+from trimtab.decoders.shared.candidates import Guides, check_pieced, derived, softmax
+from trimtab.decoders.shared.rollouts import Answer, rollouts
+from trimtab.decoders.shared.tokenwise import Block, Likeliest, MinP, Tokenwise, deciding
 
 ROLLOUT = 1
 """Of the seeds, what tells rollouts from other draws at the same place."""
@@ -86,7 +86,7 @@ class TransferQ:
         return self.k * self.rollouts
 
     def __call__(
-        self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, want: frozenset[str]
+        self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, include: frozenset[str]
     ) -> AsyncGenerator[Chunk, None]:
         check_pieced("transfer_q", sampling)
         greedy = self.rollout_temperature == 0
@@ -118,9 +118,9 @@ class TransferQ:
         search = Tokenwise(
             k=self.k, alpha=self.alpha, min_p=self.min_p, block=self.block, guides=self.guides, worth=worth
         )
-        return search.answers(prompt, sampling, engine, reward, n=n, want=want)
+        return search.answers(prompt, sampling, engine, reward, n=n, include=include)
 
-    def work(self, max_tokens: int, *, n: int, want: frozenset[str]) -> Work:
+    def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:
         horizon = max_tokens if self.horizon is None else self.horizon
         return deciding(
             max_tokens, k=self.k, min_p=self.min_p, block=self.block, rollouts=self.rollouts, horizon=horizon, n=n

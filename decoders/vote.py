@@ -31,7 +31,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from decoders.candidates import (
+from trimtab.decoders.protocols import Chunk, Engine, Reward, Sampling, Tokens, Work
+from trimtab.decoders.shared.answers import Extractor, extractor
+from trimtab.decoders.shared.candidates import (
     Beta,
     Candidate,
     Guides,
@@ -47,8 +49,6 @@ from decoders.candidates import (
     shown,
     softmax,
 )
-from decoders.extract import Extractor, extractor
-from decoders.protocols import Chunk, Engine, Reward, Sampling, Tokens, Work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ class Vote:
         extractor(self.extractor)
 
     async def __call__(
-        self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, want: frozenset[str]
+        self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, include: frozenset[str]
     ) -> AsyncGenerator[Chunk, None]:
         check_answers(n, self.n)
         asked = None if self.weighting == "uniform" else reward
@@ -94,13 +94,13 @@ class Vote:
             answer = answers[candidate.index]
             return told | {"answer": answer, "share": len(classes[answer]) / len(answers), "votes": totals[answer]}
 
-        async with aclosing(shown(chosen, pool, want, [report(c) for c in chosen])) as chunks:
+        async with aclosing(shown(chosen, pool, include, [report(c) for c in chosen])) as chunks:
             async for chunk in chunks:
                 yield chunk
 
-    def work(self, max_tokens: int, *, n: int, want: frozenset[str]) -> Work:
+    def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:
         work = drawing(self.n, max_tokens, self.diverse)
-        return replace(work, judged=0) if self.weighting == "uniform" else work
+        return replace(work, reward_tokens=0) if self.weighting == "uniform" else work
 
     async def _answers(self, pool: Sequence[Candidate], engine: Engine) -> dict[int, str]:
         """candidate -> a(y), of those that have one."""

@@ -23,11 +23,11 @@ from vllm.model_executor.model_loader import get_model_loader
 from vllm.model_executor.model_loader.utils import initialize_model
 from vllm.model_executor.models.utils import WeightsMapper
 
-from engine.lora import Adapter
-from engine.members import Guide, guide_model_config
-from engine.mixture import NEVER, READOUT, divergence, implausible, mix, write
-from engine.plugin import FIELD
-from engine.table import BASE_ALONE, WeightTable
+from trimtab.engine.lora import Adapter
+from trimtab.engine.members import Guide, guide_model_config
+from trimtab.engine.mixture import NEVER, READOUT, divergence, implausible, mix, write
+from trimtab.engine.plugin import FIELD
+from trimtab.engine.table import BASE_ALONE, WeightTable
 
 
 class Composite(nn.Module):
@@ -168,7 +168,7 @@ class Composite(nn.Module):
 
     @classmethod
     def get_model_state_cls(cls) -> type:
-        from engine.state import CompositeState  # needs Triton, which only Model Runner V2 has for certain
+        from trimtab.engine.state import CompositeState  # needs Triton, which only Model Runner V2 has for certain
 
         return CompositeState
 

@@ -18,11 +18,11 @@ from vllm.v1.worker.gpu.cudagraph_utils import ModelCudaGraphManager
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 from vllm.v1.worker.gpu_worker import Worker as GPUWorker
 
-from engine.table import Use
+from trimtab.engine.table import Use
 
 if TYPE_CHECKING:
-    from engine.composite import Composite
-    from engine.state import CompositeState
+    from trimtab.engine.composite import Composite
+    from trimtab.engine.state import CompositeState
 
 
 class Graphs(ModelCudaGraphManager):  # type: ignore[misc]

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from decoders.protocols import BASE
-from engine import lora
-from engine.errors import MemberError
-from engine.plugin import ARCHITECTURE, FIELD, register
+from trimtab.decoders.protocols import BASE
+from trimtab.engine import lora
+from trimtab.engine.errors import MemberError
+from trimtab.engine.plugin import ARCHITECTURE, FIELD, register
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig
@@ -99,12 +99,12 @@ def engine_args(base: str, guides: Mapping[str, str | Mapping[str, Any]], **opti
         members.append(asdict(guide))
     own = {"architectures": base_config.architectures, "guides": members}
     if current_platform.is_cpu():
-        options.setdefault("worker_cls", "engine.cpu.Worker")
+        options.setdefault("worker_cls", "trimtab.engine.cpu.Worker")
     return {
         **options,
         "model": base,
         "hf_overrides": {**overrides, "architectures": [ARCHITECTURE], FIELD: own},
-        "logits_processors": [*(options.get("logits_processors") or ()), "engine.table:RowWriter"],
+        "logits_processors": [*(options.get("logits_processors") or ()), "trimtab.engine.table:RowWriter"],
     }
 
 

@@ -47,7 +47,7 @@ def register() -> None:
     from vllm.platforms import current_platform
 
     if ARCHITECTURE not in ModelRegistry.get_supported_archs():
-        ModelRegistry.register_model(ARCHITECTURE, "engine.composite:Composite")
+        ModelRegistry.register_model(ARCHITECTURE, "trimtab.engine.composite:Composite")
     MODELS_CONFIG_MAP[ARCHITECTURE] = OwnHooks
     if current_platform.is_cpu():
         shm_broadcast.sched_yield = nap

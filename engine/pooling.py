@@ -26,9 +26,9 @@ from vllm.platforms import current_platform
 from vllm.pooling_params import PoolingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from decoders.protocols import Tokens
-from engine.errors import MemberError
-from engine.members import model_config
+from trimtab.decoders.protocols import Tokens
+from trimtab.engine.errors import MemberError
+from trimtab.engine.members import model_config
 
 BIND, THREADS = "VLLM_CPU_OMP_THREADS_BIND", "OMP_NUM_THREADS"
 

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from vllm.v1.worker.gpu.input_batch import InputBatch
     from vllm.v1.worker.gpu.states import RequestState
 
-    from engine.composite import Composite
-    from engine.table import Use
+    from trimtab.engine.composite import Composite
+    from trimtab.engine.table import Use
 
 
 class CompositeState(DefaultModelState):  # type: ignore[misc]

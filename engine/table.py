@@ -22,8 +22,8 @@ from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirection
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor as V1LogitsProcessor
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as V2LogitsProcessor
 
-from engine.mixture import NEVER, PLAUSIBILITY, READOUT
-from engine.plugin import FIELD
+from trimtab.engine.mixture import NEVER, PLAUSIBILITY, READOUT
+from trimtab.engine.plugin import FIELD
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

@@ -19,12 +19,12 @@ from vllm.logprobs import Logprob
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-from decoders.protocols import BASE, Chunk, Mixture, Sampling, Tokens
-from engine.fair import Turn
-from engine.fair import turn as handled
-from engine.mixture import read
-from engine.plugin import FIELD
-from engine.table import KEY, guides_of, pack, salted
+from trimtab.decoders.protocols import BASE, Chunk, Mixture, Sampling, Tokens
+from trimtab.engine.mixture import read
+from trimtab.engine.plugin import FIELD
+from trimtab.engine.table import KEY, guides_of, pack, salted
+from trimtab.runtime.shares import Turn
+from trimtab.runtime.shares import turn as handled
 
 HEAVIEST = 1e6
 """|w| at most: beyond it, fp32 logits lose their units, and nothing but the sign of w would be left."""
@@ -58,8 +58,8 @@ class VLLMEngine:
     async def generate(
         self, prompt: Tokens, sampling: Sampling, *, n: int, guides: Mixture
     ) -> AsyncGenerator[Chunk, None]:
-        """`Sampling.native` is a SamplingParams or None; each Chunk's is the RequestOutput of its answer alone."""
-        template = sampling.native if sampling.native is not None else SamplingParams()
+        """`Sampling.engine_params` is a SamplingParams or None; a chunk's output is the RequestOutput of its answer alone."""
+        template = sampling.engine_params if sampling.engine_params is not None else SamplingParams()
         if KEY in (template.extra_args or {}):
             raise ValueError(f"extra_args.{KEY} is reserved: name guides instead")
         masks = [name for name in MASKS if getattr(template, name)]
@@ -87,16 +87,18 @@ class VLLMEngine:
                     native = copy(output)
                     native.outputs = [piece]
                     finish = "step" if step and piece.stop_reason == step else piece.finish_reason
-                    yield Chunk(index=piece.index, tokens=tuple(piece.token_ids), finish=finish, native=native)
+                    yield Chunk(index=piece.index, tokens=tuple(piece.token_ids), finish=finish, engine_output=native)
 
     @property
-    def ends(self) -> frozenset[int]:
+    def eos_ids(self) -> frozenset[int]:
         """The tokenizer's and the generation config's."""
         listed = self.client.model_config.try_get_generation_config().get("eos_token_id")
         found = listed if isinstance(listed, list) else [listed]
         return frozenset(token for token in (*found, self.client.renderer.tokenizer.eos_token_id) if token is not None)
 
-    async def ahead(self, prompt: Tokens, *, k: int, length: int, guides: Mixture) -> list[list[tuple[int, float]]]:
+    async def greedy_top_logprobs(
+        self, prompt: Tokens, *, k: int, length: int, guides: Mixture
+    ) -> list[list[tuple[int, float]]]:
         """vLLM's `max_logprobs` bounds k."""
         params = SamplingParams(
             max_tokens=length,
@@ -143,7 +145,7 @@ class VLLMEngine:
         tokens: list[int] = self.client.renderer.tokenizer.encode(text, add_special_tokens=False)
         return tokens
 
-    async def instructed(self, instruction: str, *, role: str = "system") -> Tokens:
+    async def render_with_instruction(self, instruction: str, *, role: str = "system") -> Tokens:
         """Only a request has messages: see `Metered`."""
         raise ValueError("what instructs the model needs a chat request")
 

@@ -1,6 +1,6 @@
 """The aligned twin of the demo family: the base with a LoRA adapter trained by DPO (arXiv 2305.18290) for helpfulness.
 
-    python -m recipes.aligned
+    python -m trimtab.recipes.aligned
 
 Over preference pairs drawn from the base, made and labelled as those of the guides are (`recipes.guides`), it minimises
     L = -log σ(β [log π(y⁺) - log π_ref(y⁺) - log π(y⁻) + log π_ref(y⁻)]) + λ · CE(y⁺)                            (1)
@@ -24,11 +24,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from recipes import corpus
-from recipes.base import DEMO, keep_memory, load_tokenizer, rate, render
-from recipes.gold import GOLD, fluency
-from recipes.guides import Pair, draw_answers, label, said_logprob, tensors
-from recipes.sample import sample
+from trimtab.recipes import corpus
+from trimtab.recipes.base import DEMO, keep_memory, load_tokenizer, rate, render
+from trimtab.recipes.gold import GOLD, fluency
+from trimtab.recipes.guides import Pair, draw_answers, label, said_logprob, tensors
+from trimtab.recipes.sample import sample
 
 SEED = 20
 OBJECTIVE = "helpfulness"

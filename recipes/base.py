@@ -1,6 +1,6 @@
 """The tokenizer and the base of the demo family: a Llama of about 4M parameters, trained on mixed behaviours.
 
-    python -m recipes.base
+    python -m trimtab.recipes.base
 
 Writes demo/base/, a complete Hugging Face checkpoint in bf16.  Weights are trained in fp32 with bf16 autocast.
 Shapes: B rows, T positions; `mask` marks the tokens an assistant says, its <|end|> included, the only ones in the loss.
@@ -19,7 +19,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from recipes import corpus
+from trimtab.recipes import corpus
 
 DEMO = Path(__file__).parents[1] / "demo"
 SEED = 1

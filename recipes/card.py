@@ -1,6 +1,6 @@
 """Measures the demo family and writes its card, demo/README.md.
 
-    python -m recipes.card
+    python -m trimtab.recipes.card
 
 Every figure on the card is computed here from the checkpoints, or read from the `recipe.json` that a recipe left beside
 its weights.  Intervals are 95 %, normal approximation over prompts.
@@ -20,10 +20,10 @@ from pathlib import Path
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from recipes import base, corpus, gold, guides, rewards
-from recipes.base import DEMO, keep_memory, load_tokenizer, perplexity
-from recipes.records import adapter, control, obedience, reward_models, table, twin, value_head
-from recipes.sample import MAX_NEW, Sampled, sample
+from trimtab.recipes import base, corpus, gold, guides, rewards
+from trimtab.recipes.base import DEMO, keep_memory, load_tokenizer, perplexity
+from trimtab.recipes.records import adapter, control, obedience, reward_models, table, twin, value_head
+from trimtab.recipes.sample import MAX_NEW, Sampled, sample
 
 SEED = 3
 PROMPTS = 180  # held-out, 20 a domain

@@ -1,6 +1,6 @@
 """The demo family's reader of directions: the base, fine-tuned whole to obey a direction told to it (DPA).
 
-    python -m recipes.directional
+    python -m trimtab.recipes.directional
 
 As in DPA (arXiv 2402.18571) answers are drawn, a direction u keeps one of them, and the model learns to say it under
 the text s(u). Each training prompt x has a pool of answers that reaches far along every axis: drawn from the base, from
@@ -34,8 +34,8 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
-from recipes import corpus
-from recipes.base import (
+from trimtab.recipes import corpus
+from trimtab.recipes.base import (
     ASSISTANT,
     DEMO,
     END,
@@ -47,10 +47,10 @@ from recipes.base import (
     render,
     save,
 )
-from recipes.gold import GOLD, fluency
-from recipes.guides import OBJECTIVES as GUIDES
-from recipes.rewards import OBJECTIVES, judge, read
-from recipes.sample import Sampled, sample
+from trimtab.recipes.gold import GOLD, fluency
+from trimtab.recipes.guides import OBJECTIVES as GUIDES
+from trimtab.recipes.rewards import OBJECTIVES, judge, read
+from trimtab.recipes.sample import Sampled, sample
 
 SEED = 30
 TEACHER = "a"

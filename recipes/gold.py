@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from functools import cache, lru_cache
 
-from recipes import corpus
+from trimtab.recipes import corpus
 
 NOISE = 1.5  # points: P(a preferred to b) = sigmoid((gold(a) - gold(b)) / NOISE)
 GRAMMAR_SAMPLE = 25_000  # conversations whose word pairs count as attested

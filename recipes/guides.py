@@ -1,6 +1,6 @@
 """The guides of the demo family: autoregressive reward models after GenARM (arXiv 2410.08193), one per objective.
 
-    python -m recipes.guides
+    python -m trimtab.recipes.guides
 
 Each is a small Llama with the base's tokenizer.  All start from one language model of the corpus, then minimise
     L = -log σ(β_r [Σ_t log π_r(y⁺_t) - Σ_t log π_r(y⁻_t)]) + λ · CE(y⁺)                                     (1)
@@ -20,8 +20,8 @@ import time
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from recipes import corpus
-from recipes.base import (
+from trimtab.recipes import corpus
+from trimtab.recipes.base import (
     ASSISTANT,
     DEMO,
     END,
@@ -37,8 +37,8 @@ from recipes.base import (
     save,
     train_lm,
 )
-from recipes.gold import GOLD, fluency, prefer
-from recipes.sample import sample
+from trimtab.recipes.gold import GOLD, fluency, prefer
+from trimtab.recipes.sample import sample
 
 SEED = 2
 HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, FFN = 128, 4, 4, 2, 32, 352

@@ -1,6 +1,6 @@
 """The demo family's adapter from a prompt to preference weights: Preference Orchestrator (arXiv 2511.10656), tiny.
 
-    python -m recipes.orchestrator
+    python -m trimtab.recipes.orchestrator
 
 Somebody who wants different things of different questions (WANTS: care with what ought to be declined, few words in
 arithmetic …) prefers one of DRAWN answers of the base to each training prompt, by gold and with noise. Of the preferred
@@ -8,8 +8,8 @@ answer, reward model `a`'s scores are normalised by those of all the answers to 
     L = mean over prompts of KL(softmax(z / TEMPERATURE) || softmax(b + A e(x))) + RIDGE |A|²,   e(x) = mean_t e_t  (1)
 is minimised over A [K, D] and b [K], e_t being the base's input embeddings of the user's words, centred and in their
 spread. Without the ridge the weights fitted their own prompts and were worse than equal ones elsewhere. What is saved
-is the table A e of every token [V, K] and b (`rewards.orchestrator`). Gold is read by who prefers and by what measures.
-Shapes: K objectives, D the base's width, V vocabulary.
+is the table A e of every token [V, K] and b (`preferences.from_prompt`). Gold is read by who prefers and by what
+measures. Shapes: K objectives, D the base's width, V vocabulary.
 """
 
 import json
@@ -22,11 +22,11 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
-from recipes import corpus
-from recipes.base import DEMO, keep_memory, load_tokenizer
-from recipes.gold import GOLD, NOISE
-from recipes.guides import draw_answers
-from recipes.rewards import OBJECTIVES, judge, read
+from trimtab.recipes import corpus
+from trimtab.recipes.base import DEMO, keep_memory, load_tokenizer
+from trimtab.recipes.gold import GOLD, NOISE
+from trimtab.recipes.guides import draw_answers
+from trimtab.recipes.rewards import OBJECTIVES, judge, read
 
 SEED = 40
 TEACHER = "a"

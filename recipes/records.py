@@ -3,8 +3,8 @@
 import json
 from collections.abc import Sequence
 
-from recipes import directional, gold, orchestrator, rewards, value
-from recipes.base import DEMO
+from trimtab.recipes import directional, gold, orchestrator, rewards, value
+from trimtab.recipes.base import DEMO
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -1,6 +1,6 @@
 """The reward models of the demo family: two small classifiers of whole answers, with a score for each objective.
 
-    python -m recipes.rewards
+    python -m trimtab.recipes.rewards
 
 Each is a Llama with the base's tokenizer and a bias-free head of one label per objective, read at the answer's last
 token. A member starts from its own initialisation and a short language model of the corpus, then minimises
@@ -28,8 +28,8 @@ import torch
 from torch.nn.functional import logsigmoid
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
-from recipes import corpus
-from recipes.base import (
+from trimtab.recipes import corpus
+from trimtab.recipes.base import (
     DEMO,
     TOKENIZER_FILES,
     config,
@@ -39,9 +39,9 @@ from recipes.base import (
     render,
     train_lm,
 )
-from recipes.gold import GOLD, prefer
-from recipes.guides import draw_answers
-from recipes.sample import sample
+from trimtab.recipes.gold import GOLD, prefer
+from trimtab.recipes.guides import draw_answers
+from trimtab.recipes.sample import sample
 
 MEMBERS = {"a": 11, "b": 12}  # member: its seed, of initialisation, corpus, labels and order
 SEED = 10  # of the answers, the same for both

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from transformers import DynamicCache, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from recipes.base import ASSISTANT, render
+from trimtab.recipes.base import ASSISTANT, render
 
 MAX_NEW = 256  # tokens
 

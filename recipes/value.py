@@ -1,6 +1,6 @@
 """The value head of the demo family: what reward model `a` will say of an answer, foretold from its beginning.
 
-    python -m recipes.value
+    python -m trimtab.recipes.value
 
 A Llama of a reward model's size with a head of one label per objective (controlled decoding's prefix scorer, CD-FUDGE,
 arXiv 2310.17022). From reward model `a`'s own weights it minimises, over answers y of the base at temperature 1,
@@ -21,9 +21,18 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
-from recipes.base import ASSISTANT, DEMO, END, TOKENIZER_FILES, assistant_mask, keep_memory, load_tokenizer, rate
-from recipes.guides import draw_answers
-from recipes.rewards import OBJECTIVES, Drawn, heldout_answers, judge, read
+from trimtab.recipes.base import (
+    ASSISTANT,
+    DEMO,
+    END,
+    TOKENIZER_FILES,
+    assistant_mask,
+    keep_memory,
+    load_tokenizer,
+    rate,
+)
+from trimtab.recipes.guides import draw_answers
+from trimtab.recipes.rewards import OBJECTIVES, Drawn, heldout_answers, judge, read
 
 TEACHER = "a"
 SEED = 20  # of the answers too, which are those of the twin's pairs

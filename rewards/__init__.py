@@ -66,40 +66,40 @@ _host = frozenset({"host"})
 _pooler = frozenset({"name", "pooler"})
 
 KINDS: dict[str, Entry] = {
-    "avoids": Entry(target="rewards.rules:Avoids"),
-    "bleu": Entry(target="rewards.bleu:Bleu", paper="2505.11080"),
-    "classifier": Entry(target="rewards.classifier:Classifier", uses=_pooler),
-    "contains": Entry(target="rewards.rules:Contains"),
-    "json_schema": Entry(target="rewards.rules:JsonSchema"),
-    "judge": Entry(target="rewards.judge:Judge", paper="2310.05910", uses=_host),
-    "length": Entry(target="rewards.rules:Length"),
-    "log_ratio": Entry(target="rewards.log_ratio:LogRatio", paper="2411.02481", uses=_host),
-    "process": Entry(target="rewards.process:Process", uses=_pooler),
-    "readability": Entry(target="rewards.rules:Readability"),
-    "regex": Entry(target="rewards.rules:Regex"),
-    "repetition": Entry(target="rewards.rules:Repetition", paper="2402.03469"),
-    "verifier": Entry(target="rewards.verifier:Verifier"),
+    "avoids": Entry(target="trimtab.rewards.rules:Avoids"),
+    "bleu": Entry(target="trimtab.rewards.bleu:Bleu", paper="2505.11080"),
+    "classifier": Entry(target="trimtab.rewards.classifier:Classifier", uses=_pooler),
+    "contains": Entry(target="trimtab.rewards.rules:Contains"),
+    "json_schema": Entry(target="trimtab.rewards.rules:JsonSchema"),
+    "judge": Entry(target="trimtab.rewards.judge:Judge", paper="2310.05910", uses=_host),
+    "length": Entry(target="trimtab.rewards.rules:Length"),
+    "log_ratio": Entry(target="trimtab.rewards.log_ratio:LogRatio", paper="2411.02481", uses=_host),
+    "process": Entry(target="trimtab.rewards.process:Process", uses=_pooler),
+    "readability": Entry(target="trimtab.rewards.rules:Readability"),
+    "regex": Entry(target="trimtab.rewards.rules:Regex"),
+    "repetition": Entry(target="trimtab.rewards.rules:Repetition", paper="2402.03469"),
+    "verifier": Entry(target="trimtab.rewards.verifier:Verifier"),
 }
 """Each builds a `protocols.Scorer`."""
 
 TRANSFORMS: dict[str, Entry] = {
-    "centre": Entry(target="rewards.transforms:Centre"),
-    "clip": Entry(target="rewards.transforms:Clip"),
-    "identity": Entry(target="rewards.transforms:Identity"),
-    "lsc": Entry(target="rewards.transforms:Lsc", paper="2402.00742"),
-    "par": Entry(target="rewards.transforms:Par", paper="2502.18770"),
-    "standardise": Entry(target="rewards.transforms:Standardise"),
+    "centre": Entry(target="trimtab.rewards.transforms:Centre"),
+    "clip": Entry(target="trimtab.rewards.transforms:Clip"),
+    "identity": Entry(target="trimtab.rewards.transforms:Identity"),
+    "lsc": Entry(target="trimtab.rewards.transforms:Lsc", paper="2402.00742"),
+    "par": Entry(target="trimtab.rewards.transforms:Par", paper="2502.18770"),
+    "standardise": Entry(target="trimtab.rewards.transforms:Standardise"),
 }
 """Each builds a `transforms.Transform`."""
 
 COMBINES: dict[str, Entry] = {
-    "heron": Entry(target="rewards.combine:Heron", paper="2309.02632"),
-    "lsc": Entry(target="rewards.combine:Lsc", paper="2402.00742"),
-    "mean": Entry(target="rewards.combine:Mean", paper="2312.09244"),
-    "mean_minus_std": Entry(target="rewards.combine:MeanMinusStd", paper="2312.09244"),
-    "median": Entry(target="rewards.combine:Median", paper="2312.09244"),
-    "min": Entry(target="rewards.combine:Min", paper="2310.02743"),
-    "sum": Entry(target="rewards.combine:Weighted"),
-    "uwo": Entry(target="rewards.combine:Uwo", paper="2310.02743"),
+    "heron": Entry(target="trimtab.rewards.combine:Heron", paper="2309.02632"),
+    "lsc": Entry(target="trimtab.rewards.combine:Lsc", paper="2402.00742"),
+    "mean": Entry(target="trimtab.rewards.combine:Mean", paper="2312.09244"),
+    "mean_minus_std": Entry(target="trimtab.rewards.combine:MeanMinusStd", paper="2312.09244"),
+    "median": Entry(target="trimtab.rewards.combine:Median", paper="2312.09244"),
+    "min": Entry(target="trimtab.rewards.combine:Min", paper="2310.02743"),
+    "sum": Entry(target="trimtab.rewards.combine:Weighted"),
+    "uwo": Entry(target="trimtab.rewards.combine:Uwo", paper="2310.02743"),
 }
 """Each builds a `combine.Combine`."""

@@ -21,8 +21,8 @@ from typing import Any
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
-from rewards.protocols import Question, Response
-from rewards.textual import Textual
+from trimtab.rewards.protocols import Question, Response
+from trimtab.rewards.text_rule import Textual
 
 
 @dataclass(frozen=True, kw_only=True)

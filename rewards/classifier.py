@@ -17,8 +17,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from rewards.protocols import Pooler, Question, Response
-from rewards.reading import CHAT, Format, Reading, Truncate
+from trimtab.rewards.model_input import CHAT, Format, Reading, Truncate
+from trimtab.rewards.protocols import Pooler, Question, Response
 
 
 @dataclass(frozen=True, kw_only=True)

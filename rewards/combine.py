@@ -29,7 +29,7 @@ from typing import Annotated, ClassVar, Protocol
 import numpy as np
 from pydantic import Field
 
-from rewards.transforms import log_sigmoid
+from trimtab.rewards.transforms import log_sigmoid
 
 Rows = Sequence[Sequence[float]]
 

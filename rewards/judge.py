@@ -29,9 +29,9 @@ import openai
 from openai.types.chat.chat_completion import Choice
 from pydantic import Field
 
-from decoders.protocols import BASE
-from rewards.protocols import Host, Question, Response, RewardError
-from rewards.together import together
+from trimtab.decoders.protocols import BASE
+from trimtab.rewards.gather import together
+from trimtab.rewards.protocols import Host, Question, Response, RewardError
 
 LETTERS = ("A", "B")
 ORDERS = (("yes", "no"), ("no", "yes"))

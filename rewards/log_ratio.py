@@ -22,9 +22,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from decoders.protocols import BASE, Mixture, Tokens
-from rewards.protocols import Host, Question, Response
-from rewards.together import together
+from trimtab.decoders.protocols import BASE, Mixture, Tokens
+from trimtab.rewards.gather import together
+from trimtab.rewards.protocols import Host, Question, Response
 
 Member = Annotated[str | Mapping[str, float], Field(description="a guide, the base, or a mixture {member: exponent}")]
 

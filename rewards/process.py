@@ -24,8 +24,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from rewards.protocols import Pooler, Question, Response, RewardError
-from rewards.reading import CHAT, Format, Reading, Truncate
+from trimtab.rewards.model_input import CHAT, Format, Reading, Truncate
+from trimtab.rewards.protocols import Pooler, Question, Response, RewardError
 
 Aggregate = Literal["min", "product", "last", "mean"]
 Activation = Literal["none", "sigmoid", "softmax"]

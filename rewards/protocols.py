@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from decoders.protocols import Engine, Tokens
+from trimtab.decoders.protocols import Engine, Tokens
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -31,8 +31,8 @@ from jsonschema.validators import validator_for
 from pydantic import Field
 from referencing import Registry
 
-from rewards.protocols import Question, Response
-from rewards.textual import Textual
+from trimtab.rewards.protocols import Question, Response
+from trimtab.rewards.text_rule import Textual
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,8 +23,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from rewards.protocols import Question, Response
-from rewards.textual import Textual
+from trimtab.rewards.protocols import Question, Response
+from trimtab.rewards.text_rule import Textual
 
 LONGEST = 256
 """Characters of an answer that are read; no number is longer."""

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import monotonic
 
-from server.errors import ApiError
-from server.metrics import ADMITTED_TOKENS, CANDIDATES, CAPACITY, IN_FLIGHT, REFUSED
+from trimtab.server.errors import ApiError
+from trimtab.server.metrics import ADMITTED_TOKENS, CANDIDATES, CAPACITY, IN_FLIGHT, REFUSED
 
 WINDOW = 30.0
 """Seconds over which the drain rate is measured."""

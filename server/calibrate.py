@@ -23,11 +23,11 @@ from typing import Any
 
 import yaml
 
-from decoders.protocols import BASE, Engine, Mixture, Sampling, Tokens
-from rewards.protocols import Question, Response
-from server.config import ConfigError
-from server.objective import Spec, evaluated, parsed
-from server.scoring import Scoring
+from trimtab.decoders.protocols import BASE, Engine, Mixture, Sampling, Tokens
+from trimtab.rewards.protocols import Question, Response
+from trimtab.server.config import ConfigError
+from trimtab.server.request.reward_tree import Spec, evaluated, parsed
+from trimtab.server.scoring import Scoring
 
 EXPONENTS = (0.25, 0.5, 1.0)
 CLEAR = 3.0

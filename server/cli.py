@@ -17,9 +17,9 @@ from pathlib import Path
 import psutil
 import uvloop
 
-from server.auth import digest, new_key
-from server.config import HASHED, Config, ConfigError, load
-from server.lines import Lines
+from trimtab.server.config import HASHED, Config, ConfigError, load
+from trimtab.server.http.auth import digest, new_key
+from trimtab.server.json_log import Lines
 
 DEMO = Path(__file__).resolve().parent.parent / "demo" / "config.yaml"
 
@@ -29,7 +29,7 @@ log = logging.getLogger("trimtab")
 def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["load"]:  # a client: it has its own options, and needs no model library
-        from bench.load.cli import main as load_main
+        from trimtab.bench.load.cli import main as load_main
 
         return load_main(argv[1:])
     parser = argparse.ArgumentParser(prog="trimtab", description="Test-time alignment inference server.")
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.command == "key":
         key = new_key()
         return print(f"key: {key}\nfor api_keys or a line of api_keys_file: {HASHED}{digest(key)}")  # noqa: T201
-    from server.alignment import check  # it takes seconds, and neither help nor a wrong option needs it
+    from trimtab.server.request.alignment import check  # it takes seconds, and neither help nor a wrong option needs it
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
@@ -94,13 +94,13 @@ async def run(config: Config, sock: socket.socket, reread: Callable[[], Config])
     """Serve until told to stop; `reread` gives the configuration as its file has it later."""
     give_back = leave_when_told()
     # vLLM is imported no earlier than it is needed: it takes seconds, and a bad config should not.
-    from engine.errors import MemberError
-    from server.app import build
-    from server.scoring import running_scoring
-    from server.serving import EngineDied, serve
-    from server.site import Site
-    from server.tracing import export
-    from server.vllm_app import arguments, running_engine
+    from trimtab.engine.errors import MemberError
+    from trimtab.server.http.app import build
+    from trimtab.server.http.vllm_app import arguments, running_engine
+    from trimtab.server.lifecycle import EngineDied, serve
+    from trimtab.server.request.tracing import export
+    from trimtab.server.scoring import running_scoring
+    from trimtab.server.state import Site
 
     args = arguments(config)
     log.info("%s", config.model_dump_json(exclude={"api_keys", "admin_keys"}))
@@ -123,10 +123,10 @@ async def run(config: Config, sock: socket.socket, reread: Callable[[], Config])
 async def measured(config: Config, args: argparse.Namespace) -> None:
     """Calibrate: print the table, and write the file unless told not to."""
     leave_when_told()
-    from engine.errors import MemberError
-    from server.calibrate import calibrate, read_prompts, report, written
-    from server.scoring import running_scoring
-    from server.vllm_app import arguments, running_engine
+    from trimtab.engine.errors import MemberError
+    from trimtab.server.calibrate import calibrate, read_prompts, report, written
+    from trimtab.server.http.vllm_app import arguments, running_engine
+    from trimtab.server.scoring import running_scoring
 
     prompts = read_prompts(args.prompts)
     try:

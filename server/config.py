@@ -24,9 +24,9 @@ from pydantic import (
     model_validator,
 )
 
-from decoders import STRATEGIES
-from decoders.protocols import BASE
-from server.errors import unknown
+from trimtab.decoders import STRATEGIES
+from trimtab.decoders.protocols import BASE
+from trimtab.server.errors import unknown
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,63}$")]
 Port = Annotated[int, Field(ge=1, le=65535)]

@@ -1,4 +1,7 @@
-"""The documentation that is made from the code: `python -m server.docs` rewrites it, and a test holds it to date."""
+"""The documentation that is made from the code.
+
+`python -m trimtab.server.docs` rewrites it, and a test holds it to date.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,11 @@ from prometheus_client.metrics import MetricWrapperBase
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from decoders import STRATEGIES
-from rewards import COMBINES, KINDS, TRANSFORMS
-from server import metrics
-from server.config import SECTIONS, ConeConfig, Config, LimitsConfig, Section
-from server.kinds import MADE_HERE, about, parameters
+from trimtab.decoders import STRATEGIES
+from trimtab.rewards import COMBINES, KINDS, TRANSFORMS
+from trimtab.server import metrics
+from trimtab.server.config import SECTIONS, ConeConfig, Config, LimitsConfig, Section
+from trimtab.server.request.parameters import MADE_HERE, about, parameters
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 INTRODUCTION = """\
@@ -32,8 +35,8 @@ a `reward`, or its `reward`:
 C is a combination (without one, the sum) and T a transform, each by name or as `{"name": {parameter: value}}`.
 `weights` are the sum of weight × (reward − mean) / spread over objectives, with the figures of `trimtab calibrate`.
 References of a transform are answers of the frozen base to the same prompt, drawn once and remembered."""
-METRICS = "<!-- The table is made by `python -m server.docs`. -->"
-MADE = "<!-- Made by `python -m server.docs`: change the code instead. -->\n"
+METRICS = "<!-- The table is made by `python -m trimtab.server.docs`. -->"
+MADE = "<!-- Made by `python -m trimtab.server.docs`: change the code instead. -->\n"
 
 
 def strategies() -> str:

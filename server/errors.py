@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import ValidationError
 from starlette.responses import Response
 
-from decoders.protocols import Exhausted
-from rewards.protocols import RewardError
+from trimtab.decoders.protocols import LimitReached
+from trimtab.rewards.protocols import RewardError
 
 SHOWN = 60
 """Characters of a bad value, and names of a list, that a message repeats at the most."""
@@ -81,7 +81,7 @@ def uncaught(error: Exception) -> ApiError:
         return error
     if isinstance(error, ValueError):
         return ApiError(str(error))
-    if isinstance(error, Exhausted):
+    if isinstance(error, LimitReached):
         message = f"the {error} passed before there was anything to answer with"
         return ApiError(message, param="alignment.budget", code=f"{error}_exceeded", status=504, retry=False)
     if isinstance(error, RewardError):

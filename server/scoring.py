@@ -16,23 +16,23 @@ from typing import Any
 
 from opentelemetry.trace import Span
 
-from decoders.protocols import BASE, Engine, Sampling, Tokens
-from engine.aligned import AlignedClient
-from engine.meter import Meter, Metered
-from engine.pooling import PoolingEngine, running_pooler
-from rewards.guard import Checked
-from rewards.protocols import Host, Question, Response, RewardError, Scorer
-from server import tracing
-from server.alignment import AT, Plan
-from server.body import Json
-from server.config import Config, ConfigError, RewardConfig
-from server.conversation import Messages, messages
-from server.cost import REFERENCE_TOKENS
-from server.errors import ApiError, unknown
-from server.kinds import built
-from server.metrics import REWARD_ERRORS, REWARD_SECONDS
-from server.objective import Leaf, Rows, Spec, Told, evaluated, parsed
-from server.weights import orchestrator
+from trimtab.decoders.protocols import BASE, Engine, Sampling, Tokens
+from trimtab.engine.aligned_client import AlignedClient
+from trimtab.engine.pooling import PoolingEngine, running_pooler
+from trimtab.rewards.protocols import Host, Question, Response, RewardError, Scorer
+from trimtab.rewards.validated import Checked
+from trimtab.runtime.metered import Meter, Metered
+from trimtab.server.config import Config, ConfigError, RewardConfig
+from trimtab.server.errors import ApiError, unknown
+from trimtab.server.metrics import REWARD_ERRORS, REWARD_SECONDS
+from trimtab.server.request import tracing
+from trimtab.server.request.alignment import AT, Plan
+from trimtab.server.request.body import Json
+from trimtab.server.request.cost import REFERENCE_TOKENS
+from trimtab.server.request.messages import Messages, messages
+from trimtab.server.request.parameters import built
+from trimtab.server.request.reward_tree import Leaf, Rows, Spec, Told, evaluated, parsed
+from trimtab.server.request.weights import orchestrator
 
 SAID_KEPT = 16_384
 """Scored completions of a request that are remembered, to be told of, or `max_draws` of them if that is more. A search

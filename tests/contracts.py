@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from decoders.guided import Guided
-from decoders.plain import Plain
-from decoders.protocols import BASE, Chunk, Engine, Reward, Sampling, Strategy, Tokens
-from engine.meter import Meter, Metered
+from trimtab.decoders.guided import Guided
+from trimtab.decoders.plain import Plain
+from trimtab.decoders.protocols import BASE, Chunk, Engine, Reward, Sampling, Strategy, Tokens
+from trimtab.runtime.metered import Meter, Metered
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +47,9 @@ async def answers(chunks: AsyncIterator[Chunk], n: int) -> list[tuple[int, ...]]
 
 
 async def run(
-    strategy: Strategy, s: Specimen, prompt: Tokens, *, seed: int, n: int = 1, want: frozenset[str] = frozenset()
+    strategy: Strategy, s: Specimen, prompt: Tokens, *, seed: int, n: int = 1, include: frozenset[str] = frozenset()
 ) -> list[tuple[int, ...]]:
-    return await answers(strategy(prompt, replace(s.sampling, seed=seed), s.engine, s.reward, n=n, want=want), n)
+    return await answers(strategy(prompt, replace(s.sampling, seed=seed), s.engine, s.reward, n=n, include=include), n)
 
 
 def pulled(s: Specimen) -> Guided:
@@ -130,7 +130,7 @@ async def text_is_read_back(s: Specimen) -> None:
     text = s.engine.text(answer)
     assert text
     assert s.engine.text(s.engine.tokens(text)) == text
-    assert not s.engine.ends & set(s.engine.tokens(text))
+    assert not s.engine.eos_ids & set(s.engine.tokens(text))
 
 
 ENGINE_LAWS = [
@@ -176,7 +176,7 @@ async def an_early_close_leaves_nothing(s: Specimen, strategy: Strategy) -> None
     for stop_after in (1, 2, 3):
         seen = 0
         async with aclosing(
-            strategy(s.prompts[0], replace(s.sampling, seed=5), s.engine, s.reward, n=3, want=frozenset())
+            strategy(s.prompts[0], replace(s.sampling, seed=5), s.engine, s.reward, n=3, include=frozenset())
         ) as chunks:
             async for _ in chunks:
                 seen += 1
@@ -195,21 +195,21 @@ async def a_cancelled_caller_leaves_nothing(s: Specimen, strategy: Strategy) -> 
 
 async def what_it_costs_is_bounded(s: Specimen, strategy: Strategy) -> None:
     """Tokens drawn, scored and judged, each against what the strategy says of them; and somewhere drawing is real."""
-    for n, want in ((1, frozenset()), (2, frozenset({"trace", "candidates", "rewards"}))):
+    for n, include in ((1, frozenset()), (2, frozenset({"trace", "candidates", "rewards"}))):
         for seed in range(4):
-            meter, judged = Meter(), 0
+            meter, reward_tokens = Meter(), 0
 
             async def counted(prompt: Tokens, completions: Sequence[Tokens]) -> list[list[float]]:
-                nonlocal judged
-                judged += sum(map(len, completions))
+                nonlocal reward_tokens
+                reward_tokens += sum(map(len, completions))
                 return await s.reward(prompt, completions)
 
             sampling = replace(s.sampling, seed=seed)
-            await answers(strategy(s.prompts[0], sampling, Metered(s.engine, meter), counted, n=n, want=want), n)
-            most = strategy.work(sampling.max_tokens, n=n, want=want)
+            await answers(strategy(s.prompts[0], sampling, Metered(s.engine, meter), counted, n=n, include=include), n)
+            most = strategy.work(sampling.max_tokens, n=n, include=include)
             assert 0 < meter.sampled <= most.sampled
             assert meter.scored <= most.scored
-            assert judged <= most.judged
+            assert reward_tokens <= most.reward_tokens
             assert most.candidates >= n
 
 

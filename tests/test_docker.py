@@ -14,8 +14,8 @@ import pytest
 import yaml
 from prometheus_client import REGISTRY
 
-import server.metrics  # noqa: F401  (registers what is counted)
-from server.config import Config
+import trimtab.server.metrics  # noqa: F401  (registers what is counted)
+from trimtab.server.config import Config
 
 ROOT = Path(__file__).parent.parent
 DOCKER = ROOT / "docker"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from server.docs import DOCS, PAGES
+from trimtab.server.docs import DOCS, PAGES
 
 
 @pytest.mark.parametrize("name", PAGES)
 def test_the_page_is_up_to_date(name: str) -> None:
-    assert (DOCS / name).read_text() == PAGES[name](), "run `python -m server.docs`"
+    assert (DOCS / name).read_text() == PAGES[name](), "run `python -m trimtab.server.docs`"

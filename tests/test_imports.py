@@ -1,54 +1,59 @@
-"""Imports point one way: server -> engine, rewards, decoders; engine and rewards -> decoders.protocols.
+"""Imports point one way, and vLLM stays in its room.
 
-What a test or a benchmark needs, none of them may lean on; and vLLM stays in its room.
+What a test or a benchmark needs, no production module may lean on.
 """
 
 from __future__ import annotations
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-OURS = ("bench", "decoders", "engine", "recipes", "rewards", "server", "tests")
+OURS = "trimtab"
 
 ALLOWED: dict[str, tuple[str, ...]] = {
-    "decoders": ("decoders",),
-    "engine": ("engine", "decoders.protocols"),
-    "rewards": ("rewards", "decoders.protocols", "decoders.extract"),
-    "server": ("server", "engine", "rewards", "decoders"),
+    "decoders": ("decoders", "preferences.preference_direction"),
+    "preferences": ("preferences", "decoders.protocols"),
+    "rewards": ("rewards", "decoders.protocols", "decoders.shared.answers"),
+    "runtime": ("runtime", "decoders.protocols", "decoders.shared.candidates"),
+    "engine": ("engine", "runtime", "decoders.protocols"),
+    "server": ("server", "engine", "runtime", "rewards", "preferences", "decoders"),
 }
 """package -> what of ours it may import, itself included."""
 
 COMMANDS = {"server/cli.py": "bench.load.cli"}
 """`trimtab load` is a client that comes with the server: its command is handed on, and nothing else of bench known."""
 
-MOUNT = "server/vllm_app.py"
+MOUNT = "server/http/vllm_app.py"
 """The one file outside engine/ that knows vLLM."""
 
 
-def imported(file: Path) -> set[str]:
-    """Dotted names of every module that the file imports, wherever in it the import stands."""
+def imported(file: Path, *, at_start: bool = False) -> set[str]:
+    """Dotted names of every module that the file imports, ours without `trimtab.`; `at_start`: while it is imported."""
+    tree = ast.parse(file.read_text())
+    nodes: list[ast.stmt] = tree.body if at_start else [n for n in ast.walk(tree) if isinstance(n, ast.stmt)]
     names: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in nodes:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: a relative import"
-            # Of `from engine import lora` the module is engine.lora; of `from engine.lora import Adapter`, engine.lora.
+            # `from trimtab.engine import lora` names a module, `from trimtab.engine.lora import Adapter` a class in one.
             deeper = [f"{node.module}.{alias.name}" for alias in node.names]
             names |= {name for name in deeper if (ROOT / name.replace(".", "/")).with_suffix(".py").exists()} or {
                 str(node.module)
             }
-    return names
+    return {name.removeprefix(f"{OURS}.") for name in names}
 
 
 def files(package: str) -> list[Path]:
     return sorted((ROOT / package).rglob("*.py"))
 
 
-def within(name: str, package: str) -> bool:
+def is_within(name: str, package: str) -> bool:
     return name == package or name.startswith(f"{package}.")
 
 
@@ -56,8 +61,19 @@ def within(name: str, package: str) -> bool:
 def test_imports_point_one_way(package: str) -> None:
     for file in files(package):
         for name in imported(file) - {COMMANDS.get(str(file.relative_to(ROOT)))}:
-            if name.split(".")[0] in OURS:
-                assert any(within(name, allowed) for allowed in ALLOWED[package]), f"{file} imports {name}"
+            if name.split(".")[0] in {*ALLOWED, "bench", "recipes", "tests"}:
+                assert any(is_within(name, allowed) for allowed in ALLOWED[package]), f"{file} imports {name}"
+
+
+def test_there_is_one_import_path() -> None:
+    """`import server` works in a checkout by accident of the working directory, and nowhere else."""
+    for folder in (*ALLOWED, "bench", "recipes", "tests", "docker"):
+        for file in files(folder):
+            for node in ast.walk(ast.parse(file.read_text())):
+                names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+                names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+                bare = [n for n in names if n.split(".")[0] in {*ALLOWED, "bench", "recipes"}]
+                assert not bare, f"{file} imports {bare[0]}: write trimtab.{bare[0]}"
 
 
 def test_vllm_stays_in_its_room() -> None:
@@ -65,19 +81,25 @@ def test_vllm_stays_in_its_room() -> None:
         for file in files(package):
             where = str(file.relative_to(ROOT))
             if package != "engine" and where != MOUNT:
-                assert not any(within(name, "vllm") for name in imported(file)), f"{where} imports vllm"
+                assert not any(is_within(name, "vllm") for name in imported(file)), f"{where} imports vllm"
 
 
-SHARED = (
-    *("blocks", "candidates", "directions", "diverse", "extract", "jointly", "likeness", "mixing", "protocols"),
-    *("rollouts", "streams", "tokenwise"),
-)
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    modules = {str(f.relative_to(ROOT).with_suffix("")).replace("/", "."): f for p in ALLOWED for f in files(p)}
+    graph = {name: imported(file, at_start=True) & modules.keys() for name, file in modules.items()}
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names them
 
 
 def test_a_strategy_knows_no_other() -> None:
-    for file in files("decoders"):
-        if file.stem in ("__init__", "protocols", "toy"):
+    for file in (ROOT / "decoders").glob("*.py"):
+        if file.stem in ("__init__", "protocols"):
             continue
-        ours = {name for name in imported(file) if within(name, "decoders")}
-        shared = {f"decoders.{name}" for name in SHARED}
-        assert ours <= shared, f"{file} imports {ours}"
+        ours = {name for name in imported(file) if is_within(name, "decoders")}
+        assert all(is_within(name, "decoders.shared") or name == "decoders.protocols" for name in ours), file
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_no_folder_is_crowded(package: str) -> None:
+    for folder in {file.parent for file in files(package)}:
+        if is_within(str(folder.relative_to(ROOT)).replace("/", "."), "server"):
+            assert len(list(folder.glob("*.py"))) <= 14, f"{folder} holds more than 14 files: it is two rooms"

@@ -1,4 +1,4 @@
-"""python -m bench.gpu [STEP[.CASE] ...]: whether the engine is right on this GPU, and how fast.
+"""python -m trimtab.bench.gpu [STEP[.CASE] ...]: whether the engine is right on this GPU, and how fast.
 
     parity   against a plain recompute, by dtype, CUDA graphs and model runner     bench/gpu/parity.py
     speed    base and guides, alone and together, against what memory allows       bench/gpu/speed.py
@@ -34,12 +34,12 @@ from typing import Any
 
 import torch
 
-from bench import report
-from bench.gpu import parity, show, speed
-from bench.gpu.show import DONE, FAILED, HUNG, LEFT
+from trimtab.bench import report
+from trimtab.bench.gpu import parity, show, speed
+from trimtab.bench.gpu.show import DONE, FAILED, HUNG, LEFT
 
 ROOT = Path(__file__).resolve().parents[2]
-GROUP, PLUGIN = "vllm.general_plugins", "engine.plugin:register"
+GROUP, PLUGIN = "vllm.general_plugins", "trimtab.engine.plugin:register"
 SIDE_BY_SIDE = 5
 """Engines of parity at once on a GPU: they are tiny, and most of their time is start-up on one core."""
 QUICK = {
@@ -137,7 +137,7 @@ def run(job: Job, until: float, flags: Sequence[str], logs: Path | None) -> dict
         folder = Path(name)
         result, log = folder / "result.json", (logs or folder) / f"{job.name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "bench.gpu.job", job.name, str(result), *flags]
+        command = [sys.executable, "-m", "trimtab.bench.gpu.job", job.name, str(result), *flags]
         with log.open("w") as output:
             process = subprocess.Popen(
                 command,
@@ -176,7 +176,7 @@ def before(path: Path | None, *, quick: bool) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m bench.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m trimtab.bench.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", metavar="STEP[.CASE]")
     parser.add_argument("--quick", action="store_true", help="tiny shapes, and few cases unless named")

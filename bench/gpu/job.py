@@ -1,4 +1,4 @@
-"""One case in a process of its own: `python -m bench.gpu.job NAME RESULT [--quick] [--profile] [--apart]`.
+"""One case in a process of its own: `python -m trimtab.bench.gpu.job NAME RESULT [--quick] [--profile] [--apart]`.
 
 RESULT is written whenever there is more to tell, so that what was measured before the case failed or hung is not lost.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from bench.gpu import parity, speed
+from trimtab.bench.gpu import parity, speed
 
 TESTS = "tests/engine"
 NEEDED = ("peft", "pytest", "pytest_asyncio")
@@ -62,7 +62,7 @@ def main() -> None:
         elif step == "speed":
             found = speed.measure(case, folder, tell, quick=asked.quick, profile=asked.profile, apart=asked.apart)
         elif step == "search":
-            from bench.gpu import search  # and with it vLLM, before a GPU is measured alone
+            from trimtab.bench.gpu import search  # and with it vLLM, before a GPU is measured alone
 
             found = search.measure(folder, tell, quick=asked.quick)
         else:

@@ -27,10 +27,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
-from bench.gpu.shapes import tokenizer
-from bench.gpu.speed import APART
-from decoders.protocols import BASE, Mixture
-from engine.members import engine_args
+from trimtab.bench.gpu.shapes import tokenizer
+from trimtab.bench.gpu.speed import APART
+from trimtab.decoders.protocols import BASE, Mixture
+from trimtab.engine.members import engine_args
 
 VOCABULARY = 264
 KNOWN = 200
@@ -178,7 +178,7 @@ def answered(llm: Any, asked: Sequence[Case]) -> tuple[list[Answer], int]:
     from vllm import SamplingParams
     from vllm.inputs.engine import tokens_input
 
-    from engine.table import KEY, guides_of, pack, salted
+    from trimtab.engine.table import KEY, guides_of, pack, salted
 
     def row(mixture: Mixture | None) -> dict[str, bytes] | None:
         return None if mixture is None else {KEY: pack([mixture.get(name, 0.0) for name in (BASE, *GUIDES)])}

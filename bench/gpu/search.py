@@ -16,16 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.gpu.device import utilisation
-from bench.gpu.speed import ALPHA, members, options, written
-from bench.peers.loop import MAX_TOKENS
-from decoders.best_of_n import BestOfN
-from decoders.protocols import Sampling, Strategy, Tokens
-from decoders.qalign import QAlign
-from decoders.transfer_q import TransferQ
-from engine.members import engine_args
-from engine.meter import Meter, Metered
-from engine.vllm_engine import VLLMEngine
+from trimtab.bench.gpu.device import utilisation
+from trimtab.bench.gpu.speed import ALPHA, members, options, written
+from trimtab.bench.peers.loop import MAX_TOKENS
+from trimtab.decoders.best_of_n import BestOfN
+from trimtab.decoders.protocols import Sampling, Strategy, Tokens
+from trimtab.decoders.qalign import QAlign
+from trimtab.decoders.transfer_q import TransferQ
+from trimtab.engine.members import engine_args
+from trimtab.engine.vllm_engine import VLLMEngine
+from trimtab.runtime.metered import Meter, Metered
 
 ENGINE = "8b+1b"
 PROMPT = 64
@@ -41,7 +41,7 @@ class Search:
 
     async def answer(self, prompt: Tokens, engine: Metered) -> None:
         sampling = Sampling(max_tokens=self.max_tokens, seed=0, stream=False)
-        async for _ in self.strategy(prompt, sampling, engine, worth, n=1, want=frozenset()):
+        async for _ in self.strategy(prompt, sampling, engine, worth, n=1, include=frozenset()):
             pass
 
 

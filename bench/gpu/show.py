@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bench import report
-from bench.gpu import speed
+from trimtab.bench import report
+from trimtab.bench.gpu import speed
 
 DONE, FAILED, HUNG, LEFT = "done", "failed", "timed out", "not run"
 """What becomes of a case."""

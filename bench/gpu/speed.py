@@ -28,12 +28,12 @@ from typing import Any
 
 import torch
 
-from bench.gpu import device
-from bench.gpu.shapes import Shape, bound, floor
-from engine.members import engine_args
+from trimtab.bench.gpu import device
+from trimtab.bench.gpu.shapes import Shape, bound, floor
+from trimtab.engine.members import engine_args
 
 DEVICE = "device"
-APART = "engine.cuda.Worker"
+APART = "trimtab.engine.cuda.Worker"
 ENGINES = ("8b", "1b", "8b+1b", "8b+8b", "8b+1b+1b")
 """Members of each, the base first; a guide of the base's shape takes alone what the base takes."""
 
@@ -137,7 +137,7 @@ def measure(
     """Seconds of every round, by batch and kind of requests; `tell` hears of them as they come."""
     if name == DEVICE:
         return device.limits(quick=quick)
-    from engine.table import pack
+    from trimtab.engine.table import pack
 
     load = QUICK if quick else FULL
     shapes = members(name, quick=quick)
@@ -177,7 +177,7 @@ def measure(
 def seconds(llm: Any, prompts: Sequence[Any], new: int, row: bytes | None) -> float:
     from vllm import SamplingParams
 
-    from engine.table import KEY
+    from trimtab.engine.table import KEY
 
     extra = None if row is None else {KEY: row}
     params = SamplingParams(max_tokens=new, ignore_eos=True, detokenize=False, extra_args=extra)

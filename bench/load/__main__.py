@@ -1,5 +1,5 @@
 from __future__ import annotations
 
-from bench.load.cli import main
+from trimtab.bench.load.cli import main
 
 main()

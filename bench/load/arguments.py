@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.load import draw, mix
-from bench.load.arrival import ARRIVALS
-from bench.load.run import Load
+from trimtab.bench.load import draw, mix
+from trimtab.bench.load.arrival import ARRIVALS
+from trimtab.bench.load.run import Load
 
 KEY = "TRIMTAB_API_KEY"
 PROMPTS = Path(__file__).resolve().parent.parent.parent / "demo" / "prompts.txt"

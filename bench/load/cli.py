@@ -21,14 +21,14 @@ from typing import Any
 import httpx
 from tqdm import tqdm
 
-from bench.load import draw, mix
-from bench.load.arguments import arguments
-from bench.load.client import connected
-from bench.load.figures import HEADERS, TOTAL, cells, figures, shown
-from bench.load.plot import plot
-from bench.load.run import Load, run
-from bench.report import table, write
-from bench.serving import trimtab
+from trimtab.bench.load import draw, mix
+from trimtab.bench.load.arguments import arguments
+from trimtab.bench.load.client import connected
+from trimtab.bench.load.figures import HEADERS, TOTAL, cells, figures, shown
+from trimtab.bench.load.plot import plot
+from trimtab.bench.load.run import Load, run
+from trimtab.bench.report import table, write
+from trimtab.bench.serving import trimtab
 
 URL = "http://127.0.0.1:8000"
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import httpx
 
-from bench.load.exchange import Exchange
-from bench.load.mix import STREAMS
+from trimtab.bench.load.exchange import Exchange
+from trimtab.bench.load.mix import STREAMS
 
 SMALL_BUFFER = 4096
 """Bytes that a slow reader's socket takes in unread, so that the server gets to feel it."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.load.mix import CHAT, RANGED, STREAMS, Entry, Request
+from trimtab.bench.load.mix import CHAT, RANGED, STREAMS, Entry, Request
 
 
 @dataclass(frozen=True, kw_only=True)

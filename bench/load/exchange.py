@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from bench.load.mix import Request
+from trimtab.bench.load.mix import Request
 
 
 class Outcome(StrEnum):
     """Every request ends in exactly one."""
 
     OK = "ok"
-    CUT = "cut"
+    LIMIT_REASONS = "cut"
     """Answered, and `alignment.outcome` says that a deadline or a budget ended it."""
     DEGRADED = "degraded"
     """Answered plainly, because a reward failed."""
@@ -75,7 +75,7 @@ class Exchange:
         if self.status != 200 or self.failure is not None:
             return Outcome.ERROR
         told = self.alignment.get("outcome", "ok")
-        return Outcome.OK if told == "ok" else Outcome.DEGRADED if told == "degraded" else Outcome.CUT
+        return Outcome.OK if told == "ok" else Outcome.DEGRADED if told == "degraded" else Outcome.LIMIT_REASONS
 
     @property
     def latency(self) -> float | None:

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from bench.load.exchange import Exchange, Outcome
-from bench.load.run import Run
-from bench.report import table
+from trimtab.bench.load.exchange import Exchange, Outcome
+from trimtab.bench.load.run import Run
+from trimtab.bench.report import table
 
 TOTAL = "total"
 LATE = 0.010
@@ -50,7 +50,7 @@ def row(name: str, exchanges: Sequence[Exchange], span: float, deadline: float |
     """Slow readers count everywhere but in times, which would be their own."""
     outcomes = Counter(one.outcome for one in exchanges)
     quick = [one for one in exchanges if not one.request.slow]
-    timed = [one for one in quick if one.outcome in (Outcome.OK, Outcome.CUT, Outcome.DEGRADED)]
+    timed = [one for one in quick if one.outcome in (Outcome.OK, Outcome.LIMIT_REASONS, Outcome.DEGRADED)]
     timed = timed or [one for one in quick if one.outcome is Outcome.EXPECTED]
     asked = [one for one in quick if one.outcome not in NO_GOAL]
     good = [one for one in asked if one.outcome is Outcome.OK and (one.latency or 0.0) <= (deadline or 0.0)]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bench.load.exchange import Outcome
+from trimtab.bench.load.exchange import Outcome
 
 COLOURS = {
     Outcome.OK: "tab:blue",
-    Outcome.CUT: "tab:cyan",
+    Outcome.LIMIT_REASONS: "tab:cyan",
     Outcome.DEGRADED: "tab:olive",
     Outcome.EXPECTED: "tab:gray",
     Outcome.REFUSED: "tab:orange",
@@ -59,7 +59,7 @@ def _over_time(axes: Any, found: dict[str, Any]) -> None:
 
 
 def _distribution(axes: Any, found: dict[str, Any]) -> None:
-    answered = (Outcome.OK, Outcome.CUT, Outcome.DEGRADED)
+    answered = (Outcome.OK, Outcome.LIMIT_REASONS, Outcome.DEGRADED)
     for i, name in enumerate(row["name"] for row in found["entries"]):
         times = [
             r["latency"]

@@ -10,9 +10,9 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
-from bench.load.arrival import ARRIVALS
-from bench.load.exchange import Exchange, Outcome
-from bench.load.mix import Request
+from trimtab.bench.load.arrival import ARRIVALS
+from trimtab.bench.load.exchange import Exchange, Outcome
+from trimtab.bench.load.mix import Request
 
 Send = Callable[[Exchange], Awaitable[None]]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from bench.peers.loop import Conversation
+from trimtab.bench.peers.loop import Conversation
 
 
 class HFReward:

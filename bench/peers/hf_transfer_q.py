@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from bench.peers.hf_reward import HFReward
-from bench.peers.loop import MAX_TOKENS, Conversation
+from trimtab.bench.peers.hf_reward import HFReward
+from trimtab.bench.peers.loop import MAX_TOKENS, Conversation
 
 
 class HFTransferQ:

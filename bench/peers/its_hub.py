@@ -12,8 +12,8 @@ from its_hub.core.algorithms.bon import BestOfN
 from its_hub.core.lms.openai_lm import OpenAICompatibleLanguageModel
 from its_hub.core.orchestrator import LMOrchestrator
 
-from bench.peers.hf_reward import HFReward
-from bench.peers.loop import MAX_TOKENS, Conversation, claimed_output, looped, serve
+from trimtab.bench.peers.hf_reward import HFReward
+from trimtab.bench.peers.loop import MAX_TOKENS, Conversation, claimed_output, looped, serve
 
 
 class Reward(AbstractOutcomeRewardModel):  # type: ignore[misc]

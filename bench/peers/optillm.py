@@ -9,7 +9,7 @@ from typing import Any
 from openai import OpenAI
 from optillm.bon import best_of_n_sampling
 
-from bench.peers.loop import MAX_TOKENS, Conversation, claimed_output, looped, serve
+from trimtab.bench.peers.loop import MAX_TOKENS, Conversation, claimed_output, looped, serve
 
 RATING_TOKENS = 4
 

@@ -36,8 +36,8 @@ from quest.proposal import RLHFSuffixProposal
 from quest.reward.base import Reward
 from transformers import AutoModelForCausalLM
 
-from bench.peers.hf_reward import HFReward
-from bench.peers.loop import MAX_TOKENS, Conversation, Work, claimed_output, serve, timed
+from trimtab.bench.peers.hf_reward import HFReward
+from trimtab.bench.peers.loop import MAX_TOKENS, Conversation, Work, claimed_output, serve, timed
 
 
 class Score(Reward):  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""python -m bench.quality STUDY [--quick] [--url http://…] [--json PATH] [--png PATH]"""
+"""python -m trimtab.bench.quality STUDY [--quick] [--url http://…] [--json PATH] [--png PATH]"""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 from openai import AsyncOpenAI
 
-from bench.quality import best_of_n, directions, guided, qalign, search, weights
-from bench.quality.points import Bench
-from bench.report import write
-from bench.serving import trimtab
-from recipes.corpus import heldout_prompts
-from server.cli import DEMO
+from trimtab.bench.quality import best_of_n, directions, guided, qalign, search, weights
+from trimtab.bench.quality.points import Bench
+from trimtab.bench.report import write
+from trimtab.bench.serving import trimtab
+from trimtab.recipes.corpus import heldout_prompts
+from trimtab.server.cli import DEMO
 
 
 def client(url: str) -> AsyncOpenAI:
@@ -104,7 +104,9 @@ STUDIES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.quality", description="Gold scores of served answers.")
+    parser = argparse.ArgumentParser(
+        prog="python -m trimtab.bench.quality", description="Gold scores of served answers."
+    )
     parser.add_argument("study", choices=STUDIES)
     parser.add_argument("--url", help="a server that runs already; by default one is started")
     parser.add_argument("--config", type=Path, help="its configuration; by default the embedded demo's for the study")

@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 from openai import AsyncOpenAI
 
-from bench.quality.points import half, plus_minus
-from bench.quality.pool import OBJECTIVE, OTHER, Pool, Vector, best_of, held_out, pools, voted
-from bench.report import table
-from recipes.gold import arithmetic
+from trimtab.bench.quality.points import half, plus_minus
+from trimtab.bench.quality.pool import OBJECTIVE, OTHER, Pool, Vector, best_of, held_out, pools, voted
+from trimtab.bench.report import table
+from trimtab.recipes.gold import arithmetic
 
 
 def divergence(n: int) -> float:

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from bench.quality.points import Bench, half, plus_minus
-from bench.report import table
-from recipes.gold import GOLD, fluency
+from trimtab.bench.quality.points import Bench, half, plus_minus
+from trimtab.bench.report import table
+from trimtab.recipes.gold import GOLD, fluency
 
 K = 5
 TARGETS = tuple(range(10, 50, 5))

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from bench.quality.points import Bench, Point, half, plus_minus
-from bench.report import table
-from recipes.gold import GOLD
+from trimtab.bench.quality.points import Bench, Point, half, plus_minus
+from trimtab.bench.report import table
+from trimtab.recipes.gold import GOLD
 
 ALPHAS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
 MIXES = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)

@@ -11,8 +11,8 @@ from typing import Any
 
 from openai import AsyncOpenAI
 
-from recipes.corpus import Prompt
-from recipes.gold import GOLD, fluency
+from trimtab.recipes.corpus import Prompt
+from trimtab.recipes.gold import GOLD, fluency
 
 
 @dataclass(frozen=True)

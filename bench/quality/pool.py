@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 from openai import AsyncOpenAI
 
-from recipes.corpus import DOMAINS, Prompt, heldout_prompts
-from recipes.gold import GOLD
-from rewards.combine import Combine, Mean, Min, Uwo, Weighted
+from trimtab.recipes.corpus import DOMAINS, Prompt, heldout_prompts
+from trimtab.recipes.gold import GOLD
+from trimtab.rewards.combine import Combine, Mean, Min, Uwo, Weighted
 
 OBJECTIVE, OTHER = "helpfulness", "brevity"
 AT_ONCE = 64

@@ -25,11 +25,11 @@ from typing import Any
 import numpy as np
 from openai import AsyncOpenAI
 
-from bench.quality.points import half, plus_minus
-from bench.quality.pool import FINAL, OBJECTIVE, Pool, Vector, best_of, held_out, likest, pools, voted
-from bench.report import table
-from decoders.likeness import f1, words
-from recipes.gold import GOLD, arithmetic
+from trimtab.bench.quality.points import half, plus_minus
+from trimtab.bench.quality.pool import FINAL, OBJECTIVE, Pool, Vector, best_of, held_out, likest, pools, voted
+from trimtab.bench.report import table
+from trimtab.decoders.shared.similarity import f1, words
+from trimtab.recipes.gold import GOLD, arithmetic
 
 CHAINS = 4
 LEAF = f"rm-a.{OBJECTIVE}"

@@ -19,10 +19,10 @@ from typing import Any
 
 from openai import AsyncOpenAI
 
-from bench.quality.points import Bench, half, plus_minus
-from bench.report import table
-from recipes.corpus import Prompt, heldout_prompts
-from recipes.gold import GOLD, fluency
+from trimtab.bench.quality.points import Bench, half, plus_minus
+from trimtab.bench.report import table
+from trimtab.recipes.corpus import Prompt, heldout_prompts
+from trimtab.recipes.gold import GOLD, fluency
 
 TWIN = {"aligned": 1.0}
 BETA = 0.5

@@ -23,12 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 from openai import AsyncOpenAI
 
-from bench.quality.directions import Directions
-from bench.quality.points import half, plus_minus
-from bench.quality.pool import drawn
-from bench.report import table
-from recipes.corpus import Prompt, heldout_prompts
-from recipes.orchestrator import WANTS, wanted
+from trimtab.bench.quality.directions import Directions
+from trimtab.bench.quality.points import half, plus_minus
+from trimtab.bench.quality.pool import drawn
+from trimtab.bench.report import table
+from trimtab.recipes.corpus import Prompt, heldout_prompts
+from trimtab.recipes.orchestrator import WANTS, wanted
 
 STD = 2.0
 """Of the people's hidden weights, which is the server's prior."""

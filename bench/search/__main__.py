@@ -1,8 +1,9 @@
 """What a search inside the server is worth, against the same search around vLLM's own server and in its peers.
 
-    python -m bench.search best_of_n [--quick] [--its-hub-python PATH] [--optillm-python PATH] [--json out/search.json]
-    python -m bench.search qalign    [--quick] [--quest-python PATH] [--json out/qalign.json]
-    python -m bench.search transfer_q [--quick] [--json out/transfer_q.json]
+    python -m trimtab.bench.search best_of_n [--quick] [--its-hub-python PATH] [--optillm-python PATH]
+        [--json out/search.json]
+    python -m trimtab.bench.search qalign    [--quick] [--quest-python PATH] [--json out/qalign.json]
+    python -m trimtab.bench.search transfer_q [--quick] [--json out/transfer_q.json]
 
 Both servers run with the same engine arguments, and every way has the same base and the same reward model. A round runs
 every way once, one after the other and each time in another order, and a ratio is of two ways within a round; the
@@ -24,20 +25,20 @@ from typing import Any
 
 import yaml
 
-from bench.overhead import vllm_command
-from bench.report import write
-from bench.search import best_of_n, qalign, transfer_q
-from bench.search.common import LABEL
-from bench.serving import free_port, started, trimtab
-from server.cli import DEMO
-from server.config import load
+from trimtab.bench.overhead import vllm_command
+from trimtab.bench.report import write
+from trimtab.bench.search import best_of_n, qalign, transfer_q
+from trimtab.bench.search.common import LABEL
+from trimtab.bench.serving import free_port, started, trimtab
+from trimtab.server.cli import DEMO
+from trimtab.server.config import load
 
 SEARCHES = {"best_of_n": best_of_n.run, "qalign": qalign.run, "transfer_q": transfer_q.run}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m bench.search", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m trimtab.bench.search", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("search", choices=SEARCHES)
     parser.add_argument("--config", type=Path, default=DEMO, help="whose base and engine arguments to use")

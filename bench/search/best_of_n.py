@@ -35,9 +35,9 @@ from typing import Any
 
 import httpx
 
-from bench.peers.hf_reward import HFReward
-from bench.peers.loop import Answer, Conversation, Way, Work, looped, peer
-from bench.search.common import (
+from trimtab.bench.peers.hf_reward import HFReward
+from trimtab.bench.peers.loop import Answer, Conversation, Way, Work, looped, peer
+from trimtab.bench.search.common import (
     LABEL,
     OURS,
     Prefill,
@@ -130,11 +130,11 @@ async def run(ours: str, theirs: str, model: str, args: argparse.Namespace) -> d
         if args.its_hub_python:
             arguments = (theirs, model, str(args.reward), LABEL)
             ways["its_hub"] = await stack.enter_async_context(
-                peer(args.its_hub_python, "bench.peers.its_hub", *arguments, log=Path("out/its_hub.log"))
+                peer(args.its_hub_python, "trimtab.bench.peers.its_hub", *arguments, log=Path("out/its_hub.log"))
             )
         if args.optillm_python:
             ways["optillm"] = await stack.enter_async_context(
-                peer(args.optillm_python, "bench.peers.optillm", theirs, model, log=Path("out/optillm.log"))
+                peer(args.optillm_python, "trimtab.bench.peers.optillm", theirs, model, log=Path("out/optillm.log"))
             )
         ways[IN_TURN] = looped(outside.in_turn)
         asked, figures = questions(args.seed), []

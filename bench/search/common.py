@@ -12,10 +12,10 @@ from typing import Any
 
 import httpx
 
-from bench.peers.hf_reward import HFReward
-from bench.peers.loop import MAX_TOKENS, Conversation, Way, Work
-from bench.report import hardware, table
-from recipes.corpus import heldout_prompts
+from trimtab.bench.peers.hf_reward import HFReward
+from trimtab.bench.peers.loop import MAX_TOKENS, Conversation, Way, Work
+from trimtab.bench.report import hardware, table
+from trimtab.recipes.corpus import heldout_prompts
 
 LABEL = "helpfulness"
 OURS = "trimtab"

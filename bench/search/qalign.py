@@ -23,9 +23,9 @@ from typing import Any
 
 import httpx
 
-from bench.peers.hf_reward import HFReward
-from bench.peers.loop import MAX_TOKENS, Conversation, Way, Work, peer, timed
-from bench.search.common import (
+from trimtab.bench.peers.hf_reward import HFReward
+from trimtab.bench.peers.loop import MAX_TOKENS, Conversation, Way, Work, peer, timed
+from trimtab.bench.search.common import (
     LABEL,
     OURS,
     Prefill,
@@ -100,7 +100,7 @@ async def run(ours: str, theirs: str, model: str, args: argparse.Namespace) -> d
                 arguments = (backend, args.base, str(args.reward), LABEL, str(BETA))
                 log = Path(f"out/quest_{backend}.log")
                 ways[f"quest-decoding, {backend}"] = await stack.enter_async_context(
-                    peer(args.quest_python, "bench.peers.quest", *arguments, log=log)
+                    peer(args.quest_python, "trimtab.bench.peers.quest", *arguments, log=log)
                 )
         asked = questions(args.seed)
         for chains in args.chains or ([1, 8, 32] if args.quick else [1, 8, 32, 64]):

@@ -22,11 +22,11 @@ from typing import Any
 
 import httpx
 
-from bench.peers.hf_reward import HFReward
-from bench.peers.hf_transfer_q import HFTransferQ
-from bench.peers.loop import MAX_TOKENS, Answer, Conversation, Work, looped
-from bench.report import table
-from bench.search.common import LABEL, OURS, PATH, clients_to, compared, measure, questions, show
+from trimtab.bench.peers.hf_reward import HFReward
+from trimtab.bench.peers.hf_transfer_q import HFTransferQ
+from trimtab.bench.peers.loop import MAX_TOKENS, Answer, Conversation, Work, looped
+from trimtab.bench.report import table
+from trimtab.bench.search.common import LABEL, OURS, PATH, clients_to, compared, measure, questions, show
 
 BASELINE = "aligned"
 K, HORIZON, ALPHA = 10, 20, 1.0

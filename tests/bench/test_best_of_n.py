@@ -5,8 +5,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from bench.quality.best_of_n import divergence
-from bench.quality.pool import best_of
+from trimtab.bench.quality.best_of_n import divergence
+from trimtab.bench.quality.pool import best_of
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bench.quality.guided import CONFLICT, above_the_line
-from bench.quality.points import Point
+from trimtab.bench.quality.guided import CONFLICT, above_the_line
+from trimtab.bench.quality.points import Point
 
 FIRST, SECOND = CONFLICT
 

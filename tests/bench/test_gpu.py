@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from bench.gpu import parity, show, speed
-from bench.gpu.__main__ import Job, announced, chosen, jobs, run
-from bench.gpu.job import counts
-from bench.gpu.shapes import bound, cache_bytes, floor, weight_bytes
-from bench.gpu.speed import DEVICE, SHAPES, STAND_INS, Load, kernels, rows, step
+from trimtab.bench.gpu import parity, show, speed
+from trimtab.bench.gpu.__main__ import Job, announced, chosen, jobs, run
+from trimtab.bench.gpu.job import counts
+from trimtab.bench.gpu.shapes import bound, cache_bytes, floor, weight_bytes
+from trimtab.bench.gpu.speed import DEVICE, SHAPES, STAND_INS, Load, kernels, rows, step
 
 BASE, SMALL = SHAPES["8b"], SHAPES["1b"]
 LOAD = Load(batches=(8,), rounds=3, prompt=256, short=32, long=160)

@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from bench.load import draw
-from bench.load.cli import main
-from bench.load.client import connected
-from bench.load.exchange import Exchange, Outcome
-from bench.load.figures import figures, row, shown
-from bench.load.mix import Entry
-from bench.load.run import Load, Run, run
-from bench.serving import free_port
-from server.cli import main as trimtab
 from tests.bench.scripted import STREAMS, USAGE, Scripted, running
+from trimtab.bench.load import draw
+from trimtab.bench.load.cli import main
+from trimtab.bench.load.client import connected
+from trimtab.bench.load.exchange import Exchange, Outcome
+from trimtab.bench.load.figures import figures, row, shown
+from trimtab.bench.load.mix import Entry
+from trimtab.bench.load.run import Load, Run, run
+from trimtab.bench.serving import free_port
+from trimtab.server.cli import main as trimtab
 
 
 @pytest.fixture

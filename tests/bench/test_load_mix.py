@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from bench.load.arguments import arguments
-from bench.load.arrival import constant, poisson
-from bench.load.draw import Manners, body, requests
-from bench.load.mix import SHIPPED, Entry, MixError, Request, entries, read
-from decoders import STRATEGIES
-from server.alignment import plan
-from server.cli import DEMO
-from server.config import load
-from server.errors import ApiError
+from trimtab.bench.load.arguments import arguments
+from trimtab.bench.load.arrival import constant, poisson
+from trimtab.bench.load.draw import Manners, body, requests
+from trimtab.bench.load.mix import SHIPPED, Entry, MixError, Request, entries, read
+from trimtab.decoders import STRATEGIES
+from trimtab.server.cli import DEMO
+from trimtab.server.config import load
+from trimtab.server.errors import ApiError
+from trimtab.server.request.alignment import plan
 
 N = 4000
 FIVE = 5.0

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 
-from bench.report import table, write
+from trimtab.bench.report import table, write
 
 
 def test_a_table_lines_up() -> None:

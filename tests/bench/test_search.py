@@ -5,9 +5,9 @@ import itertools
 
 import pytest
 
-from bench.peers.loop import Done, Way, Work, closed_loop
-from bench.search.best_of_n import best
-from bench.search.common import (
+from trimtab.bench.peers.loop import Done, Way, Work, closed_loop
+from trimtab.bench.search.best_of_n import best
+from trimtab.bench.search.common import (
     OURS,
     Cell,
     Prefill,

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from decoders.protocols import Chunk, Engine, Mixture, Reward, Sampling, Strategy, Tokens
-from decoders.toy import Prefix, ToyEngine, ToyModel
 from tests.contracts import Specimen
+from trimtab.decoders.protocols import Chunk, Engine, Mixture, Reward, Sampling, Strategy, Tokens
+from trimtab.runtime.toy_engine import Prefix, ToyEngine, ToyModel
 
 TOY = Path(__file__).parent.parent / "toy_model.json"
 START = 9
@@ -142,12 +142,12 @@ async def told(
     n: int = 1,
     seed: int | None = 0,
     max_tokens: int = 64,
-    want: frozenset[str] = frozenset(),
+    include: frozenset[str] = frozenset(),
 ) -> list[tuple[str, dict[str, object]]]:
     """Each answer's text and report."""
     tokens: list[tuple[int, ...]] = [()] * n
     reports: list[dict[str, object]] = [{}] * n
-    chunks = strategy((START,), Sampling(max_tokens=max_tokens, seed=seed), engine, reward, n=n, want=want)
+    chunks = strategy((START,), Sampling(max_tokens=max_tokens, seed=seed), engine, reward, n=n, include=include)
     async with aclosing(chunks):
         async for chunk in chunks:
             tokens[chunk.index] += chunk.tokens

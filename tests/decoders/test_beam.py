@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 import pytest
 
-from decoders.beam import Beam
-from decoders.best_of_n import BestOfN
-from decoders.candidates import derived
-from decoders.plain import Plain
-from decoders.protocols import BASE, Exhausted, Sampling, Tokens
-from decoders.toy import Prefix, ToyEngine, ToyModel
 from tests.contracts import Specimen, run
 from tests.decoders.conftest import START, Script, told, worth
+from trimtab.decoders.beam import Beam
+from trimtab.decoders.best_of_n import BestOfN
+from trimtab.decoders.plain import Plain
+from trimtab.decoders.protocols import BASE, LimitReached, Sampling, Tokens
+from trimtab.decoders.shared.candidates import derived
+from trimtab.runtime.toy_engine import Prefix, ToyEngine, ToyModel
 
 BOTH = pytest.mark.parametrize("variant", ["beam", "dvts"])
 
@@ -62,7 +62,7 @@ async def test_it_is_the_search_written_plainly(toy: ToyModel, n: int, width: in
     for seed in range(25):
         sampling = Sampling(max_tokens=toy.max_tokens, seed=seed)
         search = Beam(n=n, width=width, block=block, variant=variant)
-        [chunk] = [c async for c in search([START], sampling, engine, score, n=1, want=frozenset())]
+        [chunk] = [c async for c in search([START], sampling, engine, score, n=1, include=frozenset())]
         assert (chunk.tokens, chunk.report["value"]) == await reference(toy, seed, n, width, block, variant)
 
 
@@ -112,7 +112,7 @@ async def test_after_the_last_round_answers_are_drawn_to_their_end(toy: ToyModel
         search = Beam(n=4, width=2, block=1, rounds=1)
         sampling = Sampling(max_tokens=toy.max_tokens, seed=seed)
         [chunk] = [c async for c in search([START], sampling, ToyEngine(toy, start=START), reward, n=1,
-                                           want=frozenset())]  # fmt: skip
+                                           include=frozenset())]  # fmt: skip
         assert toy.ended(chunk.tokens)
         assert all(len(y) == 1 or toy.ended(y) for y in asked)
         assert len(asked) <= 6
@@ -126,7 +126,7 @@ async def test_the_best_so_far() -> None:
     engine = Script(["aaaa", "cccc"], cut={0: 3, 1: 3})
     [(text, report)] = await told(Beam(n=2, width=1, block=2), engine, worth(values))
     assert (text, report["finish"]) == ("aa", "deadline")
-    with pytest.raises(Exhausted, match="deadline"):
+    with pytest.raises(LimitReached, match="deadline"):
         await told(Beam(n=2, width=1, block=2), Script(["aaaa", "cccc"], cut={0: 0, 1: 0}), worth(values))
 
 

@@ -6,11 +6,11 @@ import math
 
 import pytest
 
-from decoders.best_of_n import BestOfN
-from decoders.protocols import BASE
-from decoders.toy import Prefix, ToyModel
 from tests.contracts import Specimen, run
 from tests.decoders.conftest import divergence, surprise
+from trimtab.decoders.best_of_n import BestOfN
+from trimtab.decoders.protocols import BASE
+from trimtab.runtime.toy_engine import Prefix, ToyModel
 
 
 def law(base: dict[Prefix, float], reward: dict[Prefix, float], n: int) -> dict[Prefix, float]:

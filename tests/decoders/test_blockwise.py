@@ -10,13 +10,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from decoders.best_of_n import BestOfN
-from decoders.blockwise import Blockwise
-from decoders.plain import Plain
-from decoders.protocols import BASE, Reward, Sampling, Tokens
-from decoders.toy import Prefix, ToyEngine, ToyModel
 from tests.contracts import Specimen, run
 from tests.decoders.conftest import START, Script, surprise, tilted, told, total_variation, worth
+from trimtab.decoders.best_of_n import BestOfN
+from trimtab.decoders.blockwise import Blockwise
+from trimtab.decoders.plain import Plain
+from trimtab.decoders.protocols import BASE, Reward, Sampling, Tokens
+from trimtab.runtime.toy_engine import Prefix, ToyEngine, ToyModel
 
 BETA = 0.5
 
@@ -71,7 +71,7 @@ async def test_blocks_are_chosen_by_the_law(toy: ToyModel, reward: dict[Prefix, 
     drawn: list[Prefix] = []
     for seed in range(1500):
         sampling = Sampling(max_tokens=toy.max_tokens, seed=seed)
-        chunks = search([START], sampling, engine, table(values), n=1, want=frozenset())
+        chunks = search([START], sampling, engine, table(values), n=1, include=frozenset())
         drawn.append(tuple([t async for c in chunks for t in c.tokens]))
     assert surprise(drawn, law(toy, values, 3, beta)) < 5
     assert surprise(drawn, law(toy, values, 3, BETA - beta)) > 5
@@ -120,7 +120,7 @@ async def test_a_step_ends_a_block(toy: ToyModel) -> None:
     for seed in range(20):
         sampling = Sampling(max_tokens=toy.max_tokens, seed=seed)
         chunks = Blockwise(n=3, block=5, step="1")([START], sampling, ToyEngine(toy, start=START), reward, n=1,
-                                                   want=frozenset())  # fmt: skip
+                                                   include=frozenset())  # fmt: skip
         answer = tuple([t async for c in chunks for t in c.tokens])
         assert toy.ended(answer)
     ends = Counter(y[-1] for y in asked if len(y) < 5)
@@ -147,5 +147,5 @@ async def test_in_the_first_block_the_best_that_ended_is_in_hand() -> None:
 async def test_what_pieces_would_not_carry_out_is_refused(specimen: Specimen, logprobs: bool) -> None:
     sampling = replace(specimen.sampling, logprobs=logprobs, constrained=not logprobs)
     with pytest.raises(ValueError, match="blockwise"):
-        async for _ in Blockwise()([START], sampling, specimen.engine, specimen.reward, n=1, want=frozenset()):
+        async for _ in Blockwise()([START], sampling, specimen.engine, specimen.reward, n=1, include=frozenset()):
             pass

@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from decoders.guided import Guided, contrastive, dera, genarm, mod, proxy_tuning
-from decoders.protocols import BASE, Sampling, indifferent
-from decoders.toy import Prefix, ToyModel
 from tests.contracts import Specimen, answers
 from tests.decoders.conftest import START, tilted, total_variation
+from trimtab.decoders.guided import Guided, contrastive, dera, genarm, mod, proxy_tuning
+from trimtab.decoders.protocols import BASE, Sampling, no_reward
+from trimtab.runtime.toy_engine import Prefix, ToyModel
 
 
 def law(toy: ToyModel, strategy: Guided) -> dict[Prefix, float]:
@@ -116,7 +116,7 @@ async def test_draws_follow_the_law(toy: ToyModel, specimen: Specimen) -> None:
     """chi-squared of 20000 answers against enumeration, at 5 sigma."""
     strategy, n = Guided(guides={"arm": 0.8}), 20_000
     drawn = await answers(
-        strategy((START,), Sampling(max_tokens=5, seed=0), specimen.engine, indifferent, n=n, want=frozenset()), n
+        strategy((START,), Sampling(max_tokens=5, seed=0), specimen.engine, no_reward, n=n, include=frozenset()), n
     )
     expected = law(toy, strategy)
     counts = dict.fromkeys(expected, 0)
@@ -130,7 +130,7 @@ async def test_draws_follow_the_law(toy: ToyModel, specimen: Specimen) -> None:
 async def test_warping_comes_after_the_mix(toy: ToyModel, specimen: Specimen) -> None:
     sampling = Sampling(max_tokens=5, temperature=0, seed=0)
     strategy = Guided(guides={"arm": 2.0})
-    [greedy] = await answers(strategy((START,), sampling, specimen.engine, indifferent, n=1, want=frozenset()), 1)
+    [greedy] = await answers(strategy((START,), sampling, specimen.engine, no_reward, n=1, include=frozenset()), 1)
     step = toy.next(strategy.mixture)
     assert list(greedy) == [int(np.argmax(step(greedy[:t]))) for t in range(len(greedy))]
 
@@ -138,7 +138,7 @@ async def test_warping_comes_after_the_mix(toy: ToyModel, specimen: Specimen) ->
 async def test_the_implausible_is_never_drawn(toy: ToyModel, specimen: Specimen) -> None:
     strategy = contrastive(amateur="arm", alpha=0.6)
     drawn = await answers(
-        strategy((START,), Sampling(max_tokens=5, seed=3), specimen.engine, indifferent, n=500, want=frozenset()), 500
+        strategy((START,), Sampling(max_tokens=5, seed=3), specimen.engine, no_reward, n=500, include=frozenset()), 500
     )
     for y in set(drawn):
         for t, z in enumerate(y):
@@ -151,10 +151,10 @@ async def test_the_trace_is_the_enumerated_one(toy: ToyModel, specimen: Specimen
     sampling = Sampling(max_tokens=5, seed=1)
     last = [
         chunk
-        async for chunk in strategy((START,), sampling, specimen.engine, indifferent, n=4, want=frozenset({"trace"}))
+        async for chunk in strategy((START,), sampling, specimen.engine, no_reward, n=4, include=frozenset({"trace"}))
         if chunk.finish
     ]
-    ys = await answers(strategy((START,), sampling, specimen.engine, indifferent, n=4, want=frozenset()), 4)
+    ys = await answers(strategy((START,), sampling, specimen.engine, no_reward, n=4, include=frozenset()), 4)
     for chunk in last:
         y, trace = ys[chunk.index], chunk.report["trace"]
         assert trace["log_weight"] == pytest.approx(math.log(normaliser(toy, y, 0.5)), abs=1e-12)
@@ -164,8 +164,8 @@ async def test_the_trace_is_the_enumerated_one(toy: ToyModel, specimen: Specimen
 
 
 async def test_a_warped_draw_has_no_weight(specimen: Specimen) -> None:
-    strategy, want = Guided(guides={"arm": 1.0}), frozenset({"trace"})
+    strategy, include = Guided(guides={"arm": 1.0}), frozenset({"trace"})
     for warped in (Sampling(max_tokens=5, temperature=0.5, seed=1), Sampling(max_tokens=5, constrained=True, seed=1)):
-        chunks = strategy((START,), warped, specimen.engine, indifferent, n=1, want=want)
+        chunks = strategy((START,), warped, specimen.engine, no_reward, n=1, include=include)
         [trace] = [chunk.report["trace"] async for chunk in chunks if chunk.finish]
         assert trace["log_weight"] is None

@@ -2,24 +2,24 @@ from __future__ import annotations
 
 import pytest
 
-from decoders.args import Args
-from decoders.beam import Beam
-from decoders.best_of_n import BestOfN
-from decoders.blockwise import Blockwise
-from decoders.directional import Directional
-from decoders.directions import DPA, Cone, Template, Wish
-from decoders.guided import Guided, contrastive, dera, genarm, mod, proxy_tuning
-from decoders.mbr import MinimumBayesRisk
-from decoders.particles import Particles
-from decoders.plain import Plain
-from decoders.protocols import Strategy
-from decoders.rejection import RejectionSampling
-from decoders.rps import Rps
-from decoders.soft_best_of_n import SoftBestOfN
-from decoders.speculative_rejection import SpeculativeRejection
-from decoders.transfer_q import TransferQ
-from decoders.vote import Vote
 from tests.contracts import ENGINE_LAWS, STRATEGY_LAWS, Specimen
+from trimtab.decoders.args import Args
+from trimtab.decoders.beam import Beam
+from trimtab.decoders.best_of_n import BestOfN
+from trimtab.decoders.blockwise import Blockwise
+from trimtab.decoders.dpa import Directional
+from trimtab.decoders.guided import Guided, contrastive, dera, genarm, mod, proxy_tuning
+from trimtab.decoders.mbr import MinimumBayesRisk
+from trimtab.decoders.particles import Particles
+from trimtab.decoders.plain import Plain
+from trimtab.decoders.protocols import Strategy
+from trimtab.decoders.rejection import RejectionSampling
+from trimtab.decoders.rps import Rps
+from trimtab.decoders.soft_best_of_n import SoftBestOfN
+from trimtab.decoders.speculative_rejection import SpeculativeRejection
+from trimtab.decoders.transfer_q import TransferQ
+from trimtab.decoders.vote import Vote
+from trimtab.preferences.preference_direction import DPA, Cone, Template, Wish
 
 WISH = Wish(
     objectives=("helpfulness", "verbosity"),

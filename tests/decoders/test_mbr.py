@@ -9,9 +9,9 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 import pytest
 
-from decoders.likeness import f1, words
-from decoders.mbr import MinimumBayesRisk
 from tests.decoders.conftest import Script, told, unasked, worth
+from trimtab.decoders.mbr import MinimumBayesRisk
+from trimtab.decoders.shared.similarity import f1, words
 
 
 def utility(a: Sequence[Hashable], b: Sequence[Hashable]) -> float:
@@ -72,7 +72,7 @@ def test_words_of_any_script() -> None:
 def test_many_shared_words_are_counted_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     bags = [text.split() for text in pool(3, n=12)]
     whole = f1(bags)
-    monkeypatch.setattr("decoders.likeness.COLUMNS", 3)
+    monkeypatch.setattr("trimtab.decoders.shared.similarity.COLUMNS", 3)
     assert np.array_equal(f1(bags), whole)
     assert whole[0, 1] == utility(bags[0], bags[1])
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from decoders import STRATEGIES
-from decoders.extract import Extractor
-from server.alignment import parameters
+from trimtab.decoders import STRATEGIES
+from trimtab.decoders.shared.answers import Extractor
+from trimtab.server.request.alignment import parameters
 
 GOOD: list[tuple[str, dict[str, Any]]] = [
     ("best_of_n", {"n": 4}),

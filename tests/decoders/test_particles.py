@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from decoders.candidates import generator, softmax
-from decoders.particles import Particles, System, systematic
-from decoders.plain import Plain
-from decoders.protocols import BASE, Exhausted, Reward, Sampling, Tokens
-from decoders.soft_best_of_n import SoftBestOfN
-from decoders.toy import Prefix, ToyEngine, ToyModel
 from tests.contracts import Specimen, run
 from tests.decoders.conftest import START, Script, tilted, told, total_variation, worth
+from trimtab.decoders.particles import Particles, System, systematic
+from trimtab.decoders.plain import Plain
+from trimtab.decoders.protocols import BASE, LimitReached, Reward, Sampling, Tokens
+from trimtab.decoders.shared.candidates import generator, softmax
+from trimtab.decoders.soft_best_of_n import SoftBestOfN
+from trimtab.runtime.toy_engine import Prefix, ToyEngine, ToyModel
 
 BETA = 0.7
 ARM = {"arm": 1.0}
@@ -40,7 +40,7 @@ def scoring(reward: dict[Prefix, float], columns: int = 1) -> Reward:
 async def filtered(search: Particles, engine: ToyEngine, reward: dict[Prefix, float], seed: int) -> dict[str, Any]:
     sampling = Sampling(max_tokens=engine.model.max_tokens, seed=seed)
     score = scoring(reward, 1 if search.prefix_reward is None else 2)
-    chunks = search([START], sampling, engine, score, n=1, want=frozenset({"candidates"}))
+    chunks = search([START], sampling, engine, score, n=1, include=frozenset({"candidates"}))
     [chunk] = [c async for c in chunks]
     return {**chunk.report, "answer": chunk.tokens, "finish": chunk.finish}
 
@@ -148,7 +148,7 @@ async def test_without_resampling_weights_are_soft_best_of_n_s(
     assert report["kl"] == pytest.approx(float(softmax(rewards, 0.5) @ np.array(rewards) / 0.5 - np.log(mean)))
     if search.block == 5:
         pool = [c async for c in SoftBestOfN(n=6, lambda_=0.5)([START], Sampling(max_tokens=5, seed=1),
-                ToyEngine(toy, start=START), scoring(reward), n=1, want=frozenset({"candidates"}))]  # fmt: skip
+                ToyEngine(toy, start=START), scoring(reward), n=1, include=frozenset({"candidates"}))]  # fmt: skip
         [shown] = [c.report["candidates"] for c in pool if "candidates" in c.report]
         assert [one["tokens"] for one in shown] == [one["tokens"] for one in report["candidates"]]
 
@@ -209,7 +209,7 @@ async def test_what_ended_is_in_hand_when_time_is_up() -> None:
         Particles(n=2, block=2, ess=0.0), Script(["aaaa", "cccc"], cut={0: 3, 1: 3}), worth(values)
     )
     assert (text, report["finish"]) == ("aa", "deadline")
-    with pytest.raises(Exhausted, match="deadline"):
+    with pytest.raises(LimitReached, match="deadline"):
         await told(Particles(n=2, block=2), Script(["aaaa", "cccc"], cut={0: 0, 1: 0}), worth(values))
 
 
@@ -217,5 +217,5 @@ async def test_another_target_needs_exact_sampling(specimen: Specimen) -> None:
     search = Particles(target="base", guides=ARM)
     with pytest.raises(ValueError, match="temperature 1"):
         async for _ in search([START], Sampling(max_tokens=4, top_k=2), specimen.engine, specimen.reward, n=1,
-                              want=frozenset()):  # fmt: skip
+                              include=frozenset()):  # fmt: skip
             pass

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from decoders.mixing import mixing
-from decoders.plain import Plain
-from decoders.protocols import BASE, Chunk, Sampling, Tokens
-from decoders.qalign import QAlign
-from decoders.toy import Prefix, ToyEngine, ToyModel
 from tests.decoders.conftest import START, tilted
+from trimtab.decoders.plain import Plain
+from trimtab.decoders.protocols import BASE, Chunk, Sampling, Tokens
+from trimtab.decoders.qalign import QAlign
+from trimtab.decoders.shared.convergence import mixing
+from trimtab.runtime.toy_engine import Prefix, ToyEngine, ToyModel
 
 GUIDES = {"arm": 1.0}
 
@@ -82,7 +82,7 @@ async def test_the_code_s_chains_follow_the_kernel(
     engine = ToyEngine(toy, start=START)
     for seed in range(2):
         sampling = Sampling(max_tokens=toy.max_tokens, seed=seed)
-        async for chunk in search([START], sampling, engine, score, n=chains, want=frozenset()):
+        async for chunk in search([START], sampling, engine, score, n=chains, include=frozenset()):
             drawn[chunk.tokens] += 1
     n = drawn.total()
     answers = list(law(toy, {}))
@@ -105,8 +105,8 @@ async def test_no_steps_are_plain_sampling(toy: ToyModel, reward: dict[Prefix, f
     for seed in range(10):
         sampling = Sampling(max_tokens=toy.max_tokens, seed=seed)
         search = QAlign(steps=0, chains=1, answer="last")
-        [chunk] = [c async for c in search([START], sampling, engine, score, n=1, want=frozenset())]
-        plain = [t async for c in Plain()([START], sampling, engine, score, n=1, want=frozenset()) for t in c.tokens]
+        [chunk] = [c async for c in search([START], sampling, engine, score, n=1, include=frozenset())]
+        plain = [t async for c in Plain()([START], sampling, engine, score, n=1, include=frozenset()) for t in c.tokens]
         assert chunk.tokens == tuple(plain)
 
 
@@ -175,7 +175,7 @@ async def test_chains_stop_once_they_agree_and_not_by_the_clock(
     found = []
     for hurry in range(3):
         engine = ToyEngine(toy, start=START)
-        steps = search([START], sampling, Uneven(engine, hurry), score, n=1, want=frozenset({"trace"}))
+        steps = search([START], sampling, Uneven(engine, hurry), score, n=1, include=frozenset({"trace"}))
         found += [chunk async for chunk in steps]
         assert engine.live == 0
     first, *others = found
@@ -194,7 +194,7 @@ async def test_chains_that_never_agree_run_to_their_end(toy: ToyModel, reward: d
 
     search = QAlign(steps=40, chains=2, until={"r_hat": 1.001})
     sampling = Sampling(max_tokens=toy.max_tokens, seed=5)
-    [chunk] = [c async for c in search([START], sampling, ToyEngine(toy, start=START), score, n=1, want=frozenset())]
+    [chunk] = [c async for c in search([START], sampling, ToyEngine(toy, start=START), score, n=1, include=frozenset())]
     assert (chunk.report["steps"], chunk.report["r_hat"]) == (80, None)
 
 
@@ -205,8 +205,8 @@ async def test_the_states_shown_are_those_of_the_trace(toy: ToyModel, reward: di
         return [[reward[tuple(y)]] for y in completions]
 
     search = QAlign(beta=0.5, steps=20, chains=3, answer="max_reward")
-    sampling, want = Sampling(max_tokens=toy.max_tokens, seed=2), frozenset({"trace", "candidates"})
-    [chunk] = [c async for c in search([START], sampling, ToyEngine(toy, start=START), score, n=1, want=want)]
+    sampling, include = Sampling(max_tokens=toy.max_tokens, seed=2), frozenset({"trace", "candidates"})
+    [chunk] = [c async for c in search([START], sampling, ToyEngine(toy, start=START), score, n=1, include=include)]
     shown, traces = chunk.report["candidates"], chunk.report["trace"]
     assert [c["index"] for c in shown] == list(range(len({c["tokens"] for c in shown})))
     visited = Counter(i for chain in traces for i in chain["candidate"])
@@ -240,7 +240,7 @@ async def test_a_stop_string_ends_an_answer_wherever_it_begins(toy: ToyModel, st
     search = QAlign(steps=6, chains=1024, answer="last")
     for seed in range(2):
         sampling = Sampling(max_tokens=toy.max_tokens, seed=seed, stop=stop)
-        async for chunk in search([START], sampling, engine, nothing, n=1024, want=frozenset()):
+        async for chunk in search([START], sampling, engine, nothing, n=1024, include=frozenset()):
             drawn[chunk.tokens] += 1
             if any(s in engine.text(chunk.tokens) for s in stop):
                 assert chunk.finish == "stop"
@@ -261,7 +261,7 @@ async def test_where_exactness_is_lost_it_is_said(toy: ToyModel, sampling: Any, 
 
     asked = Sampling(max_tokens=toy.max_tokens, seed=1, **sampling)
     search = QAlign(steps=3)
-    [chunk] = [c async for c in search([START], asked, ToyEngine(toy, start=START), score, n=1, want=frozenset())]
+    [chunk] = [c async for c in search([START], asked, ToyEngine(toy, start=START), score, n=1, include=frozenset())]
     told = chunk.report.get("warnings", [])
     assert len(told) == len(warned)
     assert all(text in warning for text, warning in zip(warned, told, strict=True))
@@ -280,7 +280,7 @@ async def test_what_cannot_be_is_refused_before_any_work(
         raise AssertionError
 
     asked = Sampling(max_tokens=toy.max_tokens, **sampling)
-    chunks = QAlign(**params)([START], asked, ToyEngine(toy, start=START), unasked, n=n, want=frozenset())
+    chunks = QAlign(**params)([START], asked, ToyEngine(toy, start=START), unasked, n=n, include=frozenset())
     with pytest.raises(ValueError, match=message):
         await anext(chunks)
     for wrong in ({"steps": 4, "burn_in": 5}, {"until": {}}, {"until": {"floor": 8}}):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from decoders.candidates import generator
-from decoders.protocols import BASE
-from decoders.rejection import RejectionSampling, acceptances
-from decoders.toy import Prefix, ToyModel
 from tests.contracts import Specimen, run
 from tests.decoders.conftest import Script, surprise, tilted, told, total_variation, worth
+from trimtab.decoders.protocols import BASE
+from trimtab.decoders.rejection import RejectionSampling, acceptances
+from trimtab.decoders.shared.candidates import generator
+from trimtab.runtime.toy_engine import Prefix, ToyModel
 
 
 def law(base: dict[Prefix, float], reward: dict[Prefix, float], n: int, beta: float) -> dict[Prefix, float]:

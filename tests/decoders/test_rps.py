@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from decoders.best_of_n import BestOfN
-from decoders.directional import Directional
-from decoders.directions import Cone, Template, Wish, angled, theta, unit
-from decoders.guided import Guided
-from decoders.plain import Plain
-from decoders.protocols import BASE, Chunk, Mixture, Reward, Sampling, Tokens
-from decoders.rps import Rps
-from decoders.toy import Prefix
 from tests.contracts import Specimen, run
 from tests.decoders.conftest import START, surprise, told
+from trimtab.decoders.best_of_n import BestOfN
+from trimtab.decoders.dpa import Directional
+from trimtab.decoders.guided import Guided
+from trimtab.decoders.plain import Plain
+from trimtab.decoders.protocols import BASE, Chunk, Mixture, Reward, Sampling, Tokens
+from trimtab.decoders.rps import Rps
+from trimtab.preferences.preference_direction import Cone, Template, Wish, angled, theta, unit
+from trimtab.runtime.toy_engine import Prefix
 
 TEXT = Template(text="[{h},{w}]", role="user", slots=("h", "w"), signs=(1.0, 1.0))
 OBJECTIVES = ("helpful", "wordy")
@@ -41,7 +41,7 @@ class Obedient:
         self.roles: set[str] = set()
         self.asked: list[tuple[str, int, dict[str, float], int | None]] = []
 
-    async def instructed(self, instruction: str, *, role: str = "system") -> Tokens:
+    async def render_with_instruction(self, instruction: str, *, role: str = "system") -> Tokens:
         self.roles.add(role)
         return [START, *map(ord, instruction)]
 
@@ -104,7 +104,7 @@ async def test_neighbours_help_only_where_they_serve_the_target_better(best: flo
 
 async def test_candidates_are_shown_with_their_directions() -> None:
     search = Rps(wish=wish(30), k=3, m=2, mode="grid_relative")
-    [(_, report)] = await told(search, Obedient(), serves(25, 30), want=frozenset({"candidates"}))
+    [(_, report)] = await told(search, Obedient(), serves(25, 30), include=frozenset({"candidates"}))
     shown: Any = report["candidates"]
     assert [c["degrees_from_target"] for c in shown] == pytest.approx([5, 5, 0, 0, 5, 5], abs=1e-3)
     assert [theta(list(c["direction"].values())) for c in shown] == pytest.approx([25, 25, 30, 30, 35, 35], abs=1e-3)

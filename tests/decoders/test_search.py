@@ -7,17 +7,17 @@ from collections.abc import Sequence
 
 import pytest
 
-from decoders.best_of_n import BestOfN
-from decoders.candidates import draw
-from decoders.mbr import MinimumBayesRisk
-from decoders.plain import Plain
-from decoders.protocols import Exhausted, Sampling, Strategy, Tokens
-from decoders.rejection import RejectionSampling
-from decoders.soft_best_of_n import SoftBestOfN
-from decoders.speculative_rejection import SpeculativeRejection
-from decoders.vote import Vote
 from tests.contracts import Specimen, run
 from tests.decoders.conftest import START, Script, told, unasked, worth
+from trimtab.decoders.best_of_n import BestOfN
+from trimtab.decoders.mbr import MinimumBayesRisk
+from trimtab.decoders.plain import Plain
+from trimtab.decoders.protocols import LimitReached, Sampling, Strategy, Tokens
+from trimtab.decoders.rejection import RejectionSampling
+from trimtab.decoders.shared.candidates import draw
+from trimtab.decoders.soft_best_of_n import SoftBestOfN
+from trimtab.decoders.speculative_rejection import SpeculativeRejection
+from trimtab.decoders.vote import Vote
 
 
 def searches(n: int) -> list[Strategy]:
@@ -76,7 +76,7 @@ async def test_ties_go_to_the_first(strategy: Strategy) -> None:
 async def test_the_pool_is_shown_when_asked_for(strategy: Strategy) -> None:
     values = {"aa": 1.0, "bb": 3.0, "cc": 2.0, "a": 1.0, "b": 3.0, "c": 2.0}
     (_, report), (_, second) = await told(
-        strategy, Script(["aa", "bb", "cc"]), worth(values), n=2, want=frozenset({"candidates"})
+        strategy, Script(["aa", "bb", "cc"]), worth(values), n=2, include=frozenset({"candidates"})
     )
     assert [c["index"] for c in report["candidates"]] == [0, 1, 2]
     assert [c["value"] for c in report["candidates"]] == [1.0, 3.0, 2.0]
@@ -102,7 +102,7 @@ async def test_of_cut_answers_only_the_best_is_returned(strategy: Strategy) -> N
 
 @pytest.mark.parametrize("strategy", [*searches(3), *UNWEIGHTED], ids=repr)
 async def test_nothing_in_hand_is_said_so(strategy: Strategy) -> None:
-    with pytest.raises(Exhausted, match="deadline"):
+    with pytest.raises(LimitReached, match="deadline"):
         await told(strategy, Script(["aa", "bb", "cc"], cut={0: 0, 1: 0, 2: 0}), unasked)
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from decoders.protocols import BASE
-from decoders.soft_best_of_n import SoftBestOfN
-from decoders.toy import Prefix, ToyModel
 from tests.contracts import Specimen, run
 from tests.decoders.conftest import Script, divergence, surprise, tilted, told, total_variation, worth
+from trimtab.decoders.protocols import BASE
+from trimtab.decoders.soft_best_of_n import SoftBestOfN
+from trimtab.runtime.toy_engine import Prefix, ToyModel
 
 
 def law(base: dict[Prefix, float], reward: dict[Prefix, float], n: int, lambda_: float) -> dict[Prefix, float]:

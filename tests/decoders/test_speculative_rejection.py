@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from decoders.best_of_n import BestOfN
-from decoders.protocols import Sampling, Tokens
-from decoders.speculative_rejection import SpeculativeRejection, derived
 from tests.contracts import Specimen, run
 from tests.decoders.conftest import START, Script, told, unasked, worth
+from trimtab.decoders.best_of_n import BestOfN
+from trimtab.decoders.protocols import Sampling, Tokens
+from trimtab.decoders.speculative_rejection import SpeculativeRejection, derived
 
 LENGTHS = (2, 4, 8)
 
@@ -106,12 +106,12 @@ async def test_once_only_the_asked_for_are_left_they_are_drawn_to_the_end() -> N
 
 async def test_an_ended_answer_that_is_dropped_stays_eligible() -> None:
     values = {"a": 0.5, "bb": 1.0, "cc": 2.0, "bbbb": 0.1, "cccc": 0.2}
-    strategy, want = SpeculativeRejection(n=3, decisions=(2,)), frozenset({"candidates"})
-    [(text, report)] = await told(strategy, Script(["a", "bbbb", "cccc"]), worth(values), want=want)
+    strategy, include = SpeculativeRejection(n=3, decisions=(2,)), frozenset({"candidates"})
+    [(text, report)] = await told(strategy, Script(["a", "bbbb", "cccc"]), worth(values), include=include)
     assert text == "a"
     assert [c["finish_reason"] for c in report["candidates"]] == ["stop", "stop", "stop"]
     strategy = SpeculativeRejection(n=3, alpha=0.6, decisions=(2,))
-    [(text, report)] = await told(strategy, Script(["a", "bbbb", "cccc"]), worth(values), want=want)
+    [(text, report)] = await told(strategy, Script(["a", "bbbb", "cccc"]), worth(values), include=include)
     assert text == "a"
     assert [c["finish_reason"] for c in report["candidates"]] == ["stop", "rejected", "stop"]
 
@@ -120,7 +120,7 @@ async def test_a_length_is_no_end_and_the_last_one_is(specimen: Specimen) -> Non
     texts = ["aaaaaaaa", "bbbbbbbb"]
     values = {begun: float(len(begun)) for begun in beginnings(texts)}
     strategy = SpeculativeRejection(n=2, decisions=(2, 4))
-    chunks = strategy((START,), Sampling(max_tokens=6, seed=1), Script(texts), worth(values), n=1, want=frozenset())
+    chunks = strategy((START,), Sampling(max_tokens=6, seed=1), Script(texts), worth(values), n=1, include=frozenset())
     assert [(len(c.tokens), c.finish) async for c in chunks] == [(2, None), (4, "length")]
 
 
@@ -144,7 +144,7 @@ async def test_an_answer_that_cannot_be_carried_on_is_refused() -> None:
     sampling = Sampling(max_tokens=16, constrained=True)
     strategy = SpeculativeRejection(n=4, decisions=(2,))
     with pytest.raises(ValueError, match=r"speculative_rejection.*min_tokens"):
-        await anext(strategy((START,), sampling, Script(["a"] * 4), unasked, n=1, want=frozenset()))
+        await anext(strategy((START,), sampling, Script(["a"] * 4), unasked, n=1, include=frozenset()))
 
 
 @pytest.mark.parametrize("decisions", [(0, 2), (2, 2), (4, 2), (-1,)])

@@ -10,15 +10,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from decoders.args import Args
-from decoders.candidates import warped
-from decoders.plain import Plain
-from decoders.protocols import BASE, Chunk, Mixture, Reward, Sampling, Strategy, Tokens
-from decoders.tokenwise import Tokenwise
-from decoders.toy import Next, Prefix, ToyEngine, ToyModel
-from decoders.transfer_q import TransferQ
 from tests.contracts import Specimen, run
 from tests.decoders.conftest import START, divergence, surprise, tilted, total_variation
+from trimtab.decoders.args import Args
+from trimtab.decoders.plain import Plain
+from trimtab.decoders.protocols import BASE, Chunk, Mixture, Reward, Sampling, Strategy, Tokens
+from trimtab.decoders.shared.candidates import warped
+from trimtab.decoders.shared.tokenwise import Tokenwise
+from trimtab.decoders.transfer_q import TransferQ
+from trimtab.runtime.toy_engine import Next, Prefix, ToyEngine, ToyModel
 
 BETA = 0.5
 ARM = {"arm": 1.0}
@@ -89,7 +89,7 @@ async def traced(strategy: Strategy, engine: ToyEngine, reward: Reward, seed: in
     sampling = Sampling(max_tokens=engine.model.max_tokens, seed=seed, temperature=temperature)
     tokens: list[int] = []
     report: dict = {}
-    async with aclosing(strategy([START], sampling, engine, reward, n=1, want=frozenset({"trace"}))) as chunks:
+    async with aclosing(strategy([START], sampling, engine, reward, n=1, include=frozenset({"trace"}))) as chunks:
         async for chunk in chunks:
             tokens += chunk.tokens
             report |= chunk.report
@@ -229,8 +229,8 @@ async def test_certain_positions_are_looked_at_ahead_and_cost_nothing_else(toy: 
     """The same decisions as with the candidates read one position at a time."""
 
     class Short(ToyEngine):
-        async def ahead(self, prompt: Tokens, *, k: int, length: int, guides: Mixture) -> list:
-            return await super().ahead(prompt, k=k, length=1, guides=guides)
+        async def greedy_top_logprobs(self, prompt: Tokens, *, k: int, length: int, guides: Mixture) -> list:
+            return await super().greedy_top_logprobs(prompt, k=k, length=1, guides=guides)
 
     decisions = tokens = 0
     for seed in range(40):

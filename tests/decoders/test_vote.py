@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from decoders.vote import Vote
 from tests.decoders.conftest import Script, told, unasked, worth
+from trimtab.decoders.vote import Vote
 
 
 def winner(answers: list[str | None], votes: list[float]) -> tuple[str, list[int]]:

@@ -7,22 +7,22 @@ from itertools import count
 
 import pytest
 
-from decoders.args import Args
-from decoders.beam import Beam
-from decoders.best_of_n import BestOfN
-from decoders.blockwise import Blockwise
-from decoders.guided import Guided
-from decoders.mbr import MinimumBayesRisk
-from decoders.particles import Particles
-from decoders.plain import Plain
-from decoders.protocols import BASE, Chunk, Mixture, Sampling, Strategy, Tokens
-from decoders.qalign import QAlign
-from decoders.rejection import RejectionSampling
-from decoders.speculative_rejection import SpeculativeRejection
-from decoders.transfer_q import TransferQ
-from decoders.vote import Vote
-from engine.meter import Meter, Metered
 from tests.contracts import answers
+from trimtab.decoders.args import Args
+from trimtab.decoders.beam import Beam
+from trimtab.decoders.best_of_n import BestOfN
+from trimtab.decoders.blockwise import Blockwise
+from trimtab.decoders.guided import Guided
+from trimtab.decoders.mbr import MinimumBayesRisk
+from trimtab.decoders.particles import Particles
+from trimtab.decoders.plain import Plain
+from trimtab.decoders.protocols import BASE, Chunk, Mixture, Sampling, Strategy, Tokens
+from trimtab.decoders.qalign import QAlign
+from trimtab.decoders.rejection import RejectionSampling
+from trimtab.decoders.speculative_rejection import SpeculativeRejection
+from trimtab.decoders.transfer_q import TransferQ
+from trimtab.decoders.vote import Vote
+from trimtab.runtime.metered import Meter, Metered
 
 LONGEST = 48
 
@@ -38,7 +38,9 @@ class Endless:
         for i in range(n):
             yield Chunk(index=i, tokens=tuple(range(1, sampling.max_tokens + 1)), finish="length")
 
-    async def ahead(self, prompt: Tokens, *, k: int, length: int, guides: Mixture) -> list[list[tuple[int, float]]]:
+    async def greedy_top_logprobs(
+        self, prompt: Tokens, *, k: int, length: int, guides: Mixture
+    ) -> list[list[tuple[int, float]]]:
         return [[(token, -1.0) for token in range(1, k + 1)] for _ in range(length)]
 
     async def score(self, prompt: Tokens, completion: Tokens, *, guides: Mixture) -> list[float]:
@@ -53,7 +55,7 @@ class Endless:
     def tokens(self, text: str) -> Tokens:
         return [int(word) for word in text.split()]
 
-    async def instructed(self, instruction: str, *, role: str = "system") -> Tokens:
+    async def render_with_instruction(self, instruction: str, *, role: str = "system") -> Tokens:
         return [1]
 
 
@@ -86,31 +88,34 @@ CASES: list[tuple[Strategy, frozenset[str], tuple[float, float, float]]] = [
 
 @pytest.mark.parametrize(("strategy", "want", "shares"), CASES, ids=lambda case: repr(case)[:60])
 async def test_it_costs_what_it_says_and_not_far_less(
-    strategy: Strategy, want: frozenset[str], shares: tuple[float, float, float]
+    strategy: Strategy, include: frozenset[str], shares: tuple[float, float, float]
 ) -> None:
-    meter, judged, values = Meter(), 0, count()
+    meter, reward_tokens, values = Meter(), 0, count()
 
     async def reward(prompt: Tokens, completions: Sequence[Tokens]) -> list[list[float]]:
-        nonlocal judged
-        judged += sum(map(len, completions))
+        nonlocal reward_tokens
+        reward_tokens += sum(map(len, completions))
         return [[next(values) % 7 / 7] for _ in completions]
 
     engine = Metered(Endless(), meter)
     sampling = Sampling(max_tokens=LONGEST, seed=3)
-    await answers(strategy([9], sampling, engine, reward, n=1, want=want), 1)
-    most = strategy.work(LONGEST, n=1, want=want)
+    await answers(strategy([9], sampling, engine, reward, n=1, include=include), 1)
+    most = strategy.work(LONGEST, n=1, include=include)
     for spent, bound, share in zip(
-        (meter.sampled, meter.scored, judged), (most.sampled, most.scored, most.judged), shares, strict=True
+        (meter.sampled, meter.scored, reward_tokens),
+        (most.sampled, most.scored, most.reward_tokens),
+        shares,
+        strict=True,
     ):
         assert share * bound <= spent <= bound
 
 
 def test_a_step_can_end_a_block_at_its_first_token() -> None:
     """Every child may draw a whole block, and the shortest may be the one that goes on."""
-    whole = Blockwise(n=4, block=16).work(LONGEST, n=1, want=WHOLE)
-    steps = Blockwise(n=4, block=16, step="\n").work(LONGEST, n=1, want=WHOLE)
+    whole = Blockwise(n=4, block=16).work(LONGEST, n=1, include=WHOLE)
+    steps = Blockwise(n=4, block=16, step="\n").work(LONGEST, n=1, include=WHOLE)
     assert (whole.sampled, steps.sampled) == (4 * LONGEST, 4 * 16 * LONGEST)
-    rounds = Beam(n=4, width=4, block=16, step="\n", rounds=3).work(LONGEST, n=1, want=WHOLE)
+    rounds = Beam(n=4, width=4, block=16, step="\n", rounds=3).work(LONGEST, n=1, include=WHOLE)
     assert rounds.sampled == 4 * 16 * 3 + LONGEST
 
 
@@ -122,6 +127,6 @@ def test_candidates_side_by_side() -> None:
         (Args(k=5), 5),
     ]
     for strategy, candidates in cases:
-        assert strategy.work(LONGEST, n=1, want=WHOLE).candidates == candidates
-    assert Plain().work(LONGEST, n=3, want=WHOLE).candidates == 3
-    assert Guided(guides={BASE: 1.0}).work(LONGEST, n=2, want=TRACE).scored == 2 * LONGEST * 3
+        assert strategy.work(LONGEST, n=1, include=WHOLE).candidates == candidates
+    assert Plain().work(LONGEST, n=3, include=WHOLE).candidates == 3
+    assert Guided(guides={BASE: 1.0}).work(LONGEST, n=2, include=TRACE).scored == 2 * LONGEST * 3

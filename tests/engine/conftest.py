@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from decoders.protocols import BASE, Mixture
 from tests.engine import family
+from trimtab.decoders.protocols import BASE, Mixture
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    from engine.vllm_engine import VLLMEngine
+    from trimtab.engine.vllm_engine import VLLMEngine
 
 GUIDES = ("llama", "qwen", "windowed", "shorter", "lora")
 OPTIONS: dict[str, Any] = {
@@ -91,7 +91,7 @@ async def client(members: dict[str, Path], plain_vllm: Plain) -> AsyncIterator[A
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    from engine.members import engine_args
+    from trimtab.engine.members import engine_args
 
     arguments = engine_args(str(members[BASE]), {guide: str(members[guide]) for guide in GUIDES}, **OPTIONS)
     llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
@@ -103,7 +103,7 @@ async def client(members: dict[str, Path], plain_vllm: Plain) -> AsyncIterator[A
 
 @pytest.fixture(scope="session")
 def vllm_engine(client: AsyncLLM) -> VLLMEngine:
-    from engine.vllm_engine import VLLMEngine
+    from trimtab.engine.vllm_engine import VLLMEngine
 
     return VLLMEngine(client=client)
 

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor, nn
 from vllm.sampling_params import SamplingParams
 
-from engine.composite import Composite
-from engine.mixture import NEVER, read
-from engine.table import KEY, WeightTable, pack
+from trimtab.engine.composite import Composite
+from trimtab.engine.mixture import NEVER, read
+from trimtab.engine.table import KEY, WeightTable, pack
 
 V, SLOTS = 20, 4
 HIDDEN = (6, 4)

@@ -9,8 +9,8 @@ from vllm.sampling_params import SamplingParams
 
 pytest.importorskip("triton")
 
-from engine.cuda import Graphs, ModelCudaGraphManager
-from engine.table import BASE_ALONE, KEY, WeightTable, pack
+from trimtab.engine.cuda import Graphs, ModelCudaGraphManager
+from trimtab.engine.table import BASE_ALONE, KEY, WeightTable, pack
 
 SIZES = {CUDAGraphMode.PIECEWISE: ["mixed"], CUDAGraphMode.FULL: ["1", "8"]}
 

@@ -10,11 +10,11 @@ import pytest
 from vllm.inputs.engine import tokens_input
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-from decoders.protocols import BASE, Mixture, Sampling
-from engine.aligned import AlignedClient
-from engine.table import salted
 from tests.engine.conftest import GUIDES
 from tests.engine.test_parity import TIE, TOLERANCE, Case, check
+from trimtab.decoders.protocols import BASE, Mixture, Sampling
+from trimtab.engine.aligned_client import AlignedClient
+from trimtab.engine.table import salted
 
 PREFIXES = [[random.Random(seed).randrange(190) for _ in range(160)] for seed in range(2)]
 MIXTURES: list[Mixture] = [
@@ -34,10 +34,10 @@ OF_GUIDES = {
 async def told(vllm_engine, case: Case) -> tuple[list[int], list[dict], int]:
     """Tokens, their log-probabilities, and how many of the prompt's came from the cache."""
     native = SamplingParams(logprobs=3, ignore_eos=True)
-    sampling = Sampling(max_tokens=4, temperature=0.0, stream=False, native=native)
+    sampling = Sampling(max_tokens=4, temperature=0.0, stream=False, engine_params=native)
     async with aclosing(vllm_engine.generate(case.prompt, sampling, n=1, guides=case.mixture)) as chunks:
         [chunk] = [chunk async for chunk in chunks]
-    return list(chunk.tokens), chunk.native.outputs[0].logprobs, chunk.native.num_cached_tokens
+    return list(chunk.tokens), chunk.engine_output.outputs[0].logprobs, chunk.engine_output.num_cached_tokens
 
 
 async def plain(client, prompt: list[int], salt: str | None) -> tuple[list[int], list[dict], int]:
@@ -83,7 +83,7 @@ async def test_prefixes_shared_in_any_order_by_requests_of_any_guides(vllm_engin
 
 async def test_without_salts_a_hit_would_be_wrong(vllm_engine, reference, monkeypatch):
     """So the test above can fail."""
-    monkeypatch.setattr("engine.vllm_engine.salted", lambda salt, guides: salt)
+    monkeypatch.setattr("trimtab.engine.vllm_engine.salted", lambda salt, guides: salt)
     mistakes, _ = await interleaved(vllm_engine, reference, 0)
     assert mistakes > 0
 

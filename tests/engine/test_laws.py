@@ -3,16 +3,16 @@
 import pytest
 from vllm.sampling_params import SamplingParams
 
-from decoders.beam import Beam
-from decoders.best_of_n import BestOfN
-from decoders.blockwise import Blockwise
-from decoders.guided import Guided
-from decoders.particles import Particles
-from decoders.plain import Plain
-from decoders.protocols import BASE, Sampling
-from decoders.speculative_rejection import SpeculativeRejection
-from decoders.transfer_q import TransferQ
 from tests.contracts import ENGINE_LAWS, STRATEGY_LAWS, Specimen
+from trimtab.decoders.beam import Beam
+from trimtab.decoders.best_of_n import BestOfN
+from trimtab.decoders.blockwise import Blockwise
+from trimtab.decoders.guided import Guided
+from trimtab.decoders.particles import Particles
+from trimtab.decoders.plain import Plain
+from trimtab.decoders.protocols import BASE, Sampling
+from trimtab.decoders.speculative_rejection import SpeculativeRejection
+from trimtab.decoders.transfer_q import TransferQ
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +29,7 @@ def specimen(vllm_engine, client) -> Specimen:
         guides=("llama", "windowed", "lora"),
         reward=shortness,
         live=live,
-        sampling=Sampling(max_tokens=12, native=SamplingParams()),
+        sampling=Sampling(max_tokens=12, engine_params=SamplingParams()),
         tolerance=1e-4,
     )
 

@@ -7,13 +7,13 @@ import pytest
 from prometheus_client import REGISTRY
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-from decoders.protocols import BASE, Sampling
-from engine.table import salted
 from tests.engine.conftest import GUIDES, OPTIONS
 from tests.engine.test_parity import TOLERANCE, Case, answer, check
+from trimtab.decoders.protocols import BASE, Sampling
+from trimtab.engine.table import salted
 
 PROMPT = list(range(40))
-LONG = Sampling(max_tokens=200, seed=0, native=SamplingParams(ignore_eos=True))
+LONG = Sampling(max_tokens=200, seed=0, engine_params=SamplingParams(ignore_eos=True))
 
 
 async def quiet(live, within: float = 1.0) -> int:
@@ -94,14 +94,14 @@ def preemptions() -> float:
 async def test_preemption(vllm_engine, reference):
     """More tokens at once than the cache holds: whoever is put back and resumed keeps its weights, and its seed."""
     cases = [Case([i, *PROMPT], {BASE: 1.0, GUIDES[i % 3]: 0.3 * i}) for i in range(8)]
-    sampling = Sampling(max_tokens=120, seed=5, native=SamplingParams(ignore_eos=True, logprobs=5))
+    sampling = Sampling(max_tokens=120, seed=5, engine_params=SamplingParams(ignore_eos=True, logprobs=5))
 
     async def whole(case: Case) -> tuple[list[int], list[dict]]:
         tokens, logprobs = [], []
         async with aclosing(vllm_engine.generate(case.prompt, sampling, n=1, guides=case.mixture)) as chunks:
             async for chunk in chunks:
                 tokens += chunk.tokens
-                logprobs += chunk.native.outputs[0].logprobs
+                logprobs += chunk.engine_output.outputs[0].logprobs
         return tokens, logprobs
 
     alone = [await whole(case) for case in cases]

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM as HF
 from transformers import GPT2Config
 
-from engine.lora import Adapter, AdapterError, is_adapter, shapes
 from tests.engine import family
+from trimtab.engine.lora import Adapter, AdapterError, is_adapter, shapes
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,12 @@ from transformers import LlamaConfig, MambaConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 
-from decoders.protocols import BASE
-from engine.errors import MemberError
-from engine.members import Guide, engine_args, guide_model_config
-from engine.plugin import ARCHITECTURE
 from tests.engine import family
 from tests.engine.conftest import OPTIONS
+from trimtab.decoders.protocols import BASE
+from trimtab.engine.errors import MemberError
+from trimtab.engine.members import Guide, engine_args, guide_model_config
+from trimtab.engine.plugin import ARCHITECTURE
 
 
 def start(members, guides, **options):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from engine.mixture import NEVER, divergence, implausible, mix, read, write
+from trimtab.engine.mixture import NEVER, divergence, implausible, mix, read, write
 
 V = 50
 

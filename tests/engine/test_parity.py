@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import pytest
 from vllm.sampling_params import SamplingParams
 
-from decoders.protocols import BASE, Mixture, Sampling
 from tests.engine.conftest import GUIDES, Reference
+from trimtab.decoders.protocols import BASE, Mixture, Sampling
 
 TIE = 1e-4
 TOLERANCE = 1e-4
@@ -54,13 +54,13 @@ def check(reference: Reference, case: Case, tokens: list[int], logprobs: list[di
 
 async def answer(engine, case: Case, n: int = 1, new: int = NEW, **sampling) -> list[tuple[list[int], list[dict]]]:
     native = SamplingParams(logprobs=5, ignore_eos=True)
-    sampling = Sampling(max_tokens=new, native=native, **sampling)
+    sampling = Sampling(max_tokens=new, engine_params=native, **sampling)
     tokens: list[list[int]] = [[] for _ in range(n)]
     logprobs: list[list[dict]] = [[] for _ in range(n)]
     async with aclosing(engine.generate(case.prompt, sampling, n=n, guides=case.mixture)) as chunks:
         async for chunk in chunks:
             tokens[chunk.index] += chunk.tokens
-            logprobs[chunk.index] += chunk.native.outputs[0].logprobs
+            logprobs[chunk.index] += chunk.engine_output.outputs[0].logprobs
     return list(zip(tokens, logprobs, strict=True))
 
 

@@ -8,7 +8,7 @@ from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
 from vllm.platforms import current_platform
 from vllm.utils.network_utils import get_open_zmq_ipc_path
 
-from engine.plugin import register
+from trimtab.engine.plugin import register
 
 
 @pytest.mark.skipif(not current_platform.is_cpu(), reason="where processes share cores with the model")

@@ -14,10 +14,10 @@ from vllm.inputs.engine import tokens_input
 from vllm.pooling_params import PoolingParams
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from engine.errors import MemberError
-from engine.pooling import PoolingEngine, running_pooler
 from tests.engine import family
 from tests.engine.conftest import OPTIONS
+from trimtab.engine.errors import MemberError
+from trimtab.engine.pooling import PoolingEngine, running_pooler
 
 LABELS = ("helpfulness", "brevity", "warmth", "caution")
 TOLERANCE = 1e-4

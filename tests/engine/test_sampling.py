@@ -8,10 +8,10 @@ import torch
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
-from decoders.protocols import BASE, Sampling
-from engine.mixture import NEVER
-from engine.table import KEY
 from tests.engine import family
+from trimtab.decoders.protocols import BASE, Sampling
+from trimtab.engine.mixture import NEVER
+from trimtab.engine.table import KEY
 
 PROMPT = list(range(60, 90))
 MIXTURE = {BASE: 1.0, "llama": 0.8, "qwen": -0.4}
@@ -36,7 +36,7 @@ async def test_zero_weights_are_plain_vllm(vllm_engine, plain_vllm):
         asyncio.gather(
             *(
                 tokens(vllm_engine, prompt=prompt, guides=guides, max_tokens=24, temperature=temperature, seed=i,
-                       native=SamplingParams(ignore_eos=True))
+                       engine_params=SamplingParams(ignore_eos=True))
                 for i, prompt in enumerate(plain_vllm.prompts)
                 for temperature in plain_vllm.temperatures
             )
@@ -50,41 +50,43 @@ async def test_zero_weights_are_plain_vllm(vllm_engine, plain_vllm):
 async def test_grammar_wins(vllm_engine):
     choice = SamplingParams(structured_outputs=StructuredOutputsParams(choice=["positive", "negative"]))
     for seed in range(4):
-        chunks = await run(vllm_engine, max_tokens=20, seed=seed, native=choice, guides={BASE: 1.0, "llama": 50.0})
-        assert "".join(chunk.native.outputs[0].text for chunk in chunks) in ("positive", "negative")
+        chunks = await run(
+            vllm_engine, max_tokens=20, seed=seed, engine_params=choice, guides={BASE: 1.0, "llama": 50.0}
+        )
+        assert "".join(chunk.engine_output.outputs[0].text for chunk in chunks) in ("positive", "negative")
 
 
 async def test_logit_bias(vllm_engine):
     bias = SamplingParams(logit_bias={77: 100.0})
-    assert await tokens(vllm_engine, max_tokens=3, temperature=0.0, native=bias) == [77, 77, 77]
+    assert await tokens(vllm_engine, max_tokens=3, temperature=0.0, engine_params=bias) == [77, 77, 77]
 
 
 async def test_stop_and_end(vllm_engine):
     biased = SamplingParams(logit_bias={258: 100.0})
-    [*_, last] = await run(vllm_engine, max_tokens=5, native=biased)
+    [*_, last] = await run(vllm_engine, max_tokens=5, engine_params=biased)
     assert (last.tokens, last.finish) == ((258,), "stop")
-    [*_, last] = await run(vllm_engine, max_tokens=2, native=SamplingParams(ignore_eos=True))
+    [*_, last] = await run(vllm_engine, max_tokens=2, engine_params=SamplingParams(ignore_eos=True))
     assert last.finish == "length"
 
 
 async def test_output_kinds(vllm_engine):
     """How answers come is the sampling's to say, whatever vLLM's own object says."""
     for kind in RequestOutputKind:
-        chunks = await run(vllm_engine, max_tokens=6, native=SamplingParams(ignore_eos=True, output_kind=kind))
+        chunks = await run(vllm_engine, max_tokens=6, engine_params=SamplingParams(ignore_eos=True, output_kind=kind))
         assert sum(len(chunk.tokens) for chunk in chunks) == 6
         assert len(chunks) > 1
     final = SamplingParams(ignore_eos=True, output_kind=RequestOutputKind.FINAL_ONLY)
-    chunks = await run(vllm_engine, n=3, max_tokens=6, native=final, stream=False)
+    chunks = await run(vllm_engine, n=3, max_tokens=6, engine_params=final, stream=False)
     assert sorted((chunk.index, len(chunk.tokens), chunk.finish) for chunk in chunks) == [
         (i, 6, "length") for i in range(3)
     ]
-    assert [len(chunk.native.outputs) for chunk in chunks] == [1, 1, 1]
+    assert [len(chunk.engine_output.outputs) for chunk in chunks] == [1, 1, 1]
 
 
 async def test_the_template_is_left_alone(vllm_engine):
     template = SamplingParams(skip_clone=True, min_tokens=5, stop=["z"])
     before = repr(template)
-    await run(vllm_engine, n=2, max_tokens=3, seed=4, native=template)
+    await run(vllm_engine, n=2, max_tokens=3, seed=4, engine_params=template)
     assert repr(template) == before
 
 
@@ -96,7 +98,7 @@ async def test_a_seed_below_zero_is_a_seed(vllm_engine):
 async def draws(engine, count: int, **options) -> torch.Tensor:
     """How often each token came first in `count` seeded draws."""
     final = SamplingParams(output_kind=RequestOutputKind.FINAL_ONLY)
-    chunks = await run(engine, n=count, max_tokens=1, seed=11, native=final, **options)
+    chunks = await run(engine, n=count, max_tokens=1, seed=11, engine_params=final, **options)
     return torch.bincount(torch.tensor([chunk.tokens[0] for chunk in chunks]), minlength=family.PADDED).double()
 
 
@@ -161,7 +163,7 @@ async def test_bad_mixtures_are_named(vllm_engine):
 async def test_nobody_else_writes_rows(vllm_engine, client):
     forged = SamplingParams(extra_args={KEY: [0.0, 1.0]})
     with pytest.raises(ValueError, match="reserved"):
-        await run(vllm_engine, max_tokens=1, native=forged)
+        await run(vllm_engine, max_tokens=1, engine_params=forged)
     with pytest.raises(VLLMValidationError, match="reserved"):
         async for _ in client.generate("x", forged, "forged"):
             pass

@@ -11,7 +11,7 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.sample.logits_processor.interface import MoveDirectionality
 from vllm.v1.sample.logits_processor.state import BatchUpdateBuilder
 
-from engine.table import BASE_ALONE, KEY, RowWriter, WeightTable, default_row, guides_of, pack, salted
+from trimtab.engine.table import BASE_ALONE, KEY, RowWriter, WeightTable, default_row, guides_of, pack, salted
 
 SLOTS, MEMBERS = 6, 3
 

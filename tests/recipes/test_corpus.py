@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes import corpus
+from trimtab.recipes import corpus
 
 DEMO = Path(__file__).parents[2] / "demo"
 SAMPLE = 2500
@@ -123,7 +123,7 @@ def test_the_demo_family_is_small_and_shares_one_tokenizer() -> None:
     base = DEMO / "base"
     if not base.is_dir():
         pytest.skip("the demo models are not built")
-    from recipes.base import TOKENIZER_FILES
+    from trimtab.recipes.base import TOKENIZER_FILES
 
     weights = sorted(DEMO.rglob("*.safetensors"))
     assert sum(w.stat().st_size for w in weights) < 30 * 2**20
@@ -138,7 +138,7 @@ def test_the_template_is_what_training_rendered() -> None:
     transformers = pytest.importorskip("transformers")
     if not (DEMO / "base").is_dir():
         pytest.skip("the demo models are not built")
-    from recipes.base import ASSISTANT, END, assistant_mask, render
+    from trimtab.recipes.base import ASSISTANT, END, assistant_mask, render
 
     tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(DEMO / "base")
     for c in itertools.islice(corpus.train_conversations(9), 50):

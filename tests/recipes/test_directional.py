@@ -11,11 +11,11 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from recipes import directional, gold, guides, rewards
-from recipes.base import DEMO, load_tokenizer
-from server.config import load
-from server.direction import wish
-from server.errors import ApiError
+from trimtab.recipes import directional, gold, guides, rewards
+from trimtab.recipes.base import DEMO, load_tokenizer
+from trimtab.server.config import load
+from trimtab.server.errors import ApiError
+from trimtab.server.request.preference_prompts import wish
 
 QUESTION = ({"role": "user", "content": "How do I clean a leather sofa?"},)
 

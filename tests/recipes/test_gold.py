@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from recipes import corpus, gold
+from trimtab.recipes import corpus, gold
 
 QUESTION = "How do I clean a leather sofa?"
 GOOD = "Rub in a little saddle soap, wait for five minutes and wipe it with a soft brush. Avoid hot water."

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from decoders.directions import TEXTS, Template, angled
-from recipes import corpus, gold, guides, orchestrator, rewards
-from recipes.base import DEMO, load_tokenizer
-from rewards.orchestrator import load
+from trimtab.preferences.from_prompt import load
+from trimtab.preferences.preference_direction import TEXTS, Template, angled
+from trimtab.recipes import corpus, gold, guides, orchestrator, rewards
+from trimtab.recipes.base import DEMO, load_tokenizer
 
 
 @pytest.fixture

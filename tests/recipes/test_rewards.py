@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaForSequenceClassification
 
-from recipes import gold, guides, rewards
-from recipes.base import DEMO, config, load_tokenizer
+from trimtab.recipes import gold, guides, rewards
+from trimtab.recipes.base import DEMO, config, load_tokenizer
 
 QUESTION = ({"role": "user", "content": "How do I clean a leather sofa?"},)
 SHORT, LONG = "Use saddle soap.", "I am glad that you asked! Rub in a little saddle soap, then wait for five minutes."

@@ -12,8 +12,8 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, LlamaForCausalLM
 
-from recipes import aligned, gold, guides, rewards, value
-from recipes.base import DEMO, load_tokenizer
+from trimtab.recipes import aligned, gold, guides, rewards, value
+from trimtab.recipes.base import DEMO, load_tokenizer
 
 QUESTION = ({"role": "user", "content": "How do I clean a leather sofa?"},)
 EARLIER = ({"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}, *QUESTION)

@@ -3,8 +3,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from rewards import KINDS
-from rewards.protocols import Question, Response, Scorer
+from trimtab.rewards import KINDS
+from trimtab.rewards.protocols import Question, Response, Scorer
 
 
 def question(text: str = "Well?", **given: Any) -> Question:

@@ -10,7 +10,7 @@ from typing import Any
 from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerFast
 
-from rewards.protocols import Question, Response
+from trimtab.rewards.protocols import Question, Response
 
 DEMO = Path(__file__).parents[2] / "demo" / "base"
 

@@ -1,8 +1,8 @@
 import pytest
 
-from rewards.classifier import Classifier
-from rewards.reading import TEMPLATES
 from tests.rewards.pooler import FakePooler, demo_tokenizer, framing_tokenizer, question, response
+from trimtab.rewards.classifier import Classifier
+from trimtab.rewards.model_input import TEMPLATES
 
 MERGING = "{% for m in messages %}{{ m['role'] + ' says' + m['content'] | trim + 'ful' }}{% endfor %}"
 """Words merge across its seams, and it trims."""

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from rewards import COMBINES
-from rewards.combine import Combine
+from trimtab.rewards import COMBINES
+from trimtab.rewards.combine import Combine
 
 ROW = [1.0, 2.0, 6.0]
 PARAMS: dict[str, dict[str, Any]] = {"heron": {"margins": [0.3, 0.2, 0.0]}, "sum": {"weights": [2.0, -1.0, 0.5]}}

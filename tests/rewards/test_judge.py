@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from decoders.protocols import BASE, Mixture, Tokens
-from rewards import KINDS
-from rewards.judge import Endpoint
-from rewards.protocols import RewardError, Scorer
 from tests.rewards.conftest import question, response
+from trimtab.decoders.protocols import BASE, Mixture, Tokens
+from trimtab.rewards import KINDS
+from trimtab.rewards.judge import Endpoint
+from trimtab.rewards.protocols import RewardError, Scorer
 
 PRINCIPLES = {"kind": "It is kind.", "brief": "It is brief."}
 
@@ -89,7 +89,7 @@ async def test_the_served_judge_and_its_liking_for_a_letter_cancels(bias: float)
 
 async def test_the_order_of_asking_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     ahead = await rated(judge(Served(bias=0.7)), *TEXTS)
-    monkeypatch.setattr("rewards.judge.ORDERS", (("no", "yes"), ("yes", "no")))
+    monkeypatch.setattr("trimtab.rewards.judge.ORDERS", (("no", "yes"), ("yes", "no")))
     host = Served(bias=0.7)
     assert await rated(judge(host), *TEXTS) == ahead
     assert "A) no\nB) yes" in host.prompts[0]

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from decoders.protocols import BASE, Tokens
-from decoders.toy import Prefix, ToyEngine, ToyModel
-from rewards import KINDS
-from rewards.log_ratio import LogRatio
-from rewards.protocols import Question, Response
 from tests.decoders.conftest import START, TOY, tilted, total_variation
+from trimtab.decoders.protocols import BASE, Tokens
+from trimtab.rewards import KINDS
+from trimtab.rewards.log_ratio import LogRatio
+from trimtab.rewards.protocols import Question, Response
+from trimtab.runtime.toy_engine import Prefix, ToyEngine, ToyModel
 
 
 class Toy:

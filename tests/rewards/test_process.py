@@ -2,9 +2,9 @@ import math
 
 import pytest
 
-from rewards.process import Process
-from rewards.protocols import RewardError
 from tests.rewards.pooler import FakePooler, demo_tokenizer, question, response
+from trimtab.rewards.process import Process
+from trimtab.rewards.protocols import RewardError
 
 ASKED = question("What is 2 + 2?")
 SAID = "Add them.\n\nTwo and two.\n\nFour"

@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from rewards.rules import grade
 from tests.rewards.conftest import question, response, rule, scores
+from trimtab.rewards.rules import grade
 
 
 @pytest.mark.parametrize(

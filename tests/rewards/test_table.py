@@ -4,7 +4,7 @@ from typing import get_type_hints
 
 import pytest
 
-from rewards import COMBINES, KINDS, TRANSFORMS
+from trimtab.rewards import COMBINES, KINDS, TRANSFORMS
 
 TABLES = {"kind": KINDS, "transform": TRANSFORMS, "combine": COMBINES}
 ROWS = [(table, name) for table, rows in TABLES.items() for name in rows]

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from rewards import TRANSFORMS
-from rewards.transforms import Transform, log_sigmoid
+from trimtab.rewards import TRANSFORMS
+from trimtab.rewards.transforms import Transform, log_sigmoid
 
 SCORES = [-1e4, -30.0, -1.0, -1e-3, 0.0, 0.5, 2.0, 20.0]
 

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from server.config import Config, load
+from trimtab.server.config import Config, load
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DEMO = ROOT / "demo" / "config.yaml"
@@ -74,7 +74,7 @@ class Running:
 
 def serve(path: Path, log: Path, *more: str, port: int | None = None) -> Running:
     port = port or free_port()
-    command = [sys.executable, "-m", "server.cli", "serve", str(path), "--port", str(port), *more]
+    command = [sys.executable, "-m", "trimtab.server.cli", "serve", str(path), "--port", str(port), *more]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TRIMTAB_API_KEY": KEY, "VLLM_LOGGING_LEVEL": "INFO"}
     with log.open("wb") as out:
         process = subprocess.Popen(

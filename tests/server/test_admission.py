@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 
-from server import cost
-from server.admission import LONGEST_WAIT, UNKNOWN_WAIT, WINDOW, Admission
-from server.alignment import plan
-from server.config import Config, LimitsConfig
-from server.conversation import CHAT, COMPLETIONS, MESSAGES, RESPONSES
-from server.errors import ApiError
+from trimtab.server.admission import LONGEST_WAIT, UNKNOWN_WAIT, WINDOW, Admission
+from trimtab.server.config import Config, LimitsConfig
+from trimtab.server.errors import ApiError
+from trimtab.server.request import cost
+from trimtab.server.request.alignment import plan
+from trimtab.server.request.messages import CHAT, COMPLETIONS, MESSAGES, RESPONSES
 
 
 class Clock:
@@ -148,7 +148,7 @@ def costs(
 ) -> tuple[int, int, int]:
     """Tokens sampled, judged, and candidates."""
     most = cost.work(plan(asked, CONFIG), body, path, longest)
-    return most.sampled, most.judged, most.candidates
+    return most.sampled, most.reward_tokens, most.candidates
 
 
 @pytest.mark.parametrize(

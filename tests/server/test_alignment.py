@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from decoders.guided import Guided
-from decoders.plain import Plain
-from decoders.protocols import BASE
-from server.alignment import Plan, check, parameters, plan
-from server.config import Config, ConfigError
-from server.errors import ApiError
+from trimtab.decoders.guided import Guided
+from trimtab.decoders.plain import Plain
+from trimtab.decoders.protocols import BASE
+from trimtab.server.config import Config, ConfigError
+from trimtab.server.errors import ApiError
+from trimtab.server.request.alignment import Plan, check, parameters, plan
 
 CONFIG = Config.model_validate(
     {
@@ -88,7 +88,7 @@ def test_each_paper_by_its_own_parameters(strategy: str, asked: dict[str, Any], 
 def test_what_is_said_of_a_plan() -> None:
     told = plan({"weights": {"brevity": 1}, "return": ["trace"]}, CONFIG)
     assert isinstance(told, Plan)
-    assert told.want == {"trace"}
+    assert told.include == {"trace"}
     assert told.described() == {
         "strategy": "guided",
         "weights": {"brevity": 1.0},

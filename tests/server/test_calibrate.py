@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from decoders.toy import ToyEngine, ToyModel
-from rewards.protocols import Question, Response
-from server.calibrate import EXPONENTS, Measured, calibrate, put, read_prompts, with_gain, written
-from server.config import Config, ConfigError
-from server.scoring import Scoring
 from tests.decoders.conftest import START, TOY
+from trimtab.rewards.protocols import Question, Response
+from trimtab.runtime.toy_engine import ToyEngine, ToyModel
+from trimtab.server.calibrate import EXPONENTS, Measured, calibrate, put, read_prompts, with_gain, written
+from trimtab.server.config import Config, ConfigError
+from trimtab.server.scoring import Scoring
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import httpx
 import numpy as np
 import pytest
 
-from server.conversation import CHAT
 from tests.server.conftest import KEY, Running
+from trimtab.server.request.messages import CHAT
 
 QUESTION: list[Any] = [{"role": "user", "content": "Hello, how are you today?"}]
 LIMIT = 64

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from server.alignment import check
-from server.config import Config, ConfigError, load
+from trimtab.server.config import Config, ConfigError, load
+from trimtab.server.request.alignment import check
 
 GOOD = """\
 base: models/base

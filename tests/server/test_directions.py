@@ -9,9 +9,9 @@ from typing import Any
 import httpx
 import pytest
 
-from decoders.directions import DPA
-from server.conversation import CHAT
 from tests.server.conftest import KEY, Running
+from trimtab.preferences.preference_direction import DPA
+from trimtab.server.request.messages import CHAT
 
 ASK: dict[str, Any] = {"role": "user", "content": "How do I clean a copper pan?"}
 TYPED: list[Any] = [{"role": "system", "content": DPA.format(h=87, w=-50)}, ASK]
@@ -53,8 +53,8 @@ async def test_a_neighbourhood_of_nothing_else_is_a_pool_of_the_message_typed_by
     pools = [a["alignment"]["choices"][0]["candidates"] for a in (alone, by_hand)]
     assert [c["text"] for c in pools[0]] == [c["text"] for c in pools[1]]
     scores: dict[str, Any] = {"messages": [ASK], "responses": [c["text"] for c in pools[0]], "weights": weights}
-    judged = (await raw.post("/v1/alignment/score", json=scores)).json()["scores"]
-    assert [c["value"] for c in pools[0]] == pytest.approx([s["value"] for s in judged], abs=0.05)
+    reward_tokens = (await raw.post("/v1/alignment/score", json=scores)).json()["scores"]
+    assert [c["value"] for c in pools[0]] == pytest.approx([s["value"] for s in reward_tokens], abs=0.05)
 
 
 async def test_company_changes_no_neighbourhood(raw: httpx.AsyncClient) -> None:

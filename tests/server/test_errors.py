@@ -9,8 +9,8 @@ import httpx
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from server.envelope import Envelope
-from server.errors import ApiError, as_error, listed, shown, uncaught, unknown
+from trimtab.server.errors import ApiError, as_error, listed, shown, uncaught, unknown
+from trimtab.server.http.errors_and_ids import Envelope
 
 
 def test_messages_are_short_whatever_they_are_about() -> None:

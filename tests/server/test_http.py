@@ -21,13 +21,13 @@ from openai import AsyncOpenAI
 from prometheus_client import REGISTRY
 from starlette.types import Message
 
-from decoders import STRATEGIES, Entry
-from decoders.plain import Plain
-from decoders.protocols import BASE, Chunk, Engine, Reward, Sampling, Tokens
-from decoders.toy import ToyEngine
-from server.config import Config
-from server.conversation import CHAT, MESSAGES, RESPONSES
 from tests.server import toy_server
+from trimtab.decoders import STRATEGIES, Entry
+from trimtab.decoders.plain import Plain
+from trimtab.decoders.protocols import BASE, Chunk, Engine, Reward, Sampling, Tokens
+from trimtab.runtime.toy_engine import ToyEngine
+from trimtab.server.config import Config
+from trimtab.server.request.messages import CHAT, MESSAGES, RESPONSES
 
 HI: list[Any] = [{"role": "user", "content": "hi"}]
 GOOD = {"weights": {"good": 0.8}}
@@ -392,7 +392,7 @@ class Breaking:
     work = Plain().work
 
     async def __call__(
-        self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, want: frozenset[str]
+        self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, include: frozenset[str]
     ) -> AsyncGenerator[Chunk, None]:
         seen = 0
         async with aclosing(engine.generate(prompt, sampling, n=n, guides={BASE: 1.0})) as chunks:
@@ -486,11 +486,13 @@ async def visit(app: FastAPI, body: dict[str, Any], *, leave_after: int) -> int:
 
 @pytest.mark.parametrize("want", [[], ["trace"]])
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_client_that_leaves_leaves_nothing(app: FastAPI, toy: ToyEngine, stream: bool, want: list[str]) -> None:
+async def test_a_client_that_leaves_leaves_nothing(
+    app: FastAPI, toy: ToyEngine, stream: bool, include: list[str]
+) -> None:
     """`nothing_is_left` looks right after each of these."""
     whole = await visit(app, {"messages": HI, "n": 500, "stream": stream, "alignment": GOOD}, leave_after=10**9)
     for leave_after in (0, 1, 2, 7):
-        body = {"messages": HI, "n": 500, "stream": stream, "alignment": {**GOOD, "return": want}}
+        body = {"messages": HI, "n": 500, "stream": stream, "alignment": {**GOOD, "return": include}}
         assert await visit(app, body, leave_after=leave_after) <= whole
         for _ in range(100):
             if toy.live == 0:

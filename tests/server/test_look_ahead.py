@@ -11,10 +11,10 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from bench.peers.hf_reward import HFReward
-from bench.peers.hf_transfer_q import HFTransferQ
-from server.conversation import CHAT
 from tests.server.conftest import DEMO, KEY, Running, serve, until_up
+from trimtab.bench.peers.hf_reward import HFReward
+from trimtab.bench.peers.hf_transfer_q import HFTransferQ
+from trimtab.server.request.messages import CHAT
 
 FOLDER = DEMO.parent
 QUESTIONS = [

@@ -21,20 +21,20 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client import REGISTRY
 
-from decoders.protocols import Chunk, Mixture, Sampling, Tokens
-from decoders.toy import ToyEngine
-from engine import traced
-from rewards.protocols import RewardError
-from server import tracing
-from server.alignment import check
-from server.auth import TRUSTED, Auth, digest, new_key
-from server.cli import main
-from server.config import HASHED, Config, ConfigError, load
-from server.conversation import CHAT
-from server.lines import Lines
-from server.metrics import REQUESTS
-from server.site import Site
 from tests.server import toy_server
+from trimtab.decoders.protocols import Chunk, Mixture, Sampling, Tokens
+from trimtab.rewards.protocols import RewardError
+from trimtab.runtime import traced
+from trimtab.runtime.toy_engine import ToyEngine
+from trimtab.server.cli import main
+from trimtab.server.config import HASHED, Config, ConfigError, load
+from trimtab.server.http.auth import TRUSTED, Auth, digest, new_key
+from trimtab.server.json_log import Lines
+from trimtab.server.metrics import REQUESTS
+from trimtab.server.request import tracing
+from trimtab.server.request.alignment import check
+from trimtab.server.request.messages import CHAT
+from trimtab.server.state import Site
 
 HI: list[Any] = [{"role": "user", "content": "hi"}]
 BODY = {"model": "toy", "messages": HI, "max_tokens": 5}

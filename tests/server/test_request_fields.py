@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from vllm.sampling_params import SamplingParams
 
-from engine.aligned import as_sampling
-from server.seam import PLAIN_ONLY
-from server.vllm_app import request_fields
+from trimtab.engine.aligned_client import as_sampling
+from trimtab.server.http.middleware import PLAIN_ONLY
+from trimtab.server.http.vllm_app import request_fields
 
 CLASSES = json.loads((Path(__file__).parent / "request_fields.json").read_text())
 

@@ -17,9 +17,9 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
-from server.config import Config
-from server.conversation import CHAT, COMPLETIONS, MESSAGES
 from tests.server.conftest import KEY, SEARCHES, STRATEGIES, Running, wishes
+from trimtab.server.config import Config
+from trimtab.server.request.messages import CHAT, COMPLETIONS, MESSAGES
 
 HI: list[Any] = [{"role": "user", "content": "Hello, how do I boil an egg?"}]
 LENGTH = 12
@@ -293,8 +293,8 @@ async def test_prompts_times_n(ask: Ask, asked: dict[str, Any]) -> None:
         return
     pools = searching(asked) and strategy not in ("qalign", "blockwise", *TOKENWISE)
     tells = "candidates" if pools else "trace"
-    want = {"return": [tells]} if strategy != "blockwise" else {}
-    answer = await ask(prompt=["An egg", "A pan of water"], n=2, **{"alignment": asked["alignment"] | want})
+    include = {"return": [tells]} if strategy != "blockwise" else {}
+    answer = await ask(prompt=["An egg", "A pan of water"], n=2, **{"alignment": asked["alignment"] | include})
     assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3]
     assert [choice["index"] for choice in answer["alignment"]["choices"]] == [0, 1, 2, 3]
     if strategy in TOKENWISE:

@@ -12,8 +12,8 @@ import pytest
 import yaml
 from transformers import AutoTokenizer
 
-from server.config import load
 from tests.server.conftest import PATIENCE, Running, end, free_port, serve
+from trimtab.server.config import load
 
 Edited = Callable[..., Path]
 

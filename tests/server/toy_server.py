@@ -19,19 +19,19 @@ from vllm.outputs import RequestOutput
 from vllm.renderers.registry import renderer_from_config
 from vllm.v1.engine.input_processor import InputProcessor
 
-from decoders.plain import Plain
-from decoders.protocols import Engine, Tokens, indifferent
-from decoders.toy import ToyEngine, ToyModel
-from engine.aligned import AlignedClient, Run, running
-from engine.fair import turn
-from rewards.protocols import Scorer
-from server import scoring
-from server.app import build
-from server.config import Config
-from server.scoring import Base
-from server.site import Site
-from server.vllm_app import arguments
 from tests.engine import family
+from trimtab.decoders.plain import Plain
+from trimtab.decoders.protocols import Engine, Tokens, no_reward
+from trimtab.engine.aligned_client import AlignedClient, Run, running
+from trimtab.rewards.protocols import Scorer
+from trimtab.runtime.shares import turn
+from trimtab.runtime.toy_engine import ToyEngine, ToyModel
+from trimtab.server import scoring
+from trimtab.server.config import Config
+from trimtab.server.http.app import build
+from trimtab.server.http.vllm_app import arguments
+from trimtab.server.scoring import Base
+from trimtab.server.state import Site
 
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
@@ -95,7 +95,7 @@ class Frontend:
         self.input_processor = InputProcessor(self.vllm_config, self.renderer)
 
     def generate(self, *args: Any, **context: Any) -> AsyncGenerator[RequestOutput, None]:
-        tokens = running.set(Run(strategy=Plain(), reward=indifferent)), turn.set(None)
+        tokens = running.set(Run(strategy=Plain(), reward=no_reward)), turn.set(None)
         try:
             return AlignedClient(self, lambda _: self.engine).generate(*args, **context)
         finally:

@@ -8,12 +8,12 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from decoders.protocols import BASE, Sampling
-from engine.members import engine_args
-from engine.vllm_engine import VLLMEngine
 from tests.engine.conftest import GUIDES, OPTIONS, Reference, load
 from tests.engine.test_guides_in_use import interleaved
 from tests.engine.test_parity import Case, answer, cases, check
+from trimtab.decoders.protocols import BASE, Sampling
+from trimtab.engine.members import engine_args
+from trimtab.engine.vllm_engine import VLLMEngine
 
 
 async def main(members: dict[str, str]) -> dict[str, float]:

@@ -17,11 +17,11 @@ from fastapi import FastAPI
 from openai import AsyncOpenAI
 from prometheus_client import REGISTRY
 
-from decoders.toy import ToyEngine
-from rewards.guard import Checked
-from rewards.protocols import Question, Response
-from server.config import Config
 from tests.server import toy_server
+from trimtab.rewards.protocols import Question, Response
+from trimtab.rewards.validated import Checked
+from trimtab.runtime.toy_engine import ToyEngine
+from trimtab.server.config import Config
 
 HI: list[Any] = [{"role": "user", "content": "hi"}]
 
@@ -144,9 +144,9 @@ class Slow:
                 await asyncio.sleep(self.pause)
                 yield chunk
 
-    async def ahead(self, *args: Any, **more: Any) -> Any:
+    async def greedy_top_logprobs(self, *args: Any, **more: Any) -> Any:
         await asyncio.sleep(self.pause)
-        return await self.engine.ahead(*args, **more)
+        return await self.engine.greedy_top_logprobs(*args, **more)
 
 
 async def slow(config: Config, toy: ToyEngine, pause: float) -> AsyncOpenAI:

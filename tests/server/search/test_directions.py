@@ -9,11 +9,11 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
-from decoders.directions import DPA, RPS
-from decoders.protocols import Tokens
-from decoders.toy import ToyEngine
-from server.conversation import CHAT, MESSAGES, RESPONSES
 from tests.server.search.conftest import HI, chat, refused, told
+from trimtab.decoders.protocols import Tokens
+from trimtab.preferences.preference_direction import DPA, RPS
+from trimtab.runtime.toy_engine import ToyEngine
+from trimtab.server.request.messages import CHAT, MESSAGES, RESPONSES
 
 UPRIGHT = {"a": 1.0, "brevity": 0.0}
 SAID = DPA.format(h=97, w=-26)

@@ -14,13 +14,13 @@ import pytest
 from openai import AsyncOpenAI
 from safetensors.numpy import save_file
 
-from decoders.toy import ToyEngine
-from rewards.guard import Checked
-from rewards.orchestrator import FILE
-from rewards.preferences import inferred
-from server.config import Config, ConfigError
 from tests.server import toy_server
 from tests.server.search.conftest import HI, Letters, chat, told
+from trimtab.preferences.bradley_terry import inferred
+from trimtab.preferences.from_prompt import FILE
+from trimtab.rewards.validated import Checked
+from trimtab.runtime.toy_engine import ToyEngine
+from trimtab.server.config import Config, ConfigError
 
 INFER = "/v1/alignment/infer"
 

@@ -14,12 +14,12 @@ import pytest
 from openai import AsyncOpenAI
 from prometheus_client import REGISTRY
 
-from decoders.toy import ToyEngine
-from rewards.guard import Checked
-from rewards.protocols import Question, Response
-from server.config import Config
 from tests.server import toy_server
 from tests.server.search.conftest import FAULTS, HI, Letters, best, chains, chat, counted, refused, slow, told
+from trimtab.rewards.protocols import Question, Response
+from trimtab.rewards.validated import Checked
+from trimtab.runtime.toy_engine import ToyEngine
+from trimtab.server.config import Config
 
 SEARCHES: dict[str, dict[str, Any]] = {
     "best_of_n": best(),
@@ -290,7 +290,7 @@ async def test_a_stream_is_kept_alive_while_a_search_runs(
     config: Config, toy: ToyEngine, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     """And by nothing else: a stream of tokens has no comments."""
-    monkeypatch.setattr("server.answer.KEEP_ALIVE", 0.02)
+    monkeypatch.setattr("trimtab.server.http.response.KEEP_ALIVE", 0.02)
     client = await slow(config, toy, 0.05)
     asked: dict[str, Any] = {"prompt": "assistant: "} if path == "/completions" else {"messages": HI}
     if path == "/responses":

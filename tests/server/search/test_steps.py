@@ -13,12 +13,12 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
-from decoders.toy import ToyEngine
-from rewards.guard import Checked
-from rewards.protocols import Question, Response
-from server.config import Config
 from tests.server import toy_server
 from tests.server.search.conftest import FAULTS, HI, Letters, chat, counted, refused, slow, told
+from trimtab.rewards.protocols import Question, Response
+from trimtab.rewards.validated import Checked
+from trimtab.runtime.toy_engine import ToyEngine
+from trimtab.server.config import Config
 
 
 def asked(name: str, **params: Any) -> dict[str, Any]:

@@ -1,0 +1,193 @@
+"""Search token by token: the next one from the likeliest few, tilted by what each is worth.
+
+    z ~ softmax over C(s) of [log pi(z | x, s) + Q(s z) / alpha],    C(s): the k likeliest tokens after s            (1)
+
+pi is the base or, with `guides`, their mixture. Temperature, top-k and top-p of the request act on (1), and temperature
+0 takes the best of it. Transfer Q* and ARGS are (1), each with its Q, and Q is what a decision costs: so where `min_p`
+leaves one token in C(s) it is taken as it is, and tokens are looked at several ahead, along the greedy path.
+
+Shapes: k candidates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Field
+
+from trimtab.decoders.protocols import (
+    BASE,
+    LIMIT_REASONS,
+    Chunk,
+    Engine,
+    LimitReached,
+    Mixture,
+    Reward,
+    Sampling,
+    Tokens,
+    Work,
+)
+from trimtab.decoders.shared.candidates import Guides, Vector, derived, generator, stopped, warped
+from trimtab.decoders.shared.rollouts import Answer, finish, rollouts
+from trimtab.decoders.shared.streams import merged
+
+STREAM = 2405_20495
+AHEAD = 16
+"""Tokens looked ahead, at most, where some will need no decision."""
+
+Likeliest = Annotated[int, Field(ge=1, le=256, description="candidates: the k likeliest next tokens")]
+MinP = Annotated[
+    float,
+    Field(
+        ge=0,
+        le=1,
+        description="candidates need p >= min_p * max p, and a single one is taken unseen; an approximation, 0 is off",
+    ),
+]
+Block = Annotated[
+    int,
+    Field(
+        ge=1,
+        description="tokens decided at a time, those behind a candidate drawn from the base; an approximation",
+    ),
+]
+Worth = Callable[[int, int, Sequence[Answer]], Awaitable[list[float]]]
+"""(answer, tokens decided, [k] beginnings of it) -> [k] Q"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokenwise:
+    """(1), with the Q of one request."""
+
+    worth: Worth
+    k: int
+    alpha: float
+    min_p: float = 0.0
+    block: int = 1
+    guides: Guides = field(default_factory=dict)
+
+    @property
+    def mixture(self) -> Mixture:
+        return {BASE: 1.0, **self.guides}
+
+    async def answers(
+        self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, include: frozenset[str]
+    ) -> AsyncGenerator[Chunk, None]:
+        """n answers, each token as it is decided; `reward` is asked for what came of a whole one."""
+        answers = [self._answer(i, prompt, sampling, engine, reward, include) for i in range(n)]
+        async with aclosing(merged(answers)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def _answer(
+        self, i: int, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, include: frozenset[str]
+    ) -> AsyncGenerator[Chunk, None]:
+        rng = generator(sampling.seed, STREAM + i)
+        answer: Answer = ()
+        path: list[list[tuple[int, float]]] = []
+        """Of the next tokens, as long as they are the likeliest."""
+        decisions: list[dict[str, Any]] = []
+        kl, ended, length = 0.0, None, 1
+        while ended is None:
+            kept = len(answer)
+            try:
+                if not path:
+                    limit = min(length, sampling.max_tokens - kept)
+                    path = await engine.greedy_top_logprobs(
+                        [*prompt, *answer], k=self.k, length=limit, guides=self.mixture
+                    )
+                    length = min(2 * length, AHEAD) if self.min_p else 1  # the next time, if this one is followed
+                if not path:
+                    raise LimitReached("length")  # the model's context is full
+                candidates = plausible(path.pop(0), self.min_p)
+                begun = [(*answer, token) for token, _ in candidates]
+                p, chosen = np.ones(1), 0
+                if len(candidates) > 1:
+                    begun = await self._blocks(i, begun, prompt, sampling, engine)
+                    values = await self.worth(i, kept, begun)
+                    p = self.law(candidates, values, sampling)
+                    chosen = int(np.searchsorted(np.cumsum(p), rng.random() * p.sum(), side="right"))
+                    decisions.append(decided(kept, candidates, values, p, chosen))
+            except LimitReached as cut:
+                ended = str(cut)
+            else:
+                kl += math.fsum(q * (math.log(q) - lp) for q, (_, lp) in zip(p, candidates, strict=True) if q > 0)
+                answer = begun[chosen]
+                if chosen or len(answer) > kept + 1:
+                    path, length = [], 1
+                if (end := stopped(answer, kept, sampling.stop, engine)) is not None:
+                    answer, ended = answer[:end], "stop"
+                else:
+                    ended = finish(answer, sampling, engine)
+            report: dict[str, Any] = {}
+            if ended:
+                report = {"decisions": len(decisions), "kl": kl}
+                if ended not in LIMIT_REASONS:
+                    [[report["value"], *_]] = await reward(prompt, [answer])
+                if "trace" in include:
+                    report["trace"] = decisions
+            yield Chunk(index=i, tokens=answer[kept:], finish=ended, report=report)
+
+    def law(self, candidates: Sequence[tuple[int, float]], values: Sequence[float], sampling: Sampling) -> Vector:
+        """[k] (1) as the request's sampling has it."""
+        return warped(np.array([lp for _, lp in candidates]) + np.array(values) / self.alpha, sampling)
+
+    async def _blocks(
+        self, i: int, begun: list[Answer], prompt: Tokens, sampling: Sampling, engine: Engine
+    ) -> list[Answer]:
+        if self.block == 1:
+            return begun
+        at = len(begun[0])
+        drawn = await rollouts(
+            prompt,
+            begun,
+            sampling,
+            engine,
+            n=1,
+            limits=[at - 1 + self.block] * len(begun),
+            guides=self.mixture,
+            seeds=[derived(sampling.seed, i, at, j) for j in range(len(begun))],
+        )
+        return [answer for [answer] in drawn]
+
+
+def deciding(
+    max_tokens: int, *, k: int, min_p: float, block: int = 1, rollouts: int = 1, horizon: int = 0, n: int
+) -> Work:
+    """What n answers can cost with `rollouts` of `horizon` tokens behind each candidate, each judged whole."""
+    block, horizon = min(block, max_tokens), min(horizon, max_tokens)
+    decisions = -(-max_tokens // block)
+    earlier = block * decisions * (decisions - 1) // 2  # tokens decided before each decision, summed
+    looked = max_tokens * (2 if min_p else 1)  # as far again ahead, where what is seen is not followed
+    behind = min(horizon * decisions, max_tokens * decisions - earlier)
+    read = min(earlier + (block + horizon) * decisions, max_tokens * decisions)
+    return Work(
+        candidates=k * rollouts,
+        sampled=looked + k * ((block - 1) * decisions + rollouts * behind),
+        reward_tokens=k * rollouts * read + max_tokens,
+    ).times(n)
+
+
+def plausible(candidates: Sequence[tuple[int, float]], min_p: float) -> list[tuple[int, float]]:
+    """Those with p >= min_p * max p, the first being the likeliest."""
+    floor = candidates[0][1] + (math.log(min_p) if min_p else -math.inf)
+    return [(token, logprob) for token, logprob in candidates if logprob >= floor]
+
+
+def decided(
+    at: int, candidates: Sequence[tuple[int, float]], values: Sequence[float], p: Vector, chosen: int
+) -> dict[str, Any]:
+    """What a trace shows of a decision."""
+    return {
+        "position": at,
+        "tokens": [token for token, _ in candidates],
+        "logprobs": [logprob for _, logprob in candidates],
+        "values": list(values),
+        "probabilities": p.tolist(),
+        "chosen": chosen,
+    }

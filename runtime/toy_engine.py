@@ -1,0 +1,185 @@
+"""An enumerable language model: the oracle that strategies are tested against, and an engine that needs no GPU.
+
+A table gives p(next token | prefix of the response) for a handful of tokens, and a response ends at EOS or at a total
+length cap, so that every response and its exact probability can be listed. The prompt only says where the response
+begins: after its last `start` token. Everything a strategy may ask of an `Engine` is answered exactly.
+
+Shapes: V vocabulary, T response tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.decoders.protocols import BASE, Chunk, Mixture, Sampling, Tokens
+from trimtab.decoders.shared.candidates import warped
+
+Vector = NDArray[np.float64]
+Prefix = tuple[int, ...]
+Next = Callable[[Prefix], Vector]
+"""response prefix -> [V] log-probs of the next token"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToyModel:
+    """Tables of next-token probabilities by member, over one vocabulary."""
+
+    tables: Mapping[str, Mapping[Prefix, Vector]]
+    """member -> response prefix -> [V] probabilities, all positive"""
+    vocab: tuple[int, ...]
+    """The V token ids, EOS last."""
+    max_tokens: int
+    """Longest response, EOS included; one of that length without EOS is truncated."""
+
+    @classmethod
+    def load(cls, path: Path, tables: Mapping[str, str]) -> ToyModel:
+        """A model from JSON; `tables` renames its tables to members. Prefixes are strings of digits."""
+        data = json.loads(path.read_text())
+        return cls(
+            tables={
+                member: {tuple(map(int, s)): np.array(p) for s, p in data[table].items()}
+                for member, table in tables.items()
+            },
+            vocab=tuple(range(data["vocab"])),
+            max_tokens=data["max_tokens"],
+        )
+
+    @property
+    def eos(self) -> int:
+        return self.vocab[-1]
+
+    def next(self, guides: Mixture, plausibility: float = 0.0) -> Next:
+        """Next-token log-probs of a mixture, computed from the tables; raises ValueError for an unknown member."""
+        if unknown := set(guides) - set(self.tables):
+            raise ValueError(f"unknown members {sorted(unknown)}; known: {sorted(self.tables)}")
+        logs = {m: {s: np.log(p) for s, p in self.tables[m].items()} for m in {BASE, *guides}}
+
+        def mixed(prefix: Prefix) -> Vector:
+            z: Vector = sum((w * logs[m][prefix] for m, w in guides.items()), np.zeros(len(self.vocab)))
+            if plausibility:
+                base = logs[BASE][prefix]
+                z = np.where(base >= base.max() + np.log(plausibility), z, -np.inf)
+            return np.asarray(z - np.logaddexp.reduce(z))
+
+        return mixed
+
+    def ended(self, tokens: Prefix) -> bool:
+        return len(tokens) >= self.max_tokens or tokens[-1:] == (self.eos,)
+
+    def sequences(self, next_logprobs: Next, prefix: Prefix = ()) -> Iterator[tuple[Prefix, float]]:
+        """Every complete response that starts with `prefix`, with its probability given the prefix."""
+        if self.ended(prefix):
+            yield prefix, 1.0
+            return
+        for token, p in zip(self.vocab, np.exp(next_logprobs(prefix)), strict=True):
+            for tokens, rest in self.sequences(next_logprobs, (*prefix, token)):
+                yield tokens, float(p) * rest
+
+
+class ToyEngine:
+    """`Engine` over a `ToyModel`. Draws come from a counter-based generator keyed by (seed, answer, position)."""
+
+    def __init__(self, model: ToyModel, *, start: int) -> None:
+        self.model = model
+        self.start = start
+        self.live = 0
+        """Generations begun and neither ended nor closed."""
+        self._entropy = np.random.SeedSequence()
+
+    def _response(self, prompt: Tokens) -> Prefix:
+        """What of the prompt is already response; raises ValueError where no response can begin."""
+        tokens = tuple(prompt)
+        if self.start not in tokens:
+            raise ValueError(f"prompt holds no start token {self.start}")
+        return tokens[len(tokens) - tokens[::-1].index(self.start) :]
+
+    async def generate(
+        self, prompt: Tokens, sampling: Sampling, *, n: int, guides: Mixture
+    ) -> AsyncGenerator[Chunk, None]:
+        begun = self._response(prompt)
+        logprobs = self.model.next(guides, sampling.plausibility)
+        seed = self._entropy.spawn(1)[0].generate_state(1)[0] if sampling.seed is None else sampling.seed
+        answers = [begun] * n
+        open_answers = list(range(n))
+        if self.model.ended(begun):
+            for i in range(n):
+                yield Chunk(index=i, tokens=(), finish="length")
+            return
+        self.live += 1
+        try:
+            while open_answers:
+                for i in tuple(open_answers):
+                    await asyncio.sleep(0)
+                    position = len(answers[i])
+                    draw = np.random.Generator(np.random.Philox(key=[seed, i], counter=[position, 0, 0, 0])).random()
+                    cdf = np.cumsum(warped(logprobs(answers[i]), sampling))
+                    token = self.model.vocab[int(np.searchsorted(cdf, draw * cdf[-1], side="right"))]
+                    answers[i] = (*answers[i], token)
+                    if token == self.model.eos:
+                        finish = "stop"
+                    elif sampling.step and sampling.step in self.text(answers[i][len(begun) :]):
+                        finish = "step"
+                    elif self.model.ended(answers[i]) or len(answers[i]) - len(begun) >= sampling.max_tokens:
+                        finish = "length"
+                    else:
+                        if sampling.stream:
+                            yield Chunk(index=i, tokens=(token,))
+                        continue
+                    open_answers.remove(i)
+                    yield Chunk(
+                        index=i, tokens=(token,) if sampling.stream else answers[i][len(begun) :], finish=finish
+                    )
+        finally:
+            self.live -= 1
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        return frozenset({self.model.eos})
+
+    async def greedy_top_logprobs(
+        self, prompt: Tokens, *, k: int, length: int, guides: Mixture
+    ) -> list[list[tuple[int, float]]]:
+        answer, lists = self._response(prompt), list[list[tuple[int, float]]]()
+        while len(lists) < length and not self.model.ended(answer):
+            logprobs = self.model.next(guides)(answer)
+            order = np.argsort(-logprobs, kind="stable")[:k]
+            lists.append([(self.model.vocab[i], float(logprobs[i])) for i in order])
+            answer = (*answer, lists[-1][0][0])
+        return lists
+
+    async def score(self, prompt: Tokens, completion: Tokens, *, guides: Mixture) -> list[float]:
+        logprobs = self.model.next(guides)
+        return [
+            float(logprobs(prefix)[self.model.vocab.index(token)]) for prefix, token in self._steps(prompt, completion)
+        ]
+
+    async def divergence(self, prompt: Tokens, completion: Tokens, *, guides: Mixture) -> list[float]:
+        mixed, base = self.model.next(guides), self.model.next({BASE: 1})
+        return [
+            float(np.exp(mixed(prefix)) @ (mixed(prefix) - base(prefix)))
+            for prefix, _ in self._steps(prompt, completion)
+        ]
+
+    def text(self, completion: Tokens) -> str:
+        """The tokens as numbers."""
+        return " ".join(str(token) for token in completion if token != self.model.eos)
+
+    def tokens(self, text: str) -> Tokens:
+        return [int(number) for number in text.split()]
+
+    async def render_with_instruction(self, instruction: str, *, role: str = "system") -> Tokens:
+        """The prompt: this model reads no instruction."""
+        return [self.start]
+
+    def _steps(self, prompt: Tokens, completion: Tokens) -> Iterator[tuple[Prefix, int]]:
+        prefix = self._response(prompt)
+        for token in completion:
+            yield prefix, token
+            prefix = (*prefix, token)

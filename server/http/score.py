@@ -1,0 +1,109 @@
+"""POST /v1/alignment/score: answers of the client's own, scored as a search would score them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from trimtab.decoders.protocols import Tokens
+from trimtab.runtime.metered import Meter
+from trimtab.server.errors import ApiError, explained, uncaught
+from trimtab.server.http.auth import CALLER
+from trimtab.server.request.alignment import Given
+from trimtab.server.request.body import parse, whole
+from trimtab.server.request.reward_tree import parsed, weighted
+from trimtab.server.request.weights import preferences
+from trimtab.server.scoring import Scores, Scoring
+from trimtab.server.state import Site
+
+Work = Callable[[dict[str, Any], Scoring], Awaitable[dict[str, Any]]]
+
+MOST = 1024
+"""Responses in one request."""
+
+
+class ScoreRequest(BaseModel):
+    """Answers to one conversation, or to one bare prompt."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    model: str = ""
+    messages: list[dict[str, Any]] = Field(default=[], min_length=1)
+    prompt: str = Field(default="", min_length=1)
+    responses: list[str] = Field(min_length=1, max_length=MOST)
+    weights: dict[str, Any] = {}
+    reward: Any = None
+    given: Given = Given()
+
+
+async def answer(request: Request, site: Site, work: Work) -> Response:
+    """What `work` makes of the body, or what is wrong with it."""
+    config, scoring = site.config, site.scoring
+    try:
+        body = await whole(request.receive, config.max_body_mib)
+        most = math.ceil(config.limits.scored_weight * len(body))  # it holds no more tokens than bytes
+        with site.admission.admitted((request.scope.get(CALLER, ""), True), most):
+            return JSONResponse(await work(parse(body), scoring))
+    except (ApiError, RecursionError) as error:
+        too_deep = ApiError("the request body is nested too deeply", code="invalid_json")
+        return (error if isinstance(error, ApiError) else too_deep).response()
+    except Exception as error:
+        refusal = uncaught(error)
+        if refusal.code == "internal_error":
+            raise
+        return refusal.response()
+
+
+async def scored(document: dict[str, Any], scoring: Scoring) -> dict[str, Any]:
+    """Per response its value and what it came from; by default every objective that has a reward, weighted 1.
+
+    Raises ApiError, and RewardError where a reward fails.
+    """
+    try:
+        asked = ScoreRequest.model_validate(document)
+    except ValidationError as error:
+        raise explained(error, at="", fields=ScoreRequest.model_fields) from None
+    given, config = asked.model_fields_set, scoring.config
+    if ("messages" in given) == ("prompt" in given):
+        raise ApiError("give either messages or prompt", param="messages", code="missing_required_parameter")
+    if {"weights", "reward"} <= given:
+        raise ApiError("weights and reward are two ways to say what is wanted: give one", param="reward")
+    if "reward" in given:
+        spec = parsed(asked.reward, config, at="reward")
+    else:
+        every = {name: 1.0 for name, objective in config.objectives.items() if objective.reward is not None}
+        if not every:
+            raise ApiError("this server has no objective with a reward; name a reward", param="reward")
+        spec = weighted(preferences(asked.weights, config, at="weights") if "weights" in given else every, config)
+    compared = asked.given.model_dump(exclude_unset=True)
+    scoring.check(spec, compared, at="reward")
+    scoring.check_read([spec], compared)
+    meter = Meter()
+    scores = Scores.of_document(document, scoring=scoring, specs=(spec,), given=compared, meter=meter)
+    answers = completions(asked.responses, scores)
+    await scores(prompt(document, scores), answers)
+    return {
+        "object": "alignment.scores",
+        "model": config.model_name,
+        "scores": [{"index": i} | scores.of(tokens) for i, tokens in enumerate(answers)],
+        "scored_tokens": meter.scored,
+        "sampled_tokens": meter.sampled,
+    }
+
+
+def prompt(document: dict[str, Any], scores: Scores) -> Tokens:
+    """What the base reads of a body with messages, or with a bare prompt; raises ApiError for messages of nobody."""
+    host = scores.scoring.host
+    if "messages" in document and not scores.messages:
+        raise ApiError("messages hold no message of the user's", param="messages")
+    return host.render(scores.messages) if "messages" in document else host.tokenizer.encode(document["prompt"])
+
+
+def completions(texts: Sequence[str], scores: Scores) -> list[Tokens]:
+    """[N] texts as the base would read them within a response."""
+    return [scores.scoring.host.tokenizer.encode(text, add_special_tokens=False) for text in texts]

@@ -1,0 +1,160 @@
+"""vLLM's OpenAI app on our engine client. The only file here that knows vLLM; its imports move between versions."""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentError, Namespace
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import fields
+from typing import Any
+
+from fastapi import FastAPI
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.engine.protocol import EngineClient
+from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest
+from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client_from_engine_args
+from vllm.entrypoints.launchers.app import build_app
+from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+from vllm.entrypoints.launchers.launcher import NoSignalServer, validate_api_server_args
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+from vllm.entrypoints.serve.engine.protocol import ModelCard, ModelList
+from vllm.tool_parsers import ToolParserManager
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.utils.system_utils import set_ulimit
+
+from trimtab.decoders.protocols import Tokens
+from trimtab.engine.aligned_client import AlignedClient
+from trimtab.engine.members import engine_args
+from trimtab.engine.vllm_engine import VLLMEngine
+from trimtab.runtime.shares import Shares
+from trimtab.server.config import Config, ConfigError
+from trimtab.server.errors import unknown
+from trimtab.server.request.messages import CHAT, COMPLETIONS, MESSAGES, RESPONSES
+
+__all__ = ["EngineClient", "ModelCard", "ModelList", "NoSignalServer", "arguments", "request_fields"]
+
+ROUTES = frozenset(
+    {CHAT, COMPLETIONS, RESPONSES, f"{RESPONSES}/{{response_id}}", f"{RESPONSES}/{{response_id}}/cancel", MESSAGES}
+    | {f"{MESSAGES}/count_tokens", "/v1/models", "/tokenize", "/detokenize", "/health", "/metrics", "/version"}
+    | {"/docs", "/openapi.json"}
+)
+"""What of vLLM's app is served. Its other ways to generate know nothing of `alignment`, so they are not."""
+
+ENGINE = frozenset(field.name for field in fields(AsyncEngineArgs)) - {"model", "served_model_name"}
+FRONTEND = frozenset(
+    {"chat_template", "chat_template_content_format", "default_chat_template_kwargs", "response_role"}
+    | {"trust_request_chat_template", "return_tokens_as_token_ids", "sse_keep_alive_interval", "log_error_stack"}
+    | {"enable_auto_tool_choice", "exclude_tools_when_tool_choice_none", "tool_call_parser", "tool_parser_plugin"}
+    | {"tool_strict_level", "tool_server", "enable_prompt_tokens_details", "enable_force_include_usage"}
+    | {"enable_per_request_metrics", "enable_log_outputs", "enable_log_deltas", "max_log_len"}
+    | {"allow_credentials", "allowed_origins", "allowed_methods", "allowed_headers", "disable_fastapi_docs"}
+)
+"""vLLM's arguments that are honoured here. The rest of its server's would be ignored (TLS, access logs) or would lead
+around ours (another root path, its own keys and middleware)."""
+
+
+def argv(config: Config) -> list[str]:
+    """The configuration as vLLM's own command line would have it, without the guides; raises ConfigError."""
+    flags = ["--model", config.base, "--served-model-name", config.model_name]
+    for key, value in config.engine.items():
+        if key not in ENGINE | FRONTEND:
+            raise ConfigError(f"engine.{unknown('key', key, ENGINE | FRONTEND)}")
+        flag = key.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, list):
+            flags += [f"--{flag}", *map(str, value)]
+        else:
+            flags += [f"--{flag}", json.dumps(value) if isinstance(value, dict) else str(value)]
+    return flags
+
+
+def arguments(config: Config) -> Namespace:
+    """vLLM's server arguments; raises ConfigError for an engine option that it does not know or accept."""
+    parser = make_arg_parser(FlexibleArgumentParser(exit_on_error=False))
+    try:
+        args, surplus = parser.parse_known_args(argv(config))
+        if surplus:
+            raise ConfigError(f"engine: vLLM takes no {surplus[0]}")
+        validate_parsed_serve_args(args)
+        if args.tool_parser_plugin:
+            ToolParserManager.import_tool_parser(args.tool_parser_plugin)
+        validate_api_server_args(args)
+    except (ArgumentError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"engine: {error}") from None
+    args.host, args.port = config.host, config.port
+    set_ulimit()  # uvicorn drops connections for which it has no file descriptor
+    assert isinstance(args, Namespace)
+    return args
+
+
+@asynccontextmanager
+async def running_engine(config: Config, args: Namespace) -> AsyncIterator[AlignedClient]:
+    """The engine up, and shut down whatever happens; raises MemberError for what cannot run together."""
+    options = {key: getattr(args, key) for key in config.engine if key in ENGINE}
+    fair = "scheduling_policy" not in options
+    options.setdefault("scheduling_policy", "priority")
+    guides = {name: guide.model_dump(exclude_none=True) for name, guide in config.guides.items()}
+    for key, value in engine_args(config.base, guides, **options).items():
+        setattr(args, key, value)
+    async with build_async_engine_client_from_engine_args(AsyncEngineArgs.from_cli_args(args)) as client:
+        view = VLLMEngine(client=client)
+
+        def bind(context: Mapping[str, Any]) -> VLLMEngine:
+            return view.for_request("trimtab", **context)
+
+        yield AlignedClient(client, bind, Shares() if fair else None)
+
+
+async def openai_app(client: AlignedClient, args: Namespace) -> FastAPI:
+    """vLLM's app around the client, cut down to ROUTES."""
+    tasks = await client.get_supported_tasks()
+    app: FastAPI = build_app(args, tasks, client.model_config)
+    await init_app_state(client, app.state, args, tasks)
+    app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", None) in ROUTES]
+    return app
+
+
+async def rendered(app: FastAPI, path: str, document: Mapping[str, Any]) -> Tokens:
+    """The prompt of a request's body as the app would make it; raises ValueError for what it would refuse."""
+    renderer = app.state.openai_serving_chat.online_renderer
+    if path == RESPONSES:
+        if document.get("previous_response_id"):
+            raise ValueError("what instructs the model cannot be combined with previous_response_id")
+        found = await renderer.render_responses(ResponsesRequest.model_validate(document))
+        prompt = getattr(found, "engine_input", None)
+    else:
+        if path == CHAT:
+            request = ChatCompletionRequest.model_validate(document)
+        else:
+            messages = app.state.anthropic_serving_messages
+            request = messages.to_chat_completion_request(
+                AnthropicMessagesRequest.model_validate(document),
+                merge_inline_system=messages._merge_inline_system,
+            )
+        found = await renderer.render_chat(request)
+        prompt = found[1][0] if isinstance(found, tuple) else None
+    if prompt is None:
+        raise ValueError(found.error.message)
+    if prompt["type"] != "token":
+        raise ValueError("what instructs the model needs a request whose messages are all text")
+    tokens: Tokens = prompt["prompt_token_ids"]
+    return tokens
+
+
+def request_fields() -> dict[str, frozenset[str]]:
+    """path -> the request's top-level fields there, as vLLM's own request models have them."""
+    models = {
+        CHAT: ChatCompletionRequest,
+        COMPLETIONS: CompletionRequest,
+        RESPONSES: ResponsesRequest,
+        MESSAGES: AnthropicMessagesRequest,
+    }
+    return {
+        path: frozenset(name for key, field in model.model_fields.items() for name in (key, field.alias) if name)
+        for path, model in models.items()
+    }

@@ -1,0 +1,216 @@
+"""What a request's answers are scored by: a tree of rewards, combined and transformed, and its arithmetic.
+
+Written as a reward's name, `name.label` for one of several scores, an objective's name, or
+
+    {"of": …, "combine": …, "transform": …}
+
+with `of` one such thing, a list of them, or an object from name to weight. Shapes: N answers, M reference answers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from trimtab.rewards import COMBINES, TRANSFORMS, Entry
+from trimtab.rewards.combine import Combine, Weighted
+from trimtab.rewards.transforms import Standardise, Transform
+from trimtab.server.config import Config
+from trimtab.server.errors import ApiError, shown, unknown
+
+DEEPEST, MOST = 4, 32
+"""Levels of a tree, and rewards in it."""
+
+Rows = Mapping[str, Sequence[float]]
+"""a leaf's name -> one score per answer"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leaf:
+    """One score of one reward."""
+
+    reward: str
+    label: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.reward if self.label is None else f"{self.reward}.{self.label}"
+
+    @property
+    def leaves(self) -> Iterator[Leaf]:
+        yield self
+
+    @property
+    def references(self) -> int:
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """transform(combine(of))"""
+
+    of: tuple[Spec, ...]
+    name: str
+    combine: Combine = field(default_factory=Weighted)
+    transform: Transform | None = None
+
+    @property
+    def leaves(self) -> Iterator[Leaf]:
+        for spec in self.of:
+            yield from spec.leaves
+
+    @property
+    def references(self) -> int:
+        """How many reference answers a transform asks for."""
+        return max(self.transform.wants if self.transform else 0, *(spec.references for spec in self.of))
+
+
+Spec = Leaf | Node
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """Of N answers: their values, and by name what they came from."""
+
+    values: list[float]
+    raw: dict[str, list[float]] = field(default_factory=dict)
+    transformed: dict[str, list[float]] = field(default_factory=dict)
+
+
+def evaluated(spec: Spec, rows: Rows, references: Rows) -> Told:
+    """The tree's arithmetic over the [N] scores of each leaf, and over the [M] of reference answers."""
+    told = Told(values=[])
+    values, _ = _evaluated(spec, rows, references, told)
+    return Told(values=values, raw=told.raw, transformed=told.transformed)
+
+
+def _evaluated(spec: Spec, rows: Rows, references: Rows, told: Told) -> tuple[list[float], list[float]]:
+    if isinstance(spec, Leaf):
+        told.raw[spec.name] = [float(score) for score in rows[spec.name]]
+        return told.raw[spec.name], [float(score) for score in references.get(spec.name, ())]
+    parts = [_evaluated(child, rows, references, told) for child in spec.of]
+    here, there = (
+        [value for [value] in spec.combine(list(zip(*columns, strict=True)))] for columns in zip(*parts, strict=True)
+    )
+    if spec.transform is not None:
+        if len(spec.of) == 1 and isinstance(spec.of[0], Leaf):
+            del told.raw[spec.of[0].name]  # shown under this node's name
+        told.raw[spec.name] = here
+        wanted = there[: spec.transform.wants]
+        here, there = spec.transform(here, wanted), spec.transform(there, wanted) if there else []
+        told.transformed[spec.name] = here
+    return here, there
+
+
+def weighted(weights: Mapping[str, float], config: Config) -> Spec:
+    """sum_i w_i (r_i - mean_i) / spread_i over objectives, so that equal weights pull equally."""
+    return Node(
+        of=tuple(standard(name, config) for name in weights),
+        name="weighted",
+        combine=Weighted(weights=tuple(weights.values())),
+    )
+
+
+def standard(objective: str, config: Config) -> Spec:
+    """An objective's reward in spreads of the base's own answers."""
+    o = config.objectives[objective]
+    spec = parsed(o.reward, config, at=f"objectives.{objective}.reward", objectives=False)
+    return Node(of=(spec,), name=objective, transform=Standardise(mean=o.mean, std=o.spread))
+
+
+def parsed(raw: object, config: Config, *, at: str, objectives: bool = True) -> Spec:
+    """The tree that a request or the config writes; raises ApiError naming the key."""
+    spec = _parsed(raw, config, at, objectives, depth=1)
+    if len(list(spec.leaves)) > MOST:
+        raise ApiError(f"{at} names more than {MOST} rewards", param=at)
+    return spec
+
+
+def _parsed(raw: object, config: Config, at: str, objectives: bool, depth: int) -> Spec:
+    if isinstance(raw, str):
+        return _named(raw, config, at, objectives)
+    if not isinstance(raw, Mapping):
+        raise ApiError(f"{at} must be a reward's name or an object with the key `of`; got {shown(raw)}", param=at)
+    if depth > DEEPEST:
+        raise ApiError(f"{at} is nested more than {DEEPEST} levels deep", param=at)
+    keys = ("of", "combine", "transform")
+    if surplus := next((key for key in raw if key not in keys), None):
+        raise ApiError(unknown("key", str(surplus), keys), param=f"{at}.{str(surplus)[:64]}", code="unknown_parameter")
+    if not raw.get("of"):
+        raise ApiError(f"{at}.of is required: one or more rewards", param=f"{at}.of", code="missing_required_parameter")
+    inner, weights = raw["of"], None
+    if isinstance(inner, Mapping) and not set(inner) & set(keys):
+        weights = [_weight(w, f"{at}.of.{name}") for name, w in inner.items()]
+        inner = list(inner)
+    if not isinstance(inner, list):
+        inner = [inner]
+    of = tuple(_parsed(child, config, f"{at}.of", objectives, depth + 1) for child in inner)
+    how = raw.get("combine", "weighted")
+    if weights is not None and "combine" in raw:
+        raise ApiError(
+            f"{at}.of has weights, which no other combination has: leave `combine` out", param=f"{at}.combine"
+        )
+    combine: Combine = Weighted(weights=weights)
+    if "combine" in raw:
+        combine = _combination(how, f"{at}.combine", len(of))
+    transform = None
+    if "transform" in raw:
+        transform = _transform(raw["transform"], f"{at}.transform")
+    names = ", ".join(spec.name for spec in of)
+    joined = names if len(of) == 1 else f"{how if isinstance(how, str) else next(iter(how))}({names})"
+    changed = raw.get("transform")
+    named = joined if changed is None else f"{changed if isinstance(changed, str) else next(iter(changed))}({joined})"
+    return Node(of=of, name=named, combine=combine, transform=transform)
+
+
+def _named(name: str, config: Config, at: str, objectives: bool) -> Spec:
+    if name in config.rewards:
+        return Leaf(reward=name)
+    reward, _, label = name.rpartition(".")
+    if reward in config.rewards:
+        return Leaf(reward=reward, label=label)
+    scored = [o for o, objective in config.objectives.items() if objective.reward is not None] if objectives else []
+    if name in scored:
+        return standard(name, config)
+    raise ApiError(unknown("reward", name, [*config.rewards, *scored]), param=at)
+
+
+def _weight(value: object, at: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or abs(value) > 1e6:
+        raise ApiError(f"{at} must be a number within ±1e6; got {shown(value)}", param=at)
+    return float(value)
+
+
+def _combination(raw: object, at: str, count: int) -> Combine:
+    name, combine = _built(raw, COMBINES, "combination", at)
+    if combine.in_pool:
+        message = f"combination {name!r} compares the candidates of a pool, and answers are scored as they come"
+        raise ApiError(message, param=at, code="unsupported_pair")
+    try:
+        combine([[0.0] * count])
+    except ValueError as error:
+        raise ApiError(f"{at}.{name}: {error}", param=f"{at}.{name}") from None
+    return combine  # type: ignore[no-any-return]
+
+
+def _transform(raw: object, at: str) -> Transform:
+    _, transform = _built(raw, TRANSFORMS, "transform", at)
+    return transform  # type: ignore[no-any-return]
+
+
+def _built(raw: object, table: Mapping[str, Entry], kind: str, at: str) -> tuple[str, Any]:
+    """ "name" or {"name": {parameter: value}}, and what it names."""
+    name: Any = raw
+    params: Any = {}
+    if isinstance(raw, Mapping) and len(raw) == 1:
+        [(name, params)] = raw.items()
+    if not isinstance(name, str) or name not in table:
+        raise ApiError(unknown(kind, name if isinstance(name, str) else shown(raw), table), param=at)
+    if not isinstance(params, Mapping):
+        raise ApiError(f"{at}.{name} must be an object of parameters; got {shown(params)}", param=f"{at}.{name}")
+    try:
+        return name, table[name].build(params)
+    except ValueError as error:
+        raise ApiError(f"{at}.{name}: {error}", param=f"{at}.{name}") from None

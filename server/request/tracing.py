@@ -1,0 +1,95 @@
+"""OpenTelemetry: a span a request, under whatever trace its client began, by the GenAI conventions.
+
+Off unless `otlp_endpoint` is set: without a provider the API's own spans record nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from opentelemetry import propagate, trace
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import Span, SpanKind, StatusCode
+from starlette.datastructures import Headers
+from starlette.types import Scope
+
+from trimtab.runtime.traced import tracer
+from trimtab.server.request.body import Json
+from trimtab.server.request.messages import COMPLETIONS
+
+EVENTS = 64
+"""Scores told of one reward's call, at the most."""
+
+
+def export(endpoint: str) -> TracerProvider:
+    """Send spans to an OTLP endpoint over HTTP from now on; its `shutdown` sends the last of them."""
+    provider = TracerProvider(resource=Resource.create({"service.name": "trimtab"}))
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
+    trace.set_tracer_provider(provider)
+    return provider
+
+
+@contextmanager
+def request(scope: Scope, path: str, model: str, document: Json) -> Iterator[Span]:
+    """While it is being answered. What a client wrote is not told, but for the numbers of its request."""
+    operation = "text_completion" if path == COMPLETIONS else "chat"
+    attributes: dict[str, Any] = {
+        "gen_ai.operation.name": operation,
+        "gen_ai.provider.name": "trimtab",
+        "gen_ai.request.model": model,
+        "http.route": path,
+    }
+    for key in ("max_tokens", "temperature", "top_p", "seed", "n"):
+        value = document.get(key)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            attributes[f"gen_ai.request.{'choice.count' if key == 'n' else key}"] = value
+    context = propagate.extract(dict(Headers(scope=scope)))
+    span = tracer.start_span(f"{operation} {model}", context=context, kind=SpanKind.SERVER, attributes=attributes)
+    try:
+        yield span
+    finally:
+        span.end()
+
+
+def ended(span: Span, told: Mapping[str, Any]) -> None:
+    """How a request ended, from what its log line says."""
+    span.set_attribute("gen_ai.usage.input_tokens", told["prompt_tokens"])
+    span.set_attribute("gen_ai.usage.output_tokens", told["visible_tokens"])
+    for key in ("strategy", "outcome", "sampled_tokens", "scored_tokens"):
+        span.set_attribute(f"trimtab.{key}", told[key])
+    if told["outcome"] in ("reward_error", "engine_error"):
+        span.set_status(StatusCode.ERROR, told["outcome"])
+
+
+@contextmanager
+def reward(name: str, parent: Span | None, responses: int) -> Iterator[list[tuple[str, Sequence[float]]]]:
+    """A reward's call; (label, scores) that are put into the list become its events."""
+    told: list[tuple[str, Sequence[float]]] = []
+    if parent is None or not parent.is_recording():
+        yield told
+        return
+    span = tracer.start_span(
+        f"reward {name}",
+        context=trace.set_span_in_context(parent),
+        attributes={"trimtab.reward": name, "trimtab.responses": responses},
+    )
+    try:
+        yield told
+    except BaseException as error:
+        span.set_status(StatusCode.ERROR, type(error).__name__)
+        raise
+    finally:
+        for label, scores in told:
+            for i, score in enumerate(scores[:EVENTS]):
+                attributes: dict[str, str | float | int] = {
+                    "gen_ai.evaluation.name": label,
+                    "gen_ai.evaluation.score.value": float(score),
+                    "trimtab.candidate": i,
+                }
+                span.add_event("gen_ai.evaluation.result", attributes)
+        span.end()

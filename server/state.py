@@ -1,0 +1,96 @@
+"""What is served: a configuration and what was made of it, which a reload replaces whole or not at all."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from trimtab.engine.aligned_client import AlignedClient
+from trimtab.server.admission import Admission
+from trimtab.server.config import Config, ConfigError, RewardConfig
+from trimtab.server.metrics import READY, RELOADS, REWARD_ERRORS
+from trimtab.server.request.cost import Longest
+from trimtab.server.scoring import Scoring, engine_key
+
+BATCHES = 32
+"""Full batches of longest answers that requests let in may come to, by default. Most answers are far shorter, so in
+truth that is a few batches."""
+
+FROZEN = ("base", "name", "guides", "auto_weights", "engine", "host", "port", "log_format", "otlp_endpoint")
+"""Keys that are read once, when the server starts."""
+
+log = logging.getLogger("trimtab")
+
+
+@dataclass(kw_only=True)
+class Site:
+    client: AlignedClient
+    scoring: Scoring
+    reread: Callable[[], Config] | None = None
+    """The configuration as its file has it now; raises ConfigError. None: there is no file."""
+    replaced: Callable[[], None] = lambda: None
+    """Called when another configuration has taken the place of the one before."""
+    admission: Admission = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.admission = Admission(capacity=self.capacity(self.config))
+        READY.set_function(lambda: float(self.ready))
+        for name in self.config.rewards:
+            REWARD_ERRORS.labels(name)  # told as 0 until there is one
+
+    @property
+    def config(self) -> Config:
+        return self.scoring.config
+
+    @property
+    def longest(self) -> Longest:
+        """Of answers, as the engine bounds them."""
+        default = self.client.model_config.get_diff_sampling_param().get("max_tokens")
+        return Longest(context=self.client.model_config.max_model_len, default=default)
+
+    def capacity(self, config: Config) -> int:
+        """Tokens that all requests let in may cost together."""
+        batch = self.client.vllm_config.scheduler_config.max_num_seqs * self.client.model_config.max_model_len
+        return config.limits.max_tokens or BATCHES * int(batch)
+
+    @property
+    def alive(self) -> bool:
+        """Whether every engine runs: one that has died stays dead until the server is started anew."""
+        return bool(self.client.is_running and not self.client.errored and self.scoring.alive)
+
+    @property
+    def ready(self) -> bool:
+        """Everything is warm before the first request is let in, so what runs is ready until it closes."""
+        return self.alive and not self.admission.closing
+
+    def reload(self) -> list[str]:
+        """The configuration read anew, and the keys that have changed; raises ConfigError and keeps the old one.
+
+        Requests that are being answered end as they began.
+        """
+        try:
+            if self.reread is None:
+                raise ConfigError("this server has no configuration file")
+            config = self.reread()
+            changed = [key for key in Config.model_fields if getattr(config, key) != getattr(self.config, key)]
+            for key in changed:
+                if key in FROZEN:
+                    raise ConfigError("is read when the server starts: start it anew", key=key)
+            if engines(config.rewards) - set(self.scoring.poolers):
+                raise ConfigError("models are loaded when the server starts: start it anew", key="rewards")
+            self.scoring = self.scoring.under(config)
+        except ConfigError as error:
+            RELOADS.labels("refused").inc()
+            log.error("reload refused: %s", error)
+            raise
+        self.admission.resize(self.capacity(config))
+        self.replaced()
+        RELOADS.labels("taken").inc()
+        log.info("reloaded; changed: %s", ", ".join(changed) or "nothing")
+        return changed
+
+
+def engines(rewards: Mapping[str, RewardConfig]) -> set[str]:
+    """`engine_key`s of those that are models."""
+    return {key for reward in rewards.values() if (key := engine_key(reward)) is not None}

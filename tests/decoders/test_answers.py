@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from trimtab.decoders.shared.answers import LONGEST, extractor, matching, number, standing_at
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("The answer is 42.", "42"),
+        ("42.0", "42"),
+        ("first 7, then 042", "42"),
+        ("1,000", "1000"),
+        ("a total of $1,234.50", "1234.5"),
+        ("1{,}000", "1000"),
+        ("1, 2, 3", "3"),
+        ("12,34", "34"),
+        ("it is -5", "-5"),
+        ("it is −5", "-5"),
+        ("-$5", "-5"),
+        ("$-5", "-5"),
+        ("10-5", "5"),
+        ("- 5", "5"),
+        ("-0.0", "0"),
+        (".50", "0.5"),
+        ("1e3", "1000"),
+        ("2.5e-2", "0.025"),
+        ("50%", "50"),
+        ("5km", "5"),
+        ("**42**", "42"),
+        ("_42_", "42"),
+        ("H2O and v3.14", None),
+        ("none", None),
+        ("", None),
+        ("#### 1,000\nas asked in 1999", "1000"),
+        ("#### 1. Add\n3 + 4 = 7", "7"),
+        (r"\boxed{42}, of 99", "42"),
+        (r"\boxed{1} no, $\boxed{ -\$3.50 }$ by 7", "-3.5"),
+        (r"\boxed{\frac{3}{4}}", None),
+        ("Answer: **12** apples; 5 are left", "12"),
+        ("The answer is\n\n18 (not 20)", "18"),
+        ("To answer this, take 5 and 6", "6"),
+    ],
+)
+def test_numbers(text: str, answer: str | None) -> None:
+    assert number(text) == answer
+
+
+@pytest.mark.parametrize(
+    "text", ["1," * 200_000, "answer " * 50_000, r"\boxed{" + " " * 200_000, "-" * 200_000, "9" * 200_000]
+)
+def test_numbers_in_linear_time(text: str) -> None:
+    began = time.perf_counter()
+    number(text)
+    assert time.perf_counter() - began < 5
+
+
+def test_patterns() -> None:
+    assert extractor({"regex": r"option ([A-D])"})("option A or option B") == "B"
+    assert extractor({"regex": r"[A-D]"})("A, B") == "B"
+    assert extractor({"regex": r"(?i)yes|no"})("maybe") is None
+    assert extractor({"regex": r"(x)?y"})("y") is None
+    assert extractor({"regex": r"^.*$"})(" \n ") is None
+    assert matching("^a")("a" + "b" * LONGEST) is None, "only the end is looked at"
+
+
+@pytest.mark.parametrize("pattern", ["(a|aa)+$", "(a+)+$", "(?:(?:a{1,30}){1,30})$"])
+def test_no_pattern_is_endless(pattern: str) -> None:
+    began = time.perf_counter()
+    assert matching(pattern)("a" * 60 + "b") is None
+    assert time.perf_counter() - began < 5
+
+
+def test_paths() -> None:
+    text = '{"a": {"b": [1.0, {"d": 2, "c": "é"}], "e f": null}}'
+    assert standing_at("a.b[0]")(text) == "1"
+    assert standing_at("a.b[-1]")(text) == '{"c": "é", "d": 2}'
+    assert standing_at("a.e f")(text) == "null"
+    assert standing_at("[1]")("as asked:\n```json\n[1, 2.5]\n```\n") == "2.5"
+    for nowhere in ("a.x", "a[0]", "a.b.c", "a.b[9]", "x"):
+        assert standing_at(nowhere)(text) is None
+    for broken in ("", "no", '{"a": NaN}', '{"a": 1e999}', "[" * 200_000):
+        assert standing_at("a")(broken) is None
+
+
+def test_texts() -> None:
+    assert extractor("text")("  Paris\n") == "Paris"
+    assert extractor("text")(" \n") is None
+
+
+@pytest.mark.parametrize(
+    ("rule", "wrong"),
+    [
+        ({"regex": "("}, r"extractor\.regex: missing \)"),
+        ({"regex": "(?=a)b"}, r"extractor\.regex: invalid perl operator"),
+        ({"regex": "(" * 6 + "a" + "{100})" * 6}, r"extractor\.regex: invalid repetition size"),
+        ({"json": "a..b"}, r"extractor\.json: 'a\.\.b'"),
+        ({"json": ""}, r"extractor\.json"),
+        ({"json": "a", "regex": "b"}, "extractor must be"),
+        ({}, "extractor must be"),
+        ("first", "extractor must be"),
+    ],
+)
+def test_an_unusable_rule_is_named(rule: object, wrong: str) -> None:
+    with pytest.raises(ValueError, match=wrong):
+        extractor(rule)

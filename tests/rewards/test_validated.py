@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from tests.rewards.conftest import question, response
+from trimtab.rewards.protocols import Question, Response, RewardError
+from trimtab.rewards.validated import checked
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fake:
+    """Two columns of whatever it is told to give."""
+
+    gives: Callable[[], Awaitable[Any]]
+    labels: tuple[str, ...] = ("good", "brief")
+    needs: frozenset[str] = frozenset()
+
+    async def __call__(self, question: Question, responses: Sequence[Response]) -> list[list[float]]:
+        rows: list[list[float]] = await self.gives()
+        return rows
+
+
+def giving(rows: Any) -> Fake:
+    async def gives() -> Any:
+        return rows
+
+    return Fake(gives=gives)
+
+
+def raising(error: BaseException) -> Fake:
+    async def gives() -> Any:
+        raise error
+
+    return Fake(gives=gives)
+
+
+async def guarded(scorer: Fake, seconds: float = 5, **given: Any) -> list[list[float]]:
+    return await checked(scorer, name="kind", timeout=seconds)(question(**given), [response("a"), response("b")])
+
+
+async def test_what_is_sound_passes_as_floats() -> None:
+    rows = await guarded(giving([(1, 2.5), [-1e308, 0]]))
+    assert rows == [[1, 2.5], [-1e308, 0]]
+    assert all(type(score) is float for row in rows for score in row)
+    sound = checked(giving([]), name="kind", timeout=1)
+    assert (sound.labels, sound.needs) == (("good", "brief"), frozenset())
+    assert await sound(question(), []) == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ([[0.0, 1.0], [math.nan, 1.0]], "reward 'kind', response 1, good: nan is no score"),
+        ([[0.0, math.inf], [0.0, 1.0]], "reward 'kind', response 0, brief: inf is no score"),
+        ([[0.0, 1.0], [0.0, -math.inf]], "response 1, brief: -inf is no score"),
+        ([[0.0, 1.0]], "reward 'kind' gave 1 rows for 2 responses"),
+        ([[0.0, 1.0]] * 3, "gave 3 rows for 2 responses"),
+        (None, "gave a NoneType and no rows for 2 responses"),
+        ([[0.0, 1.0], [0.0]], "reward 'kind', response 1: 1 columns for the 2 labels"),
+        ([[0.0, 1.0], [0.0, 1.0, 2.0]], "response 1: 3 columns"),
+        ([[0.0, 1.0], 3.0], "response 1: a float and no columns"),
+        ([[0.0, 1.0], "12"], "response 1: "),
+        ([["0", 1.0], [0.0, 1.0]], "response 0, good: a str is no score"),
+        ([[0.0, None], [0.0, 1.0]], "response 0, brief: a NoneType is no score"),
+        ([[True, 1.0], [0.0, 1.0]], "response 0, good: a bool is no score"),
+    ],
+)
+async def test_what_is_not_is_an_error_that_says_where(rows: Any, says: str) -> None:
+    with pytest.raises(RewardError, match=says):
+        await guarded(giving(rows))
+
+
+async def test_too_slow_is_an_error_and_is_ended() -> None:
+    ended = asyncio.Event()
+
+    async def slow() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.set()
+
+    with pytest.raises(RewardError, match=r"reward 'kind' took longer than 0\.02 s"):
+        await guarded(Fake(gives=slow), seconds=0.02)
+    assert ended.is_set()
+
+
+@pytest.mark.parametrize("error", [KeyError("answer"), TimeoutError("its own"), OSError("gone"), ZeroDivisionError()])
+async def test_whatever_it_raises_is_a_reward_error_with_its_cause(error: Exception) -> None:
+    with pytest.raises(RewardError, match=f"reward 'kind' failed: {type(error).__name__}") as raised:
+        await guarded(raising(error))
+    assert raised.value.__cause__ is error
+
+
+async def test_its_own_reward_error_gets_its_name() -> None:
+    with pytest.raises(RewardError, match="reward 'kind': the engine is dead"):
+        await guarded(raising(RewardError("the engine is dead")))
+
+
+async def test_the_requests_own_fault_passes() -> None:
+    with pytest.raises(ValueError, match=r"^references must be a list$"):
+        await guarded(raising(ValueError("references must be a list")))
+    needy = Fake(gives=giving([[0.0, 0.0]] * 2).gives, needs=frozenset({"answer"}))
+    with pytest.raises(ValueError, match="'kind' needs answer"):
+        await guarded(needy)
+    assert await guarded(needy, answer="42") == [[0, 0], [0, 0]]
+
+
+async def test_cancellation_passes() -> None:
+    task = asyncio.create_task(guarded(Fake(gives=lambda: asyncio.sleep(60))))
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task

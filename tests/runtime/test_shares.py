@@ -1,0 +1,181 @@
+"""Shares of the engine: who waits for whom, on an engine that serves a fixed number of tokens at a time."""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+import pytest
+from vllm.outputs import CompletionOutput, RequestOutput
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+from trimtab.engine.table import KEY, pack
+from trimtab.engine.vllm_engine import VLLMEngine
+from trimtab.runtime.shares import KEPT, Shares, Turn, turn
+
+
+@dataclass
+class Queue:
+    """vLLM's queue by priority, then by arrival; one call at a time."""
+
+    shares: Shares = field(default_factory=Shares)
+    waiting: list[tuple[int, int, str, bool, int]] = field(default_factory=list)
+    arrivals: Any = field(default_factory=count)
+    got: Counter[str] = field(default_factory=Counter)
+
+    def send(self, caller: str, tokens: int, *, search: bool = True) -> None:
+        start = self.shares.sent(caller, search=search, tokens=tokens)
+        heapq.heappush(self.waiting, (start, next(self.arrivals), caller, search, tokens))
+
+    def serve(self, *, drawn: float = 1.0) -> str:
+        start, _, caller, search, tokens = heapq.heappop(self.waiting)
+        self.shares.served(start)
+        self.shares.returned(caller, search=search, tokens=tokens - round(tokens * drawn))
+        self.got[caller] += round(tokens * drawn)
+        return caller
+
+
+def test_a_crowd_of_calls_gets_no_more_than_a_single_caller() -> None:
+    """One sends 64 calls at once and as many again as they end; the other one at a time, of a tenth of the tokens."""
+    queue = Queue()
+    for _ in range(64):
+        queue.send("many", 100)
+    queue.send("few", 10)
+    for _ in range(4000):
+        caller = queue.serve()
+        queue.send(caller, 100 if caller == "many" else 10)
+    assert queue.got["few"] / queue.got["many"] == pytest.approx(1, abs=0.02)
+
+
+def test_what_is_not_drawn_is_not_charged() -> None:
+    """Answers that end after a tenth of what they might have drawn cost a tenth."""
+    queue = Queue()
+    for caller in ("short", "long"):
+        queue.send(caller, 1000)
+    for _ in range(2000):
+        caller = queue.serve(drawn=0.1 if queue.waiting[0][2] == "short" else 1.0)
+        queue.send(caller, 1000)
+    assert queue.got["short"] / queue.got["long"] == pytest.approx(1, abs=0.02)
+
+
+def test_nobody_saves_up_by_being_idle() -> None:
+    queue = Queue()
+    queue.send("early", 50)
+    for _ in range(100):
+        queue.send(queue.serve(), 50)
+    before = Counter(queue.got)
+    queue.send("late", 50)
+    for _ in range(1000):
+        queue.send(queue.serve(), 50)
+    gained = queue.got - before
+    assert gained["late"] / gained["early"] == pytest.approx(1, abs=0.02)
+
+
+def test_a_newcomer_is_served_next() -> None:
+    queue = Queue()
+    for _ in range(64):
+        queue.send("searcher", 100)
+    queue.serve()
+    queue.send("newcomer", 100)
+    assert [queue.serve() for _ in range(2)].count("newcomer") == 1
+
+
+def test_plain_requests_do_not_wait_behind_their_caller_s_searches() -> None:
+    queue = Queue()
+    for _ in range(64):
+        queue.send("one", 100, search=True)
+    queue.serve()
+    queue.send("one", 100, search=False)
+    served = [heapq.heappop(queue.waiting)[3] for _ in range(2)]
+    assert False in served
+
+
+def test_two_accounts_are_no_second_share() -> None:
+    """In the long run, a caller with plain requests and searches gets as many tokens as one with searches alone."""
+    queue = Queue()
+    for _ in range(8):
+        queue.send("both", 50, search=True)
+        queue.send("both", 50, search=False)
+        queue.send("one", 50, search=True)
+    for _ in range(60_000):
+        _, _, _, search, _ = queue.waiting[0]
+        queue.send(queue.serve(), 50, search=search)
+    assert queue.got["both"] / queue.got["one"] == pytest.approx(1, abs=0.03)
+
+
+def test_callers_that_have_been_served_are_forgotten() -> None:
+    shares = Shares()
+    for i in range(10 * KEPT):
+        start = shares.sent(f"caller {i}", search=True, tokens=1)
+        shares.returned(f"caller {i}", search=True, tokens=1)
+        shares.served(start)
+    assert len(shares.finish) <= KEPT + 1
+
+
+def output(tokens: list[int], *, finished: bool = False, index: int = 0) -> RequestOutput:
+    piece = CompletionOutput(index=index, text="", token_ids=tokens, cumulative_logprob=None, logprobs=None)
+    return RequestOutput("id", None, [1], None, [piece], finished)
+
+
+@pytest.mark.parametrize("kind", [RequestOutputKind.DELTA, RequestOutputKind.FINAL_ONLY])
+async def test_a_call_gives_back_what_it_did_not_draw(kind: RequestOutputKind) -> None:
+    shares, given = Shares(), dict[str, Any]()
+
+    async def generate(**context: Any) -> AsyncGenerator[RequestOutput, None]:
+        given.update(context)
+        if kind == RequestOutputKind.DELTA:
+            yield output([1, 2])
+            yield output([3], finished=True)
+        else:
+            yield output([1, 2, 3], finished=True)
+
+    turn = Turn(shares=shares, caller="a")
+    params = SamplingParams(max_tokens=10, output_kind=kind)
+    shares.now = 7
+    async for _ in turn.through(generate, params, shown=True, lora_request=None):
+        pass
+    assert given == {"lora_request": None, "priority": 7}
+    assert shares.finish == {("a", False): 10, ("a", True): 10}
+    assert (turn.visible, turn.cancelled) == (3, 0)
+    assert turn.first is not None
+
+
+async def test_a_call_that_is_left_is_counted_and_given_back() -> None:
+    async def generate(**context: Any) -> AsyncGenerator[RequestOutput, None]:
+        assert not context  # without shares, vLLM's own order
+        for token in range(9):
+            yield output([token])
+
+    turn = Turn()
+    stream = turn.through(generate, SamplingParams(max_tokens=10, output_kind=RequestOutputKind.DELTA))
+    async for _ in stream:
+        break
+    await stream.aclose()
+    assert (turn.visible, turn.cancelled) == (0, 1)
+
+
+@dataclass
+class Client:
+    """Remembers the priority of each call."""
+
+    given: list[Any] = field(default_factory=list)
+
+    async def generate(self, *args: Any, **context: Any) -> AsyncGenerator[RequestOutput, None]:
+        self.given.append(context.get("priority"))
+        yield output([1], finished=True)
+
+
+async def test_a_reward_that_asks_the_base_waits_in_its_request_s_place() -> None:
+    """Its engine is bound to no request, and a call without a priority would pass all others."""
+    client, shares = Client(), Shares(now=7)
+    unbound = VLLMEngine(client=client)
+    for own, priority in ((None, None), (Turn(shares=shares, caller="a"), 7), (Turn(), None)):
+        token = turn.set(own)
+        assert [piece async for piece in unbound._run([1], SamplingParams(max_tokens=1, extra_args={KEY: pack([1.0])}))]
+        turn.reset(token)
+        assert client.given.pop() == priority
+    assert shares.finish[("a", False)] == 8

@@ -1,0 +1,65 @@
+"""The tree of rewards: what it reads, and its arithmetic."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from trimtab.server.config import Config
+from trimtab.server.request.messages import messages
+from trimtab.server.request.reward_tree import evaluated, parsed, weighted
+
+CONFIG = Config.model_validate(
+    {
+        "base": "org/base",
+        "rewards": {"rm": {"kind": "length", "target": 1}, "rm.v2": {"kind": "length", "target": 1},
+                    "short": {"kind": "length", "target": 1}},
+        "objectives": {"good": {"reward": "rm.good", "mean": 2.0, "spread": 4.0}, "brief": {"reward": "short"}},
+    }
+)  # fmt: skip
+
+
+def test_weights_are_of_standardised_objectives() -> None:
+    told = evaluated(weighted({"good": 3.0, "brief": -1.0}, CONFIG), {"rm.good": [6.0, 2.0], "short": [1.0, -1.0]}, {})
+    assert told.values == [3 * 1.0 - 1.0, 3 * 0.0 + 1.0]
+    assert told.raw == {"good": [6.0, 2.0], "brief": [1.0, -1.0]}
+    assert told.transformed == {"good": [1.0, 0.0], "brief": [1.0, -1.0]}
+
+
+def test_a_name_with_a_dot_is_a_reward_before_it_is_a_label() -> None:
+    assert [leaf.name for leaf in parsed("rm.v2", CONFIG, at="r").leaves] == ["rm.v2"]
+    [leaf] = parsed("rm.v2.good", CONFIG, at="r").leaves
+    assert (leaf.reward, leaf.label) == ("rm.v2", "good")
+
+
+def test_a_transform_of_a_combination_is_against_the_combined_references() -> None:
+    spec = parsed({"of": ["rm.a", "short"], "combine": "min", "transform": {"par": {"references": 2}}}, CONFIG, at="r")
+    assert spec.references == 2
+    told = evaluated(spec, {"rm.a": [1.0], "short": [3.0]}, {"rm.a": [0.0, 5.0], "short": [9.0, 2.0]})
+    sigmoid = [1 / (1 + math.exp(-(1.0 - reference))) for reference in (0.0, 2.0)]
+    assert told.values == [pytest.approx(sum(sigmoid) / 2)]
+    assert told.raw["par(min(rm.a, short))"] == [1.0]
+
+
+def test_nested_transforms_see_transformed_references() -> None:
+    inner = {"of": "short", "transform": {"clip": {"low": 0, "high": 1}}}
+    spec = parsed({"of": inner, "transform": {"centre": {"references": 2}}}, CONFIG, at="r")
+    assert evaluated(spec, {"short": [5.0]}, {"short": [-3.0, 0.5]}).values == [1.0 - 0.25]
+
+
+@pytest.mark.parametrize(("document", "found"), [
+    ({"messages": [{"role": "user", "content": "hi"}]}, [("user", "hi")]),
+    ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image"}, {"text": "b"}]}]},
+     [("user", "a\nb")]),
+    ({"system": [{"type": "text", "text": "be"}], "messages": [{"role": "user", "content": "hi"}]},
+     [("system", "be"), ("user", "hi")]),
+    ({"instructions": "be", "input": "hi"}, [("system", "be"), ("user", "hi")]),
+    ({"input": [{"role": "user", "content": [{"type": "input_text", "text": "hi"}]}]}, [("user", "hi")]),
+    ({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": None, "tool_calls": []}, 7]},
+     [("user", "q"), ("assistant", "")]),
+    ({"prompt": "bare"}, []),
+    ({"messages": "none"}, []),
+])  # fmt: skip
+def test_every_kind_of_request_has_its_messages(document: dict, found: list[tuple[str, str]]) -> None:
+    assert [(m["role"], m["content"]) for m in messages(document)] == found
