@@ -7,20 +7,43 @@ includes its end-of-sequence token. Log-probabilities are natural.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
+
+from trimtab.decoders.report import Report
 
 BASE = "base"
 """The frozen model's name in every mixture."""
 
 Tokens = Sequence[int]
 Mixture = Mapping[str, float]
-"""member -> w: the distribution softmax(sum_i w_i log p_i), i over the members named; {BASE: 1} is the frozen model."""
+"""member -> w: the distribution softmax(sum_i w_i log p_i). A base that is not named has w = 1, and {BASE: 1} is the
+frozen model. An empty mixture, or one of zeros, is no distribution of anybody's: every engine refuses it."""
+
+
+def base_alone() -> Mixture:
+    """The frozen model: what a strategy draws with by default."""
+    return {BASE: 1.0}
+
+
+def normalise_mixture(mixture: Mixture) -> dict[str, float]:
+    """The mixture with its base named; raises ValueError for one that is empty or all zeros."""
+    if not mixture:
+        raise ValueError(f"guides: an empty mixture is no distribution; {{{BASE!r}: 1}} is the frozen model")
+    named = {BASE: 1.0, **mixture}
+    if not any(named.values()):
+        raise ValueError(f"guides: {named} gives no member a weight, and would draw every token alike")
+    return named
+
+
+def is_base_alone(mixture: Mixture) -> bool:
+    """Whether its tokens are the frozen model's, token for token."""
+    return {member: w for member, w in mixture.items() if w} in ({}, {BASE: 1.0}) and mixture.get(BASE, 1.0) == 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
-    """How one token is drawn from a mixture: mix, `plausibility`, then `engine_params`, temperature, min-p, top-k, top-p."""
+    """How a token is drawn from a mixture: mix, `plausibility`, `engine_params`, temperature, min-p, top-k, top-p."""
 
     max_tokens: int
     temperature: float = 1.0
@@ -42,6 +65,8 @@ class Sampling:
     """Only tokens with p_base >= plausibility * max p_base may be drawn (contrastive decoding's mask)."""
     engine_params: Any = None
     """The engine's own sampling object with what a strategy does not look into: stop strings, grammar, penalties."""
+    measured: bool = False
+    """Whether chunks carry `logprobs` and `entropies` of their tokens: for strategies that go by uncertainty."""
     constrained: bool = False
     """Whether `engine_params` changes the distribution too (min-p, penalties, logit bias, grammar)."""
 
@@ -60,16 +85,19 @@ class Chunk:
     """Which of the n answers."""
     tokens: tuple[int, ...]
     finish: str | None = None
-    """"stop" (end of sequence or a stop string), "length", "step", one of `LIMIT_REASONS`, or the engine's own reason."""
-    report: Mapping[str, Any] = field(default_factory=dict)
-    """What the strategy tells of this answer, beside its tokens; shown to the client."""
+    """"stop" (end of sequence or stop string), "length", "step", one of `LIMIT_REASONS`, or the engine's own reason."""
+    report: Report = field(default_factory=Report)
+    logprobs: tuple[float, ...] | None = None
+    """[T] of the tokens under the mixture, untempered, in nats; None unless `Sampling.measured`."""
+    entropies: tuple[float, ...] | None = None
+    """[T] of the mixture's next token before each of the tokens, in nats; None unless `Sampling.measured`."""
     engine_output: Any = None
     """The engine's own object for these tokens (text, log-probs). None: the tokens are all there is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Work:
-    """The most that a request can cost, in tokens; what it does cost is often far less."""
+    """All that a server bounds of a request: the most that it can cost, in tokens where nothing else is said."""
 
     candidates: int
     """Answers in the making side by side."""
@@ -79,14 +107,22 @@ class Work:
     """Whose log-probs the engine is asked for, once per mixture."""
     reward_tokens: int = 0
     """That each reward is given, those given again counted again."""
+    draws: int = 0
+    """Answers begun or drawn anew from the middle, in all; 0 is `candidates`. What only looks ahead is no answer."""
+    top_logprobs: int = 0
+    """Next tokens whose log-probs the engine is asked for at a time."""
+    mixtures: tuple[Mixture, ...] = ()
+    """Everything that tokens may be drawn with or scored under, each member at its largest exponent."""
 
     def times(self, n: int) -> Work:
         """Of n such requests side by side."""
-        return Work(
+        return replace(
+            self,
             candidates=n * self.candidates,
             sampled=n * self.sampled,
             scored=n * self.scored,
             reward_tokens=n * self.reward_tokens,
+            draws=n * self.draws,
         )
 
 

@@ -58,7 +58,7 @@ class VLLMEngine:
     async def generate(
         self, prompt: Tokens, sampling: Sampling, *, n: int, guides: Mixture
     ) -> AsyncGenerator[Chunk, None]:
-        """`Sampling.engine_params` is a SamplingParams or None; a chunk's output is the RequestOutput of its answer alone."""
+        """`Sampling.engine_params` is a SamplingParams or None; a chunk's output is its answer's RequestOutput."""
         template = sampling.engine_params if sampling.engine_params is not None else SamplingParams()
         if KEY in (template.extra_args or {}):
             raise ValueError(f"extra_args.{KEY} is reserved: name guides instead")

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.decoders.protocols import BASE, Chunk, Mixture, Sampling, Tokens
+from trimtab.decoders.protocols import BASE, Chunk, Mixture, Sampling, Tokens, normalise_mixture
 from trimtab.decoders.shared.candidates import warped
 
 Vector = NDArray[np.float64]
@@ -56,7 +56,11 @@ class ToyModel:
         return self.vocab[-1]
 
     def next(self, guides: Mixture, plausibility: float = 0.0) -> Next:
-        """Next-token log-probs of a mixture, computed from the tables; raises ValueError for an unknown member."""
+        """Next-token log-probs of a mixture, computed from the tables.
+
+        Raises ValueError for an unknown member, and for a mixture that is empty or all zeros.
+        """
+        guides = normalise_mixture(guides)
         if unknown := set(guides) - set(self.tables):
             raise ValueError(f"unknown members {sorted(unknown)}; known: {sorted(self.tables)}")
         logs = {m: {s: np.log(p) for s, p in self.tables[m].items()} for m in {BASE, *guides}}

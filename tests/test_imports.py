@@ -41,7 +41,7 @@ def imported(file: Path, *, at_start: bool = False) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: a relative import"
-            # `from trimtab.engine import lora` names a module, `from trimtab.engine.lora import Adapter` a class in one.
+            # `from trimtab.engine import lora` names a module, `from trimtab.engine.lora import Adapter` a class.
             deeper = [f"{node.module}.{alias.name}" for alias in node.names]
             names |= {name for name in deeper if (ROOT / name.replace(".", "/")).with_suffix(".py").exists()} or {
                 str(node.module)

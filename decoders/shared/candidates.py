@@ -129,8 +129,8 @@ async def pooled(
 
     One call of the reward is under way at a time, and the next takes all that ended meanwhile: together they cost less.
     Whole candidates are scored; those that a budget or deadline cut are scored only where no other is, and one without
-    a token never. So with a reward at least one has a value, and without one none has. Raises LimitReached where there is
-    nothing to choose from.
+    a token never. So with a reward at least one has a value, and without one none has. Raises LimitReached where there
+    is nothing to choose from.
     """
     pieces: list[list[Chunk]] = [[] for _ in range(n)]
     found: dict[int, float] = {}

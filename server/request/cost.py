@@ -42,7 +42,7 @@ def counts(value: object) -> bool:
 
 
 def work(plan: Plan, document: Json, path: str, longest: Longest) -> Work:
-    """Of the whole request: `reward_tokens` over all its rewards, `scored` and `sampled` with what transforms ask for."""
+    """Of the whole request: `reward_tokens` over all its rewards, all with what transforms ask for."""
     max_tokens, asked = longest.of(document, path), prompts(document.get("prompt"))
     n = document["n"] if counts(document.get("n")) else 1
     most = plan.strategy.work(max_tokens, n=n, include=plan.include).times(asked)

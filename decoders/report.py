@@ -1,0 +1,69 @@
+"""What a strategy may say of an answer. A key means the same under every strategy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypedDict
+
+
+class Report(TypedDict, total=False):
+    """What a strategy tells the client of one answer, beside its tokens. It tells what it has; keys mean the same
+    under every strategy. What has no key here goes into `figures`."""
+
+    value: float | None
+    """The answer's reward; None where it was not scored."""
+    kl: float
+    """KL of the answer's law from the base's, in nats: exact, an estimate, or (`kl_bound`) a bound."""
+    kl_bound: float
+    warnings: list[str]
+    """Where the answer is not what its strategy promises, in words for the client."""
+    candidates: list[dict[str, Any]]
+    """The pool, each with `index`, `tokens`, `finish_reason`, `value`; with the first answer only."""
+    trace: Any
+    """The decisions behind the answer, in the strategy's own form."""
+    figures: Mapping[str, Any]
+    """Figures of this strategy alone, by name."""
+
+    candidate: int
+    """Which of the pool it is."""
+    alone: bool
+    """Whether it was drawn by itself, for want of one drawn together with others."""
+    acceptance_rate: float
+    """Share of proposals that were accepted."""
+    effective_sample_size: float
+    expected_utility: float
+    """MBR: mean likeness to the pool."""
+    proposals: int
+    """Rejection sampling: candidates looked at until this one was accepted."""
+    extracted: int
+    """Votes: candidates in which an answer was found."""
+    answer: str
+    """Votes: the answer found in it."""
+    share: float
+    """Votes: of those that give this answer."""
+    votes: float
+    decisions: Any
+    """Token by token: how many were taken; speculative rejection: what was kept at each length."""
+    blocks: int
+    """Blocks drawn one after the other."""
+    rounds: int
+    """Beam search: comparisons."""
+    resampled: int
+    """Particles: times that ancestors were drawn."""
+    distinct: int
+    """Particles: different answers among them."""
+    log_normaliser: float
+    """Particles: log of the estimate of E exp(r / beta)."""
+    chains: int
+    steps: int
+    """Chains: steps over all of them."""
+    accepted_length: dict[str, float] | None
+    """Chains: tokens of what was accepted: mean and quantiles."""
+    length: dict[str, float]
+    r_hat: float | None
+    """Chains: split R-hat of the rewards; None where nothing varies."""
+    preference_prompt: str
+    """The text that told the model a direction."""
+    direction: dict[str, float]
+    """RPS: the direction it was drawn under, by objective."""
+    degrees_from_target: float
