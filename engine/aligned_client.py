@@ -35,6 +35,8 @@ class Run:
     strategy: Strategy
     reward: Reward
     include: frozenset[str] = frozenset()
+    check_sampling: Callable[[Sampling], None] = lambda sampling: None
+    """Raises ValueError for sampling that the strategy's way to draw would not carry out."""
     meter: Meter = field(default_factory=Meter)
     render: Render | None = None
     span: Span | None = None
@@ -68,6 +70,7 @@ class Run:
         begun = False
         empty: list[Chunk] = []
         try:
+            self.check_sampling(sampling)
             async with aclosing(
                 self.strategy(prompt, sampling, engine, self.reward, n=n, include=self.include)
             ) as chunks:

@@ -82,7 +82,7 @@ class LogRatio:
     async def _logprob(self, side: str | Mixture, prompt: Tokens, completion: Tokens) -> float:
         if not completion:
             return 0.0
-        return math.fsum(await self.host.engine.score(prompt, completion, guides=mixture(side)))
+        return math.fsum(await self.host.engine.score(prompt, completion, guides={BASE: 0.0, **mixture(side)}))
 
 
 def mixture(side: str | Mixture) -> Mixture:

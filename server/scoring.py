@@ -26,11 +26,12 @@ from trimtab.server.config import Config, ConfigError, RewardConfig
 from trimtab.server.errors import ApiError, unknown
 from trimtab.server.metrics import REWARD_ERRORS, REWARD_SECONDS
 from trimtab.server.request import tracing
-from trimtab.server.request.alignment import AT, Plan
+from trimtab.server.request.alignment import AT
 from trimtab.server.request.body import Json
 from trimtab.server.request.cost import REFERENCE_TOKENS
 from trimtab.server.request.messages import Messages, messages
 from trimtab.server.request.parameters import built
+from trimtab.server.request.plan import Plan
 from trimtab.server.request.reward_tree import Leaf, Rows, Spec, Told, evaluated, parsed
 from trimtab.server.request.weights import orchestrator
 

@@ -12,6 +12,7 @@ import json
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -31,9 +32,10 @@ from trimtab.server.http.errors_and_ids import ID
 from trimtab.server.http.response import Answer, Call, outcome_of
 from trimtab.server.metrics import POOL, REQUESTS, UNKNOWN_FIELDS
 from trimtab.server.request import cost, tracing
-from trimtab.server.request.alignment import AT, plan
+from trimtab.server.request.alignment import AT
 from trimtab.server.request.body import ClientGone, Json, parse, whole
 from trimtab.server.request.messages import instructed
+from trimtab.server.request.plan import plan
 from trimtab.server.scoring import Scoring
 
 PLAIN_ONLY = ("use_beam_search", "prompt_embeds", "background", "kv_transfer_params", "ec_transfer_params")
@@ -175,6 +177,7 @@ class Seam:
             strategy=plan.strategy,
             reward=no_reward,
             include=plan.include,
+            check_sampling=partial(plan.entry.check_sampling, plan.name),
             meter=Meter(max_sampled_tokens=plan.max_sampled_tokens, deadline=deadline),
             instead=Plain() if plan.degrade else None,
             forgiven=(RewardError,),

@@ -17,9 +17,10 @@ from trimtab.engine.aligned_client import Run
 from trimtab.rewards.protocols import RewardError
 from trimtab.server.errors import as_error, uncaught
 from trimtab.server.http.errors_and_ids import ERROR_EVENTS
-from trimtab.server.request.alignment import AT, Plan
+from trimtab.server.request.alignment import AT
 from trimtab.server.request.body import Json
 from trimtab.server.request.messages import MESSAGES, RESPONSES
+from trimtab.server.request.plan import Plan
 from trimtab.server.scoring import Scores
 
 KEEP_ALIVE = 15.0

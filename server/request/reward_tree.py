@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from trimtab.rewards import COMBINES, TRANSFORMS, Entry
+from trimtab.rewards import COMBINES, TRANSFORMS, RewardEntry
 from trimtab.rewards.combine import Combine, Weighted
 from trimtab.rewards.transforms import Standardise, Transform
 from trimtab.server.config import Config
@@ -200,7 +200,7 @@ def _transform(raw: object, at: str) -> Transform:
     return transform  # type: ignore[no-any-return]
 
 
-def _built(raw: object, table: Mapping[str, Entry], kind: str, at: str) -> tuple[str, Any]:
+def _built(raw: object, table: Mapping[str, RewardEntry], kind: str, at: str) -> tuple[str, Any]:
     """ "name" or {"name": {parameter: value}}, and what it names."""
     name: Any = raw
     params: Any = {}

@@ -20,7 +20,7 @@ from trimtab.decoders import STRATEGIES
 from trimtab.server.cli import DEMO
 from trimtab.server.config import load
 from trimtab.server.errors import ApiError
-from trimtab.server.request.alignment import plan
+from trimtab.server.request.plan import plan
 
 N = 4000
 FIVE = 5.0
