@@ -172,7 +172,7 @@ def plan(raw: object, config: Config, auto: Callable[[], Mapping[str, float]] | 
         filled["guides"] = exponents if searches or directed else pulls(weights, config) | exponents
     if directed:
         wished = wish(weights, asked.params, config, at=f"{AT}.weights")
-        filled["wish"], weights = wished, wished.named(wished.v)
+        filled["wish"], weights = wished, wished.by_objective(wished.v)
     strategy = _build(name, asked.params, filled)
     mixture = dict(getattr(strategy, "mixture", {BASE: 1.0, **exponents} if exponents else {}))
     _bounded(mixture, config, param=f"{AT}.params" if asked.params else f"{AT}.weights")

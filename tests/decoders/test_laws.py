@@ -19,9 +19,9 @@ from trimtab.decoders.soft_best_of_n import SoftBestOfN
 from trimtab.decoders.speculative_rejection import SpeculativeRejection
 from trimtab.decoders.transfer_q import TransferQ
 from trimtab.decoders.vote import Vote
-from trimtab.preferences.preference_direction import DPA, Cone, Template, Wish
+from trimtab.preferences.preference_direction import DPA, Cone, PreferenceDirection, Template
 
-WISH = Wish(
+WISH = PreferenceDirection(
     objectives=("helpfulness", "verbosity"),
     v=(0.8, 0.6),
     cone=Cone(axis=(1.0, 0.0), degrees=45),
