@@ -94,7 +94,7 @@ TRANSFORMS: dict[str, Entry] = {
 
 COMBINES: dict[str, Entry] = {
     "heron": Entry(target="trimtab.rewards.combine:Heron", paper="2309.02632"),
-    "lsc": Entry(target="trimtab.rewards.combine:Lsc", paper="2402.00742"),
+    "lsc": Entry(target="trimtab.rewards.combine:LscSum", paper="2402.00742"),
     "mean": Entry(target="trimtab.rewards.combine:Mean", paper="2312.09244"),
     "mean_minus_std": Entry(target="trimtab.rewards.combine:MeanMinusStd", paper="2312.09244"),
     "median": Entry(target="trimtab.rewards.combine:Median", paper="2312.09244"),

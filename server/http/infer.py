@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trimtab.preferences.bradley_terry import Person, Vector, choices_from_ratings, infer_person
-from trimtab.rewards.gather import together
+from trimtab.rewards.gather import gather_or_cancel
 from trimtab.runtime.metered import Meter
 from trimtab.server.config import Config
 from trimtab.server.errors import ApiError, explained, unknown
@@ -168,7 +168,7 @@ class Told:
             scores = Scores.of_document(document, scoring=scoring, specs=tuple(specs), given={}, meter=meter)
             return await scores(prompt(document, scores), completions(texts, scores))
 
-        tables = await together(scored(by_key[k], list(texts)) for k, texts in wanted.items())
+        tables = await gather_or_cancel(scored(by_key[k], list(texts)) for k, texts in wanted.items())
         rows = {
             (k, text): row
             for (k, texts), table in zip(wanted.items(), tables, strict=True)
