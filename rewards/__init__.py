@@ -65,7 +65,7 @@ TRANSFORMS: dict[str, RewardEntry] = {
 
 COMBINES: dict[str, RewardEntry] = {
     "heron": RewardEntry(target="trimtab.rewards.combine:Heron", paper="2309.02632"),
-    "lsc": RewardEntry(target="trimtab.rewards.combine:Lsc", paper="2402.00742"),
+    "lsc": RewardEntry(target="trimtab.rewards.combine:LscSum", paper="2402.00742"),
     "mean": RewardEntry(target="trimtab.rewards.combine:Mean", paper="2312.09244"),
     "mean_minus_std": RewardEntry(target="trimtab.rewards.combine:MeanMinusStd", paper="2312.09244"),
     "median": RewardEntry(target="trimtab.rewards.combine:Median", paper="2312.09244"),

@@ -20,7 +20,7 @@ from trimtab.decoders.protocols import BASE, Engine, Sampling, Tokens
 from trimtab.engine.aligned_client import AlignedClient
 from trimtab.engine.pooling import PoolingEngine, running_pooler
 from trimtab.rewards.protocols import Host, Question, Response, RewardError, Scorer
-from trimtab.rewards.validated import Checked
+from trimtab.rewards.validated import ValidatedScorer
 from trimtab.runtime.metered import Meter, Metered
 from trimtab.server.config import Config, ConfigError, RewardConfig
 from trimtab.server.errors import ApiError, unknown
@@ -74,7 +74,7 @@ def scorers(config: Config, host: Host, poolers: Mapping[str, PoolingEngine]) ->
         for member in getattr(scorer, "members", ()):
             if member not in {BASE, *config.guides}:
                 raise ConfigError(unknown("guide", member, config.guides), key=f"rewards.{name}")
-        found[name] = Checked(scorer=scorer, name=name, timeout=reward.timeout_s)
+        found[name] = ValidatedScorer(scorer=scorer, name=name, timeout=reward.timeout_s)
     return found
 
 

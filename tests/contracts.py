@@ -28,7 +28,7 @@ from trimtab.decoders.protocols import (
     member_alone,
 )
 from trimtab.decoders.report import Report
-from trimtab.preferences.preference_direction import Wish as PreferenceDirection
+from trimtab.preferences.preference_direction import PreferenceDirection
 from trimtab.runtime.metered import Meter, Metered
 
 

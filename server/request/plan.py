@@ -183,7 +183,7 @@ def _supply(
         raise ApiError(message, param=f"{AT}.params.guides", code="unknown_parameter")
     if by == "direction":
         direction = wish(weights, request.params, config, at=f"{AT}.weights")
-        return direction.named(direction.v), {"wish": direction, "guides": exponents}
+        return direction.by_objective(direction.v), {"wish": direction, "guides": exponents}
     if by == "reward":
         return weights, {"guides": {BASE: 1.0, **exponents}}
     return weights, {"guides": pulls(weights, config) | exponents} if takes else {}

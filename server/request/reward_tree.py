@@ -64,7 +64,7 @@ class Node:
     @property
     def references(self) -> int:
         """How many reference answers a transform asks for."""
-        return max(self.transform.wants if self.transform else 0, *(spec.references for spec in self.of))
+        return max(self.transform.n_references if self.transform else 0, *(spec.references for spec in self.of))
 
 
 Spec = Leaf | Node
@@ -98,7 +98,7 @@ def _evaluated(spec: Spec, rows: Rows, references: Rows, told: Told) -> tuple[li
         if len(spec.of) == 1 and isinstance(spec.of[0], Leaf):
             del told.raw[spec.of[0].name]  # shown under this node's name
         told.raw[spec.name] = here
-        wanted = there[: spec.transform.wants]
+        wanted = there[: spec.transform.n_references]
         here, there = spec.transform(here, wanted), spec.transform(there, wanted) if there else []
         told.transformed[spec.name] = here
     return here, there

@@ -11,7 +11,7 @@ import pytest
 
 from tests.contracts import Specimen
 from trimtab.decoders.protocols import Chunk, Engine, Mixture, Reward, Sampling, Strategy, Tokens
-from trimtab.preferences.preference_direction import DPA, Cone, Template, Wish
+from trimtab.preferences.preference_direction import DPA, Cone, PreferenceDirection, Template
 from trimtab.runtime.toy_engine import Prefix, ToyEngine, ToyModel
 
 TOY = Path(__file__).parent.parent / "toy_model.json"
@@ -19,7 +19,7 @@ START = 9
 """Where a response begins; no token of the toy's own."""
 
 
-WISH = Wish(
+WISH = PreferenceDirection(
     objectives=("helpfulness", "verbosity"),
     v=(0.8, 0.6),
     cone=Cone(axis=(1.0, 0.0), degrees=45),

@@ -8,7 +8,7 @@ from vllm.sampling_params import SamplingParams
 from tests.contracts import ENGINE_LAWS, STRATEGY_LAWS, TABLE_LAWS, Specimen, build
 from trimtab.decoders import STRATEGIES
 from trimtab.decoders.protocols import BASE, Sampling
-from trimtab.preferences.preference_direction import DPA, Cone, Template, Wish
+from trimtab.preferences.preference_direction import DPA, Cone, PreferenceDirection, Template
 from trimtab.runtime.metered import Meter, Metered
 
 PROMPTS = (list(range(3)), list(range(50, 90)), list(range(20, 170)))
@@ -30,7 +30,7 @@ def specimen(vllm_engine, client) -> Specimen:
         live=live,
         sampling=Sampling(max_tokens=12, engine_params=SamplingParams()),
         tolerance=1e-4,
-        direction=Wish(
+        direction=PreferenceDirection(
             objectives=("helpfulness", "verbosity"),
             v=(0.8, 0.6),
             cone=Cone(axis=(1.0, 0.0), degrees=45),
