@@ -39,8 +39,8 @@ class Args:
     ) -> AsyncGenerator[Chunk, None]:
         check_pieced("args", sampling)
 
-        async def worth(i: int, at: int, beginnings: Sequence[Answer]) -> list[float]:
-            return [self.weight * r for r in await values(reward, prompt, beginnings)]
+        async def worth(i: int, at: int, beginnings: Sequence[Answer]) -> list[tuple[float, float | None]]:
+            return [(self.weight * r, r) for r in await values(reward, prompt, beginnings)]
 
         search = Tokenwise(worth=worth, k=self.k, alpha=1.0, min_p=self.min_p, guides=self.guides)
         return search.answers(prompt, sampling, engine, reward, n=n, include=include)

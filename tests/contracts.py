@@ -12,7 +12,8 @@ import pytest
 from trimtab.decoders.guided import Guided
 from trimtab.decoders.plain import Plain
 from trimtab.decoders.protocols import BASE, Chunk, Engine, Reward, Sampling, Strategy, Tokens
-from trimtab.runtime.metered import Meter, Metered
+from trimtab.runtime.metered import Metered
+from trimtab.runtime.usage import Usage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +198,7 @@ async def what_it_costs_is_bounded(s: Specimen, strategy: Strategy) -> None:
     """Tokens drawn, scored and judged, each against what the strategy says of them; and somewhere drawing is real."""
     for n, include in ((1, frozenset()), (2, frozenset({"trace", "candidates", "rewards"}))):
         for seed in range(4):
-            meter, reward_tokens = Meter(), 0
+            usage, reward_tokens = Usage(), 0
 
             async def counted(prompt: Tokens, completions: Sequence[Tokens]) -> list[list[float]]:
                 nonlocal reward_tokens
@@ -205,10 +206,10 @@ async def what_it_costs_is_bounded(s: Specimen, strategy: Strategy) -> None:
                 return await s.reward(prompt, completions)
 
             sampling = replace(s.sampling, seed=seed)
-            await answers(strategy(s.prompts[0], sampling, Metered(s.engine, meter), counted, n=n, include=include), n)
+            await answers(strategy(s.prompts[0], sampling, Metered(s.engine, usage), counted, n=n, include=include), n)
             most = strategy.work(sampling.max_tokens, n=n, include=include)
-            assert 0 < meter.sampled <= most.sampled
-            assert meter.scored <= most.scored
+            assert 0 < usage.sampled <= most.sampled
+            assert usage.scored <= most.scored
             assert reward_tokens <= most.reward_tokens
             assert most.candidates >= n
 

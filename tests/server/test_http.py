@@ -484,7 +484,7 @@ async def visit(app: FastAPI, body: dict[str, Any], *, leave_after: int) -> int:
     return seen
 
 
-@pytest.mark.parametrize("want", [[], ["trace"]])
+@pytest.mark.parametrize("include", [[], ["trace"]])
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_client_that_leaves_leaves_nothing(
     app: FastAPI, toy: ToyEngine, stream: bool, include: list[str]
