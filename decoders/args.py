@@ -46,8 +46,8 @@ class Args:
         self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, include: frozenset[str]
     ) -> AsyncGenerator[Chunk, None]:
 
-        async def worth(i: int, at: int, beginnings: Sequence[Answer]) -> list[float]:
-            return [self.weight * r for r in await values(reward, prompt, beginnings)]
+        async def worth(i: int, at: int, beginnings: Sequence[Answer]) -> list[tuple[float, float | None]]:
+            return [(self.weight * r, r) for r in await values(reward, prompt, beginnings)]
 
         search = Tokenwise(worth=worth, k=self.k, alpha=1.0, min_p=self.min_p, guides=self.guides)
         return search.answers(prompt, sampling, engine, reward, n=n, include=include)

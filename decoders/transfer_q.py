@@ -106,7 +106,7 @@ class TransferQ:
         known: dict[int, list[Answer]] = {}
         """The greedy rollouts of an answer's last decision."""
 
-        async def worth(i: int, at: int, beginnings: Sequence[Answer]) -> list[float]:
+        async def worth(i: int, at: int, beginnings: Sequence[Answer]) -> list[tuple[float, float | None]]:
             begun = [
                 next((whole for whole in known.get(i, ()) if whole[: len(answer)] == answer), answer)
                 for answer in beginnings
@@ -124,7 +124,12 @@ class TransferQ:
             if greedy:
                 known[i] = [answer for [answer] in drawn]
             rows = iter(await reward(prompt, [answer for answers in drawn for answer in answers]))
-            return [self.q([next(rows) for _ in answers]) for answers in drawn]
+            rewards = [[next(rows) for _ in answers] for answers in drawn]
+            own = [
+                r[0][0] if answers == [beginning] else None
+                for r, answers, beginning in zip(rewards, drawn, beginnings, strict=True)
+            ]
+            return list(zip(map(self.q, rewards), own, strict=True))
 
         search = Tokenwise(
             k=self.k, alpha=self.alpha, min_p=self.min_p, block=self.block, guides=self.guides, worth=worth

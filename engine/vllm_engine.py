@@ -22,9 +22,9 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from trimtab.decoders.protocols import BASE, Chunk, Mixture, Sampling, Tokens, normalise_mixture
 from trimtab.engine.mixture import DISTRIBUTION, ENTROPY, KL, decode_scalar
 from trimtab.engine.plugin import FIELD
+from trimtab.engine.scheduling import schedule
 from trimtab.engine.table import KEY, guides_of, pack, salted
-from trimtab.runtime.shares import Turn
-from trimtab.runtime.shares import turn as handled
+from trimtab.runtime.strategy_run import StrategyRun, current_run
 
 HEAVIEST = 1e6
 """|w| at most: beyond it, fp32 logits lose their units, and nothing but the sign of w would be left."""
@@ -41,7 +41,7 @@ class VLLMEngine:
     name: str = "trimtab"
     """What the ids of its requests begin with."""
     cache_salt: str | None = None
-    turn: Turn | None = None
+    run: StrategyRun | None = None
     """The request's; None: of whichever request is being handled, as for rewards that ask the base."""
     context: Mapping[str, Any] = field(default_factory=dict)
     """What `EngineClient.generate` takes beside prompt and sampling: trace_headers, data_parallel_rank …"""
@@ -51,9 +51,9 @@ class VLLMEngine:
         return tuple(guide["name"] for guide in getattr(self.client.model_config.hf_config, FIELD)["guides"])
 
     def for_request(
-        self, name: str, *, cache_salt: str | None = None, turn: Turn | None = None, **context: Any
+        self, name: str, *, cache_salt: str | None = None, run: StrategyRun | None = None, **context: Any
     ) -> VLLMEngine:
-        return replace(self, name=name, cache_salt=cache_salt, turn=turn, context=context)
+        return replace(self, name=name, cache_salt=cache_salt, run=run, context=context)
 
     async def generate(
         self, prompt: Tokens, sampling: Sampling, *, n: int, guides: Mixture
@@ -224,8 +224,7 @@ class VLLMEngine:
         request = f"{self.name}-{uuid4().hex[:16]}"
         salt = salted(self.cache_salt, [self.guides[i] for i in guides_of(params.extra_args[KEY])])
         generate = partial(self.client.generate, tokens_input(list(prompt), cache_salt=salt), params, request)
-        own = self.turn or handled.get() or Turn()
-        outputs = own.through(generate, params, **self.context)
+        outputs = schedule(self.run or current_run.get() or StrategyRun(), generate, params, **self.context)
         ended = False
         try:
             async with aclosing(outputs):

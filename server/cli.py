@@ -19,7 +19,7 @@ import uvloop
 
 from trimtab.server.config import HASHED, Config, ConfigError, load
 from trimtab.server.http.auth import digest, new_key
-from trimtab.server.json_log import Lines
+from trimtab.server.json_log import JsonFormatter
 
 DEMO = Path(__file__).resolve().parent.parent / "demo" / "config.yaml"
 
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         config = reread()
         if config.log_format == "json":
             for handler in logging.getLogger().handlers:
-                handler.setFormatter(Lines())
+                handler.setFormatter(JsonFormatter())
         with bind(config) as sock:
             uvloop.run(run(config, sock, reread))
     except (ConfigError, OSError) as error:

@@ -29,7 +29,8 @@ from trimtab.decoders.protocols import (
 )
 from trimtab.decoders.report import Report
 from trimtab.preferences.preference_direction import PreferenceDirection
-from trimtab.runtime.metered import Meter, Metered
+from trimtab.runtime.metered import Metered
+from trimtab.runtime.usage import Usage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,7 +275,7 @@ async def what_it_costs_is_bounded(s: Specimen, strategy: Strategy) -> None:
     """Tokens drawn, scored and judged, each against what the strategy says of them; and somewhere drawing is real."""
     for n, include in ((1, frozenset()), (2, frozenset({"trace", "candidates", "rewards"}))):
         for seed in range(4):
-            meter, reward_tokens = Meter(), 0
+            usage, reward_tokens = Usage(), 0
 
             async def counted(prompt: Tokens, completions: Sequence[Tokens]) -> list[list[float]]:
                 nonlocal reward_tokens
@@ -282,10 +283,10 @@ async def what_it_costs_is_bounded(s: Specimen, strategy: Strategy) -> None:
                 return await s.reward(prompt, completions)
 
             sampling = replace(s.sampling, seed=seed)
-            await answers(strategy(s.prompts[0], sampling, Metered(s.engine, meter), counted, n=n, include=include), n)
+            await answers(strategy(s.prompts[0], sampling, Metered(s.engine, usage), counted, n=n, include=include), n)
             most = strategy.work(sampling.max_tokens, n=n, include=include)
-            assert 0 < meter.sampled <= most.sampled
-            assert meter.scored <= most.scored
+            assert 0 < usage.sampled <= most.sampled
+            assert usage.scored <= most.scored
             assert reward_tokens <= most.reward_tokens
             assert most.candidates >= n
 
@@ -404,8 +405,8 @@ async def a_budget_leaves_the_best_so_far(s: Specimen, name: str) -> None:
     strategy = build(name, s)
     most = strategy.work(s.sampling.max_tokens, n=1, include=frozenset()).sampled
     for budget in (1, 2, most // 3, most // 2):
-        meter = Meter(max_sampled_tokens=max(budget, 1))
-        at = replace(s, engine=Metered(s.engine, meter))
+        usage = Usage(max_sampled_tokens=max(budget, 1))
+        at = replace(s, engine=Metered(s.engine, usage))
         try:
             [answer] = await run(strategy, at, s.prompts[0], seed=2)
         except LimitReached:

@@ -18,7 +18,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "decoders": ("decoders", "preferences.preference_direction"),
     "preferences": ("preferences", "decoders.protocols"),
     "rewards": ("rewards", "decoders.protocols", "decoders.registry", "decoders.shared.answers"),
-    "runtime": ("runtime", "decoders.protocols", "decoders.shared.candidates"),
+    "runtime": ("runtime", "decoders.protocols", "decoders.report", "decoders.shared.candidates"),
     "engine": ("engine", "runtime", "decoders.protocols"),
     "server": ("server", "engine", "runtime", "rewards", "preferences", "decoders"),
 }

@@ -57,8 +57,8 @@ Block = Annotated[
         description="tokens decided at a time, those behind a candidate drawn from the base; an approximation",
     ),
 ]
-Worth = Callable[[int, int, Sequence[Answer]], Awaitable[list[float]]]
-"""(answer, tokens decided, [k] beginnings of it) -> [k] Q"""
+Worth = Callable[[int, int, Sequence[Answer]], Awaitable[list[tuple[float, float | None]]]]
+"""(answer, tokens decided, [k] beginnings of it) -> [k] Q, and the beginning's own reward where it was scored"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +90,8 @@ class Tokenwise:
         """Of the next tokens, as long as they are the likeliest."""
         decisions: list[dict[str, Any]] = []
         kl, ended, length = 0.0, None, 1
+        value: float | None = None
+        """The reward of the answer so far, where it was scored."""
         while ended is None:
             kept = len(answer)
             try:
@@ -104,9 +106,11 @@ class Tokenwise:
                 candidates = plausible(path.pop(0), self.min_p)
                 begun = [(*answer, token) for token, _ in candidates]
                 p, chosen = np.ones(1), 0
+                worths: list[tuple[float, float | None]] = [(0.0, None)]
                 if len(candidates) > 1:
                     begun = await self._blocks(i, begun, prompt, sampling, engine)
-                    values = await self.worth(i, kept, begun)
+                    worths = await self.worth(i, kept, begun)
+                    values = [q for q, _ in worths]
                     p = self.law(candidates, values, sampling)
                     chosen = int(np.searchsorted(np.cumsum(p), rng.random() * p.sum(), side="right"))
                     decisions.append(decided(kept, candidates, values, p, chosen))
@@ -114,7 +118,7 @@ class Tokenwise:
                 ended = str(cut)
             else:
                 kl += math.fsum(q * (math.log(q) - lp) for q, (_, lp) in zip(p, candidates, strict=True) if q > 0)
-                answer = begun[chosen]
+                answer, value = begun[chosen], worths[chosen][1]
                 if chosen or len(answer) > kept + 1:
                     path, length = [], 1
                 if (end := stopped(answer, kept, sampling.stop, engine)) is not None:
@@ -126,6 +130,8 @@ class Tokenwise:
                 report = {"decisions": len(decisions), "kl": kl}
                 if ended not in LIMIT_REASONS:
                     [[report["value"], *_]] = await reward(prompt, [answer])
+                elif value is not None:
+                    report["value"] = value
                 if "trace" in include:
                     report["trace"] = decisions
             yield Chunk(index=i, tokens=answer[kept:], finish=ended, report=report)

@@ -119,14 +119,14 @@ async def openai_app(client: AlignedClient, args: Namespace) -> FastAPI:
     return app
 
 
-async def rendered(app: FastAPI, path: str, document: Mapping[str, Any]) -> Tokens:
+async def render(app: FastAPI, path: str, document: Mapping[str, Any]) -> Tokens:
     """The prompt of a request's body as the app would make it; raises ValueError for what it would refuse."""
     renderer = app.state.openai_serving_chat.online_renderer
     if path == RESPONSES:
         if document.get("previous_response_id"):
             raise ValueError("what instructs the model cannot be combined with previous_response_id")
-        found = await renderer.render_responses(ResponsesRequest.model_validate(document))
-        prompt = getattr(found, "engine_input", None)
+        answer = await renderer.render_responses(ResponsesRequest.model_validate(document))
+        prompt = getattr(answer, "engine_input", None)
     else:
         if path == CHAT:
             request = ChatCompletionRequest.model_validate(document)
@@ -136,10 +136,10 @@ async def rendered(app: FastAPI, path: str, document: Mapping[str, Any]) -> Toke
                 AnthropicMessagesRequest.model_validate(document),
                 merge_inline_system=messages._merge_inline_system,
             )
-        found = await renderer.render_chat(request)
-        prompt = found[1][0] if isinstance(found, tuple) else None
+        answer = await renderer.render_chat(request)
+        prompt = answer[1][0] if isinstance(answer, tuple) else None
     if prompt is None:
-        raise ValueError(found.error.message)
+        raise ValueError(answer.error.message)
     if prompt["type"] != "token":
         raise ValueError("what instructs the model needs a request whose messages are all text")
     tokens: Tokens = prompt["prompt_token_ids"]

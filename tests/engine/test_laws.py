@@ -9,7 +9,8 @@ from tests.contracts import ENGINE_LAWS, STRATEGY_LAWS, TABLE_LAWS, Specimen, bu
 from trimtab.decoders import STRATEGIES
 from trimtab.decoders.protocols import BASE, Sampling
 from trimtab.preferences.preference_direction import DPA, Cone, PreferenceDirection, Template
-from trimtab.runtime.metered import Meter, Metered
+from trimtab.runtime.metered import Metered
+from trimtab.runtime.usage import Usage
 
 PROMPTS = (list(range(3)), list(range(50, 90)), list(range(20, 170)))
 
@@ -48,7 +49,7 @@ def requested(specimen: Specimen) -> Specimen:
     async def render(instruction: str, role: str) -> list[int]:
         return PROMPTS[1]
 
-    return replace(specimen, engine=Metered(specimen.engine, Meter(), render))
+    return replace(specimen, engine=Metered(specimen.engine, Usage(), render))
 
 
 @pytest.mark.parametrize("law", ENGINE_LAWS, ids=lambda law: law.__name__)
