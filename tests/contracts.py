@@ -58,12 +58,12 @@ class Specimen:
 async def answers(chunks: AsyncIterator[Chunk], n: int) -> list[tuple[int, ...]]:
     """The n answers whole; each must end exactly once, after its last token."""
     tokens: list[tuple[int, ...]] = [()] * n
-    ended: list[int] = []
+    ended: set[int] = set()
     async for chunk in chunks:
         assert chunk.index not in ended, "a piece after the end"
         tokens[chunk.index] += chunk.tokens
         if chunk.finish is not None:
-            ended.append(chunk.index)
+            ended.add(chunk.index)
     assert sorted(ended) == list(range(n))
     return tokens
 
