@@ -9,8 +9,7 @@ import asyncio
 import json
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +17,7 @@ from opentelemetry.trace import Span
 
 from trimtab.decoders.protocols import BASE, Engine, Sampling, Tokens
 from trimtab.engine.aligned_client import AlignedClient
-from trimtab.engine.pooling import PoolingEngine, running_pooler
+from trimtab.engine.pooling import PoolingEngine
 from trimtab.rewards.protocols import Host, Question, Response, RewardError, Scorer
 from trimtab.rewards.validated import ValidatedScorer
 from trimtab.runtime.metered import Metered
@@ -38,21 +37,6 @@ from trimtab.server.request.weights import orchestrator
 
 MAX_REFERENCES = 4096
 """Prompts whose reference scores are remembered."""
-
-
-@asynccontextmanager
-async def running_poolers(config: Config) -> AsyncIterator[dict[str, PoolingEngine]]:
-    """Engines of the config's reward models by `engine_key`, up, and down again whatever happens.
-
-    Raises MemberError for a model that cannot score.
-    """
-    async with AsyncExitStack() as stack:
-        poolers: dict[str, PoolingEngine] = {}
-        for name, reward in config.rewards.items():
-            if (key := engine_key(reward)) is not None and key not in poolers:
-                model, options = reward.served()
-                poolers[key] = await stack.enter_async_context(running_pooler(name, model, **options))
-        yield poolers
 
 
 def engine_key(reward: RewardConfig) -> str | None:
@@ -75,12 +59,10 @@ def scorers(config: Config, host: Host, poolers: Mapping[str, PoolingEngine]) ->
     return found
 
 
-@asynccontextmanager
-async def running_scoring(config: Config, client: AlignedClient) -> AsyncIterator[Scoring]:
-    """The rewards of a server whose engine is up."""
+def build_scoring(config: Config, client: AlignedClient, poolers: Mapping[str, PoolingEngine]) -> Scoring:
+    """The rewards of a server whose engines are up; the reward models' by `engine_key`."""
     host = Base(engine=client.bind({}), tokenizer=client.renderer.tokenizer)
-    async with running_poolers(config) as poolers:
-        yield Scoring(config=config, scorers=scorers(config, host, poolers), host=host, poolers=poolers)
+    return Scoring(config=config, scorers=scorers(config, host, poolers), host=host, poolers=poolers)
 
 
 @dataclass(frozen=True, kw_only=True)
