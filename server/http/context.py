@@ -50,6 +50,8 @@ class RequestContext:
     def alignment_object(self, usage: Mapping[str, Any]) -> Json:
         """The response's `alignment`; `usage` is the response's own."""
         told = self.plan.described() | {"strategy": self.strategy} | self.token_counts(usage)
+        if self.run.degraded:
+            told.pop("params", None)  # they are of the strategy that failed
         if self.outcome != "ok":
             told["outcome"] = self.outcome
         choices: list[Json] = [{"index": i} | self._choice(i) for i in sorted({*self.run.reports, *self.run.answers})]

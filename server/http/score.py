@@ -88,7 +88,7 @@ async def scored(document: dict[str, Any], scoring: Scoring) -> dict[str, Any]:
     return {
         "object": "alignment.scores",
         "model": config.model_name,
-        "scores": [{"index": i} | explain(score) for i, [score] in enumerate(rows)],
+        "scores": [{"index": i, **explain(score)} for i, [score] in enumerate(rows)],
         "scored_tokens": usage.scored,
         "sampled_tokens": usage.sampled,
     }

@@ -78,6 +78,8 @@ class Plan:
     name: str
     entry: Entry
     strategy: Strategy
+    params: Mapping[str, Any]
+    """The strategy's parameters as a client would write them, defaults included."""
     weights: Mapping[str, float]
     guides: Mapping[str, float]
     """Exponent per guide as the strategy got it."""
@@ -108,6 +110,8 @@ class Plan:
         told: dict[str, Any] = {"strategy": self.name}
         if self.weights:
             told["weights"] = dict(self.weights)
+        if self.params:
+            told["params"] = dict(self.params)
         if self.auto:
             told["auto_weights"] = True
         if self.guides:
@@ -173,7 +177,7 @@ def plan(raw: object, config: Config, auto: Callable[[], Mapping[str, float]] | 
     if directed:
         wished = wish(weights, asked.params, config, at=f"{AT}.weights")
         filled["wish"], weights = wished, wished.named(wished.v)
-    strategy = _build(name, asked.params, filled)
+    strategy, params = _build(name, asked.params, filled)
     mixture = dict(getattr(strategy, "mixture", {BASE: 1.0, **exponents} if exponents else {}))
     _bounded(mixture, config, param=f"{AT}.params" if asked.params else f"{AT}.weights")
     _bounded(getattr(strategy, "baseline", {}), config, param=f"{AT}.params.baseline")
@@ -196,6 +200,7 @@ def plan(raw: object, config: Config, auto: Callable[[], Mapping[str, float]] | 
         name=name,
         entry=entry,
         strategy=strategy,
+        params=params,
         weights=weights,
         guides=mixture,
         include=frozenset(asked.include),
@@ -280,8 +285,9 @@ def _exponents(raw: Mapping[str, Any], config: Config) -> dict[str, float]:
     return {name: number(value, f"{at}.{name}", config.max_weight) for name, value in raw.items()}
 
 
-def _build(name: str, params: Mapping[str, Any], filled: Mapping[str, Any]) -> Strategy:
-    """`params` are the client's, `filled` are what the server makes of the rest of the request."""
+def _build(name: str, params: Mapping[str, Any], filled: Mapping[str, Any]) -> tuple[Strategy, dict[str, Any]]:
+    """The strategy, and its parameters in JSON, defaults included; `params` are the client's, `filled` are what the
+    server makes of the rest of the request."""
     at, model = f"{AT}.params", parameters(name)
     fields = {field.alias or key for key, field in model.model_fields.items()} - MADE_HERE
     if surplus := next((key for key in params if key not in fields), None):
@@ -295,7 +301,7 @@ def _build(name: str, params: Mapping[str, Any], filled: Mapping[str, Any]) -> S
         raise explained(error, at=at, fields=_inside(model, where) if len(where) > 1 else fields) from None
     except ValueError as error:
         raise ApiError(str(error), param=at if fields else f"{AT}.guides") from None
-    return strategy
+    return strategy, checked.model_dump(mode="json", by_alias=True, exclude=set(MADE_HERE))
 
 
 def _inside(model: type[BaseModel], where: Sequence[int | str]) -> set[str]:

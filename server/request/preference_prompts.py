@@ -76,9 +76,9 @@ def wish(weights: Mapping[str, float], params: Mapping[str, Any], config: Config
     Raises ApiError for a prompt that is not there, an objective that it does not have, or a direction that it cannot
     say.
     """
-    name = params.get("prompt", next(iter(config.preference_prompts), None))
-    if params.get("over") == "guides" and "prompt" not in params:
-        name = None
+    name = params.get("prompt")
+    if name is None and params.get("over") != "guides":
+        name = next(iter(config.preference_prompts), None)
     if name is None:
         prompt, objectives, signs = None, list(weights), [1.0] * len(weights)
     else:

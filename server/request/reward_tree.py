@@ -74,16 +74,16 @@ class Score(float):
     """An answer's value, which carries what it came from wherever a strategy takes it."""
 
     __slots__ = ("explanation",)
-    explanation: Mapping[str, Any]
+    explanation: dict[str, Any]
     """{"value", "rewards", "transformed"}"""
 
-    def __new__(cls, value: float, explanation: Mapping[str, Any]) -> Score:
+    def __new__(cls, value: float, explanation: dict[str, Any]) -> Score:
         score = super().__new__(cls, value)
         score.explanation = explanation
         return score
 
 
-def explain(value: object) -> Mapping[str, Any]:
+def explain(value: object) -> dict[str, Any]:
     """What a value that a strategy reports came from; empty where it is no score of a request's reward."""
     return value.explanation if isinstance(value, Score) else {}
 

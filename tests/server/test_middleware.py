@@ -263,6 +263,7 @@ async def test_an_answer_says_what_ran_and_what_it_took() -> None:
     }  # fmt: skip
     assert body["alignment"] == {
         "strategy": "guided",
+        "params": {"plausibility": 0.0},
         "weights": {"warmth": 1.0},
         "guides": {"base": 1.0, "kind": 1.0},
         "streaming": "native",

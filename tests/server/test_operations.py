@@ -334,6 +334,25 @@ async def test_no_log_holds_a_prompt_an_answer_or_a_key(
     assert KEY not in shown
 
 
+async def test_a_log_line_has_the_parameters_that_are_no_text(app: FastAPI, caplog: pytest.LogCaptureFixture) -> None:
+    secret = "the-client-s-own-words"
+    asked = {
+        "plain": {"strategy": "plain"},
+        "vote": {"strategy": "vote", "params": {"n": 2, "extractor": {"regex": f"({secret})"}}},
+        "blockwise": {**BEST, "strategy": "blockwise", "params": {"n": 2, "step": secret}},
+    }
+    with caplog.at_level(logging.INFO, "trimtab.request"):
+        async with http(app) as raw:
+            for alignment in asked.values():
+                assert (await raw.post(CHAT, json={**BODY, "alignment": alignment})).status_code == 200
+    lines = dict(zip(asked, caplog.records, strict=True))
+    assert "params" not in lines["plain"].fields  # type: ignore[attr-defined]
+    assert lines["vote"].fields["params"] == {"n": 2, "weighting": "uniform", "beta": 1.0}  # type: ignore[attr-defined]
+    assert lines["blockwise"].fields["params"] == {"n": 2, "block": 16, "beta": 0.0}  # type: ignore[attr-defined]
+    assert 'params={"n": 2, "block": 16, "beta": 0.0}' in lines["blockwise"].getMessage()
+    assert secret not in caplog.text + "".join(JsonFormatter().format(line) for line in lines.values())
+
+
 def test_a_line_for_machines_is_an_object() -> None:
     record = logging.makeLogRecord(
         {"name": "trimtab", "levelname": "INFO", "msg": "a %s", "args": ("b",), "created": 0.5, "msecs": 500}
