@@ -6,7 +6,7 @@ request that the engine answers by itself has no strategy, and is `native`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -39,6 +39,8 @@ class StrategyRun:
     reward: Reward = no_reward
     include: frozenset[str] = frozenset()
     """What the client wants to see beside the answers."""
+    check_sampling: Callable[[Sampling], None] = lambda sampling: None
+    """Raises ValueError for sampling that the strategy's way to draw would not carry out."""
     render: Render | None = None
     span: Span | None = None
     """The request's, under which its calls of the engine are; None where nothing is traced."""
@@ -102,6 +104,7 @@ class StrategyRun:
         begun = False
         empty: list[Chunk] = []
         try:
+            self.check_sampling(sampling)
             answers = self.strategy(prompt, sampling, engine, self.reward, n=n, include=self.include)
             async with aclosing(answers) as chunks:
                 async for chunk in chunks:

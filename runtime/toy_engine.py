@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -56,11 +56,7 @@ class ToyModel:
         return self.vocab[-1]
 
     def next(self, guides: Mixture, plausibility: float = 0.0) -> Next:
-        """Next-token log-probs of a mixture, computed from the tables.
-
-        Raises ValueError for an unknown member, and for a mixture that is empty or all zeros.
-        """
-        guides = normalise_mixture(guides)
+        """Next-token log-probs of the members named, computed from the tables; raises ValueError for an unknown one."""
         if unknown := set(guides) - set(self.tables):
             raise ValueError(f"unknown members {sorted(unknown)}; known: {sorted(self.tables)}")
         logs = {m: {s: np.log(p) for s, p in self.tables[m].items()} for m in {BASE, *guides}}
@@ -108,7 +104,7 @@ class ToyEngine:
         self, prompt: Tokens, sampling: Sampling, *, n: int, guides: Mixture
     ) -> AsyncGenerator[Chunk, None]:
         begun = self._response(prompt)
-        logprobs = self.model.next(guides, sampling.plausibility)
+        logprobs = self.model.next(normalise_mixture(guides), sampling.plausibility)
         seed = self._entropy.spawn(1)[0].generate_state(1)[0] if sampling.seed is None else sampling.seed
         answers = [begun] * n
         open_answers = list(range(n))
@@ -126,7 +122,7 @@ class ToyEngine:
                     cdf = np.cumsum(warped(logprobs(answers[i]), sampling))
                     token = self.model.vocab[int(np.searchsorted(cdf, draw * cdf[-1], side="right"))]
                     answers[i] = (*answers[i], token)
-                    if token == self.model.eos:
+                    if token == self.model.eos or self._stops(answers[i][len(begun) :], sampling):
                         finish = "stop"
                     elif sampling.step and sampling.step in self.text(answers[i][len(begun) :]):
                         finish = "step"
@@ -134,14 +130,34 @@ class ToyEngine:
                         finish = "length"
                     else:
                         if sampling.stream:
-                            yield Chunk(index=i, tokens=(token,))
+                            yield self._chunk(i, answers[i], 1, None, sampling, logprobs)
                         continue
                     open_answers.remove(i)
-                    yield Chunk(
-                        index=i, tokens=(token,) if sampling.stream else answers[i][len(begun) :], finish=finish
-                    )
+                    count = 1 if sampling.stream else len(answers[i]) - len(begun)
+                    yield self._chunk(i, answers[i], count, finish, sampling, logprobs)
         finally:
             self.live -= 1
+
+    def _stops(self, tokens: Prefix, sampling: Sampling) -> bool:
+        text = self.text(tokens) if sampling.stop else ""
+        return any(stop in text for stop in sampling.stop)
+
+    def _chunk(
+        self, index: int, answer: Prefix, count: int, finish: str | None, sampling: Sampling, logprobs: Next
+    ) -> Chunk:
+        """Of the answer's last `count` tokens."""
+        tokens, before = answer[len(answer) - count :], len(answer) - count
+        chunk = Chunk(index=index, tokens=tokens, finish=finish)
+        if not sampling.measured:
+            return chunk
+        steps = [logprobs(answer[: before + t]) for t in range(count)]
+        drawn = [step[self.model.vocab.index(token)] for step, token in zip(steps, tokens, strict=True)]
+        possible = [step[np.isfinite(step)] for step in steps]
+        return replace(
+            chunk,
+            logprobs=tuple(map(float, drawn)),
+            entropies=tuple(-float(np.exp(step) @ step) for step in possible),
+        )
 
     @property
     def eos_ids(self) -> frozenset[int]:
@@ -152,20 +168,20 @@ class ToyEngine:
     ) -> list[list[tuple[int, float]]]:
         answer, lists = self._response(prompt), list[list[tuple[int, float]]]()
         while len(lists) < length and not self.model.ended(answer):
-            logprobs = self.model.next(guides)(answer)
+            logprobs = self.model.next(normalise_mixture(guides))(answer)
             order = np.argsort(-logprobs, kind="stable")[:k]
             lists.append([(self.model.vocab[i], float(logprobs[i])) for i in order])
             answer = (*answer, lists[-1][0][0])
         return lists
 
     async def score(self, prompt: Tokens, completion: Tokens, *, guides: Mixture) -> list[float]:
-        logprobs = self.model.next(guides)
+        logprobs = self.model.next(normalise_mixture(guides))
         return [
             float(logprobs(prefix)[self.model.vocab.index(token)]) for prefix, token in self._steps(prompt, completion)
         ]
 
     async def divergence(self, prompt: Tokens, completion: Tokens, *, guides: Mixture) -> list[float]:
-        mixed, base = self.model.next(guides), self.model.next({BASE: 1})
+        mixed, base = self.model.next(normalise_mixture(guides)), self.model.next({BASE: 1})
         return [
             float(np.exp(mixed(prefix)) @ (mixed(prefix) - base(prefix)))
             for prefix, _ in self._steps(prompt, completion)

@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.command == "key":
         key = new_key()
         return print(f"key: {key}\nfor api_keys or a line of api_keys_file: {HASHED}{digest(key)}")  # noqa: T201
-    from trimtab.server.request.alignment import check  # it takes seconds, and neither help nor a wrong option needs it
+    from trimtab.server.request.plan import check  # it takes seconds, and neither help nor a wrong option needs it
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:

@@ -20,18 +20,19 @@ from trimtab.decoders.protocols import BASE, Engine, Sampling, Tokens
 from trimtab.engine.aligned_client import AlignedClient
 from trimtab.engine.pooling import PoolingEngine, running_pooler
 from trimtab.rewards.protocols import Host, Question, Response, RewardError, Scorer
-from trimtab.rewards.validated import Checked
+from trimtab.rewards.validated import ValidatedScorer
 from trimtab.runtime.metered import Metered
 from trimtab.runtime.usage import Usage
 from trimtab.server.config import Config, ConfigError, RewardConfig
 from trimtab.server.errors import ApiError, unknown
 from trimtab.server.metrics import REWARD_ERRORS, REWARD_SECONDS
 from trimtab.server.request import tracing
-from trimtab.server.request.alignment import AT, Plan
+from trimtab.server.request.alignment import AT
 from trimtab.server.request.body import Json
 from trimtab.server.request.cost import REFERENCE_TOKENS
 from trimtab.server.request.messages import Messages, messages
 from trimtab.server.request.parameters import built
+from trimtab.server.request.plan import Plan
 from trimtab.server.request.reward_tree import Leaf, Rows, Score, Spec, evaluate, parsed
 from trimtab.server.request.weights import orchestrator
 
@@ -70,7 +71,7 @@ def scorers(config: Config, host: Host, poolers: Mapping[str, PoolingEngine]) ->
         for member in getattr(scorer, "members", ()):
             if member not in {BASE, *config.guides}:
                 raise ConfigError(unknown("guide", member, config.guides), key=f"rewards.{name}")
-        found[name] = Checked(scorer=scorer, name=name, timeout=reward.timeout_s)
+        found[name] = ValidatedScorer(scorer=scorer, name=name, timeout=reward.timeout_s)
     return found
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.bench.gpu.device import utilisation
-from trimtab.bench.gpu.speed import ALPHA, members, options, written
+from trimtab.bench.gpu.speed import ALPHA, members, options, write_checkpoints
 from trimtab.bench.peers.loop import MAX_TOKENS
 from trimtab.decoders.best_of_n import BestOfN
 from trimtab.decoders.protocols import Sampling, Strategy, Tokens
@@ -42,11 +42,11 @@ class Search:
 
     async def answer(self, prompt: Tokens, engine: Metered) -> None:
         sampling = Sampling(max_tokens=self.max_tokens, seed=0, stream=False)
-        async for _ in self.strategy(prompt, sampling, engine, worth, n=1, include=frozenset()):
+        async for _ in self.strategy(prompt, sampling, engine, free_reward, n=1, include=frozenset()):
             pass
 
 
-async def worth(prompt: Tokens, completions: Sequence[Tokens]) -> list[list[float]]:
+async def free_reward(prompt: Tokens, completions: Sequence[Tokens]) -> list[list[float]]:
     return [[sum(completion) % 97 / 97] for completion in completions]
 
 
@@ -73,16 +73,16 @@ QUICK = {
 }
 
 
-def measure(folder: Path, tell: Callable[[Any], None], *, quick: bool) -> list[dict[str, Any]]:
+def measure(folder: Path, save: Callable[[Any], None], *, quick: bool) -> list[dict[str, Any]]:
     """Of each search, what `tell` hears of as it ends."""
-    return asyncio.run(measured(folder, tell, quick=quick))
+    return asyncio.run(measure_all(folder, save, quick=quick))
 
 
-async def measured(folder: Path, tell: Callable[[Any], None], *, quick: bool) -> list[dict[str, Any]]:
+async def measure_all(folder: Path, save: Callable[[Any], None], *, quick: bool) -> list[dict[str, Any]]:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    base, guides = written(ENGINE, folder, quick=quick)
+    base, guides = write_checkpoints(ENGINE, folder, quick=quick)
     arguments = engine_args(base, guides, **options(seqs=256, length=1024))
     llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
     draw = random.Random(0)
@@ -108,7 +108,7 @@ async def measured(folder: Path, tell: Callable[[Any], None], *, quick: bool) ->
                     "busy": statistics.mean(samples) if samples else None,
                 }
             )
-            tell(figures)
+            save(figures)
     finally:
         llm.shutdown()
     return figures

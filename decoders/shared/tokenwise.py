@@ -12,7 +12,7 @@ Shapes: k candidates.
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -21,7 +21,6 @@ import numpy as np
 from pydantic import Field
 
 from trimtab.decoders.protocols import (
-    BASE,
     LIMIT_REASONS,
     Chunk,
     Engine,
@@ -31,7 +30,9 @@ from trimtab.decoders.protocols import (
     Sampling,
     Tokens,
     Work,
+    base_alone,
 )
+from trimtab.decoders.report import Report
 from trimtab.decoders.shared.candidates import Guides, Vector, derived, generator, stopped, warped
 from trimtab.decoders.shared.rollouts import Answer, finish, rollouts
 from trimtab.decoders.shared.streams import merged
@@ -69,11 +70,7 @@ class Tokenwise:
     alpha: float
     min_p: float = 0.0
     block: int = 1
-    guides: Guides = field(default_factory=dict)
-
-    @property
-    def mixture(self) -> Mixture:
-        return {BASE: 1.0, **self.guides}
+    guides: Guides = field(default_factory=base_alone)
 
     async def answers(
         self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, include: frozenset[str]
@@ -101,7 +98,7 @@ class Tokenwise:
                 if not path:
                     limit = min(length, sampling.max_tokens - kept)
                     path = await engine.greedy_top_logprobs(
-                        [*prompt, *answer], k=self.k, length=limit, guides=self.mixture
+                        [*prompt, *answer], k=self.k, length=limit, guides=self.guides
                     )
                     length = min(2 * length, AHEAD) if self.min_p else 1  # the next time, if this one is followed
                 if not path:
@@ -128,7 +125,7 @@ class Tokenwise:
                     answer, ended = answer[:end], "stop"
                 else:
                     ended = finish(answer, sampling, engine)
-            report: dict[str, Any] = {}
+            report: Report = {}
             if ended:
                 report = {"decisions": len(decisions), "kl": kl}
                 if ended not in LIMIT_REASONS:
@@ -156,16 +153,24 @@ class Tokenwise:
             engine,
             n=1,
             limits=[at - 1 + self.block] * len(begun),
-            guides=self.mixture,
+            guides=self.guides,
             seeds=[derived(sampling.seed, i, at, j) for j in range(len(begun))],
         )
         return [answer for [answer] in drawn]
 
 
 def deciding(
-    max_tokens: int, *, k: int, min_p: float, block: int = 1, rollouts: int = 1, horizon: int = 0, n: int
+    max_tokens: int,
+    *,
+    k: int,
+    min_p: float,
+    block: int = 1,
+    rollouts: int = 1,
+    horizon: int = 0,
+    n: int,
+    mixtures: Mapping[str, Mixture],
 ) -> Work:
-    """What n answers can cost with `rollouts` of `horizon` tokens behind each candidate, each judged whole."""
+    """What n answers can cost with `rollouts` of `horizon` tokens behind each candidate, each scored whole."""
     block, horizon = min(block, max_tokens), min(horizon, max_tokens)
     decisions = -(-max_tokens // block)
     earlier = block * decisions * (decisions - 1) // 2  # tokens decided before each decision, summed
@@ -176,6 +181,10 @@ def deciding(
         candidates=k * rollouts,
         sampled=looked + k * ((block - 1) * decisions + rollouts * behind),
         reward_tokens=k * rollouts * read + max_tokens,
+        draws=1,
+        top_logprobs=k,
+        mixtures=mixtures,
+        terms={"candidates": "k * rollouts" if rollouts > 1 else "k", "top_logprobs": "k"},
     ).times(n)
 
 

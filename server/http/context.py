@@ -9,8 +9,8 @@ from typing import Any
 from opentelemetry.trace import Span
 
 from trimtab.runtime.strategy_run import StrategyRun
-from trimtab.server.request.alignment import Plan
 from trimtab.server.request.body import Json
+from trimtab.server.request.plan import Plan
 from trimtab.server.request.reward_tree import explain
 from trimtab.server.scoring import RequestReward
 

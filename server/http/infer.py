@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from trimtab.preferences.bradley_terry import Person, Vector, compared, inferred
-from trimtab.rewards.gather import together
+from trimtab.preferences.bradley_terry import Person, Vector, choices_from_ratings, infer_person
+from trimtab.rewards.gather import gather_or_cancel
 from trimtab.runtime.usage import Usage
 from trimtab.server.config import Config
 from trimtab.server.errors import ApiError, explained, unknown
@@ -90,7 +90,7 @@ async def infer(document: dict[str, Any], scoring: Scoring) -> dict[str, Any]:
     told = await Told.of(asked, specs, scoring, usage)
 
     def concluded() -> dict[str, Any]:
-        person = inferred(*told.choices(asked), mean_K=mean, std=asked.prior.std)
+        person = infer_person(*told.choices(asked), mean_K=mean, std=asked.prior.std)
         silent = ["nothing speaks for a direction: the weights are all equal"] if person.direction is None else []
         return {**described(person, objectives), "ask": told.next(asked.candidates, person), "warnings": silent}
 
@@ -168,7 +168,7 @@ class Told:
             reward = RequestReward.of_document(document, scoring=scoring, specs=tuple(specs), given={}, usage=usage)
             return await reward(render_prompt(document, reward), encode_completions(texts, reward))
 
-        tables = await together(scored(by_key[k], list(texts)) for k, texts in wanted.items())
+        tables = await gather_or_cancel(scored(by_key[k], list(texts)) for k, texts in wanted.items())
         rows = {
             (k, text): row
             for (k, texts), table in zip(wanted.items(), tables, strict=True)
@@ -182,7 +182,9 @@ class Told:
         pairs += [(self._of(c, c.chosen), self._of(c, c.rejected), 1.0) for c in asked.comparisons]
         pairs += [(self._of(e, e.after), self._of(e, e.before), 1.0) for e in asked.edits]
         rated = [self._of(r, r.response) for r in asked.ratings]
-        pairs += [(rated[i], rated[j], count) for i, j, count in compared([r.rating for r in asked.ratings])]
+        pairs += [
+            (rated[i], rated[j], count) for i, j, count in choices_from_ratings([r.rating for r in asked.ratings])
+        ]
         differences = np.array([np.subtract(better, worse) for better, worse, _ in pairs]).reshape(-1, self.k)
         return differences, [count for *_, count in pairs]
 
@@ -209,7 +211,7 @@ def key(item: Asked) -> str:
 
 def described(person: Person, objectives: Sequence[str]) -> dict[str, Any]:
     """Weights, and per objective the middle 95 % of what they may be."""
-    drawn = person.directions()
+    drawn = person.draw_directions()
     direction = person.direction
     if direction is None:
         direction = np.full(len(objectives), len(objectives) ** -0.5)

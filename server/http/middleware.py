@@ -12,6 +12,7 @@ import json
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -32,9 +33,10 @@ from trimtab.server.http.errors_and_ids import ID
 from trimtab.server.http.response import ResponseRewriter, outcome_of_error
 from trimtab.server.metrics import POOL, REQUESTS, UNKNOWN_FIELDS
 from trimtab.server.request import cost, tracing
-from trimtab.server.request.alignment import AT, plan
+from trimtab.server.request.alignment import AT
 from trimtab.server.request.body import ClientGone, Json, as_refusal, parse, read_body
 from trimtab.server.request.messages import instruct
+from trimtab.server.request.plan import plan
 from trimtab.server.scoring import Scoring
 
 PLAIN_ONLY = ("use_beam_search", "prompt_embeds", "background", "kv_transfer_params", "ec_transfer_params")
@@ -169,6 +171,7 @@ class AlignmentMiddleware:
         context.run = StrategyRun(
             strategy=plan.strategy,
             include=plan.include,
+            check_sampling=partial(plan.entry.check_sampling, plan.name),
             usage=Usage(max_sampled_tokens=plan.max_sampled_tokens, deadline=deadline),
             share=share,
             fallback=Plain() if plan.degrade else None,

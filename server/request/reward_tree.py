@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from trimtab.rewards import COMBINES, TRANSFORMS, Entry
+from trimtab.rewards import COMBINES, TRANSFORMS, RewardEntry
 from trimtab.rewards.combine import Combine, Weighted
 from trimtab.rewards.transforms import Standardise, Transform
 from trimtab.server.config import Config
@@ -64,7 +64,7 @@ class Node:
     @property
     def references(self) -> int:
         """How many reference answers a transform asks for."""
-        return max(self.transform.wants if self.transform else 0, *(spec.references for spec in self.of))
+        return max(self.transform.n_references if self.transform else 0, *(spec.references for spec in self.of))
 
 
 Spec = Leaf | Node
@@ -123,7 +123,7 @@ def evaluate(spec: Spec, rows: Rows, references: Rows) -> Breakdown:
             if len(spec.of) == 1 and isinstance(spec.of[0], Leaf):
                 del raw[spec.of[0].name]  # shown under this node's name
             raw[spec.name] = values
-            compared = reference_values[: spec.transform.wants]
+            compared = reference_values[: spec.transform.n_references]
             values = spec.transform(values, compared)
             reference_values = spec.transform(reference_values, compared) if reference_values else []
             transformed[spec.name] = values
@@ -229,7 +229,7 @@ def _transform(raw: object, at: str) -> Transform:
     return transform  # type: ignore[no-any-return]
 
 
-def _built(raw: object, table: Mapping[str, Entry], kind: str, at: str) -> tuple[str, Any]:
+def _built(raw: object, table: Mapping[str, RewardEntry], kind: str, at: str) -> tuple[str, Any]:
     """ "name" or {"name": {parameter: value}}, and what it names."""
     name: Any = raw
     params: Any = {}

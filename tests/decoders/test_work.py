@@ -31,7 +31,7 @@ LONGEST = 48
 class Endless:
     """Tokens 1, 2, 3 … in every answer, the k likeliest being as likely."""
 
-    ends = frozenset({0})
+    eos_ids = frozenset({0})
 
     async def generate(
         self, prompt: Tokens, sampling: Sampling, *, n: int, guides: Mixture
@@ -87,7 +87,7 @@ CASES: list[tuple[Strategy, frozenset[str], tuple[float, float, float]]] = [
 """strategy, what is asked to see, and the least share of what it says of tokens drawn, scored and judged."""
 
 
-@pytest.mark.parametrize(("strategy", "want", "shares"), CASES, ids=lambda case: repr(case)[:60])
+@pytest.mark.parametrize(("strategy", "include", "shares"), CASES, ids=lambda case: repr(case)[:60])
 async def test_it_costs_what_it_says_and_not_far_less(
     strategy: Strategy, include: frozenset[str], shares: tuple[float, float, float]
 ) -> None:

@@ -14,8 +14,8 @@ from trimtab.server.admission import LONGEST_WAIT, UNKNOWN_WAIT, WINDOW, Admissi
 from trimtab.server.config import Config, LimitsConfig
 from trimtab.server.errors import ApiError
 from trimtab.server.request import cost
-from trimtab.server.request.alignment import plan
 from trimtab.server.request.messages import CHAT, COMPLETIONS, MESSAGES, RESPONSES
+from trimtab.server.request.plan import plan
 
 
 class Clock:

@@ -32,8 +32,8 @@ from trimtab.server.http.auth import TRUSTED, Auth, digest, new_key
 from trimtab.server.json_log import JsonFormatter
 from trimtab.server.metrics import REQUESTS
 from trimtab.server.request import tracing
-from trimtab.server.request.alignment import check
 from trimtab.server.request.messages import CHAT
+from trimtab.server.request.plan import check
 from trimtab.server.state import Site
 
 HI: list[Any] = [{"role": "user", "content": "hi"}]

@@ -16,7 +16,7 @@ from openai import AsyncOpenAI
 from tests.server import toy_server
 from tests.server.search.conftest import FAULTS, HI, Letters, chat, counted, refused, slow, told
 from trimtab.rewards.protocols import Question, Response
-from trimtab.rewards.validated import Checked
+from trimtab.rewards.validated import ValidatedScorer
 from trimtab.runtime.toy_engine import ToyEngine
 from trimtab.server.config import Config
 
@@ -179,7 +179,7 @@ async def test_one_that_fails_after_its_first_token_says_so_in_the_stream(config
                 raise RuntimeError("its engine died")
             return await super().__call__(question, responses)
 
-    letters = Checked(scorer=Failing(), name="letters", timeout=5)
+    letters = ValidatedScorer(scorer=Failing(), name="letters", timeout=5)
     app = await toy_server.serve(config, toy, scorers={"letters": letters})
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://toy") as http:
         client = AsyncOpenAI(base_url="http://toy/v1", api_key="none", http_client=http, max_retries=0)
