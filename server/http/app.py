@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from trimtab.decoders import STRATEGIES
 from trimtab.rewards import COMBINES, TRANSFORMS, RewardEntry
 from trimtab.server.config import Config, ConfigError
-from trimtab.server.errors import ApiError, unknown
+from trimtab.server.errors import ApiError
 from trimtab.server.http.auth import Auth
 from trimtab.server.http.errors_and_ids import RequestIdAndErrorMiddleware
 from trimtab.server.http.infer import infer
@@ -24,6 +24,7 @@ from trimtab.server.http.vllm_app import ModelCard, ModelList, openai_app, rende
 from trimtab.server.request.parameters import about, parameters
 from trimtab.server.scoring import Scoring
 from trimtab.server.state import Site
+from trimtab.server.wording import suggest
 
 
 async def build(site: Site, args: Namespace) -> FastAPI:
@@ -73,7 +74,7 @@ def _own_endpoints(app: FastAPI, site: Site) -> None:
     async def retrieve_model(name: str) -> Response:
         cards = {card.id: card for card in await models()}
         if name not in cards:
-            return ApiError(unknown("model", name, cards), param="model", code="model_not_found", status=404).response()
+            return ApiError(suggest("model", name, cards), param="model", code="model_not_found", status=404).response()
         return JSONResponse(cards[name].model_dump())
 
     @app.get("/v1/alignment")
