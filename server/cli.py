@@ -64,16 +64,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         if args.command == "calibrate":
             config = load(args.config, check=check)
-            return uvloop.run(measured(config, args))
+            return uvloop.run(run_calibration(config, args))
         given = {"host": args.host, "port": args.port}
         overrides = [*args.overrides, *(f"{key}={value}" for key, value in given.items() if value is not None)]
-        reread = partial(load, args.config, overrides, check)
-        config = reread()
+        load_config = partial(load, args.config, overrides, check)
+        config = load_config()
         if config.log_format == "json":
             for handler in logging.getLogger().handlers:
                 handler.setFormatter(JsonFormatter())
         with bind(config) as sock:
-            uvloop.run(run(config, sock, reread))
+            uvloop.run(run(config, sock, load_config))
     except (ConfigError, OSError) as error:
         sys.exit(f"trimtab: {error}")
 
@@ -90,9 +90,9 @@ def bind(config: Config) -> socket.socket:
     return sock
 
 
-async def run(config: Config, sock: socket.socket, reread: Callable[[], Config]) -> None:
-    """Serve until told to stop; `reread` gives the configuration as its file has it later."""
-    give_back = leave_when_told()
+async def run(config: Config, sock: socket.socket, load_config: Callable[[], Config]) -> None:
+    """Serve until told to stop; `load_config` gives the configuration as its file has it later."""
+    restore_handlers = exit_on_signal()
     # vLLM is imported no earlier than it is needed: it takes seconds, and a bad config should not.
     from trimtab.engine.errors import MemberError
     from trimtab.server.http.app import build
@@ -100,7 +100,7 @@ async def run(config: Config, sock: socket.socket, reread: Callable[[], Config])
     from trimtab.server.lifecycle import EngineDied, serve
     from trimtab.server.request.tracing import export
     from trimtab.server.scoring import running_scoring
-    from trimtab.server.state import Site
+    from trimtab.server.state import ServerState
 
     args = arguments(config)
     log.info("%s", config.model_dump_json(exclude={"api_keys", "admin_keys"}))
@@ -110,9 +110,9 @@ async def run(config: Config, sock: socket.socket, reread: Callable[[], Config])
             scoring = await stack.enter_async_context(running_scoring(config, client))
             if config.otlp_endpoint is not None:
                 stack.callback(export(config.otlp_endpoint).shutdown)
-            site = Site(client=client, scoring=scoring, reread=reread)
+            site = ServerState(client=client, scoring=scoring, load_config=load_config)
             app = await build(site, args)
-            give_back()
+            restore_handlers()
             await serve(app, site, sock)
     except MemberError as error:
         raise ConfigError(str(error)) from None
@@ -120,11 +120,11 @@ async def run(config: Config, sock: socket.socket, reread: Callable[[], Config])
         sys.exit(f"trimtab: {error}")
 
 
-async def measured(config: Config, args: argparse.Namespace) -> None:
+async def run_calibration(config: Config, args: argparse.Namespace) -> None:
     """Calibrate: print the table, and write the file unless told not to."""
-    leave_when_told()
+    exit_on_signal()
     from trimtab.engine.errors import MemberError
-    from trimtab.server.calibrate import calibrate, read_prompts, report, written
+    from trimtab.server.calibrate import calibrate, read_prompts, report, write_calibrations
     from trimtab.server.http.vllm_app import arguments, running_engine
     from trimtab.server.scoring import running_scoring
 
@@ -136,17 +136,17 @@ async def measured(config: Config, args: argparse.Namespace) -> None:
         raise ConfigError(str(error)) from None
     sys.stdout.write(report(found) + "\n")
     if not args.dry_run:
-        args.config.write_text(written(args.config.read_text(), found))
+        args.config.write_text(write_calibrations(args.config.read_text(), found))
 
 
-def leave_when_told() -> Callable[[], None]:
+def exit_on_signal() -> Callable[[], None]:
     """Until the HTTP server has handlers of its own, SIGTERM and SIGINT end this process and what it has started.
 
     A thread does it, because vLLM blocks the main one while it starts: no handler would run there before it is up.
     Returns what gives signals back to the event loop, whose own handlers end a server that is up.
     """
-    told, tells = socket.socketpair()
-    tells.setblocking(False)
+    told, wakeup_fd = socket.socketpair()
+    wakeup_fd.setblocking(False)
 
     def watch() -> None:
         [number] = told.recv(1)
@@ -157,13 +157,13 @@ def leave_when_told() -> Callable[[], None]:
 
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is a configuration to reload
     signal.signal(signal.SIGTERM, lambda *_: None)  # not the default, which would leave the others behind
-    before = signal.set_wakeup_fd(tells.detach())
+    before = signal.set_wakeup_fd(wakeup_fd.detach())
     threading.Thread(target=watch, daemon=True).start()
 
-    def give_back() -> None:
+    def restore_handlers() -> None:
         signal.set_wakeup_fd(before)
 
-    return give_back
+    return restore_handlers
 
 
 if __name__ == "__main__":

@@ -30,10 +30,10 @@ from trimtab.server.request import tracing
 from trimtab.server.request.alignment import AT
 from trimtab.server.request.body import Json
 from trimtab.server.request.cost import REFERENCE_TOKENS
-from trimtab.server.request.messages import Messages, messages
+from trimtab.server.request.messages import Messages, parse_messages
 from trimtab.server.request.parameters import built
 from trimtab.server.request.plan import Plan
-from trimtab.server.request.reward_tree import Leaf, Rows, Score, Spec, evaluate, parsed
+from trimtab.server.request.reward_tree import Leaf, Rows, Score, Spec, evaluate, parse_spec
 from trimtab.server.request.weights import orchestrator
 from trimtab.server.wording import suggest
 
@@ -61,7 +61,7 @@ def engine_key(reward: RewardConfig) -> str | None:
     return None if reward.model is None else json.dumps(reward.served(), sort_keys=True)
 
 
-def scorers(config: Config, host: Host, poolers: Mapping[str, PoolingEngine]) -> dict[str, Scorer]:
+def build_scorers(config: Config, host: Host, poolers: Mapping[str, PoolingEngine]) -> dict[str, Scorer]:
     """The config's rewards; raises ConfigError for what cannot be built."""
     found: dict[str, Scorer] = {}
     for name, reward in config.rewards.items():
@@ -79,13 +79,13 @@ def scorers(config: Config, host: Host, poolers: Mapping[str, PoolingEngine]) ->
 @asynccontextmanager
 async def running_scoring(config: Config, client: AlignedClient) -> AsyncIterator[Scoring]:
     """The rewards of a server whose engine is up."""
-    host = Base(engine=client.bind({}), tokenizer=client.renderer.tokenizer)
+    host = BaseHost(engine=client.bind({}), tokenizer=client.renderer.tokenizer)
     async with running_poolers(config) as poolers:
-        yield Scoring(config=config, scorers=scorers(config, host, poolers), host=host, poolers=poolers)
+        yield Scoring(config=config, scorers=build_scorers(config, host, poolers), host=host, poolers=poolers)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Base:
+class BaseHost:
     """The served base as rewards see it."""
 
     engine: Engine
@@ -120,7 +120,7 @@ class Scoring:
             if objective.reward is not None:
                 at = f"objectives.{name}.reward"
                 try:
-                    spec = parsed(objective.reward, self.config, at=at, objectives=False)
+                    spec = parse_spec(objective.reward, self.config, at=at, objectives=False)
                     self.check(spec, None, at=at)
                 except ApiError as error:
                     raise ConfigError(error.message, key=at) from None
@@ -129,9 +129,9 @@ class Scoring:
     def alive(self) -> bool:
         return all(pooler.alive for pooler in self.poolers.values())
 
-    def under(self, config: Config) -> Scoring:
+    def with_config(self, config: Config) -> Scoring:
         """The same models under another configuration; raises ConfigError for one that they cannot serve."""
-        made = scorers(config, self.host, self.poolers)
+        made = build_scorers(config, self.host, self.poolers)
         return Scoring(config=config, scorers=made, host=self.host, poolers=self.poolers)
 
     def check(self, spec: Spec, given: Mapping[str, Any] | None, *, at: str) -> None:
@@ -179,7 +179,7 @@ class Scoring:
         """The weights that the adapter chooses by the user's last words, or by a bare prompt."""
         adapter = orchestrator(self.config)
         assert adapter is not None
-        said = [message["content"] for message in messages(document) if message["role"] == "user"]
+        said = [message["content"] for message in parse_messages(document) if message["role"] == "user"]
         text = said[-1] if said else document.get("prompt")
         if not isinstance(text, str):
             raise ApiError("weights 'auto' need words to go by, in messages or a prompt", param=f"{AT}.weights")
@@ -241,7 +241,7 @@ class RequestReward:
         stop = document.get("stop", document.get("stop_sequences")) or ()
         stop = (stop,) if isinstance(stop, str) else tuple(text for text in stop if isinstance(text, str) and text)
         kept = document.get("include_stop_str_in_output")
-        return cls(messages=messages(document), stop=() if kept else stop, **fields)
+        return cls(messages=parse_messages(document), stop=() if kept else stop, **fields)
 
     async def __call__(self, prompt: Tokens, completions: Sequence[Tokens]) -> list[list[float]]:
         if not self.specs:

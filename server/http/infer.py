@@ -21,7 +21,7 @@ from trimtab.server.config import Config
 from trimtab.server.errors import ApiError
 from trimtab.server.http.score import MOST as MOST_ANSWERS
 from trimtab.server.http.score import encode_completions, render_prompt
-from trimtab.server.request.reward_tree import Spec, standard
+from trimtab.server.request.reward_tree import Spec, standardise_objective
 from trimtab.server.scoring import RequestReward, Scoring
 from trimtab.server.wording import explain_validation, suggest
 
@@ -83,7 +83,7 @@ async def infer(document: dict[str, Any], scoring: Scoring) -> dict[str, Any]:
     """
     asked = checked(document)
     objectives = chosen_objectives(asked, scoring.config)
-    specs = [standard(name, scoring.config) for name in objectives]
+    specs = [standardise_objective(name, scoring.config) for name in objectives]
     for spec in specs:
         scoring.check(spec, {}, at="objectives")
     mean = [asked.prior.mean.get(name, 0.0) for name in objectives]

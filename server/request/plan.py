@@ -17,8 +17,8 @@ from trimtab.server.errors import ApiError
 from trimtab.server.request.alignment import AT, AlignmentRequest, Budget
 from trimtab.server.request.cost import check_bounds
 from trimtab.server.request.parameters import check_rewards, parameters
-from trimtab.server.request.preference_prompts import checked, wish
-from trimtab.server.request.reward_tree import Spec, parsed, standard, weighted
+from trimtab.server.request.preference_prompts import build_direction, check_prompts
+from trimtab.server.request.reward_tree import Spec, parse_spec, standardise_objective, weigh_objectives
 from trimtab.server.request.weights import By, number, orchestrator, preferences, pulls
 from trimtab.server.wording import explain_validation, suggest
 
@@ -78,12 +78,12 @@ def check(config: Config) -> None:
     for keys that cannot be read."""
     _ = config.keys
     check_rewards(config)
-    checked(config)
+    check_prompts(config)
     orchestrator(config)
     for name, objective in config.objectives.items():
         if objective.reward is not None:
             try:
-                parsed(objective.reward, config, at=f"objectives.{name}.reward", objectives=False)
+                parse_spec(objective.reward, config, at=f"objectives.{name}.reward", objectives=False)
             except ApiError as error:
                 raise ConfigError(error.message.removeprefix(f"{error.param}: "), key=error.param or "") from None
     asked = {"default_strategy": {}, **{f"presets.{name}": preset for name, preset in config.presets.items()}}
@@ -185,7 +185,7 @@ def _supply(
         message = f"write {AT}.guides, beside params"
         raise ApiError(message, param=f"{AT}.params.guides", code="unknown_parameter")
     if by == "direction":
-        direction = wish(weights, request.params, config, at=f"{AT}.weights")
+        direction = build_direction(weights, request.params, config, at=f"{AT}.weights")
         return direction.by_objective(direction.v), {"wish": direction, "guides": exponents}
     if by == "reward":
         return weights, {"guides": {BASE: 1.0, **exponents}}
@@ -243,13 +243,13 @@ def _rewards(
             raise ApiError(f"objective {objective!r} has no reward on this server", param=f"{AT}.weights")
     spec = None
     if "reward" in request.model_fields_set:
-        spec = parsed(request.reward, config, at=f"{AT}.reward")
+        spec = parse_spec(request.reward, config, at=f"{AT}.reward")
     elif "weights" in request.model_fields_set:
-        spec = weighted(weights, config)
+        spec = weigh_objectives(weights, config)
     if "direction" in entry.takes:
-        return spec, {f"weights.{objective}": standard(objective, config) for objective in weights}
+        return spec, {f"weights.{objective}": standardise_objective(objective, config) for objective in weights}
     return spec, {
-        f"params.{key}": parsed(params[key], config, at=f"{AT}.params.{key}")
+        f"params.{key}": parse_spec(params[key], config, at=f"{AT}.params.{key}")
         for key in entry.reward_parameters
         if params[key] is not None
     }

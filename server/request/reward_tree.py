@@ -21,7 +21,7 @@ from trimtab.server.config import Config
 from trimtab.server.errors import ApiError
 from trimtab.server.wording import quote, suggest
 
-DEEPEST, MOST = 4, 32
+MAX_DEPTH, MAX_REWARDS = 4, 32
 """Levels of a tree, and rewards in it."""
 
 Rows = Mapping[str, Sequence[float]]
@@ -134,37 +134,37 @@ def evaluate(spec: Spec, rows: Rows, references: Rows) -> Breakdown:
     return Breakdown(values=values, raw=raw, transformed=transformed)
 
 
-def weighted(weights: Mapping[str, float], config: Config) -> Spec:
+def weigh_objectives(weights: Mapping[str, float], config: Config) -> Spec:
     """sum_i w_i (r_i - mean_i) / spread_i over objectives, so that equal weights pull equally."""
     return Node(
-        of=tuple(standard(name, config) for name in weights),
+        of=tuple(standardise_objective(name, config) for name in weights),
         name="weighted",
         combine=Weighted(weights=tuple(weights.values())),
     )
 
 
-def standard(objective: str, config: Config) -> Spec:
+def standardise_objective(objective: str, config: Config) -> Spec:
     """An objective's reward in spreads of the base's own answers."""
     o = config.objectives[objective]
-    spec = parsed(o.reward, config, at=f"objectives.{objective}.reward", objectives=False)
+    spec = parse_spec(o.reward, config, at=f"objectives.{objective}.reward", objectives=False)
     return Node(of=(spec,), name=objective, transform=Standardise(mean=o.mean, std=o.spread))
 
 
-def parsed(raw: object, config: Config, *, at: str, objectives: bool = True) -> Spec:
+def parse_spec(raw: object, config: Config, *, at: str, objectives: bool = True) -> Spec:
     """The tree that a request or the config writes; raises ApiError naming the key."""
-    spec = _parsed(raw, config, at, objectives, depth=1)
-    if len(list(spec.leaves)) > MOST:
-        raise ApiError(f"{at} names more than {MOST} rewards", param=at)
+    spec = _parse_node(raw, config, at, objectives, depth=1)
+    if len(list(spec.leaves)) > MAX_REWARDS:
+        raise ApiError(f"{at} names more than {MAX_REWARDS} rewards", param=at)
     return spec
 
 
-def _parsed(raw: object, config: Config, at: str, objectives: bool, depth: int) -> Spec:
+def _parse_node(raw: object, config: Config, at: str, objectives: bool, depth: int) -> Spec:
     if isinstance(raw, str):
-        return _named(raw, config, at, objectives)
+        return _parse_name(raw, config, at, objectives)
     if not isinstance(raw, Mapping):
         raise ApiError(f"{at} must be a reward's name or an object with the key `of`; got {quote(raw)}", param=at)
-    if depth > DEEPEST:
-        raise ApiError(f"{at} is nested more than {DEEPEST} levels deep", param=at)
+    if depth > MAX_DEPTH:
+        raise ApiError(f"{at} is nested more than {MAX_DEPTH} levels deep", param=at)
     keys = ("of", "combine", "transform")
     if surplus := next((key for key in raw if key not in keys), None):
         raise ApiError(suggest("key", str(surplus), keys), param=f"{at}.{str(surplus)[:64]}", code="unknown_parameter")
@@ -176,7 +176,7 @@ def _parsed(raw: object, config: Config, at: str, objectives: bool, depth: int) 
         inner = list(inner)
     if not isinstance(inner, list):
         inner = [inner]
-    of = tuple(_parsed(child, config, f"{at}.of", objectives, depth + 1) for child in inner)
+    of = tuple(_parse_node(child, config, f"{at}.of", objectives, depth + 1) for child in inner)
     how = raw.get("combine", "weighted")
     if weights is not None and "combine" in raw:
         raise ApiError(
@@ -195,7 +195,7 @@ def _parsed(raw: object, config: Config, at: str, objectives: bool, depth: int) 
     return Node(of=of, name=named, combine=combine, transform=transform)
 
 
-def _named(name: str, config: Config, at: str, objectives: bool) -> Spec:
+def _parse_name(name: str, config: Config, at: str, objectives: bool) -> Spec:
     if name in config.rewards:
         return Leaf(reward=name)
     reward, _, label = name.rpartition(".")
@@ -203,7 +203,7 @@ def _named(name: str, config: Config, at: str, objectives: bool) -> Spec:
         return Leaf(reward=reward, label=label)
     scored = [o for o, objective in config.objectives.items() if objective.reward is not None] if objectives else []
     if name in scored:
-        return standard(name, config)
+        return standardise_objective(name, config)
     raise ApiError(suggest("reward", name, [*config.rewards, *scored]), param=at)
 
 
@@ -214,7 +214,7 @@ def _weight(value: object, at: str) -> float:
 
 
 def _combination(raw: object, at: str, count: int) -> Combine:
-    name, combine = _built(raw, COMBINES, "combination", at)
+    name, combine = _build_entry(raw, COMBINES, "combination", at)
     if combine.in_pool:
         message = f"combination {name!r} compares the candidates of a pool, and answers are scored as they come"
         raise ApiError(message, param=at, code="unsupported_pair")
@@ -226,11 +226,11 @@ def _combination(raw: object, at: str, count: int) -> Combine:
 
 
 def _transform(raw: object, at: str) -> Transform:
-    _, transform = _built(raw, TRANSFORMS, "transform", at)
+    _, transform = _build_entry(raw, TRANSFORMS, "transform", at)
     return transform  # type: ignore[no-any-return]
 
 
-def _built(raw: object, table: Mapping[str, RewardEntry], kind: str, at: str) -> tuple[str, Any]:
+def _build_entry(raw: object, table: Mapping[str, RewardEntry], kind: str, at: str) -> tuple[str, Any]:
     """ "name" or {"name": {parameter: value}}, and what it names."""
     name: Any = raw
     params: Any = {}

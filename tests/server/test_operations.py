@@ -34,7 +34,7 @@ from trimtab.server.metrics import REQUESTS
 from trimtab.server.request import tracing
 from trimtab.server.request.messages import CHAT
 from trimtab.server.request.plan import check
-from trimtab.server.state import Site
+from trimtab.server.state import ServerState
 
 HI: list[Any] = [{"role": "user", "content": "hi"}]
 BODY = {"model": "toy", "messages": HI, "max_tokens": 5}
@@ -444,17 +444,17 @@ async def test_nothing_is_traced_unless_asked(app: FastAPI) -> None:
 
 
 @pytest.fixture
-async def site(folder: Path, toy: ToyEngine, tmp_path: Path) -> tuple[Site, FastAPI, Path]:
+async def site(folder: Path, toy: ToyEngine, tmp_path: Path) -> tuple[ServerState, FastAPI, Path]:
     """A server whose configuration is a file."""
     import yaml
 
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(settings(folder) | {"admin_keys": [ADMIN]}))
-    site = toy_server.site(load(path), toy, reread=lambda: load(path, check=check))
+    site = toy_server.site(load(path), toy, load_config=lambda: load(path, check=check))
     return site, await toy_server.app(site), path
 
 
-async def test_a_reload_takes_all_or_nothing(site: tuple[Site, FastAPI, Path]) -> None:
+async def test_a_reload_takes_all_or_nothing(site: tuple[ServerState, FastAPI, Path]) -> None:
     served, app, path = site
     text = path.read_text()
     async with http(app, authorization=f"Bearer {ADMIN}") as raw:
@@ -483,7 +483,7 @@ async def test_a_reload_takes_all_or_nothing(site: tuple[Site, FastAPI, Path]) -
             path.write_text(now)
 
 
-async def test_a_reload_changes_rules_limits_and_keys(site: tuple[Site, FastAPI, Path]) -> None:
+async def test_a_reload_changes_rules_limits_and_keys(site: tuple[ServerState, FastAPI, Path]) -> None:
     served, app, path = site
     async with http(app, authorization=f"Bearer {ADMIN}") as raw:
         asked = {"prompt": "hi", "responses": ["four"]}
@@ -500,7 +500,7 @@ async def test_a_reload_changes_rules_limits_and_keys(site: tuple[Site, FastAPI,
         assert (await raw.post(CHAT, json=BODY)).status_code == 401
 
 
-async def test_clients_are_told_the_limits(site: tuple[Site, FastAPI, Path]) -> None:
+async def test_clients_are_told_the_limits(site: tuple[ServerState, FastAPI, Path]) -> None:
     served, app, _ = site
     batch = served.client.vllm_config.scheduler_config.max_num_seqs * 256
     async with http(app) as raw:
