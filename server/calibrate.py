@@ -49,18 +49,18 @@ class Calibration:
 
 def read_prompts(path: Path) -> list[tuple[Mapping[str, str], ...]]:
     """One conversation per line: text, or JSON with "messages"; raises ConfigError."""
-    found: list[tuple[Mapping[str, str], ...]] = []
+    prompts: list[tuple[Mapping[str, str], ...]] = []
     try:
         for line in path.read_text().splitlines():
             if line.startswith("{"):
-                found.append(tuple(json.loads(line)["messages"]))
+                prompts.append(tuple(json.loads(line)["messages"]))
             elif line.strip():
-                found.append(({"role": "user", "content": line.strip()},))
+                prompts.append(({"role": "user", "content": line.strip()},))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"--prompts {path}: {error}") from None
-    if len(found) < 2:
+    if len(prompts) < 2:
         raise ConfigError(f"--prompts {path}: needs two prompts or more, one a line")
-    return found
+    return prompts
 
 
 async def calibrate(
@@ -93,13 +93,13 @@ async def calibrate(
         }
 
     base = await scores(list(specs), {BASE: 1.0})
-    found: dict[str, Calibration] = {}
+    calibrations: dict[str, Calibration] = {}
     for name, spec_scores in base.items():
         flat = [score for row in spec_scores for score in row]
         mean, spread = statistics.fmean(flat), statistics.stdev(flat)
         if spread == 0:
             raise ConfigError(f"its reward is {mean:g} for every answer", key=f"objectives.{name}.reward")
-        found[name] = Calibration(mean=mean, spread=spread)
+        calibrations[name] = Calibration(mean=mean, spread=spread)
         guide = config.objectives[name].guide
         if guide is None:
             continue
@@ -108,8 +108,8 @@ async def calibrate(
             guided = (await scores([name], {BASE: 1.0, guide: alpha}))[name]
             means = [[statistics.fmean(row) for row in rows] for rows in (guided, spec_scores)]
             rises.append([(after - before) / spread for after, before in zip(*means, strict=True)])
-        found[name] = fit_gain(found[name], rises)
-    return found
+        calibrations[name] = fit_gain(calibrations[name], rises)
+    return calibrations
 
 
 def fit_gain(calibration: Calibration, rises: Sequence[Sequence[float]]) -> Calibration:
@@ -126,23 +126,23 @@ async def draw_answers(
     engine: Engine, prompt: Tokens, mixture: Mixture, seed: int, n: int, max_tokens: int
 ) -> list[list[int]]:
     """n answers' tokens."""
-    said: list[list[int]] = [[] for _ in range(n)]
+    answers: list[list[int]] = [[] for _ in range(n)]
     sampling = Sampling(max_tokens=max_tokens, seed=seed * n, stream=False)
     async for chunk in engine.generate(prompt, sampling, n=n, guides=mixture):
-        said[chunk.index] += chunk.tokens
-    return said
+        answers[chunk.index] += chunk.tokens
+    return answers
 
 
 async def score_answers(scoring: Scoring, spec: Spec, question: Question, answers: Sequence[Tokens]) -> list[float]:
-    """A score per answer, untold to any request."""
+    """[N] one per answer; they count as no request's."""
     tokenizer = scoring.host.tokenizer
     responses = [Response(text=tokenizer.decode(a, skip_special_tokens=True), tokens=a) for a in answers]
     return evaluate(spec, await scoring.rows([spec], question, responses), {}).values
 
 
-def write_calibrations(text: str, found: Mapping[str, Calibration]) -> str:
+def write_calibrations(text: str, calibrations: Mapping[str, Calibration]) -> str:
     """A configuration's text with the calibration put in, all else as it stood."""
-    for name, calibration in found.items():
+    for name, calibration in calibrations.items():
         values = {"mean": calibration.mean, "spread": calibration.spread, "gain": calibration.gain}
         for key, value in values.items():
             if value is not None:
@@ -167,10 +167,10 @@ def set_key(text: str, path: Sequence[str], key: str, value: str) -> str:
     return text[:after] + f"\n{' ' * last_key.start_mark.column}{key}: {value}" + text[after:]
 
 
-def report(found: Mapping[str, Calibration]) -> str:
+def report(calibrations: Mapping[str, Calibration]) -> str:
     """A table."""
     lines = [f"{'objective':<16}{'mean':>9}{'spread':>9}{'slope':>9}{'± s.e.':>9}{'gain':>9}"]
-    for name, m in found.items():
+    for name, m in calibrations.items():
         numbers = (m.mean, m.spread, m.slope, m.error, m.gain)
         lines.append(f"{name:<16}" + "".join(f"{x:>9.3f}" if x is not None else f"{'-':>9}" for x in numbers))
     return "\n".join(lines)

@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import uvloop
 
+from trimtab.engine.fork_server import running_fork_server
 from trimtab.server.config import HASHED, Config, ConfigError, load
 from trimtab.server.http.auth import digest, new_key
 from trimtab.server.json_log import JsonFormatter
@@ -64,15 +65,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         if args.command == "calibrate":
             config = load(args.config, check=check)
-            return uvloop.run(run_calibration(config, args))
-        given = {"host": args.host, "port": args.port}
-        overrides = [*args.overrides, *(f"{key}={value}" for key, value in given.items() if value is not None)]
+            with running_fork_server():
+                return uvloop.run(run_calibration(config, args))
+        address = {"host": args.host, "port": args.port}
+        overrides = [*args.overrides, *(f"{key}={value}" for key, value in address.items() if value is not None)]
         load_config = partial(load, args.config, overrides, check)
         config = load_config()
         if config.log_format == "json":
             for handler in logging.getLogger().handlers:
                 handler.setFormatter(JsonFormatter())
-        with bind(config) as sock:
+        with bind(config) as sock, running_fork_server():
             uvloop.run(run(config, sock, load_config))
     except (ConfigError, OSError) as error:
         sys.exit(f"trimtab: {error}")
@@ -95,25 +97,24 @@ async def run(config: Config, sock: socket.socket, load_config: Callable[[], Con
     restore_handlers = exit_on_signal()
     # vLLM is imported no earlier than it is needed: it takes seconds, and a bad config should not.
     from trimtab.engine.errors import MemberError
+    from trimtab.server.engines import running_models
     from trimtab.server.http.app import build
-    from trimtab.server.http.vllm_app import arguments, running_engine
+    from trimtab.server.http.vllm_app import arguments
     from trimtab.server.lifecycle import EngineDied, serve
     from trimtab.server.request.tracing import export
-    from trimtab.server.scoring import running_scoring
     from trimtab.server.state import ServerState
 
     args = arguments(config)
     log.info("%s", config.model_dump_json(exclude={"api_keys", "admin_keys"}))
     try:
         async with AsyncExitStack() as stack:
-            client = await stack.enter_async_context(running_engine(config, args))
-            scoring = await stack.enter_async_context(running_scoring(config, client))
+            client, scoring = await stack.enter_async_context(running_models(config, args))
             if config.otlp_endpoint is not None:
                 stack.callback(export(config.otlp_endpoint).shutdown)
-            site = ServerState(client=client, scoring=scoring, load_config=load_config)
-            app = await build(site, args)
+            state = ServerState(client=client, scoring=scoring, load_config=load_config)
+            app = await build(state, args)
             restore_handlers()
-            await serve(app, site, sock)
+            await serve(app, state, sock)
     except MemberError as error:
         raise ConfigError(str(error)) from None
     except EngineDied as error:
@@ -125,18 +126,18 @@ async def run_calibration(config: Config, args: argparse.Namespace) -> None:
     exit_on_signal()
     from trimtab.engine.errors import MemberError
     from trimtab.server.calibrate import calibrate, read_prompts, report, write_calibrations
-    from trimtab.server.http.vllm_app import arguments, running_engine
-    from trimtab.server.scoring import running_scoring
+    from trimtab.server.engines import running_models
+    from trimtab.server.http.vllm_app import arguments
 
     prompts = read_prompts(args.prompts)
     try:
-        async with running_engine(config, arguments(config)) as client, running_scoring(config, client) as scoring:
-            found = await calibrate(scoring, prompts, answers=args.answers, max_tokens=args.max_tokens)
+        async with running_models(config, arguments(config)) as (_, scoring):
+            calibrations = await calibrate(scoring, prompts, answers=args.answers, max_tokens=args.max_tokens)
     except MemberError as error:
         raise ConfigError(str(error)) from None
-    sys.stdout.write(report(found) + "\n")
+    sys.stdout.write(report(calibrations) + "\n")
     if not args.dry_run:
-        args.config.write_text(write_calibrations(args.config.read_text(), found))
+        args.config.write_text(write_calibrations(args.config.read_text(), calibrations))
 
 
 def exit_on_signal() -> Callable[[], None]:
@@ -145,11 +146,12 @@ def exit_on_signal() -> Callable[[], None]:
     A thread does it, because vLLM blocks the main one while it starts: no handler would run there before it is up.
     Returns what gives signals back to the event loop, whose own handlers end a server that is up.
     """
-    told, wakeup_fd = socket.socketpair()
-    wakeup_fd.setblocking(False)
+    receiver, sender = socket.socketpair()
+    sender.setblocking(False)
+    wakeup_fd = sender.detach()
 
     def watch() -> None:
-        [number] = told.recv(1)
+        [number] = receiver.recv(1)
         for process in psutil.Process().children(recursive=True):
             with suppress(psutil.Error):
                 process.kill()
@@ -157,7 +159,7 @@ def exit_on_signal() -> Callable[[], None]:
 
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is a configuration to reload
     signal.signal(signal.SIGTERM, lambda *_: None)  # not the default, which would leave the others behind
-    before = signal.set_wakeup_fd(wakeup_fd.detach())
+    before = signal.set_wakeup_fd(wakeup_fd)
     threading.Thread(target=watch, daemon=True).start()
 
     def restore_handlers() -> None:

@@ -28,7 +28,7 @@ class ServerState:
     client: AlignedClient
     scoring: Scoring
     load_config: Callable[[], Config] | None = None
-    """The configuration as its file has it now; raises ConfigError. None: there is no file."""
+    """Reads the file as it is now; raises ConfigError. None: there is no file."""
     on_reload: Callable[[], None] = lambda: None
     """Called when another configuration has taken the place of the one before."""
     admission: Admission = field(init=False)
@@ -37,7 +37,7 @@ class ServerState:
         self.admission = Admission(capacity=self.capacity(self.config))
         READY.set_function(lambda: float(self.ready))
         for name in self.config.rewards:
-            REWARD_ERRORS.labels(name)  # told as 0 until there is one
+            REWARD_ERRORS.labels(name)  # reads 0 until there is one
 
     @property
     def config(self) -> Config:

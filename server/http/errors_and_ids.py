@@ -60,9 +60,9 @@ class ErrorShaper:
         if self.done:
             return
         if message["type"] == "http.response.start":
-            await self._begin(message)
+            await self._start_response(message)
         elif message["type"] == "http.response.body":
-            await self._go_on(message.get("body", b""), more=message.get("more_body", False))
+            await self._send_body(message.get("body", b""), more=message.get("more_body", False))
         else:
             await self.send(message)
 
@@ -73,11 +73,11 @@ class ErrorShaper:
         if not self.kind or self.start is not None:
             await self._refuse(error)
         elif self.kind == "stream":
-            await self._end(b"data: " + error.body() + b"\n\n")
+            await self._send_last(b"data: " + error.body() + b"\n\n")
         else:
             raise ConnectionAbortedError("an answer broke off")  # the client must not take it for whole
 
-    async def _begin(self, message: Message) -> None:
+    async def _start_response(self, message: Message) -> None:
         headers = MutableHeaders(raw=message["headers"])
         headers[REQUEST_ID] = self.request_id
         content = headers.get("content-type", "")
@@ -89,7 +89,7 @@ class ErrorShaper:
             self.kind = "other"
             await self.send(message)
 
-    async def _go_on(self, body: bytes, *, more: bool) -> None:
+    async def _send_body(self, body: bytes, *, more: bool) -> None:
         error = None
         if self.kind == "error":
             self.body += body
@@ -120,8 +120,8 @@ class ErrorShaper:
         }
         self.start = None
         await self.send({"type": "http.response.start", "status": error.status, "headers": headers.raw})
-        await self._end(body)
+        await self._send_last(body)
 
-    async def _end(self, body: bytes) -> None:
+    async def _send_last(self, body: bytes) -> None:
         await self.send({"type": "http.response.body", "body": body, "more_body": False})
         self.done = True

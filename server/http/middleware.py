@@ -140,7 +140,7 @@ class AlignmentMiddleware:
         if preset is not None:
             document["model"] = self.config.model_name
             raw = {**preset, **raw} if isinstance(raw, dict) else raw
-        planned = plan(raw, self.config, lambda: self.scoring.auto(document))
+        planned = plan(raw, self.config, lambda: self.scoring.auto_weights(document))
         if self.shares is not None and document.get("priority"):
             message = "priority cannot be honoured: on this server fair shares between callers decide"
             raise ApiError(message, param="priority", code="unsupported_parameter")

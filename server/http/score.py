@@ -65,33 +65,32 @@ async def score(document: dict[str, Any], scoring: Scoring) -> dict[str, Any]:
     Raises ApiError, and RewardError where a reward fails.
     """
     try:
-        asked = ScoreRequest.model_validate(document)
+        request = ScoreRequest.model_validate(document)
     except ValidationError as error:
         raise explain_validation(error, at="", fields=ScoreRequest.model_fields) from None
-    given, config = asked.model_fields_set, scoring.config
-    if ("messages" in given) == ("prompt" in given):
+    written, config = request.model_fields_set, scoring.config
+    if ("messages" in written) == ("prompt" in written):
         raise ApiError("give either messages or prompt", param="messages", code="missing_required_parameter")
-    if {"weights", "reward"} <= given:
+    if {"weights", "reward"} <= written:
         raise ApiError("weights and reward are two ways to say what is wanted: give one", param="reward")
-    if "reward" in given:
-        spec = parse_spec(asked.reward, config, at="reward")
+    if "reward" in written:
+        spec = parse_spec(request.reward, config, at="reward")
     else:
         every = {name: 1.0 for name, objective in config.objectives.items() if objective.reward is not None}
         if not every:
             raise ApiError("this server has no objective with a reward; name a reward", param="reward")
-        spec = weigh_objectives(
-            preferences(asked.weights, config, at="weights") if "weights" in given else every, config
-        )
-    compared = asked.given.model_dump(exclude_unset=True)
-    scoring.check(spec, compared, at="reward")
-    scoring.check_read([spec], compared)
+        weights = preferences(request.weights, config, at="weights") if "weights" in written else every
+        spec = weigh_objectives(weights, config)
+    given = request.given.model_dump(exclude_unset=True)
+    scoring.check(spec, given, at="reward")
+    scoring.check_given([spec], given)
     usage = Usage()
-    reward = RequestReward.of_document(document, scoring=scoring, specs=(spec,), given=compared, usage=usage)
-    rows = await reward(render_prompt(document, reward), encode_completions(asked.responses, reward))
+    reward = RequestReward.of_document(document, scoring=scoring, specs=(spec,), given=given, usage=usage)
+    rows = await reward(render_prompt(document, reward), encode_completions(request.responses, reward))
     return {
         "object": "alignment.scores",
         "model": config.model_name,
-        "scores": [{"index": i, **explain(score)} for i, [score] in enumerate(rows)],
+        "scores": [{"index": i, **explain(value)} for i, [value] in enumerate(rows)],
         "scored_tokens": usage.scored,
         "sampled_tokens": usage.sampled,
     }

@@ -42,8 +42,8 @@ def check_prompts(config: Config) -> None:
 def read_slots(prompt: PromptConfig) -> dict[str, tuple[str, float]]:
     """slot -> objective, and -1 where the slot means its opposite"""
     published = {"h": "helpfulness", "w": "verbosity"} if prompt.template in ("dpa", "rps") else {}
-    said = prompt.slots or published
-    return {slot: (name.removeprefix("-"), -1.0 if name.startswith("-") else 1.0) for slot, name in said.items()}
+    objectives = prompt.slots or published
+    return {slot: (name.removeprefix("-"), -1.0 if name.startswith("-") else 1.0) for slot, name in objectives.items()}
 
 
 def build_template(prompt: PromptConfig) -> Template:
@@ -103,8 +103,8 @@ def build_direction(
     v = _vector(weights, objectives, signs, at)
     valid = build_cone(prompt) if prompt is not None else Cone(axis=v)
     if not valid.contains(v):
-        given = ", ".join(f"{o}: {share:.4g}" for o, share in zip(objectives, v, strict=True))
-        message = f"{at}: the direction {{{given}}} is outside of what preference prompt {name!r} can ask for"
+        shares = ", ".join(f"{o}: {share:.4g}" for o, share in zip(objectives, v, strict=True))
+        message = f"{at}: the direction {{{shares}}} is outside of what preference prompt {name!r} can ask for"
         raise ApiError(f"{message}; valid: {valid.describe(objectives)}", param=at, code="out_of_range")
     pulls = {o: config.objectives[o] for o in objectives}
     return PreferenceDirection(
