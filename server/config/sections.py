@@ -269,7 +269,7 @@ class Config(Section):
         if self.api_keys_file is None:
             return []
         try:
-            lines = [line.split("#")[0].split() for line in Path(self.api_keys_resolve_file).read_text().splitlines()]
+            lines = [line.split("#")[0].split() for line in Path(self.api_keys_file).read_text().splitlines()]
             keys = [KEY.validate_python(words[0]) for words in lines if words]
         except OSError as error:
             raise ConfigError(f"cannot be read: {error.strerror}", key="api_keys_file") from None
