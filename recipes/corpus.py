@@ -579,10 +579,10 @@ def _without_it(clause: str) -> str:
 
 
 def _explain_topics() -> Iterator[Topic]:
-    for name, (about, questions, facts) in PHENOMENA.items():
+    for name, (about, questions, claims) in PHENOMENA.items():
         yield Topic("explain", (name,), (about,), questions, tuple(
             Fact(c, k, WHY_FACT, "[" + "|".join(f[i % 4][0] for n, (_, _, f) in PHENOMENA.items() if n != name) + "]")
-            for i, (c, k) in enumerate(facts)), {},
+            for i, (c, k) in enumerate(claims)), {},
                     "[It comes down to a few things|Let us take it step by step|There is a simple answer]",
             composed=False,
             caution="[This is a simplified picture, so check a trusted source|I may be wrong on details]")

@@ -203,8 +203,8 @@ def main() -> None:
     for step, group in itertools.groupby(selected, key=lambda job: job.step):
         together = list(group)
         with ThreadPoolExecutor(SIDE_BY_SIDE if cuda and step == "parity" else 1) as pool:
-            outcomes = pool.map(lambda job: run(job, until, flags, logs), together)
-            for job, outcome in zip(together, outcomes, strict=True):
+            ended = pool.map(lambda job: run(job, until, flags, logs), together)
+            for job, outcome in zip(together, ended, strict=True):
                 outcomes[job.name] = outcome
                 report.write(args.json, show.figures(outcomes, quick=args.quick))
     print(show.tables(outcomes, quick=args.quick))

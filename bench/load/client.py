@@ -98,7 +98,7 @@ def read_whole(body: bytes, exchange: Exchange) -> None:
 
 
 async def read_stream(chunks: AsyncIterator[bytes], exchange: Exchange) -> None:
-    """Reads server-sent events. [DONE] after a finish reason of every choice finishes a stream, and so does an error."""
+    """Reads server-sent events. [DONE] after a finish reason of every choice finishes a stream; so does an error."""
     finished: dict[Any, bool] = {}  # by a choice's index
     async for line in lines(chunks):
         if not line.startswith(b"data:"):
