@@ -212,10 +212,10 @@ def draw(figures: Mapping[str, Any], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(1, len(figures["control"]) + 1, figsize=(30, 4.5), layout="constrained")
-    for axis, (name, figure) in zip(axes, figures["control"].items(), strict=False):
-        angles = [float(a) for a in figure["angles"]]
-        for measure in figure["rank_correlation"]:
-            points = [m[measure] for m in figure["angles"].values()]
+    for axis, (name, sweep) in zip(axes, figures["control"].items(), strict=False):
+        angles = [float(a) for a in sweep["angles"]]
+        for measure in sweep["rank_correlation"]:
+            points = [m[measure] for m in sweep["angles"].values()]
             means, errors = [p["mean"] for p in points], [p["half_ci95"] for p in points]
             axis.errorbar(angles, means, errors, marker="o", capsize=3, label=measure)
         axis.set(title=name, xlabel="angle, degrees", ylabel="gold, points")
