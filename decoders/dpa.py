@@ -54,4 +54,4 @@ class Directional:
                 yield replace(chunk, report={"preference_prompt": said}) if chunk.finish else chunk
 
     def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:
-        return Work(candidates=n, sampled=n * max_tokens)
+        return Work(candidates=n, sampled=n * max_tokens, mixtures={"": self.mixture})

@@ -26,12 +26,13 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
 
 from trimtab.decoders.protocols import BASE, Chunk, Engine, Mixture, Reward, Sampling, Tokens, Work
+from trimtab.decoders.report import Report
 from trimtab.decoders.shared.candidates import (
     Candidate,
     Guides,
@@ -114,18 +115,20 @@ class Rps:
         else:
             chosen = ranked(candidates)  # (1)
         best = filled(chosen, pool, n)
-        told = [self._told(c.index, directions) for c in pool]
-        reports = [
-            {"value": c.value, "candidate": c.index, **told[c.index]}
-            | ({"votes": votes[c.index]} if votes and c.value is not None else {})
-            for c in best
-        ]
-        async with aclosing(shown(best, pool, include, reports, told=told)) as chunks:
+        places = [self._place(c.index, directions) for c in pool]
+        reports: list[Report] = [{"value": c.value, "candidate": c.index, **places[c.index]} for c in best]
+        for report in reports:
+            if votes and report["value"] is not None:
+                report["votes"] = votes[report["candidate"]]
+        async with aclosing(shown(best, pool, include, reports, more=places)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
     def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:
-        return drawing(self.k * self.m, max_tokens)
+        work = drawing(self.k * self.m, max_tokens, guides=self.mixture)
+        return replace(
+            work, mixtures={**work.mixtures, "alpha": {BASE: 1.0, **self.farthest}}, terms={"candidates": "k * m"}
+        )
 
     async def _drawn(
         self, prompt: Tokens, directions: Sequence[Vector], sampling: Sampling, engine: Engine
@@ -166,7 +169,7 @@ class Rps:
         best = [int(np.argmax(rewards_NK[order, 1:] @ v)) for v in directions]
         return [candidates[order[i]].index for i in best]
 
-    def _told(self, index: int, directions: Sequence[Vector]) -> dict[str, Any]:
+    def _place(self, index: int, directions: Sequence[Vector]) -> Report:
         v = directions[index // self.m]
         return {"direction": self.wish.by_objective(v), "degrees_from_target": round(angle_between(self.wish.v, v), 4)}
 

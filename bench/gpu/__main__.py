@@ -34,11 +34,13 @@ from typing import Any
 
 import torch
 
+import trimtab
 from trimtab.bench import report
 from trimtab.bench.gpu import parity, show, speed
 from trimtab.bench.gpu.show import DONE, FAILED, HUNG, LEFT
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(trimtab.__file__).resolve().parents[1]
+"""The checkout, or where the package is installed."""
 GROUP, PLUGIN = "vllm.general_plugins", "trimtab.engine.plugin:register"
 SIDE_BY_SIDE = 5
 """Parity engines at once on a GPU: they are tiny, and start-up on one core takes most of their time."""

@@ -25,7 +25,8 @@ from trimtab.decoders.qalign import QAlign
 from trimtab.decoders.transfer_q import TransferQ
 from trimtab.engine.members import engine_args
 from trimtab.engine.vllm_engine import VLLMEngine
-from trimtab.runtime.metered import Meter, Metered
+from trimtab.runtime.metered import Metered
+from trimtab.runtime.usage import Usage
 
 ENGINE = "8b+1b"
 PROMPT = 64
@@ -89,11 +90,11 @@ async def measure_all(folder: Path, save: Callable[[Any], None], *, quick: bool)
     figures = []
     try:
         for name, search in (QUICK if quick else FULL).items():
-            meter = Meter()
-            engine = Metered(VLLMEngine(client=llm), meter)
+            usage = Usage()
+            engine = Metered(VLLMEngine(client=llm), usage)
             prompts = [[draw.randrange(3, vocabulary) for _ in range(PROMPT)] for _ in range(search.questions)]
             await search.answer(prompts[0][::-1], engine)  # the first run compiles and allocates
-            meter.sampled = 0
+            usage.sampled = 0
             with utilisation() as samples:
                 start = time.perf_counter()
                 await asyncio.gather(*(search.answer(prompt, engine) for prompt in prompts))
@@ -102,8 +103,8 @@ async def measure_all(folder: Path, save: Callable[[Any], None], *, quick: bool)
                 {
                     "search": name,
                     "seconds": seconds,
-                    "drawn": meter.sampled,
-                    "tokens_per_s": meter.sampled / seconds,
+                    "drawn": usage.sampled,
+                    "tokens_per_s": usage.sampled / seconds,
                     "busy": statistics.mean(samples) if samples else None,
                 }
             )

@@ -8,7 +8,9 @@
         body: {alignment: {weights: {warmth: [0.0, 1.5]}}}     # a range: drawn for every request
       - {name: wrong, share: 0.2, expect: 400, body: {alignment: {strategy: bset_of_n}}}
 
-Further keys of an entry: `path`, and its caller's API key, `key` or `key_env`.
+`examples: {guides: [NAME, NAME], weights: {OBJECTIVE: w}}` adds the example of every strategy that no entry is named
+after, with these guides and, for a strategy that uses a preference, these weights. Further keys of an entry: `path`, and
+its caller's API key, `key` or `key_env`.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from trimtab.decoders import STRATEGIES, example_request
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
@@ -81,7 +85,7 @@ def read(path: Path, environment: Mapping[str, str] = os.environ) -> tuple[MixEn
 
 
 def entries(document: Any, environment: Mapping[str, str] = os.environ) -> tuple[MixEntry, ...]:
-    whole = _parse_mapping(document, "the file", ("defaults", "requests"))
+    whole = _parse_mapping(document, "the file", ("defaults", "requests", "examples"))
     defaults = _parse_mapping(whole.get("defaults", {}), "defaults")
     listed = whole.get("requests")
     if not isinstance(listed, list) or not listed:
@@ -91,7 +95,21 @@ def entries(document: Any, environment: Mapping[str, str] = os.environ) -> tuple
     for i, name in enumerate(names):
         if name in names[:i]:
             raise MixError(f"requests[{i}].name: {name!r}: must differ from the other requests' names")
-    return parsed
+    return (*parsed, *_examples(whole["examples"], defaults, names)) if "examples" in whole else parsed
+
+
+def _examples(item: Any, defaults: Mapping[str, Any], names: Collection[str]) -> Iterator[MixEntry]:
+    """An entry for every strategy whose name is not among `names`."""
+    keys = _parse_mapping(item, "examples", ("guides", "weights"))
+    guides, weights = keys.get("guides"), _parse_mapping(keys.get("weights", {}), "examples.weights")
+    if not isinstance(guides, list) or not guides or not all(isinstance(guide, str) for guide in guides):
+        raise MixError(f"examples.guides: {_quote(guides)}: must be a list of at least one guide's name")
+    for name, row in STRATEGIES.items():
+        if name not in names:
+            alignment = example_request(name, guides)
+            if row.takes & {"reward", "direction"}:
+                alignment["weights"] = weights
+            yield MixEntry(name=name, body={**defaults, "alignment": alignment}, stream=row.streams)
 
 
 def _entry(item: Any, at: str, defaults: Mapping[str, Any], environment: Mapping[str, str]) -> MixEntry:

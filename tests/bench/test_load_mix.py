@@ -20,7 +20,7 @@ from trimtab.decoders import STRATEGIES
 from trimtab.server.cli import DEMO
 from trimtab.server.config import load
 from trimtab.server.errors import ApiError
-from trimtab.server.request.alignment import plan
+from trimtab.server.request.plan import plan
 
 N = 4000
 FIVE = 5.0
@@ -131,7 +131,7 @@ def test_a_caller_s_key() -> None:
         (None, "the file: missing: must be keys and values"),
         ({}, "requests: missing: must be a list of at least one request"),
         ({"requests": []}, "requests: []: must be a list of at least one request"),
-        ({"request": []}, "the file: unknown key 'request'; valid: defaults, requests. Did you mean requests?"),
+        ({"request": []}, "the file: unknown key 'request'; valid: defaults, requests, examples. Did you mean requests?"),
         ({"requests": ["a"]}, 'requests[0]: "a": must be keys and values'),
         ({"requests": [{}]}, "requests[0].name: missing: must be a name"),
         ({"requests": [{"name": "a"}, {"name": "a"}]}, "requests[1].name: 'a': must differ"),

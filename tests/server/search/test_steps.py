@@ -48,6 +48,17 @@ async def test_the_answer_s_own_reward_is_told(client: AsyncOpenAI, name: str) -
         assert told(answer)["sampled_tokens"] >= answer.usage.completion_tokens
 
 
+async def test_an_answer_that_was_cut_has_the_reward_of_what_there_is(client: AsyncOpenAI) -> None:
+    cut = 0
+    for seed in range(6):
+        answer = await chat(client, {**asked("args"), "budget": {"max_sampled_tokens": 2}}, seed=seed)
+        [choice] = told(answer)["choices"]
+        cut += told(answer).get("outcome") == "budget"
+        assert choice["rewards"] == {"a": answer.choices[0].message.content.count("a")}
+        assert choice["value"] == choice["transformed"]["a"]
+    assert cut, "no answer was cut"
+
+
 @pytest.mark.parametrize("name", STEPPED)
 async def test_it_pulls_towards_the_reward(client: AsyncOpenAI, name: str) -> None:
     async def mean(alignment: dict[str, Any]) -> float:
