@@ -9,8 +9,8 @@
       - {name: wrong, share: 0.2, expect: 400, body: {alignment: {strategy: bset_of_n}}}
 
 `examples: {guides: [NAME, NAME], weights: {OBJECTIVE: w}}` adds the example of every strategy that no entry is named
-after, with these guides and, for a strategy that uses a preference, these weights. Further keys of an entry: `path`, and
-its caller's API key, `key` or `key_env`.
+after, with these guides and, for a strategy that takes a preference, these weights. Further keys: `path`, and
+the caller's API key, `key` or `key_env`.
 """
 
 from __future__ import annotations
