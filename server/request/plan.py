@@ -186,7 +186,7 @@ def _supply(
         raise ApiError(message, param=f"{AT}.params.guides", code="unknown_parameter")
     if by == "direction":
         direction = build_direction(weights, request.params, config, at=f"{AT}.weights")
-        return direction.by_objective(direction.v), {"wish": direction, "guides": exponents}
+        return direction.by_objective(direction.v), {"direction": direction, "guides": exponents}
     if by == "reward":
         return weights, {"guides": {BASE: 1.0, **exponents}}
     return weights, {"guides": guide_exponents(weights, config) | exponents} if takes else {}
