@@ -30,10 +30,10 @@ from trimtab.server.request.alignment import AT
 from trimtab.server.request.body import Json
 from trimtab.server.request.cost import REFERENCE_TOKENS
 from trimtab.server.request.messages import Messages, parse_messages
-from trimtab.server.request.parameters import built
+from trimtab.server.request.parameters import build_reward
 from trimtab.server.request.plan import Plan
 from trimtab.server.request.reward_tree import Leaf, Rows, Score, Spec, evaluate, parse_spec
-from trimtab.server.request.weights import orchestrator
+from trimtab.server.request.weights import load_orchestrator
 from trimtab.server.wording import suggest
 
 MAX_REFERENCES = 4096
@@ -52,7 +52,7 @@ def build_scorers(config: Config, host: Host, poolers: Mapping[str, PoolingEngin
         services: dict[str, Any] = {"host": host}
         if (key := engine_key(reward)) is not None:
             services["pooler"] = poolers[key]
-        scorer = built(name, reward, **services)
+        scorer = build_reward(name, reward, **services)
         for member in getattr(scorer, "members", ()):
             if member not in {BASE, *config.guides}:
                 raise ConfigError(suggest("guide", member, config.guides), key=f"rewards.{name}")
@@ -94,7 +94,7 @@ class Scoring:
 
     def __post_init__(self) -> None:
         """Raises ConfigError for an objective that names no score of its reward, an adapter of another vocabulary."""
-        adapter = orchestrator(self.config)
+        adapter = load_orchestrator(self.config)
         if adapter is not None and len(adapter.table_VK) < len(self.host.tokenizer):
             message = f"its table is for {len(adapter.table_VK)} tokens; the base has {len(self.host.tokenizer)}"
             raise ConfigError(message, key="auto_weights")
@@ -159,7 +159,7 @@ class Scoring:
 
     def auto_weights(self, document: Json) -> dict[str, float]:
         """The weights that the adapter chooses by the user's last words, or by a bare prompt."""
-        adapter = orchestrator(self.config)
+        adapter = load_orchestrator(self.config)
         assert adapter is not None
         turns = [message["content"] for message in parse_messages(document) if message["role"] == "user"]
         text = turns[-1] if turns else document.get("prompt")

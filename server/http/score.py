@@ -17,7 +17,7 @@ from trimtab.server.http.auth import CALLER
 from trimtab.server.request.alignment import Given
 from trimtab.server.request.body import as_refusal, parse, read_body
 from trimtab.server.request.reward_tree import explain, parse_spec, weigh_objectives
-from trimtab.server.request.weights import preferences
+from trimtab.server.request.weights import parse_weights
 from trimtab.server.scoring import RequestReward, Scoring
 from trimtab.server.state import ServerState
 from trimtab.server.wording import explain_validation
@@ -79,7 +79,7 @@ async def score(document: dict[str, Any], scoring: Scoring) -> dict[str, Any]:
         every = {name: 1.0 for name, objective in config.objectives.items() if objective.reward is not None}
         if not every:
             raise ApiError("this server has no objective with a reward; name a reward", param="reward")
-        weights = preferences(request.weights, config, at="weights") if "weights" in written else every
+        weights = parse_weights(request.weights, config, at="weights") if "weights" in written else every
         spec = weigh_objectives(weights, config)
     given = request.given.model_dump(exclude_unset=True)
     scoring.check(spec, given, at="reward")
