@@ -58,6 +58,11 @@ class Plan:
     def bounded(self) -> bool:
         return self.max_sampled_tokens is not None or self.deadline_ms is not None
 
+    @property
+    def native(self) -> bool:
+        """Whether vLLM answers by itself."""
+        return self.is_plain and not self.bounded
+
     def described(self) -> dict[str, Any]:
         description: dict[str, Any] = {"strategy": self.name}
         if self.params:
