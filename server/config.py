@@ -26,7 +26,7 @@ from pydantic import (
 
 from trimtab.decoders import STRATEGIES
 from trimtab.decoders.protocols import BASE
-from trimtab.server.wording import describe_unknown
+from trimtab.server.errors import unknown
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,63}$")]
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -244,9 +244,9 @@ class Config(Section):
             raise ValueError(f"guides.{BASE}: {BASE!r} is the frozen model's own name")
         for name, objective in self.objectives.items():
             if objective.guide is not None and objective.guide not in self.guides:
-                raise ValueError(f"objectives.{name}.guide: {describe_unknown('guide', objective.guide, self.guides.keys())}")
+                raise ValueError(f"objectives.{name}.guide: {unknown('guide', objective.guide, self.guides.keys())}")
         if self.default_strategy not in STRATEGIES:
-            raise ValueError(f"default_strategy: {describe_unknown('strategy', self.default_strategy, STRATEGIES.keys())}")
+            raise ValueError(f"default_strategy: {unknown('strategy', self.default_strategy, STRATEGIES.keys())}")
         if "x-vllm-priority" in self.trusted_headers and "scheduling_policy" not in self.engine:
             raise ValueError(
                 "trusted_headers: x-vllm-priority needs engine.scheduling_policy: without it, fair shares decide"
@@ -337,7 +337,7 @@ def _complaint(error: ValidationError, text: str) -> str:
     if not path and (named := re.match(r"([\w.:/-]+): (.*)", message, re.DOTALL)):
         path, message = named[1].split("."), named[2]
     if first["type"] == "extra_forbidden":
-        message = describe_unknown("key", path[-1], _fields(path[:-1]))
+        message = unknown("key", path[-1], _fields(path[:-1]))
     return f":{_line(text, path)}: {'.'.join(path)}: {message}"
 
 

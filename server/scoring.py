@@ -23,8 +23,7 @@ from trimtab.rewards.validated import ValidatedScorer
 from trimtab.runtime.metered import Metered
 from trimtab.runtime.usage import Usage
 from trimtab.server.config import Config, ConfigError, RewardConfig
-from trimtab.server.errors import ApiError
-from trimtab.server.wording import describe_unknown
+from trimtab.server.errors import ApiError, unknown
 from trimtab.server.metrics import REWARD_ERRORS, REWARD_SECONDS
 from trimtab.server.request import tracing
 from trimtab.server.request.alignment import AT
@@ -55,7 +54,7 @@ def scorers(config: Config, host: Host, poolers: Mapping[str, PoolingEngine]) ->
         scorer = built(name, reward, **services)
         for member in getattr(scorer, "members", ()):
             if member not in {BASE, *config.guides}:
-                raise ConfigError(describe_unknown("guide", member, config.guides), key=f"rewards.{name}")
+                raise ConfigError(unknown("guide", member, config.guides), key=f"rewards.{name}")
         found[name] = ValidatedScorer(scorer=scorer, name=name, timeout=reward.timeout_s)
     return found
 
@@ -127,7 +126,7 @@ class Scoring:
                 names = ", ".join(f"{leaf.reward}.{label}" for label in scorer.labels)
                 raise ApiError(f"reward {leaf.reward!r} gives several scores; name one: {names}", param=at)
             if leaf.label is not None and leaf.label not in scorer.labels:
-                raise ApiError(describe_unknown(f"score of reward {leaf.reward!r}", leaf.label, scorer.labels), param=at)
+                raise ApiError(unknown(f"score of reward {leaf.reward!r}", leaf.label, scorer.labels), param=at)
             if missing := sorted(scorer.needs - given.keys()) if given is not None else []:
                 raise ApiError(
                     f"reward {leaf.reward!r} needs {AT}.given.{missing[0]}",

@@ -14,8 +14,7 @@ from starlette.exceptions import HTTPException
 from trimtab.decoders import STRATEGIES
 from trimtab.rewards import COMBINES, TRANSFORMS, RewardEntry
 from trimtab.server.config import Config, ConfigError
-from trimtab.server.errors import ApiError
-from trimtab.server.wording import describe_unknown
+from trimtab.server.errors import ApiError, unknown
 from trimtab.server.http.auth import Auth
 from trimtab.server.http.errors_and_ids import RequestIdAndErrorMiddleware
 from trimtab.server.http.infer import infer
@@ -74,7 +73,7 @@ def _own_endpoints(app: FastAPI, site: Site) -> None:
     async def retrieve_model(name: str) -> Response:
         cards = {card.id: card for card in await models()}
         if name not in cards:
-            return ApiError(describe_unknown("model", name, cards), param="model", code="model_not_found", status=404).response()
+            return ApiError(unknown("model", name, cards), param="model", code="model_not_found", status=404).response()
         return JSONResponse(cards[name].model_dump())
 
     @app.get("/v1/alignment")

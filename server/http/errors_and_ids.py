@@ -14,7 +14,7 @@ from uuid import uuid4
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from trimtab.server.errors import ApiError, parse_error, to_api_error
+from trimtab.server.errors import ApiError, as_error, uncaught
 
 REQUEST_ID = "x-request-id"
 ID = "trimtab.request_id"
@@ -38,7 +38,7 @@ class RequestIdAndErrorMiddleware:
         try:
             await self.app(scope, receive, shaper)
         except Exception as error:
-            refusal = to_api_error(error)
+            refusal = uncaught(error)
             if refusal.status >= 500:
                 log.exception("request %s failed", shaper.request_id)
             await shaper.fail(refusal)
@@ -96,9 +96,9 @@ class ErrorShaper:
             if more:
                 return
             body = bytes(self.body)
-            error = parse_error(body, self.start["status"]) if self.start is not None else None
+            error = as_error(body, self.start["status"]) if self.start is not None else None
         elif self.kind == "stream" and body.startswith(ERROR_EVENTS):
-            error = parse_error(body.partition(b"data: ")[2])
+            error = as_error(body.partition(b"data: ")[2])
         if error is not None and self.start is not None:
             return await self._refuse(error)
         if self.start is not None:

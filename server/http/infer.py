@@ -18,8 +18,7 @@ from trimtab.preferences.bradley_terry import Person, Vector, choices_from_ratin
 from trimtab.rewards.gather import gather_or_cancel
 from trimtab.runtime.usage import Usage
 from trimtab.server.config import Config
-from trimtab.server.errors import ApiError
-from trimtab.server.wording import describe_unknown, explain_validation
+from trimtab.server.errors import ApiError, explained, unknown
 from trimtab.server.http.score import MOST as MOST_ANSWERS
 from trimtab.server.http.score import encode_completions, render_prompt
 from trimtab.server.request.reward_tree import Spec, standard
@@ -113,7 +112,7 @@ def checked(document: dict[str, Any]) -> InferRequest:
         asked = InferRequest.model_validate(document)
     except ValidationError as error:
         model = parts.get(str(error.errors()[0]["loc"][0]), InferRequest)
-        raise explain_validation(error, at="", fields=model.model_fields) from None
+        raise explained(error, at="", fields=model.model_fields) from None
     for key in ("comparisons", "edits", "ratings", "candidates"):
         for i, item in enumerate(getattr(asked, key)):
             if bool(item.messages) == bool(item.prompt):
@@ -129,11 +128,11 @@ def chosen_objectives(asked: InferRequest, config: Config) -> list[str]:
         raise ApiError("this server has no objective with a reward", param="objectives")
     for name in asked.objectives:
         if name not in scored:
-            raise ApiError(describe_unknown("objective with a reward", name, scored), param="objectives")
+            raise ApiError(unknown("objective with a reward", name, scored), param="objectives")
     objectives = list(dict.fromkeys(asked.objectives)) or scored
     for name, value in asked.prior.mean.items():
         if name not in objectives:
-            raise ApiError(describe_unknown("objective", name, objectives), param=f"prior.mean.{name[:64]}")
+            raise ApiError(unknown("objective", name, objectives), param=f"prior.mean.{name[:64]}")
         if not abs(value) <= 1e3:
             raise ApiError(f"prior.mean.{name} must lie in [-1000, 1000]; got {value:g}", param=f"prior.mean.{name}")
     return objectives

@@ -25,8 +25,7 @@ from trimtab.runtime.strategy_run import StrategyRun, current_run
 from trimtab.runtime.usage import Usage
 from trimtab.server.admission import Admission
 from trimtab.server.config import Config
-from trimtab.server.errors import ApiError
-from trimtab.server.wording import describe_unknown, list_names
+from trimtab.server.errors import ApiError, listed, unknown
 from trimtab.server.http import request_log
 from trimtab.server.http.auth import CALLER
 from trimtab.server.http.context import RequestContext
@@ -133,7 +132,7 @@ class AlignmentMiddleware:
         preset = self.config.presets.get(model) if isinstance(model, str) else None
         if isinstance(model, str) and model and preset is None and model != self.config.model_name:
             known = [self.config.model_name, *self.config.presets]
-            raise ApiError(describe_unknown("model", model, known), param="model", code="model_not_found", status=404)
+            raise ApiError(unknown("model", model, known), param="model", code="model_not_found", status=404)
         if isinstance(xargs := document.get("vllm_xargs"), dict) and KEY in xargs:
             raise ApiError(f"vllm_xargs.{KEY} is reserved: use {AT}", param=f"vllm_xargs.{KEY}")
         changed = preset is not None or len(document) < keys
@@ -151,7 +150,7 @@ class AlignmentMiddleware:
                 )
         surplus = document.keys() - self.fields[path]
         UNKNOWN_FIELDS.inc(len(surplus))
-        warnings = [f"unknown fields were ignored: {list_names(name[:64] for name in surplus)}"] if surplus else []
+        warnings = [f"unknown fields were ignored: {listed(name[:64] for name in surplus)}"] if surplus else []
         return RequestContext(
             path=path,
             body=json.dumps(document).encode() if changed else body,

@@ -12,7 +12,7 @@ from starlette.types import Message, Send
 
 from trimtab.decoders.protocols import LimitReached
 from trimtab.rewards.protocols import RewardError
-from trimtab.server.errors import parse_error, to_api_error
+from trimtab.server.errors import as_error, uncaught
 from trimtab.server.http.context import RequestContext
 from trimtab.server.http.errors_and_ids import ERROR_EVENTS
 from trimtab.server.request.alignment import AT
@@ -136,7 +136,7 @@ class ResponseRewriter:
         )  # while it is held yet
         if event.startswith((*ERROR_EVENTS, b"event: response.failed")):
             self._rethrow()
-            error = parse_error(event.partition(b"data: ")[2])
+            error = as_error(event.partition(b"data: ")[2])
             self.outcome = outcome_of_status(error.status if error is not None else 500)
         if self.context.path in (RESPONSES, MESSAGES):
             return [self._typed(event)]
@@ -169,7 +169,7 @@ def outcome_of_error(error: Exception) -> str:
     """How a request ended that this ended."""
     if isinstance(error, RewardError):
         return "reward_error"
-    return str(error) if isinstance(error, LimitReached) else outcome_of_status(to_api_error(error).status)
+    return str(error) if isinstance(error, LimitReached) else outcome_of_status(uncaught(error).status)
 
 
 def change_event(event: bytes, change: Callable[[Json], Json]) -> bytes:

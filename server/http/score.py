@@ -12,8 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trimtab.decoders.protocols import Tokens
 from trimtab.runtime.usage import Usage
-from trimtab.server.errors import ApiError, to_api_error
-from trimtab.server.wording import explain_validation
+from trimtab.server.errors import ApiError, explained, uncaught
 from trimtab.server.http.auth import CALLER
 from trimtab.server.request.alignment import Given
 from trimtab.server.request.body import as_refusal, parse, read_body
@@ -53,7 +52,7 @@ async def answer(request: Request, site: Site, work: Work) -> Response:
     except (ApiError, RecursionError) as error:
         return as_refusal(error).response()
     except Exception as error:
-        refusal = to_api_error(error)
+        refusal = uncaught(error)
         if refusal.code == "internal_error":
             raise
         return refusal.response()
@@ -67,7 +66,7 @@ async def scored(document: dict[str, Any], scoring: Scoring) -> dict[str, Any]:
     try:
         asked = ScoreRequest.model_validate(document)
     except ValidationError as error:
-        raise explain_validation(error, at="", fields=ScoreRequest.model_fields) from None
+        raise explained(error, at="", fields=ScoreRequest.model_fields) from None
     given, config = asked.model_fields_set, scoring.config
     if ("messages" in given) == ("prompt" in given):
         raise ApiError("give either messages or prompt", param="messages", code="missing_required_parameter")

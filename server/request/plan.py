@@ -13,8 +13,7 @@ from pydantic import BaseModel, ValidationError
 from trimtab.decoders import STRATEGIES, StrategyEntry
 from trimtab.decoders.protocols import BASE, Mixture, Strategy, Work
 from trimtab.server.config import Config, ConfigError
-from trimtab.server.errors import ApiError
-from trimtab.server.wording import describe_unknown, explain_validation
+from trimtab.server.errors import ApiError, explained, unknown
 from trimtab.server.request.alignment import AT, AlignmentRequest, Budget
 from trimtab.server.request.cost import check_bounds
 from trimtab.server.request.parameters import check_rewards, parameters
@@ -142,7 +141,7 @@ def _strategy(request: AlignmentRequest, wishes: Mapping[str, Any], config: Conf
         guided = all(config.objectives[o].guide for o in wishes if o in config.objectives)
         name = name if "reward" in STRATEGIES[name].takes and not guided else "guided"
     if name not in STRATEGIES:
-        raise ApiError(describe_unknown("strategy", name, STRATEGIES.keys()), param=f"{AT}.strategy")
+        raise ApiError(unknown("strategy", name, STRATEGIES.keys()), param=f"{AT}.strategy")
     return name, STRATEGIES[name]
 
 
@@ -168,7 +167,7 @@ def _check_fields(request: AlignmentRequest, name: str, entry: StrategyEntry) ->
         raise ApiError(f"strategy {name!r} needs {either}", param=AT, code="missing_required_parameter")
     for key in request.include:
         if key not in entry.shows:
-            raise ApiError(f"strategy {name!r}: {describe_unknown('return', key, entry.shows)}", param=f"{AT}.return")
+            raise ApiError(f"strategy {name!r}: {unknown('return', key, entry.shows)}", param=f"{AT}.return")
 
 
 def _supply(
@@ -195,7 +194,7 @@ def _exponents(raw: Mapping[str, Any], config: Config) -> dict[str, float]:
     members = {*config.guides, BASE}
     for name in raw:
         if name not in members:
-            raise ApiError(describe_unknown("guide", name, members), param=f"{at}.{name[:64]}")
+            raise ApiError(unknown("guide", name, members), param=f"{at}.{name[:64]}")
     return {name: number(value, f"{at}.{name}", config.max_weight) for name, value in raw.items()}
 
 
@@ -206,14 +205,14 @@ def _build(
     at, model = f"{AT}.params", parameters(name)
     fields = {field.alias or key for key, field in model.model_fields.items()}
     if surplus := next((key for key in params if key not in fields), None):
-        message = f"strategy {name!r}: {describe_unknown('parameter', surplus, fields)}"
+        message = f"strategy {name!r}: {unknown('parameter', surplus, fields)}"
         raise ApiError(message, param=f"{at}.{surplus[:64]}", code="unknown_parameter")
     try:
         strategy: Strategy = entry.build(params, **supplied)
         return strategy, model.model_validate(dict(params)).model_dump(mode="json", by_alias=True)
     except ValidationError as error:
         where = error.errors()[0]["loc"]
-        raise explain_validation(error, at=at, fields=_inside(model, where) if len(where) > 1 else fields) from None
+        raise explained(error, at=at, fields=_inside(model, where) if len(where) > 1 else fields) from None
     except ValueError as error:
         raise ApiError(str(error), param=at if fields else f"{AT}.guides") from None
 

@@ -16,8 +16,7 @@ from trimtab.preferences.preference_direction import (
     unit_vector,
 )
 from trimtab.server.config import Config, ConfigError, PromptConfig
-from trimtab.server.errors import ApiError
-from trimtab.server.wording import describe_unknown, list_names, quote
+from trimtab.server.errors import ApiError, listed, shown, unknown
 
 ANGLE = "angle"
 """The key that stands for two weights."""
@@ -31,9 +30,9 @@ def checked(config: Config) -> None:
             template(prompt)
             for slot, (objective, _) in slots(prompt).items():
                 if objective not in config.objectives:
-                    raise ValueError(f"slots.{slot}: {describe_unknown('objective', objective, config.objectives)}")
+                    raise ValueError(f"slots.{slot}: {unknown('objective', objective, config.objectives)}")
             if prompt.reader is not None and prompt.reader not in config.guides:
-                raise ValueError(f"reader: {describe_unknown('guide', prompt.reader, config.guides)}")
+                raise ValueError(f"reader: {unknown('guide', prompt.reader, config.guides)}")
             cone(prompt)
         except ValueError as error:
             raise ConfigError(str(error), key=key) from None
@@ -74,7 +73,7 @@ def cone(prompt: PromptConfig) -> Cone:
         published = prompt.template in ("dpa", "rps")
         return Cone(axis=first, degrees=PUBLISHED_DEGREES if published else 180.0)
     if surplus := next((name for name in prompt.cone.axis if name not in names), None):
-        raise ValueError(f"cone.axis: {describe_unknown('objective', surplus, names)}")
+        raise ValueError(f"cone.axis: {unknown('objective', surplus, names)}")
     axis = unit_vector([prompt.cone.axis.get(name, 0.0) for name in names])
     return Cone(axis=tuple(map(float, axis)), degrees=prompt.cone.degrees, nonnegative=prompt.cone.nonnegative)
 
@@ -93,7 +92,7 @@ def wish(weights: Mapping[str, float], params: Mapping[str, Any], config: Config
     else:
         if not isinstance(name, str) or name not in config.preference_prompts:
             raise ApiError(
-                describe_unknown("preference prompt", name if isinstance(name, str) else quote(name), config.preference_prompts),
+                unknown("preference prompt", name if isinstance(name, str) else shown(name), config.preference_prompts),
                 param="alignment.params.prompt",
             )
         prompt = config.preference_prompts[name]
@@ -120,10 +119,10 @@ def _vector(
 ) -> tuple[float, ...]:
     if set(weights) == {ANGLE} and ANGLE not in objectives:
         if len(objectives) != 2:
-            message = f"{where}.{ANGLE} is for two objectives; this preference prompt has {list_names(objectives)}"
+            message = f"{where}.{ANGLE} is for two objectives; this preference prompt has {listed(objectives)}"
             raise ApiError(message, param=f"{where}.{ANGLE}")
         return tuple(sign * float(share) for sign, share in zip(signs, from_angle(weights[ANGLE]), strict=True))
     if surplus := next((name for name in weights if name not in objectives), None):
-        message = describe_unknown("objective of this preference prompt", surplus, objectives)
+        message = unknown("objective of this preference prompt", surplus, objectives)
         raise ApiError(message, param=f"{where}.{surplus}")
     return tuple(map(float, unit_vector([weights.get(name, 0.0) for name in objectives])))

@@ -18,8 +18,7 @@ from trimtab.rewards import COMBINES, TRANSFORMS, RewardEntry
 from trimtab.rewards.combine import Combine, Weighted
 from trimtab.rewards.transforms import Standardise, Transform
 from trimtab.server.config import Config
-from trimtab.server.errors import ApiError
-from trimtab.server.wording import describe_unknown, quote
+from trimtab.server.errors import ApiError, shown, unknown
 
 DEEPEST, MOST = 4, 32
 """Levels of a tree, and rewards in it."""
@@ -162,12 +161,12 @@ def _parsed(raw: object, config: Config, at: str, objectives: bool, depth: int) 
     if isinstance(raw, str):
         return _named(raw, config, at, objectives)
     if not isinstance(raw, Mapping):
-        raise ApiError(f"{at} must be a reward's name or an object with the key `of`; got {quote(raw)}", param=at)
+        raise ApiError(f"{at} must be a reward's name or an object with the key `of`; got {shown(raw)}", param=at)
     if depth > DEEPEST:
         raise ApiError(f"{at} is nested more than {DEEPEST} levels deep", param=at)
     keys = ("of", "combine", "transform")
     if surplus := next((key for key in raw if key not in keys), None):
-        raise ApiError(describe_unknown("key", str(surplus), keys), param=f"{at}.{str(surplus)[:64]}", code="unknown_parameter")
+        raise ApiError(unknown("key", str(surplus), keys), param=f"{at}.{str(surplus)[:64]}", code="unknown_parameter")
     if not raw.get("of"):
         raise ApiError(f"{at}.of is required: one or more rewards", param=f"{at}.of", code="missing_required_parameter")
     inner, weights = raw["of"], None
@@ -204,12 +203,12 @@ def _named(name: str, config: Config, at: str, objectives: bool) -> Spec:
     scored = [o for o, objective in config.objectives.items() if objective.reward is not None] if objectives else []
     if name in scored:
         return standard(name, config)
-    raise ApiError(describe_unknown("reward", name, [*config.rewards, *scored]), param=at)
+    raise ApiError(unknown("reward", name, [*config.rewards, *scored]), param=at)
 
 
 def _weight(value: object, at: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or abs(value) > 1e6:
-        raise ApiError(f"{at} must be a number within ±1e6; got {quote(value)}", param=at)
+        raise ApiError(f"{at} must be a number within ±1e6; got {shown(value)}", param=at)
     return float(value)
 
 
@@ -237,9 +236,9 @@ def _built(raw: object, table: Mapping[str, RewardEntry], kind: str, at: str) ->
     if isinstance(raw, Mapping) and len(raw) == 1:
         [(name, params)] = raw.items()
     if not isinstance(name, str) or name not in table:
-        raise ApiError(describe_unknown(kind, name if isinstance(name, str) else quote(raw), table), param=at)
+        raise ApiError(unknown(kind, name if isinstance(name, str) else shown(raw), table), param=at)
     if not isinstance(params, Mapping):
-        raise ApiError(f"{at}.{name} must be an object of parameters; got {quote(params)}", param=f"{at}.{name}")
+        raise ApiError(f"{at}.{name} must be an object of parameters; got {shown(params)}", param=f"{at}.{name}")
     try:
         return name, table[name].build(params)
     except ValueError as error:

@@ -7,8 +7,7 @@ from typing import Any, Literal
 
 from trimtab.preferences.from_prompt import Orchestrator, load
 from trimtab.server.config import Config, ConfigError
-from trimtab.server.errors import ApiError
-from trimtab.server.wording import describe_unknown, quote
+from trimtab.server.errors import ApiError, shown, unknown
 from trimtab.server.request.preference_prompts import ANGLE
 
 By = Literal["guide", "reward", "direction"]
@@ -25,13 +24,13 @@ def orchestrator(config: Config) -> Orchestrator | None:
         raise ConfigError(str(error), key="auto_weights") from None
     for name in found.objectives:
         if name not in config.objectives:
-            raise ConfigError(describe_unknown("objective", name, config.objectives), key="auto_weights")
+            raise ConfigError(unknown("objective", name, config.objectives), key="auto_weights")
     return found
 
 
 def number(value: object, param: str, limit: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= limit:
-        raise ApiError(f"{param} must be a number in [-{limit:g}, {limit:g}]; got {quote(value)}", param=param)
+        raise ApiError(f"{param} must be a number in [-{limit:g}, {limit:g}]; got {shown(value)}", param=param)
     return float(value)
 
 
@@ -54,7 +53,7 @@ def preferences(
         return {ANGLE: number(raw[ANGLE], f"{at}.{ANGLE}", 180.0)}
     for name in raw:
         if name not in config.objectives:
-            raise ApiError(describe_unknown("objective", name, config.objectives.keys()), param=f"{at}.{name[:64]}")
+            raise ApiError(unknown("objective", name, config.objectives.keys()), param=f"{at}.{name[:64]}")
         if by != "direction" and getattr(config.objectives[name], by) is None:
             raise ApiError(f"objective {name!r} has no {by} on this server", param=f"{at}.{name}")
     weights = {name: number(value, f"{at}.{name}", config.max_weight) for name, value in raw.items()}
