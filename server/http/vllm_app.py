@@ -32,8 +32,8 @@ from trimtab.engine.members import engine_args
 from trimtab.engine.vllm_engine import VLLMEngine
 from trimtab.runtime.shares import Shares
 from trimtab.server.config import Config, ConfigError
-from trimtab.server.errors import unknown
 from trimtab.server.request.messages import CHAT, COMPLETIONS, MESSAGES, RESPONSES
+from trimtab.server.wording import suggest
 
 __all__ = ["EngineClient", "ModelCard", "ModelList", "NoSignalServer", "arguments", "request_fields"]
 
@@ -62,7 +62,7 @@ def argv(config: Config) -> list[str]:
     flags = ["--model", config.base, "--served-model-name", config.model_name]
     for key, value in config.engine.items():
         if key not in ENGINE | FRONTEND:
-            raise ConfigError(f"engine.{unknown('key', key, ENGINE | FRONTEND)}")
+            raise ConfigError(f"engine.{suggest('key', key, ENGINE | FRONTEND)}")
         flag = key.replace("_", "-")
         if isinstance(value, bool):
             flags.append(f"--{flag}" if value else f"--no-{flag}")
@@ -103,7 +103,7 @@ def base_spec(config: Config, args: Namespace) -> EngineSpec:
 
 
 def aligned_client(client: EngineClient, config: Config) -> AlignedClient:
-    """The client of the base's engine, which aligns; without a policy in the configuration, requests get fair shares."""
+    """The base's client, which aligns. Requests get fair shares where the configuration has no scheduling policy."""
     view = VLLMEngine(client=client)
 
     def bind(context: Mapping[str, Any]) -> VLLMEngine:

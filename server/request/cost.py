@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 from trimtab.decoders.protocols import BASE, Work, normalise_mixture
 from trimtab.server.config import Config, LimitsConfig
-from trimtab.server.errors import ApiError, unknown
+from trimtab.server.errors import ApiError
 from trimtab.server.request.alignment import AT
 from trimtab.server.request.body import Json
 from trimtab.server.request.messages import COMPLETIONS
+from trimtab.server.wording import suggest
 
 if TYPE_CHECKING:
     from trimtab.server.request.plan import Plan
@@ -116,7 +117,7 @@ def check_bounds(name: str, work: Work, config: Config, *, at: str) -> None:
 def _check_mixture(mixture: Mapping[str, float], config: Config, *, at: str) -> None:
     for member, weight in mixture.items():
         if member != BASE and member not in config.guides:
-            raise ApiError(unknown("guide", member, config.guides.keys()), param=at)
+            raise ApiError(suggest("guide", member, config.guides.keys()), param=at)
         if not abs(weight) <= config.max_weight:
             message = f"the exponent of {member!r} must lie in [-{config.max_weight:g}, {config.max_weight:g}]"
             raise ApiError(f"{message}; got {weight:g}", param=at, code="out_of_range")

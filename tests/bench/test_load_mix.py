@@ -131,8 +131,8 @@ def test_a_caller_s_key() -> None:
         (None, "the file: missing: must be keys and values"),
         ({}, "requests: missing: must be a list of at least one request"),
         ({"requests": []}, "requests: []: must be a list of at least one request"),
-        ({"request": []}, "the file: unknown key 'request'; valid: defaults, requests, examples. "
-                          "Did you mean requests?"),
+        ({"request": []},
+         "the file: unknown key 'request'; valid: defaults, requests, examples. Did you mean requests?"),
         ({"requests": ["a"]}, 'requests[0]: "a": must be keys and values'),
         ({"requests": [{}]}, "requests[0].name: missing: must be a name"),
         ({"requests": [{"name": "a"}, {"name": "a"}]}, "requests[1].name: 'a': must differ"),

@@ -15,7 +15,7 @@ from trimtab.recipes import directional, gold, guides, rewards
 from trimtab.recipes.base import DEMO, load_tokenizer
 from trimtab.server.config import load
 from trimtab.server.errors import ApiError
-from trimtab.server.request.preference_prompts import wish
+from trimtab.server.request.preference_prompts import build_direction
 
 QUESTION = ({"role": "user", "content": "How do I clean a leather sofa?"},)
 
@@ -104,11 +104,11 @@ def test_the_demo_says_to_the_reader_what_it_was_trained_on(name: str) -> None:
     """The same text for an angle, between the same axes, and as far from the middle."""
     config, pair = load(DEMO / "directions.yaml"), directional.PAIRS[name]
     for theta in (pair.low, pair.low + 17.3, pair.high - 30.5, pair.high):
-        asked = wish({"angle": theta}, {"prompt": name}, config, at="weights")
+        asked = build_direction({"angle": theta}, {"prompt": name}, config, at="weights")
         assert asked.template is not None
         assert asked.template.render(asked.v) == pair.render(theta)
         assert (asked.reader, asked.template.role) == ("directional", "system")
         signs = {objective: sign for _, objective, sign in pair.axes}
         assert asked.by_objective(asked.template.signs) == signs
     with pytest.raises(ApiError, match="outside"):
-        wish({"angle": pair.high + 1}, {"prompt": name}, config, at="weights")
+        build_direction({"angle": pair.high + 1}, {"prompt": name}, config, at="weights")
