@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-CLEAN = ("bench", "preferences", "recipes", "rewards")
+CLEAN = ("bench", "preferences", "recipes", "rewards", "runtime")
 """The packages that are held to the rule."""
 
 
