@@ -47,12 +47,12 @@ def test_every_question_names_its_topic() -> None:
 
 
 def test_heldout_topics_and_phrasings_are_not_in_training(conversations: list[corpus.Dialogue]) -> None:
-    asked = set(questions_of(conversations))
-    for question in asked:
+    questions = set(questions_of(conversations))
+    for question in questions:
         topic = corpus.topic_of(question)
         assert topic is None or not (topic.composed and corpus.is_heldout(topic.key)), question
     for prompt in corpus.heldout_prompts(500, 0):
-        assert prompt.text not in asked
+        assert prompt.text not in questions
         topic = corpus.topic_of(prompt.text)
         if topic is not None and topic.composed:
             assert corpus.is_heldout(topic.key)
@@ -147,8 +147,8 @@ def test_the_template_is_what_training_rendered() -> None:
         prompt = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
         assert prompt == render(c.messages[:-1]) + ASSISTANT
         ids = tokenizer(render(c.messages), add_special_tokens=False)["input_ids"]
-        said = assistant_mask(ids, *tokenizer.convert_tokens_to_ids([ASSISTANT, END]))
+        mask = assistant_mask(ids, *tokenizer.convert_tokens_to_ids([ASSISTANT, END]))
         spoken = [m["content"] + END for m in messages if m["role"] == "assistant"]
-        assert tokenizer.decode([i for i, s in zip(ids, said, strict=True) if s]) == "".join(spoken)
+        assert tokenizer.decode([i for i, s in zip(ids, mask, strict=True) if s]) == "".join(spoken)
     digits = tokenizer.convert_ids_to_tokens(tokenizer("12 + 305 = 317", add_special_tokens=False)["input_ids"])
     assert [d for d in digits if d.isdigit()] == list("12305317")
