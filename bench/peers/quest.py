@@ -40,7 +40,7 @@ from trimtab.bench.peers.hf_reward import HFReward
 from trimtab.bench.peers.loop import MAX_TOKENS, Conversation, Task, claim_output, serve, time_answers
 
 
-class QuestReward(Reward):  # type: ignore[misc]
+class QuestScore(Reward):  # type: ignore[misc]
     def __init__(self, scorer: HFReward, conversation: Conversation) -> None:
         super().__init__("classifier")
         self.scorer = scorer
@@ -88,7 +88,7 @@ async def main(backend: str, base: str, reward: str, label: str, beta: str) -> N
 
     def chains(conversation: Conversation, task: Task) -> list[str]:
         prompt = model.tokenizer.apply_chat_template(list(conversation), tokenize=False, add_generation_prompt=True)
-        proposal = RLHFSuffixProposal(model=model, reward=QuestReward(scorer, conversation))
+        proposal = RLHFSuffixProposal(model=model, reward=QuestScore(scorer, conversation))
         quest = Quest([{"prompt": prompt}] * task.clients, proposal, beta=float(beta))
         path = quest.run(steps=task.n).state_path
         last = list(path[0]["text"])

@@ -32,29 +32,29 @@ class StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class Conversation(StrictModel):
-    """A conversation, or a bare prompt."""
+class PromptBody(StrictModel):
+    """Messages, or a bare prompt."""
 
     messages: list[dict[str, Any]] = Field(default=[], min_length=1)
     prompt: str = Field(default="", min_length=1)
 
 
-class Comparison(Conversation):
+class Comparison(PromptBody):
     chosen: str
     rejected: str
 
 
-class Edit(Conversation):
+class Edit(PromptBody):
     before: str
     after: str
 
 
-class Rating(Conversation):
+class Rating(PromptBody):
     response: str
     rating: float = Field(allow_inf_nan=False)
 
 
-class Candidates(Conversation):
+class Candidates(PromptBody):
     responses: list[str] = Field(min_length=2, max_length=32)
 
 
@@ -149,7 +149,7 @@ class ScoredAnswers:
     async def of(cls, request: InferRequest, specs: Sequence[Spec], scoring: Scoring, usage: Usage) -> ScoredAnswers:
         """Raises ApiError for too many answers, RewardError where a reward fails."""
         texts_by_key: dict[str, dict[str, None]] = {}
-        by_key: dict[str, Conversation] = {}
+        by_key: dict[str, PromptBody] = {}
         for item, texts in (
             *((c, (c.chosen, c.rejected)) for c in request.comparisons),
             *((e, (e.before, e.after)) for e in request.edits),
@@ -163,7 +163,7 @@ class ScoredAnswers:
                 f"a request may hold {MAX_RESPONSES} different answers; this one has {count}", param="candidates"
             )
 
-        async def score(item: Conversation, texts: Sequence[str]) -> list[list[float]]:
+        async def score(item: PromptBody, texts: Sequence[str]) -> list[list[float]]:
             document = {"messages": item.messages} if item.messages else {"prompt": item.prompt}
             reward = RequestReward.of_document(document, scoring=scoring, specs=tuple(specs), given={}, usage=usage)
             return await reward(render_prompt(document, reward), encode_completions(texts, reward))
@@ -201,11 +201,11 @@ class ScoredAnswers:
         [p] = person.probability(differences[best : best + 1])
         return {"candidate": i, "responses": [a, b], "information_nats": float(nats[best]), "first_preferred": float(p)}
 
-    def _row(self, item: Conversation, text: str) -> Sequence[float]:
+    def _row(self, item: PromptBody, text: str) -> Sequence[float]:
         return self.rows[conversation_key(item), text]
 
 
-def conversation_key(item: Conversation) -> str:
+def conversation_key(item: PromptBody) -> str:
     return json.dumps([item.messages, item.prompt], sort_keys=True)
 
 

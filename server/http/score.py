@@ -14,7 +14,7 @@ from trimtab.decoders.protocols import Tokens
 from trimtab.runtime.usage import Usage
 from trimtab.server.errors import ApiError, to_api_error
 from trimtab.server.http.auth import CALLER
-from trimtab.server.request.alignment import Given
+from trimtab.server.request.alignment import Comparands
 from trimtab.server.request.body import as_refusal, parse, read_body
 from trimtab.server.request.reward_tree import explain, parse_spec, weigh_objectives
 from trimtab.server.request.weights import parse_weights
@@ -39,7 +39,7 @@ class ScoreRequest(BaseModel):
     responses: list[str] = Field(min_length=1, max_length=MAX_RESPONSES)
     weights: dict[str, Any] = {}
     reward: Any = None
-    given: Given = Given()
+    given: Comparands = Comparands()
 
 
 async def respond(request: Request, state: ServerState, handler: Handler) -> Response:
@@ -81,11 +81,11 @@ async def score(document: dict[str, Any], scoring: Scoring) -> dict[str, Any]:
             raise ApiError("this server has no objective with a reward; name a reward", param="reward")
         weights = parse_weights(request.weights, config, at="weights") if "weights" in written else every
         spec = weigh_objectives(weights, config)
-    given = request.given.model_dump(exclude_unset=True)
-    scoring.check(spec, given, at="reward")
-    scoring.check_given([spec], given)
+    compared_with = request.given.model_dump(exclude_unset=True)
+    scoring.check(spec, compared_with, at="reward")
+    scoring.check_given([spec], compared_with)
     usage = Usage()
-    reward = RequestReward.of_document(document, scoring=scoring, specs=(spec,), given=given, usage=usage)
+    reward = RequestReward.of_document(document, scoring=scoring, specs=(spec,), given=compared_with, usage=usage)
     rows = await reward(render_prompt(document, reward), encode_completions(request.responses, reward))
     return {
         "object": "alignment.scores",

@@ -22,7 +22,7 @@ class Budget(BaseModel):
     deadline_ms: int = Field(default=0, ge=1, le=3_600_000)
 
 
-class Given(BaseModel):
+class Comparands(BaseModel):
     """What answers are compared with, for rewards that compare."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -41,7 +41,7 @@ class AlignmentRequest(BaseModel):
     guides: dict[str, Any] = {}
     params: dict[str, Any] = {}
     reward: Any = None
-    given: Given = Given()
+    given: Comparands = Comparands()
     budget: Budget = Budget()
     include: list[str] = Field(default=[], alias="return")
     on_error: Literal["fail", "degrade"] = "fail"
@@ -55,6 +55,6 @@ class AlignmentRequest(BaseModel):
         try:
             return cls.model_validate(raw)
         except ValidationError as error:
-            inside: dict[str, type[BaseModel]] = {"budget": Budget, "given": Given}
+            inside: dict[str, type[BaseModel]] = {"budget": Budget, "given": Comparands}
             within = inside.get(str(error.errors()[0]["loc"][0]))
             raise explain_validation(error, at=AT, fields=within.model_fields if within else fields) from None

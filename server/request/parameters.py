@@ -33,10 +33,10 @@ def check_rewards(config: Config) -> None:
         if ("pooler" in kind.uses) != (reward.model is not None):
             needs = "is a model: say which" if reward.model is None else "is no model"
             raise ConfigError(f"kind {reward.kind!r} {needs}", key=f"{at}.model")
-        given = reward.model_extra or {}
+        extra = reward.model_extra or {}
         fields = kind.parameters.model_fields
         valid = [f.alias or key for key, f in fields.items()]
-        if surplus := next((key for key in given if key not in valid), None):
+        if surplus := next((key for key in extra if key not in valid), None):
             raise ConfigError(suggest("key", surplus, [*RewardConfig.model_fields, *valid]), key=f"{at}.{surplus}")
         if not kind.uses:
             build_reward(name, reward)

@@ -59,18 +59,18 @@ class Plan:
         return self.max_sampled_tokens is not None or self.deadline_ms is not None
 
     def described(self) -> dict[str, Any]:
-        told: dict[str, Any] = {"strategy": self.name}
+        description: dict[str, Any] = {"strategy": self.name}
         if self.params:
-            told["params"] = dict(self.params)
+            description["params"] = dict(self.params)
         if self.weights:
-            told["weights"] = dict(self.weights)
+            description["weights"] = dict(self.weights)
         if self.auto:
-            told["auto_weights"] = True
+            description["auto_weights"] = True
         if self.guides:
-            told["guides"] = dict(self.guides)
+            description["guides"] = dict(self.guides)
         if not self.is_plain:
-            told["streaming"] = "native" if self.entry.streams else "buffered"
-        return told
+            description["streaming"] = "native" if self.entry.streams else "buffered"
+        return description
 
 
 def check_config(config: Config) -> None:
@@ -86,8 +86,8 @@ def check_config(config: Config) -> None:
                 parse_spec(objective.reward, config, at=f"objectives.{name}.reward", objectives=False)
             except ApiError as error:
                 raise ConfigError(error.message.removeprefix(f"{error.param}: "), key=error.param or "") from None
-    asked = {"default_strategy": {}, **{f"presets.{name}": preset for name, preset in config.presets.items()}}
-    for key, raw in asked.items():
+    samples = {"default_strategy": {}, **{f"presets.{name}": preset for name, preset in config.presets.items()}}
+    for key, raw in samples.items():
         try:
             plan(raw, config)
         except ApiError as error:
@@ -186,7 +186,7 @@ def _supply(
         raise ApiError(message, param=f"{AT}.params.guides", code="unknown_parameter")
     if by == "direction":
         direction = build_direction(weights, request.params, config, at=f"{AT}.weights")
-        return direction.by_objective(direction.v), {"wish": direction, "guides": exponents}
+        return direction.by_objective(direction.v), {"direction": direction, "guides": exponents}
     if by == "reward":
         return weights, {"guides": {BASE: 1.0, **exponents}}
     return weights, {"guides": guide_exponents(weights, config) | exponents} if takes else {}

@@ -20,13 +20,13 @@ def load_orchestrator(config: Config) -> Orchestrator | None:
     if config.auto_weights is None:
         return None
     try:
-        found = load(config.auto_weights)
+        adapter = load(config.auto_weights)
     except ValueError as error:
         raise ConfigError(str(error), key="auto_weights") from None
-    for name in found.objectives:
+    for name in adapter.objectives:
         if name not in config.objectives:
             raise ConfigError(suggest("objective", name, config.objectives), key="auto_weights")
-    return found
+    return adapter
 
 
 def parse_number(value: object, param: str, limit: float) -> float:
@@ -65,9 +65,9 @@ def parse_weights(
 
 def guide_exponents(weights: Mapping[str, float], config: Config) -> dict[str, float]:
     """Preference weights as exponents: the sum over objectives of weight times gain, per guide."""
-    found: dict[str, float] = {}
+    exponents: dict[str, float] = {}
     for name, weight in weights.items():
         objective = config.objectives[name]
         if objective.guide is not None:
-            found[objective.guide] = found.get(objective.guide, 0.0) + weight * objective.gain
-    return found
+            exponents[objective.guide] = exponents.get(objective.guide, 0.0) + weight * objective.gain
+    return exponents
