@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.conftest import require_mark
 from trimtab.server.config import Config, load
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -73,6 +74,7 @@ class Running:
 
 
 def serve(path: Path, log: Path, *more: str, port: int | None = None) -> Running:
+    require_mark("trimtab serve")
     port = port or free_port()
     command = [sys.executable, "-m", "trimtab.server.cli", "serve", str(path), "--port", str(port), *more]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TRIMTAB_API_KEY": KEY, "VLLM_LOGGING_LEVEL": "INFO"}

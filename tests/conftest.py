@@ -1,0 +1,48 @@
+"""Which tests start vLLM's engines: those marked `engine`, and `-m "not engine"` is all the others (`make quick`).
+
+Fixtures that hold an engine mark the tests that use them; a test that starts one by itself is marked by hand, and fails
+where that was forgotten.
+"""
+
+from __future__ import annotations
+
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FIXTURES = {"server": {"server", "looking"}, "engine": {"vllm_engine", "plain_vllm", "pooler"}}
+"""folder -> its fixtures that hold an engine"""
+
+marked = False
+"""Whether the test that runs is."""
+
+
+def require_mark(what: str) -> None:
+    if not marked:
+        pytest.fail(f"{what} starts in a test without @pytest.mark.engine", pytrace=False)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """vLLM's engines are processes that multiprocessing starts, with another start method or not."""
+    start = BaseProcess.start
+
+    def checked(self: Any) -> None:
+        if "EngineCore" in self.name:
+            require_mark(self.name)
+        start(self)
+
+    BaseProcess.start = checked  # type: ignore[method-assign]
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    folder = item.path.relative_to(Path(__file__).parent).parts[0]
+    if FIXTURES.get(folder, set()) & set(getattr(item, "fixturenames", ())):
+        item.add_marker("engine")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    global marked
+    marked = item.get_closest_marker("engine") is not None
