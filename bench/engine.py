@@ -54,7 +54,7 @@ Contender = Callable[[Prompts], None]
 
 
 @dataclass(frozen=True)
-class Shape:
+class LlamaSize:
     """A Llama's sizes: 98M and 21M parameters, of which the embeddings are 13M and 6M."""
 
     hidden: int
@@ -77,11 +77,11 @@ class Shape:
         return path
 
 
-BASE, GUIDE = Shape(hidden=768, layers=12), Shape(hidden=384, layers=8)
+BASE, GUIDE = LlamaSize(hidden=768, layers=12), LlamaSize(hidden=384, layers=8)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Load:
+class Workload:
     """One measurement's work."""
 
     batches: tuple[int, ...]
@@ -96,7 +96,7 @@ class Load:
 
 
 @contextmanager
-def vllm_engine(load: Load, extra: Extra = None, **arguments: Any) -> Iterator[Callable[..., None]]:
+def vllm_engine(load: Workload, extra: Extra = None, **arguments: Any) -> Iterator[Callable[..., None]]:
     """A vLLM engine in a process of its own; the prompts' extra arguments may be others for a run, in turn."""
     from vllm import LLM, SamplingParams
 
@@ -114,7 +114,7 @@ def vllm_engine(load: Load, extra: Extra = None, **arguments: Any) -> Iterator[C
         llm.llm_engine.engine_core.shutdown()
 
 
-def hf_loop(load: Load, base: str, guide: str, dtype: torch.dtype) -> Contender:
+def hf_loop(load: Workload, base: str, guide: str, dtype: torch.dtype) -> Contender:
     """Both models step by step over one batch, mixed and sampled as the engine does."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pair = [AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(device).eval() for path in (base, guide)]
@@ -150,7 +150,9 @@ def environment(**values: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def started(stack: ExitStack, load: Load, base: str, guide: str, dtype: str, *, eager: bool) -> dict[str, Contender]:
+def start_contenders(
+    stack: ExitStack, load: Workload, base: str, guide: str, dtype: str, *, eager: bool
+) -> dict[str, Contender]:
     shared: dict[str, Any] = {
         "dtype": dtype,
         "enforce_eager": eager,
@@ -163,7 +165,7 @@ def started(stack: ExitStack, load: Load, base: str, guide: str, dtype: str, *, 
         "gpu_memory_utilization": 0.1,
         "disable_log_stats": True,
     }
-    found: dict[str, Contender] = {
+    contenders: dict[str, Contender] = {
         "base": stack.enter_context(vllm_engine(load, model=base, **shared)),
         "guide": (alone := stack.enter_context(vllm_engine(load, model=guide, **shared))),
         HALF_GUIDE: lambda prompts: alone(prompts[::2]),
@@ -171,18 +173,20 @@ def started(stack: ExitStack, load: Load, base: str, guide: str, dtype: str, *, 
     for K in range(1, MOST_GUIDES + 1):
         arguments = engine_args(base, {f"g{i}": guide for i in range(K)}, **shared)
         row = {KEY: pack([1.0, *[ALPHA / K] * K])}
-        found[f"base + {K}"] = run = stack.enter_context(vllm_engine(load, row, **arguments))
+        contenders[f"base + {K}"] = run = stack.enter_context(vllm_engine(load, row, **arguments))
         if K == 2:
-            found[PLAIN] = partial(run, extras=(None,))
-            found[HALF] = partial(run, extras=(row, None))
+            contenders[PLAIN] = partial(run, extras=(None,))
+            contenders[HALF] = partial(run, extras=(row, None))
     processor = {"logits_processors": ["trimtab.bench.hf_guide:HFGuide"], "additional_config": {HF_KEY: guide}}
     with environment(VLLM_USE_V2_MODEL_RUNNER="0"):  # per-request processors are the V1 runner's
-        found[HF_PROCESSOR] = stack.enter_context(vllm_engine(load, {HF_KEY: ALPHA}, model=base, **processor, **shared))
-    found[HF_LOOP] = hf_loop(load, base, guide, getattr(torch, dtype))
-    return found
+        contenders[HF_PROCESSOR] = stack.enter_context(
+            vllm_engine(load, {HF_KEY: ALPHA}, model=base, **processor, **shared)
+        )
+    contenders[HF_LOOP] = hf_loop(load, base, guide, getattr(torch, dtype))
+    return contenders
 
 
-def measure(runs: dict[str, Contender], load: Load) -> dict[int, dict[str, list[float]]]:
+def measure(runs: dict[str, Contender], load: Workload) -> dict[int, dict[str, list[float]]]:
     """batch -> contender -> seconds of each round"""
     draw = random.Random(load.seed)
     seconds: dict[int, dict[str, list[float]]] = {batch: {name: [] for name in runs} for batch in load.batches}
@@ -224,7 +228,7 @@ def spread(values: Sequence[float]) -> str:
     return f"{statistics.median(values):.3f} ({min(values):.2f}–{max(values):.2f})"
 
 
-def tables(seconds: dict[int, dict[str, list[float]]], load: Load) -> str:
+def tables(seconds: dict[int, dict[str, list[float]]], load: Workload) -> str:
     Ks = range(1, MOST_GUIDES + 1)
     contenders = [name for name in next(iter(seconds.values())) if name != HALF_GUIDE]
     composites = [f"base + {K}" for K in Ks]
@@ -268,25 +272,25 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="2 rounds of 16 tokens")
     parser.add_argument("--json", type=Path)
-    asked = parser.parse_args()
-    rounds, new = (2, 16) if asked.quick else (asked.rounds, asked.new)
-    load = Load(
-        batches=tuple(asked.batches),
+    args = parser.parse_args()
+    rounds, new = (2, 16) if args.quick else (args.rounds, args.new)
+    load = Workload(
+        batches=tuple(args.batches),
         rounds=rounds,
-        prompt=asked.prompt,
+        prompt=args.prompt,
         new=new,
-        seed=asked.seed,
-        cache_gib=asked.cache_gib,
+        seed=args.seed,
+        cache_gib=args.cache_gib,
     )
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        base = asked.base or str(BASE.write(Path(folder, "base"), load.seed))
-        guide = asked.guide or str(GUIDE.write(Path(folder, "guide"), load.seed + 1))
-        runs = started(stack, load, base, guide, asked.dtype, eager=not asked.compile)
+        base = args.base or str(BASE.write(Path(folder, "base"), load.seed))
+        guide = args.guide or str(GUIDE.write(Path(folder, "guide"), load.seed + 1))
+        runs = start_contenders(stack, load, base, guide, args.dtype, eager=not args.compile)
         seconds = measure(runs, load)
-    print(f"{report.hardware()}; {'compiled' if asked.compile else 'eager'}, {asked.dtype}; {load}\n")
+    print(f"{report.hardware()}; {'compiled' if args.compile else 'eager'}, {args.dtype}; {load}\n")
     print(tables(seconds, load))
-    report.write(asked.json, {"load": vars(load), "eager": not asked.compile, "dtype": asked.dtype, "seconds": seconds})
+    report.write(args.json, {"load": vars(load), "eager": not args.compile, "dtype": args.dtype, "seconds": seconds})
 
 
 if __name__ == "__main__":

@@ -33,12 +33,12 @@ class HFGuide(AdapterLogitsProcessor):  # type: ignore[misc]
         cache, seen = DynamicCache(config=self.model.config), 0
 
         @torch.inference_mode()
-        def guided(prompt: list[int], output: list[int], logits: Tensor) -> Tensor:
+        def add_guide(prompt: list[int], output: list[int], logits: Tensor) -> Tensor:
             nonlocal seen
             tokens = [*prompt, *output][seen:]
             seen += len(tokens)
             new = torch.tensor([tokens], device=logits.device)
-            told: Tensor = self.model(new, past_key_values=cache, logits_to_keep=1).logits[0, -1]
-            return logits.add(told, alpha=weight)
+            guide_logits: Tensor = self.model(new, past_key_values=cache, logits_to_keep=1).logits[0, -1]
+            return logits.add(guide_logits, alpha=weight)
 
-        return guided
+        return add_guide

@@ -25,7 +25,7 @@ import httpx
 import yaml
 
 from trimtab.bench.report import table, write
-from trimtab.bench.serving import cpu_seconds, free_port, started, trimtab
+from trimtab.bench.serving import cpu_seconds, free_port, start_server, trimtab
 from trimtab.server.cli import DEMO
 from trimtab.server.config import Config, load
 
@@ -122,7 +122,7 @@ def main() -> None:
         ours = stack.enter_context(trimtab(None, config))
         port = free_port()
         command = vllm_command(load(config), port)
-        theirs = stack.enter_context(started(command, port, "/health", Path("out/vllm.log")))
+        theirs = stack.enter_context(start_server(command, port, "/health", Path("out/vllm.log")))
         rounds = args.rounds or (12 if args.quick else 40)
         figures = measure(ours, theirs, whole.model_name, rounds=rounds, per_client=8)
     show(figures)

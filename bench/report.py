@@ -44,11 +44,11 @@ def write(path: Path | None, figures: Any, secret: str | None = None) -> None:
 
 def versions(*names: str) -> dict[str, str]:
     """Of the packages that are installed."""
-    found = {}
+    versions_by_name = {}
     for name in names:
         with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            versions_by_name[name] = version(name)
+    return versions_by_name
 
 
 def hardware() -> str:

@@ -28,7 +28,7 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def started(command: Sequence[str], port: int, ready: str, log: Path) -> Iterator[str]:
+def start_server(command: Sequence[str], port: int, ready: str, log: Path) -> Iterator[str]:
     """The base URL of a server once `ready` answers 200; raises RuntimeError with the log's end if it does not."""
     log.parent.mkdir(parents=True, exist_ok=True)
     url = f"http://127.0.0.1:{port}"
@@ -78,5 +78,5 @@ def trimtab(url: str | None, config: Path | None, *overrides: str) -> Iterator[s
         str(port),
     ]
     command += [part for override in overrides for part in ("--set", override)]
-    with started(command, port, "/ready", Path("out/trimtab.log")) as base:
+    with start_server(command, port, "/ready", Path("out/trimtab.log")) as base:
         yield base

@@ -20,11 +20,11 @@ import numpy as np
 
 from trimtab.bench.load import draw, mix
 from trimtab.bench.load.cli import allow_many_connections, first_model, read_prompts
-from trimtab.bench.load.client import connected
+from trimtab.bench.load.client import connect
 from trimtab.bench.load.exchange import Outcome
-from trimtab.bench.load.figures import figures, shown
-from trimtab.bench.load.run import Load, Run, run
-from trimtab.bench.observed import Watch, gained, metrics
+from trimtab.bench.load.figures import figures, render
+from trimtab.bench.load.run import Load, LoadRun, run
+from trimtab.bench.observed import Watch, counter_gains, metrics
 from trimtab.bench.report import table, write
 from trimtab.bench.serving import trimtab
 
@@ -39,28 +39,28 @@ OUTCOMES = {"ok": Outcome.OK, "invalid": Outcome.EXPECTED, "degraded": Outcome.D
 """The server's name of an outcome -> the client's"""
 
 
-async def soaked(url: str, seconds: float, exact: float) -> dict[str, Any]:
+async def run_soak(url: str, seconds: float, exact: float) -> dict[str, Any]:
     """Figures of both loads."""
     entries, prompts = mix.read(mix.SHIPPED["all"]), read_prompts(PROMPTS)
     watch = Watch(url)
-    async with connected(url, None, draw.Manners.slow_rate) as client:
+    async with connect(url, None, draw.Manners.slow_rate) as client:
         model = await first_model(client.http, url, None)
 
-        async def loaded(duration: float, disconnect: float) -> tuple[Run, dict[str, Any]]:
+        async def run_load(duration: float, disconnect: float) -> tuple[LoadRun, dict[str, Any]]:
             before = await metrics(url)
             manners = draw.Manners(disconnect=disconnect, disconnect_within=HASTE)
             drawn = draw.requests(entries, prompts, model, manners, 0)
             done = await run(Load(concurrency=CLIENTS, duration=duration, drain=60), drawn, client)
             idle = await until_idle(url)
-            return done, compared(done, before, await metrics(url)) | {"idle_after_s": idle}
+            return done, compare_counts(done, before, await metrics(url)) | {"idle_after_s": idle}
 
-        await loaded(10.0, 0.2)  # what is loaded at first use is no leak
+        await run_load(10.0, 0.2)  # what is loaded at first use is no leak
         watching = asyncio.create_task(watch.run())
-        soak, sums = await loaded(seconds, 0.2)
+        soak, sums = await run_load(seconds, 0.2)
         watching.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await watching
-        quiet, exactly = await loaded(exact, 0.0)
+        quiet, exactly = await run_load(exact, 0.0)
     return {
         "soak": figures(soak, None),
         "sums": sums,
@@ -85,13 +85,13 @@ async def until_idle(url: str) -> float:
             await asyncio.sleep(0.1)
 
 
-def compared(done: Run, before: Any, after: Any) -> dict[str, Any]:
+def compare_counts(done: LoadRun, before: Any, after: Any) -> dict[str, Any]:
     """What the server counted against what clients did, by outcome and by kind of token."""
     clients = Counter(str(one.outcome) for one in done.exchanges)
     server: Counter[str] = Counter()
-    for labels, count in gained(before, after, "trimtab_requests_total").items():
+    for labels, count in counter_gains(before, after, "trimtab_requests_total").items():
         server[labels.split()[0]] += count
-    answered = [one for one in done.exchanges if one.outcome in (Outcome.OK, Outcome.LIMIT_REASONS, Outcome.DEGRADED)]
+    answered = [one for one in done.exchanges if one.outcome in (Outcome.OK, Outcome.LIMITED, Outcome.DEGRADED)]
     tokens = {
         "prompt": sum(one.usage.get("prompt_tokens", 0) for one in answered),
         "visible": sum(one.visible_tokens or 0 for one in answered),
@@ -103,12 +103,12 @@ def compared(done: Run, before: Any, after: Any) -> dict[str, Any]:
         "server": dict(server),
         "requests": [len(done.exchanges), server.total()],
         "client_tokens": tokens,
-        "server_tokens": dict(gained(before, after, "trimtab_tokens_total")),
+        "server_tokens": dict(counter_gains(before, after, "trimtab_tokens_total")),
     }
 
 
-def report(found: dict[str, Any]) -> str:
-    sums, exact = found["sums"], found["exact_sums"]
+def report(result: dict[str, Any]) -> str:
+    sums, exact = result["sums"], result["exact_sums"]
     rows = []
     for name, (s, c) in {
         "requests": (sums["requests"][1], sums["requests"][0]),
@@ -128,15 +128,18 @@ def report(found: dict[str, Any]) -> str:
     }.items():
         rows.append((name, s, c))
     lines = [
-        shown(found["soak"]),
+        render(result["soak"]),
         table(("count", "server", "clients"), rows),
-        *(grown(found["memory_mib"]["seconds"], found["memory_mib"][of], name) for of, name in MEMORY.items()),
+        *(
+            describe_growth(result["memory_mib"]["seconds"], result["memory_mib"][of], name)
+            for of, name in MEMORY.items()
+        ),
         f"nothing in flight {sums['idle_after_s']:.1f} s after the last client",
     ]
     return "\n\n".join(lines)
 
 
-def grown(seconds: Sequence[float], mib: Sequence[float], name: str) -> str:
+def describe_growth(seconds: Sequence[float], mib: Sequence[float], name: str) -> str:
     """Slopes are of a line through each half."""
     half = len(mib) // 2
     slopes = [
@@ -156,9 +159,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     seconds, exact = (120.0, 30.0) if args.quick else (args.duration, EXACT)
     allow_many_connections()
     with trimtab(args.url, None) as url:
-        found = asyncio.run(soaked(url, seconds, exact))
-    print(report(found))
-    write(args.json, found)
+        result = asyncio.run(run_soak(url, seconds, exact))
+    print(report(result))
+    write(args.json, result)
 
 
 if __name__ == "__main__":

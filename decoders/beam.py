@@ -19,11 +19,21 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from trimtab.decoders.protocols import Chunk, Engine, LimitReached, Reward, Sampling, Tokens, Work
+from trimtab.decoders.protocols import (
+    Chunk,
+    Engine,
+    LimitReached,
+    Reward,
+    Sampling,
+    Tokens,
+    Work,
+    base_alone,
+)
+from trimtab.decoders.report import Report
 from trimtab.decoders.shared.blocks import (
     Beginning,
     Block,
@@ -36,7 +46,7 @@ from trimtab.decoders.shared.blocks import (
     ranked,
     shown,
 )
-from trimtab.decoders.shared.candidates import Guides, Pool, check_answers, check_pieced, derived
+from trimtab.decoders.shared.candidates import Guides, Pool, check_answers, derived
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +62,7 @@ class Beam:
     step: Step = ""
     prefix_reward: PrefixReward = None
     rounds: Annotated[int, Field(ge=1, description="comparisons, at most; then answers are drawn to their end")] = 40
-    guides: Guides = field(default_factory=dict)
+    guides: Guides = field(default_factory=base_alone)
 
     def __post_init__(self) -> None:
         if self.n % self.width:
@@ -65,7 +75,6 @@ class Beam:
     async def __call__(
         self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, include: frozenset[str]
     ) -> AsyncGenerator[Chunk, None]:
-        check_pieced("beam", sampling)
         check_answers(n, self.n)
         beams, rounds = [Beginning()], 0
         seen: dict[tuple[int, ...], Beginning] = {}
@@ -92,17 +101,17 @@ class Beam:
         pool = [*seen.values(), *((one for one in [*found, *beams] if one.tokens) if finish else ())]
         if not pool:
             raise LimitReached(finish or "")
-        told: dict[str, Any] = {"rounds": rounds}
+        told: Report = {"rounds": rounds}
         if "candidates" in include:
             told["candidates"] = [shown(i, one) for i, one in enumerate(ranked(pool))]
         for i, one in enumerate(answered(ranked(pool), n)):
-            report = {"value": one.value, **(told if i == 0 else {})}
+            report: Report = {"value": one.value, **told} if i == 0 else {"value": one.value}
             yield Chunk(index=i, tokens=one.tokens, finish=one.finish or finish, report=report)
 
     def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:
         if self.n == 1:
-            return growing(1, max_tokens, max_tokens, "")
-        compared = growing(self.n, max_tokens, self.block, self.step, self.rounds)
+            return growing(1, max_tokens, max_tokens, "", guides=self.guides)
+        compared = growing(self.n, max_tokens, self.block, self.step, self.rounds, guides=self.guides)
         rest = self.beams * (max_tokens if self.step else max(0, max_tokens - self.rounds * self.block))
         last = self.beams * max_tokens if rest else 0
         return replace(compared, sampled=compared.sampled + rest, reward_tokens=compared.reward_tokens + last)

@@ -16,7 +16,15 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-from trimtab.decoders.protocols import Chunk, Engine, Reward, Sampling, Tokens, Work
+from trimtab.decoders.protocols import (
+    Chunk,
+    Engine,
+    Reward,
+    Sampling,
+    Tokens,
+    Work,
+    base_alone,
+)
 from trimtab.decoders.shared.candidates import Guides, Pool, Spread, check_answers, draw, drawing, ranked, shown
 
 
@@ -25,7 +33,7 @@ class BestOfN:
     """The best of n candidates by the reward."""
 
     n: Pool = 16
-    guides: Guides = field(default_factory=dict)
+    guides: Guides = field(default_factory=base_alone)
     diverse: Spread = None
 
     async def __call__(
@@ -41,4 +49,4 @@ class BestOfN:
                 yield chunk
 
     def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:
-        return drawing(self.n, max_tokens, self.diverse)
+        return drawing(self.n, max_tokens, self.diverse, guides=self.guides)

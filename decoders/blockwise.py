@@ -18,14 +18,23 @@ import math
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field
 
-from trimtab.decoders.protocols import Chunk, Engine, Reward, Sampling, Tokens, Work
+from trimtab.decoders.protocols import (
+    Chunk,
+    Engine,
+    Reward,
+    Sampling,
+    Tokens,
+    Work,
+    base_alone,
+)
+from trimtab.decoders.report import Report
 from trimtab.decoders.shared.blocks import Beginning, Block, PrefixReward, Step, cut, growing, grown, ranked
-from trimtab.decoders.shared.candidates import Guides, Pool, check_pieced, derived, generator, softmax
+from trimtab.decoders.shared.candidates import Guides, Pool, derived, generator, softmax
 from trimtab.decoders.shared.streams import merged
 
 STREAM = 2310_17022
@@ -40,12 +49,11 @@ class Blockwise:
     step: Step = ""
     prefix_reward: PrefixReward = None
     beta: Annotated[float, Field(ge=0, description="draw a block by softmax(reward / beta); 0 takes the best")] = 0.0
-    guides: Guides = field(default_factory=dict)
+    guides: Guides = field(default_factory=base_alone)
 
     async def __call__(
         self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, include: frozenset[str]
     ) -> AsyncGenerator[Chunk, None]:
-        check_pieced("blockwise", sampling)
         answers = [self._answer(i, prompt, sampling, engine, reward) for i in range(n)]
         async with aclosing(merged(answers)) as chunks:
             async for chunk in chunks:
@@ -53,7 +61,8 @@ class Blockwise:
 
     def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:
         alone = self.n == 1
-        return growing(self.n, max_tokens, max_tokens if alone else self.block, "" if alone else self.step).times(n)
+        block, step = (max_tokens, "") if alone else (self.block, self.step)
+        return growing(self.n, max_tokens, block, step, guides=self.guides).times(n)
 
     async def _answer(
         self, i: int, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward
@@ -80,7 +89,7 @@ class Blockwise:
             if scored:
                 answer, blocks = self._chosen(ranked(scored)[:1] if finish else scored, rng), blocks + 1
                 finish = answer.finish or finish
-            told: dict[str, Any] = {}
+            told: Report = {}
             if finish is not None:
                 told = {"value": answer.value, "blocks": blocks}
                 if not self.beta:

@@ -27,7 +27,16 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from trimtab.decoders.protocols import Chunk, Engine, Reward, Sampling, Tokens, Work
+from trimtab.decoders.protocols import (
+    Chunk,
+    Engine,
+    Reward,
+    Sampling,
+    Tokens,
+    Work,
+    base_alone,
+)
+from trimtab.decoders.report import Report
 from trimtab.decoders.shared.candidates import (
     Beta,
     Guides,
@@ -56,7 +65,7 @@ class MinimumBayesRisk:
         Literal["uniform", "softmax"], Field(description="what likeness to a candidate counts: 1 or exp(reward / beta)")
     ] = "uniform"
     beta: Beta = 1.0
-    guides: Guides = field(default_factory=dict)
+    guides: Guides = field(default_factory=base_alone)
     diverse: Spread = None
 
     async def __call__(
@@ -81,12 +90,15 @@ class MinimumBayesRisk:
         utilities = await asyncio.to_thread(expected)
         order = sorted(range(len(candidates)), key=lambda i: -utilities[i])
         chosen = filled([candidates[i] for i in order], pool, n)
-        told = {candidates[i].index: {"expected_utility": utilities[i]} for i in order}
-        reports = [{"value": c.value, "candidate": c.index, **told.get(c.index, {})} for c in chosen]
+        expected_utility = {candidate.index: u for candidate, u in zip(candidates, utilities, strict=True)}
+        reports: list[Report] = [{"value": c.value, "candidate": c.index} for c in chosen]
+        for report in reports:
+            if report["candidate"] in expected_utility:
+                report["expected_utility"] = expected_utility[report["candidate"]]
         async with aclosing(shown(chosen, pool, include, reports)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
     def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:
-        work = drawing(self.n, max_tokens, self.diverse)
+        work = drawing(self.n, max_tokens, self.diverse, guides=self.guides)
         return replace(work, reward_tokens=0) if self.weighting == "uniform" else work

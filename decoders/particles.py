@@ -34,13 +34,24 @@ import asyncio
 import math
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from trimtab.decoders.protocols import Chunk, Engine, LimitReached, Reward, Sampling, Tokens, Work
+from trimtab.decoders.protocols import (
+    Chunk,
+    Engine,
+    LimitReached,
+    Reward,
+    Sampling,
+    Tokens,
+    Work,
+    base_alone,
+    is_base_alone,
+)
+from trimtab.decoders.report import Report
 from trimtab.decoders.shared.answers import extractor, votes
 from trimtab.decoders.shared.blocks import (
     Beginning,
@@ -62,7 +73,6 @@ from trimtab.decoders.shared.candidates import (
     Vector,
     VoteBy,
     check_answers,
-    check_pieced,
     check_target,
     correction,
     derived,
@@ -92,7 +102,7 @@ class Particles:
     ] = "sample"
     extractor: VoteBy = "number"
     target: Target = "proposal"
-    guides: Guides = field(default_factory=dict)
+    guides: Guides = field(default_factory=base_alone)
 
     def __post_init__(self) -> None:
         extractor(self.extractor)
@@ -100,7 +110,6 @@ class Particles:
     async def __call__(
         self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, include: frozenset[str]
     ) -> AsyncGenerator[Chunk, None]:
-        check_pieced("particles", sampling)
         check_answers(n, self.n)
         check_target(self.target, sampling)
         rng = generator(sampling.seed, STREAM)
@@ -129,13 +138,14 @@ class Particles:
                 for i, (one, w) in enumerate(zip(system.particles, system.weights, strict=True))
             ]
         for i, one in enumerate(chosen):
-            report = {"value": one.value, **(told if i == 0 else {})}
+            report: Report = {"value": one.value, **told} if i == 0 else {"value": one.value}
             yield Chunk(index=i, tokens=one.tokens, finish=one.finish or finish, report=report)
 
     def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:
         alone = self.n == 1
-        work = growing(self.n, max_tokens, max_tokens if alone else self.block, "" if alone else self.step)
-        corrected = 2 * work.sampled if self.target == "base" and self.guides else 0
+        block, step = (max_tokens, "") if alone else (self.block, self.step)
+        work = growing(self.n, max_tokens, block, step, guides=self.guides)
+        corrected = 2 * work.sampled if self.target == "base" and not is_base_alone(self.guides) else 0
         return replace(work, scored=corrected)
 
     async def _grown(
@@ -225,7 +235,7 @@ class System:
     def mean_reward(self) -> float:
         return float(self.weights @ np.array([one.value for one in self.particles]))
 
-    def told(self) -> dict[str, Any]:
+    def told(self) -> Report:
         return {
             "blocks": self.blocks,
             "resampled": self.resampled,

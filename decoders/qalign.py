@@ -42,23 +42,24 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
 
 from trimtab.decoders.protocols import (
-    BASE,
     LIMIT_REASONS,
     Chunk,
     Engine,
     LimitReached,
-    Mixture,
     Reward,
     Sampling,
     Tokens,
     Work,
+    base_alone,
+    is_base_alone,
 )
+from trimtab.decoders.report import Report
 from trimtab.decoders.shared.answers import extractor, votes
 from trimtab.decoders.shared.candidates import (
     Beta,
@@ -66,7 +67,6 @@ from trimtab.decoders.shared.candidates import (
     Target,
     Vector,
     VoteBy,
-    check_pieced,
     check_target,
     correction,
     derived,
@@ -124,7 +124,7 @@ class QAlign:
     ] = "mbr"
     extractor: VoteBy = "number"
     target: Target = "proposal"
-    guides: Guides = field(default_factory=dict)
+    guides: Guides = field(default_factory=base_alone)
 
     def __post_init__(self) -> None:
         extractor(self.extractor)
@@ -133,35 +133,35 @@ class QAlign:
         if self.until is not None and not self.until.keys() - {"floor"}:
             raise ValueError("until names neither r_hat nor effective_sample_size")
 
-    @property
-    def draws(self) -> int:
-        """Answers begun and suffixes drawn, at most."""
-        return self.chains * (self.steps + 1)
-
-    @property
-    def proposal(self) -> Mixture:
-        return {BASE: 1.0, **self.guides}
-
     async def __call__(
         self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, include: frozenset[str]
     ) -> AsyncGenerator[Chunk, None]:
-        check_pieced("qalign", sampling)
         check_target(self.target, sampling)
         if self.answer == "last" and n > self.chains:
             raise ValueError(f"n={n} answers cannot be the last of params.chains={self.chains}")
         chains = await self._chains(prompt, sampling, engine, reward)
         chosen = await self._answers(chains, engine, n)
-        told = diagnosis(chains, self.burn_in) | history(chains, include)
+        told: Report = {**diagnosis(chains, self.burn_in), **history(chains, include)}
         if warnings := cautions(sampling):
             told["warnings"] = warnings
         for i, state in enumerate(chosen):
-            report = {"value": None if math.isnan(state.reward) else state.reward, **(told if i == 0 else {})}
+            value = None if math.isnan(state.reward) else state.reward
+            report: Report = {"value": value, **told} if i == 0 else {"value": value}
             yield Chunk(index=i, tokens=state.tokens, finish=state.finish, report=report)
 
     def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:
-        most = self.draws * max_tokens
-        corrected = 2 * most if self.target == "base" and self.guides else 0
-        return Work(candidates=self.chains, sampled=most, scored=corrected, reward_tokens=most)
+        draws = self.chains * (self.steps + 1)
+        most = draws * max_tokens
+        corrected = 2 * most if self.target == "base" and not is_base_alone(self.guides) else 0
+        return Work(
+            candidates=self.chains,
+            draws=draws,
+            sampled=most,
+            scored=corrected,
+            reward_tokens=most,
+            mixtures={"": self.guides},
+            terms={"candidates": "chains", "draws": "chains * (steps + 1)"},
+        )
 
     async def _chains(self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward) -> list[Chain]:
         """The chains, run to their end, or to the length at which they were found to agree."""
@@ -209,7 +209,7 @@ class QAlign:
             """(2), and its reward unless it was cut."""
             suffix = replace(sampling, max_tokens=sampling.max_tokens - len(kept), stream=False, seed=seed)
             tokens, finish = list(kept), ""
-            async with aclosing(engine.generate([*prompt, *kept], suffix, n=1, guides=self.proposal)) as chunks:
+            async with aclosing(engine.generate([*prompt, *kept], suffix, n=1, guides=self.guides)) as chunks:
                 async for chunk in chunks:
                     tokens += chunk.tokens
                     finish = chunk.finish or finish
@@ -296,11 +296,11 @@ def cautions(sampling: Sampling) -> list[str]:
     return told
 
 
-def diagnosis(chains: Sequence[Chain], burn_in: int) -> dict[str, Any]:
+def diagnosis(chains: Sequence[Chain], burn_in: int) -> Report:
     """Of all chains: steps, acceptance and lengths; of the rewards after `burn_in` split R-hat and effective size."""
     accepted = [a for c in chains for a in c.accepted]
     lengths = [len(s.tokens) for c in chains for s in c.states]
-    told: dict[str, Any] = {"chains": len(chains), "steps": len(accepted)}
+    told: Report = {"chains": len(chains), "steps": len(accepted)}
     if accepted:
         told["acceptance_rate"] = sum(accepted) / len(accepted)
         taken = [len(s.tokens) for c in chains for s, a in zip(c.states[1:], c.accepted, strict=True) if a]
@@ -315,10 +315,10 @@ def diagnosis(chains: Sequence[Chain], burn_in: int) -> dict[str, Any]:
     return told
 
 
-def history(chains: Sequence[Chain], include: frozenset[str]) -> dict[str, Any]:
+def history(chains: Sequence[Chain], include: frozenset[str]) -> Report:
     """What of the chains' ways was asked for: each of them, and the states that they visited."""
     states = {s.tokens: s for c in chains for s in c.states}
-    told: dict[str, Any] = {}
+    told: Report = {}
     if "trace" in include:
         place = {tokens: i for i, tokens in enumerate(states)}
         told["trace"] = [

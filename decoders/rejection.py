@@ -23,7 +23,16 @@ from itertools import islice
 
 import numpy as np
 
-from trimtab.decoders.protocols import Chunk, Engine, Reward, Sampling, Tokens, Work
+from trimtab.decoders.protocols import (
+    Chunk,
+    Engine,
+    Reward,
+    Sampling,
+    Tokens,
+    Work,
+    base_alone,
+)
+from trimtab.decoders.report import Report
 from trimtab.decoders.shared.candidates import (
     Beta,
     Guides,
@@ -47,7 +56,7 @@ class RejectionSampling:
 
     n: Pool = 64
     beta: Beta = 0.5
-    guides: Guides = field(default_factory=dict)
+    guides: Guides = field(default_factory=base_alone)
 
     async def __call__(
         self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, include: frozenset[str]
@@ -57,17 +66,15 @@ class RejectionSampling:
         candidates, rewards = scored(pool)
         accepted = list(islice(acceptances(rewards, self.beta, generator(sampling.seed, STREAM)), n))
         chosen = filled([candidates[i] for i, _ in accepted], pool, n)
-        rates = [{"proposals": looked, "acceptance_rate": k / looked} for k, (_, looked) in enumerate(accepted, 1)]
-        reports = [
-            {"value": c.value, "candidate": c.index, **(rates[k] if k < len(rates) else {})}
-            for k, c in enumerate(chosen)
-        ]
+        reports: list[Report] = [{"value": c.value, "candidate": c.index} for c in chosen]
+        for k, (report, (_, proposals)) in enumerate(zip(reports, accepted, strict=False), 1):
+            report.update({"proposals": proposals, "acceptance_rate": k / proposals})
         async with aclosing(shown(chosen, pool, include, reports)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
     def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:
-        return drawing(self.n, max_tokens)
+        return drawing(self.n, max_tokens, guides=self.guides)
 
 
 def acceptances(rewards: list[float], beta: float, random: np.random.Generator) -> Iterator[tuple[int, int]]:

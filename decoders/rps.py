@@ -26,12 +26,13 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
 
 from trimtab.decoders.protocols import BASE, Chunk, Engine, Mixture, Reward, Sampling, Tokens, Work
+from trimtab.decoders.report import Report
 from trimtab.decoders.shared.candidates import (
     Candidate,
     Guides,
@@ -48,7 +49,7 @@ from trimtab.decoders.shared.candidates import (
     shown,
 )
 from trimtab.decoders.shared.streams import merged
-from trimtab.preferences.preference_direction import Prompt, Wish, between, neighbours
+from trimtab.preferences.preference_direction import PreferenceDirection, Prompt, angle_between, choose_neighbours
 
 STREAM = 2510_20498
 SOFT = STREAM + 1
@@ -58,7 +59,7 @@ SOFT = STREAM + 1
 class Rps:
     """Answers under k directions around the wish, and of these the one that the wish itself prefers."""
 
-    wish: Wish
+    wish: PreferenceDirection
     k: Annotated[int, Field(ge=1, le=1024, description="directions")] = 5
     m: Annotated[int, Field(ge=1, le=1024, description="answers per direction")] = 1
     theta_max: Annotated[float, Field(ge=0, le=180, description="farthest direction, in degrees")] = 30.0
@@ -99,7 +100,7 @@ class Rps:
     ) -> AsyncGenerator[Chunk, None]:
         check_answers(n, self.k * self.m)
         rng = generator(sampling.seed, STREAM)
-        directions = neighbours(self.wish, self.k, self.theta_max, rng, mode=self.mode)
+        directions = choose_neighbours(self.wish, self.k, self.theta_max, rng, mode=self.mode)
         columns = Columns(reward)
         answers = self._drawn(prompt, directions, sampling, engine)
         pool = await pooled(prompt, answers, columns, n=self.k * self.m)
@@ -114,18 +115,20 @@ class Rps:
         else:
             chosen = ranked(candidates)  # (1)
         best = filled(chosen, pool, n)
-        told = [self._told(c.index, directions) for c in pool]
-        reports = [
-            {"value": c.value, "candidate": c.index, **told[c.index]}
-            | ({"votes": votes[c.index]} if votes and c.value is not None else {})
-            for c in best
-        ]
-        async with aclosing(shown(best, pool, include, reports, told=told)) as chunks:
+        places = [self._place(c.index, directions) for c in pool]
+        reports: list[Report] = [{"value": c.value, "candidate": c.index, **places[c.index]} for c in best]
+        for report in reports:
+            if votes and report["value"] is not None:
+                report["votes"] = votes[report["candidate"]]
+        async with aclosing(shown(best, pool, include, reports, more=places)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
     def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:
-        return drawing(self.k * self.m, max_tokens)
+        work = drawing(self.k * self.m, max_tokens, guides=self.mixture)
+        return replace(
+            work, mixtures={**work.mixtures, "alpha": {BASE: 1.0, **self.farthest}}, terms={"candidates": "k * m"}
+        )
 
     async def _drawn(
         self, prompt: Tokens, directions: Sequence[Vector], sampling: Sampling, engine: Engine
@@ -134,7 +137,7 @@ class Rps:
         together: dict[tuple[str, tuple[tuple[str, float], ...]], list[int]] = {}
         for i, v in enumerate(directions):
             template = self.wish.template if self.over != "guides" else None
-            key = template.said(v) if template else "", tuple(sorted(self._mixture(v).items()))
+            key = template.render(v) if template else "", tuple(sorted(self._mixture(v).items()))
             together.setdefault(key, []).append(i)
         streams = []
         for g, ((said, mixture), members) in enumerate(together.items()):
@@ -152,7 +155,7 @@ class Rps:
                 yield chunk
 
     def _mixture(self, v: Vector) -> Mixture:
-        found = {BASE: 1.0} if self.over == "guides" else dict(self.wish.reads)
+        found = {BASE: 1.0} if self.over == "guides" else dict(self.wish.reader_mixture)
         if self.over != "prompts":
             for objective, share in zip(self.wish.objectives, v, strict=True):
                 for guide, gain in (self.wish.guides or {})[objective].items():
@@ -166,9 +169,9 @@ class Rps:
         best = [int(np.argmax(rewards_NK[order, 1:] @ v)) for v in directions]
         return [candidates[order[i]].index for i in best]
 
-    def _told(self, index: int, directions: Sequence[Vector]) -> dict[str, Any]:
+    def _place(self, index: int, directions: Sequence[Vector]) -> Report:
         v = directions[index // self.m]
-        return {"direction": self.wish.named(v), "degrees_from_target": round(between(self.wish.v, v), 4)}
+        return {"direction": self.wish.by_objective(v), "degrees_from_target": round(angle_between(self.wish.v, v), 4)}
 
 
 @dataclass

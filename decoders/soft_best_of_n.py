@@ -25,7 +25,16 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from trimtab.decoders.protocols import Chunk, Engine, Reward, Sampling, Tokens, Work
+from trimtab.decoders.protocols import (
+    Chunk,
+    Engine,
+    Reward,
+    Sampling,
+    Tokens,
+    Work,
+    base_alone,
+)
+from trimtab.decoders.report import Report
 from trimtab.decoders.shared.candidates import (
     Guides,
     Pool,
@@ -51,7 +60,7 @@ class SoftBestOfN:
         float, Field(alias="lambda", gt=0, description="temperature of the rewards, in their units; 0 is best of n")
     ]
     n: Pool = 16
-    guides: Guides = field(default_factory=dict)
+    guides: Guides = field(default_factory=base_alone)
 
     async def __call__(
         self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, include: frozenset[str]
@@ -63,10 +72,12 @@ class SoftBestOfN:
         order = np.argsort(-perturbed(rewards, self.lambda_, generator(sampling.seed, STREAM)), kind="stable")  # (2)
         chosen = filled([candidates[i] for i in order], pool, n)
         size = float(1 / np.square(weights).sum())
-        reports = [{"value": c.value, "candidate": c.index, "effective_sample_size": size} for c in chosen]
+        reports: list[Report] = [
+            {"value": c.value, "candidate": c.index, "effective_sample_size": size} for c in chosen
+        ]
         async with aclosing(shown(chosen, pool, include, reports)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
     def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:
-        return drawing(self.n, max_tokens)
+        return drawing(self.n, max_tokens, guides=self.guides)

@@ -23,15 +23,24 @@ Neutral value: N = 1 is plain sampling, token for token.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from math import fsum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from trimtab.decoders.protocols import Chunk, Engine, Reward, Sampling, Tokens, Work
+from trimtab.decoders.protocols import (
+    Chunk,
+    Engine,
+    Reward,
+    Sampling,
+    Tokens,
+    Work,
+    base_alone,
+)
+from trimtab.decoders.report import Report
 from trimtab.decoders.shared.answers import Extractor, extractor
 from trimtab.decoders.shared.candidates import (
     Beta,
@@ -65,7 +74,7 @@ class Vote:
         Field(description="a candidate's vote: 1, exp(reward / beta) or reward"),
     ] = "uniform"
     beta: Beta = 1.0
-    guides: Guides = field(default_factory=dict)
+    guides: Guides = field(default_factory=base_alone)
     diverse: Spread = None
 
     def __post_init__(self) -> None:
@@ -87,19 +96,19 @@ class Vote:
         winners = sorted(classes, key=lambda a: -totals[a])  # (1), stable: a tie stays in the order drawn
         chosen = filled([ranked(classes[a])[0] for a in winners], pool, n)
 
-        def report(candidate: Candidate) -> Mapping[str, Any]:
-            told = {"value": candidate.value, "candidate": candidate.index, "extracted": len(answers)}
-            if candidate.index not in answers:
-                return told
-            answer = answers[candidate.index]
-            return told | {"answer": answer, "share": len(classes[answer]) / len(answers), "votes": totals[answer]}
+        def report(candidate: Candidate) -> Report:
+            found: Report = {"value": candidate.value, "candidate": candidate.index, "extracted": len(answers)}
+            if (answer := answers.get(candidate.index)) is not None:
+                share = len(classes[answer]) / len(answers)
+                found.update({"answer": answer, "share": share, "votes": totals[answer]})
+            return found
 
         async with aclosing(shown(chosen, pool, include, [report(c) for c in chosen])) as chunks:
             async for chunk in chunks:
                 yield chunk
 
     def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:
-        work = drawing(self.n, max_tokens, self.diverse)
+        work = drawing(self.n, max_tokens, self.diverse, guides=self.guides)
         return replace(work, reward_tokens=0) if self.weighting == "uniform" else work
 
     async def _answers(self, pool: Sequence[Candidate], engine: Engine) -> dict[int, str]:

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from trimtab.decoders.protocols import BASE
 from trimtab.engine import lora
 from trimtab.engine.errors import MemberError
+from trimtab.engine.fork_server import fork_engines
 from trimtab.engine.plugin import ARCHITECTURE, FIELD, register
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def engine_args(base: str, guides: Mapping[str, str | Mapping[str, Any]], **opti
     from vllm.platforms import current_platform
 
     register()
+    fork_engines()
     check_options(options)
     overrides = options.pop("hf_overrides", None) or {}
     base_config = model_config(
@@ -100,6 +102,8 @@ def engine_args(base: str, guides: Mapping[str, str | Mapping[str, Any]], **opti
     own = {"architectures": base_config.architectures, "guides": members}
     if current_platform.is_cpu():
         options.setdefault("worker_cls", "trimtab.engine.cpu.Worker")
+        if options.get("tensor_parallel_size", 1) == 1:
+            options.setdefault("distributed_executor_backend", "trimtab.engine.cpu_executor.CPUExecutor")
     return {
         **options,
         "model": base,

@@ -10,9 +10,8 @@ blocks. Scores of every token read no cache, since a cached token has no hidden 
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
@@ -28,9 +27,8 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from trimtab.decoders.protocols import Tokens
 from trimtab.engine.errors import MemberError
+from trimtab.engine.launch import EngineSpec, running_engines
 from trimtab.engine.members import model_config
-
-BIND, THREADS = "VLLM_CPU_OMP_THREADS_BIND", "OMP_NUM_THREADS"
 
 VALID = "a sequence-classification checkpoint (…ForSequenceClassification), or a reward model that vLLM knows"
 
@@ -96,47 +94,36 @@ class PoolingEngine:
 
 @asynccontextmanager
 async def running_pooler(name: str, model: str, **options: Any) -> AsyncIterator[PoolingEngine]:
-    """A reward model up, and shut down whatever happens; `options` are vLLM's engine arguments and pass through.
+    """A reward model up, and shut down whatever happens; see `pooling_spec`."""
+    spec = pooling_spec(name, model, **options)
+    async with running_engines([spec]) as [client]:
+        yield await pooling_engine(spec, client)
 
-    Several engines share a machine, so give each its share: `kv_cache_memory_bytes`; for cores on CPU see `unbound`.
-    Prefix caching and chunked prefill are on where vLLM knows them to be right for the model. Statistics are off: a
-    second engine that keeps them takes the first one's metrics away. Raises MemberError for what cannot score.
+
+def pooling_spec(name: str, model: str, **options: Any) -> EngineSpec:
+    """A reward model's engine; `options` are vLLM's engine arguments and pass through.
+
+    Several engines share a machine, so give each its share: `kv_cache_memory_bytes`; for cores on CPU see
+    `SharedCoresExecutor`. Prefix caching and chunked prefill are on where vLLM knows them to be right for the model.
+    Statistics are off: a second engine that keeps them takes the first one's metrics away. Raises MemberError for what
+    cannot score.
     """
     options |= {"model": model, "runner": "pooling", "disable_log_stats": True}
+    if current_platform.is_cpu() and options.get("tensor_parallel_size", 1) == 1:
+        options.setdefault("distributed_executor_backend", "trimtab.engine.cpu_executor.SharedCoresExecutor")
     config = model_config(name, lambda: AsyncEngineArgs(**options).create_model_config())
     if config.convert_type == "embed":  # vLLM would serve it as an embedding model: it has no head that scores
         raise MemberError(name, f"{model} is {config.architecture}, which has no scoring head; valid: {VALID}")
-    tokenizer = own_tokenizer(name, config)
-    with unbound():
-        client = AsyncLLM.from_engine_args(AsyncEngineArgs(**options))
-    try:
-        tasks = await client.get_supported_tasks()
-        if not {"classify", "token_classify"} & set(tasks):
-            raise MemberError(name, f"{model} cannot score, only {', '.join(tasks)}; valid: {VALID}")
-        yield PoolingEngine(client=client, tokenizer=tokenizer, name=name)
-    finally:
-        client.shutdown()
+    own_tokenizer(name, config)
+    return EngineSpec(name=name, args=AsyncEngineArgs(**options))
 
 
-@contextmanager
-def unbound() -> Iterator[None]:
-    """On CPU, engines started inside are free to run on any core, with threads for half of them.
-
-    vLLM would bind each to the same cores, the first ones: the base's. VLLM_CPU_OMP_THREADS_BIND in the environment,
-    which vLLM reads when an engine starts, decides instead where it is set.
-    """
-    if not current_platform.is_cpu() or BIND in os.environ:
-        yield
-        return
-    before = os.environ.get(THREADS)
-    os.environ[BIND] = "nobind"
-    os.environ.setdefault(THREADS, str(max(1, len(os.sched_getaffinity(0)) // 2)))
-    try:
-        yield
-    finally:
-        del os.environ[BIND]
-        if before is None:
-            del os.environ[THREADS]
+async def pooling_engine(spec: EngineSpec, client: AsyncLLM) -> PoolingEngine:
+    """The view of its running engine; raises MemberError for what cannot score after all."""
+    tasks = await client.get_supported_tasks()
+    if not {"classify", "token_classify"} & set(tasks):
+        raise MemberError(spec.name, f"{spec.args.model} cannot score, only {', '.join(tasks)}; valid: {VALID}")
+    return PoolingEngine(client=client, tokenizer=own_tokenizer(spec.name, spec.config.model_config), name=spec.name)
 
 
 def own_tokenizer(name: str, config: ModelConfig) -> Any:

@@ -13,7 +13,7 @@ import asyncio
 import json
 from bisect import bisect_right
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
@@ -64,11 +64,10 @@ class ToyModel:
         return {member: {s: np.log(p) for s, p in table.items()} for member, table in self.tables.items()}
 
     def next(self, guides: Mixture, plausibility: float = 0.0) -> Next:
-        """Next-token log-probs of a mixture, computed from the tables; what it returns is shared, and read-only.
+        """Next-token log-probs of the members named, computed from the tables; raises ValueError for an unknown one.
 
-        Raises ValueError for an unknown member, and for a mixture that is empty or all zeros.
+        What the function that it returns gives is shared, and read-only.
         """
-        guides = normalise_mixture(guides)
         if unknown := set(guides) - set(self.tables):
             raise ValueError(f"unknown members {sorted(unknown)}; known: {sorted(self.tables)}")
         return self._mixed(tuple(guides.items()), plausibility)
@@ -155,7 +154,8 @@ class ToyEngine:
         self, prompt: Tokens, sampling: Sampling, *, n: int, guides: Mixture
     ) -> AsyncGenerator[Chunk, None]:
         begun = self._response(prompt)
-        cumulative = partial(self._cumulative, self.model.next(guides, sampling.plausibility), _warp(sampling))
+        logprobs = self.model.next(normalise_mixture(guides), sampling.plausibility)
+        cumulative = partial(self._cumulative, logprobs, _warp(sampling))
         seed = int(self._entropy.spawn(1)[0].generate_state(1)[0]) if sampling.seed is None else sampling.seed
         draws = [self._uniforms(seed, i, self.model.max_tokens) for i in range(n)]
         answers = [begun] * n
@@ -172,7 +172,7 @@ class ToyEngine:
                     cdf = cumulative(answers[i])
                     token = self.model.vocab[bisect_right(cdf, draws[i][len(answers[i])] * cdf[-1])]
                     answers[i] = (*answers[i], token)
-                    if token == self.model.eos:
+                    if token == self.model.eos or self._stops(answers[i][len(begun) :], sampling):
                         finish = "stop"
                     elif sampling.step and sampling.step in self.text(answers[i][len(begun) :]):
                         finish = "step"
@@ -180,14 +180,34 @@ class ToyEngine:
                         finish = "length"
                     else:
                         if sampling.stream:
-                            yield Chunk(index=i, tokens=(token,))
+                            yield self._chunk(i, answers[i], 1, None, sampling, logprobs)
                         continue
                     del open_answers[i]
-                    yield Chunk(
-                        index=i, tokens=(token,) if sampling.stream else answers[i][len(begun) :], finish=finish
-                    )
+                    count = 1 if sampling.stream else len(answers[i]) - len(begun)
+                    yield self._chunk(i, answers[i], count, finish, sampling, logprobs)
         finally:
             self.live -= 1
+
+    def _stops(self, tokens: Prefix, sampling: Sampling) -> bool:
+        text = self.text(tokens) if sampling.stop else ""
+        return any(stop in text for stop in sampling.stop)
+
+    def _chunk(
+        self, index: int, answer: Prefix, count: int, finish: str | None, sampling: Sampling, logprobs: Next
+    ) -> Chunk:
+        """Of the answer's last `count` tokens."""
+        tokens, before = answer[len(answer) - count :], len(answer) - count
+        chunk = Chunk(index=index, tokens=tokens, finish=finish)
+        if not sampling.measured:
+            return chunk
+        steps = [logprobs(answer[: before + t]) for t in range(count)]
+        drawn = [step[self.model.vocab.index(token)] for step, token in zip(steps, tokens, strict=True)]
+        possible = [step[np.isfinite(step)] for step in steps]
+        return replace(
+            chunk,
+            logprobs=tuple(map(float, drawn)),
+            entropies=tuple(-float(np.exp(step) @ step) for step in possible),
+        )
 
     @property
     def eos_ids(self) -> frozenset[int]:
@@ -198,20 +218,20 @@ class ToyEngine:
     ) -> list[list[tuple[int, float]]]:
         answer, lists = self._response(prompt), list[list[tuple[int, float]]]()
         while len(lists) < length and not self.model.ended(answer):
-            logprobs = self.model.next(guides)(answer)
+            logprobs = self.model.next(normalise_mixture(guides))(answer)
             order = np.argsort(-logprobs, kind="stable")[:k]
             lists.append([(self.model.vocab[i], float(logprobs[i])) for i in order])
             answer = (*answer, lists[-1][0][0])
         return lists
 
     async def score(self, prompt: Tokens, completion: Tokens, *, guides: Mixture) -> list[float]:
-        logprobs = self.model.next(guides)
+        logprobs = self.model.next(normalise_mixture(guides))
         return [
             float(logprobs(prefix)[self.model.vocab.index(token)]) for prefix, token in self._steps(prompt, completion)
         ]
 
     async def divergence(self, prompt: Tokens, completion: Tokens, *, guides: Mixture) -> list[float]:
-        mixed, base = self.model.next(guides), self.model.next({BASE: 1})
+        mixed, base = self.model.next(normalise_mixture(guides)), self.model.next({BASE: 1})
         return [
             float(np.exp(mixed(prefix)) @ (mixed(prefix) - base(prefix)))
             for prefix, _ in self._steps(prompt, completion)

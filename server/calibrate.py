@@ -26,7 +26,7 @@ import yaml
 from trimtab.decoders.protocols import BASE, Engine, Mixture, Sampling, Tokens
 from trimtab.rewards.protocols import Question, Response
 from trimtab.server.config import ConfigError
-from trimtab.server.request.reward_tree import Spec, evaluated, parsed
+from trimtab.server.request.reward_tree import Spec, evaluate, parsed
 from trimtab.server.scoring import Scoring
 
 EXPONENTS = (0.25, 0.5, 1.0)
@@ -137,7 +137,7 @@ async def scored(scoring: Scoring, spec: Spec, question: Question, answers: Sequ
     """A score per answer, untold to any request."""
     tokenizer = scoring.host.tokenizer
     responses = [Response(text=tokenizer.decode(a, skip_special_tokens=True), tokens=a) for a in answers]
-    return evaluated(spec, await scoring.rows([spec], question, responses), {}).values
+    return evaluate(spec, await scoring.rows([spec], question, responses), {}).values
 
 
 def written(text: str, found: Mapping[str, Measured]) -> str:

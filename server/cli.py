@@ -17,9 +17,10 @@ from pathlib import Path
 import psutil
 import uvloop
 
+from trimtab.engine.fork_server import running_fork_server
 from trimtab.server.config import HASHED, Config, ConfigError, load
 from trimtab.server.http.auth import digest, new_key
-from trimtab.server.json_log import Lines
+from trimtab.server.json_log import JsonFormatter
 
 DEMO = Path(__file__).resolve().parent.parent / "demo" / "config.yaml"
 
@@ -58,21 +59,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.command == "key":
         key = new_key()
         return print(f"key: {key}\nfor api_keys or a line of api_keys_file: {HASHED}{digest(key)}")  # noqa: T201
-    from trimtab.server.request.alignment import check  # it takes seconds, and neither help nor a wrong option needs it
+    from trimtab.server.request.plan import check  # it takes seconds, and neither help nor a wrong option needs it
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
         if args.command == "calibrate":
             config = load(args.config, check=check)
-            return uvloop.run(measured(config, args))
+            with running_fork_server():
+                return uvloop.run(measured(config, args))
         given = {"host": args.host, "port": args.port}
         overrides = [*args.overrides, *(f"{key}={value}" for key, value in given.items() if value is not None)]
         reread = partial(load, args.config, overrides, check)
         config = reread()
         if config.log_format == "json":
             for handler in logging.getLogger().handlers:
-                handler.setFormatter(Lines())
-        with bind(config) as sock:
+                handler.setFormatter(JsonFormatter())
+        with bind(config) as sock, running_fork_server():
             uvloop.run(run(config, sock, reread))
     except (ConfigError, OSError) as error:
         sys.exit(f"trimtab: {error}")
@@ -95,19 +97,18 @@ async def run(config: Config, sock: socket.socket, reread: Callable[[], Config])
     give_back = leave_when_told()
     # vLLM is imported no earlier than it is needed: it takes seconds, and a bad config should not.
     from trimtab.engine.errors import MemberError
+    from trimtab.server.engines import running_models
     from trimtab.server.http.app import build
-    from trimtab.server.http.vllm_app import arguments, running_engine
+    from trimtab.server.http.vllm_app import arguments
     from trimtab.server.lifecycle import EngineDied, serve
     from trimtab.server.request.tracing import export
-    from trimtab.server.scoring import running_scoring
     from trimtab.server.state import Site
 
     args = arguments(config)
     log.info("%s", config.model_dump_json(exclude={"api_keys", "admin_keys"}))
     try:
         async with AsyncExitStack() as stack:
-            client = await stack.enter_async_context(running_engine(config, args))
-            scoring = await stack.enter_async_context(running_scoring(config, client))
+            client, scoring = await stack.enter_async_context(running_models(config, args))
             if config.otlp_endpoint is not None:
                 stack.callback(export(config.otlp_endpoint).shutdown)
             site = Site(client=client, scoring=scoring, reread=reread)
@@ -125,12 +126,12 @@ async def measured(config: Config, args: argparse.Namespace) -> None:
     leave_when_told()
     from trimtab.engine.errors import MemberError
     from trimtab.server.calibrate import calibrate, read_prompts, report, written
-    from trimtab.server.http.vllm_app import arguments, running_engine
-    from trimtab.server.scoring import running_scoring
+    from trimtab.server.engines import running_models
+    from trimtab.server.http.vllm_app import arguments
 
     prompts = read_prompts(args.prompts)
     try:
-        async with running_engine(config, arguments(config)) as client, running_scoring(config, client) as scoring:
+        async with running_models(config, arguments(config)) as (_, scoring):
             found = await calibrate(scoring, prompts, answers=args.answers, max_tokens=args.max_tokens)
     except MemberError as error:
         raise ConfigError(str(error)) from None

@@ -18,7 +18,7 @@ from trimtab.decoders import STRATEGIES
 from trimtab.rewards import COMBINES, KINDS, TRANSFORMS
 from trimtab.server import metrics
 from trimtab.server.config import SECTIONS, ConeConfig, Config, LimitsConfig, Section
-from trimtab.server.request.parameters import MADE_HERE, about, parameters
+from trimtab.server.request.parameters import about, parameters
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 INTRODUCTION = """\
@@ -56,7 +56,7 @@ def strategies() -> str:
     lines += rows
     for name, entry in STRATEGIES.items():
         lines += ["", f"## {name}", "", about(entry.load()), ""]
-        rows = list(_parameters(parameters(name), without=MADE_HERE))
+        rows = list(_parameters(parameters(name)))
         lines += ["| `params` | type | default | meaning |", "|---|---|---|---|", *rows] if rows else ["No `params`."]
     return "\n".join(lines) + "\n"
 

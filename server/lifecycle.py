@@ -73,7 +73,7 @@ async def _drained(site: Site, told: asyncio.Queue[int]) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(limit):
             again = asyncio.create_task(told.get())
-            empty = asyncio.create_task(site.admission.emptied())
+            empty = asyncio.create_task(site.admission.wait_until_empty())
             await asyncio.wait({again, empty}, return_when=asyncio.FIRST_COMPLETED)
     log.info("%d requests in flight are cut off", site.admission.requests)
 

@@ -9,8 +9,7 @@ import asyncio
 import json
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,43 +17,26 @@ from opentelemetry.trace import Span
 
 from trimtab.decoders.protocols import BASE, Engine, Sampling, Tokens
 from trimtab.engine.aligned_client import AlignedClient
-from trimtab.engine.pooling import PoolingEngine, running_pooler
+from trimtab.engine.pooling import PoolingEngine
 from trimtab.rewards.protocols import Host, Question, Response, RewardError, Scorer
-from trimtab.rewards.validated import Checked
-from trimtab.runtime.metered import Meter, Metered
+from trimtab.rewards.validated import ValidatedScorer
+from trimtab.runtime.metered import Metered
+from trimtab.runtime.usage import Usage
 from trimtab.server.config import Config, ConfigError, RewardConfig
 from trimtab.server.errors import ApiError, unknown
 from trimtab.server.metrics import REWARD_ERRORS, REWARD_SECONDS
 from trimtab.server.request import tracing
-from trimtab.server.request.alignment import AT, Plan
+from trimtab.server.request.alignment import AT
 from trimtab.server.request.body import Json
 from trimtab.server.request.cost import REFERENCE_TOKENS
 from trimtab.server.request.messages import Messages, messages
 from trimtab.server.request.parameters import built
-from trimtab.server.request.reward_tree import Leaf, Rows, Spec, Told, evaluated, parsed
+from trimtab.server.request.plan import Plan
+from trimtab.server.request.reward_tree import Leaf, Rows, Score, Spec, evaluate, parsed
 from trimtab.server.request.weights import orchestrator
 
-SAID_KEPT = 16_384
-"""Scored completions of a request that are remembered, to be told of, or `max_draws` of them if that is more. A search
-that decides token by token scores more still, and tells of its last."""
-
-REFERENCES_KEPT = 4096
+MAX_REFERENCES = 4096
 """Prompts whose reference scores are remembered."""
-
-
-@asynccontextmanager
-async def running_poolers(config: Config) -> AsyncIterator[dict[str, PoolingEngine]]:
-    """Engines of the config's reward models by `engine_key`, up, and down again whatever happens.
-
-    Raises MemberError for a model that cannot score.
-    """
-    async with AsyncExitStack() as stack:
-        poolers: dict[str, PoolingEngine] = {}
-        for name, reward in config.rewards.items():
-            if (key := engine_key(reward)) is not None and key not in poolers:
-                model, options = reward.served()
-                poolers[key] = await stack.enter_async_context(running_pooler(name, model, **options))
-        yield poolers
 
 
 def engine_key(reward: RewardConfig) -> str | None:
@@ -73,16 +55,14 @@ def scorers(config: Config, host: Host, poolers: Mapping[str, PoolingEngine]) ->
         for member in getattr(scorer, "members", ()):
             if member not in {BASE, *config.guides}:
                 raise ConfigError(unknown("guide", member, config.guides), key=f"rewards.{name}")
-        found[name] = Checked(scorer=scorer, name=name, timeout=reward.timeout_s)
+        found[name] = ValidatedScorer(scorer=scorer, name=name, timeout=reward.timeout_s)
     return found
 
 
-@asynccontextmanager
-async def running_scoring(config: Config, client: AlignedClient) -> AsyncIterator[Scoring]:
-    """The rewards of a server whose engine is up."""
+def build_scoring(config: Config, client: AlignedClient, poolers: Mapping[str, PoolingEngine]) -> Scoring:
+    """The rewards of a server whose engines are up; the reward models' by `engine_key`."""
     host = Base(engine=client.bind({}), tokenizer=client.renderer.tokenizer)
-    async with running_poolers(config) as poolers:
-        yield Scoring(config=config, scorers=scorers(config, host, poolers), host=host, poolers=poolers)
+    return Scoring(config=config, scorers=scorers(config, host, poolers), host=host, poolers=poolers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,14 +145,16 @@ class Scoring:
                 code="unsupported_pair",
             )
 
-    def bind(self, plan: Plan, document: Json, meter: Meter) -> Scores:
+    def bind(self, plan: Plan, document: Json, usage: Usage) -> RequestReward:
         """The reward of one request; raises ApiError for what it cannot be."""
         specs = {} if plan.objective is None else {f"{AT}.reward": plan.objective}
         specs |= {f"{AT}.{key}": spec for key, spec in plan.others.items()}
         for at, spec in specs.items():
             self.check(spec, plan.given, at=at)
         self.check_read(specs.values(), plan.given)
-        return Scores.of_document(document, scoring=self, specs=tuple(specs.values()), given=plan.given, meter=meter)
+        return RequestReward.of_document(
+            document, scoring=self, specs=tuple(specs.values()), given=plan.given, usage=usage
+        )
 
     def auto(self, document: Json) -> dict[str, float]:
         """The weights that the adapter chooses by the user's last words, or by a bare prompt."""
@@ -208,9 +190,9 @@ class Scoring:
     ) -> list[list[float]]:
         began, scorer = time.monotonic(), self.scorers[name]
         try:
-            with tracing.reward(name, span, len(responses)) as told:
+            with tracing.span_reward(name, span, len(responses)) as scores_by_label:
                 rows = await scorer(question, responses)
-                told += zip(scorer.labels, zip(*rows, strict=True), strict=True) if rows else ()
+                scores_by_label += zip(scorer.labels, zip(*rows, strict=True), strict=True) if rows else ()
                 return rows
         except RewardError:
             REWARD_ERRORS.labels(name).inc()
@@ -220,24 +202,22 @@ class Scoring:
 
 
 @dataclass(kw_only=True)
-class Scores:
-    """A `decoders.protocols.Reward` for one HTTP request, [N, K], that remembers what the first of its K said."""
+class RequestReward:
+    """A `decoders.protocols.Reward` for one HTTP request. Its [N, K] scores explain the first of their row's."""
 
     scoring: Scoring
     specs: tuple[Spec, ...]
     """[K]"""
     messages: Messages
     given: Mapping[str, Any]
-    meter: Meter
+    usage: Usage
     stop: tuple[str, ...] = ()
     span: Span | None = None
     """The request's; None where nothing is traced."""
-    said: dict[tuple[int, ...], Json] = field(default_factory=dict)
-    """completion -> what is told of it"""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @classmethod
-    def of_document(cls, document: Json, **fields: Any) -> Scores:
+    def of_document(cls, document: Json, **fields: Any) -> RequestReward:
         """For the conversation of a request's body, ending answers at its stop strings."""
         stop = document.get("stop", document.get("stop_sequences")) or ()
         stop = (stop,) if isinstance(stop, str) else tuple(text for text in stop if isinstance(text, str) and text)
@@ -251,23 +231,16 @@ class Scores:
         references = await self._references(question) if self.wanted else {}
         responses = [self.response(tokens) for tokens in completions]
         rewards = len({leaf.reward for spec in self.specs for leaf in spec.leaves})
-        self.meter.scored += rewards * sum(len(tokens) for tokens in completions)
+        self.usage.scored += rewards * sum(len(tokens) for tokens in completions)
         rows = await self.scoring.rows(self.specs, question, responses, self.span)
-        told = [evaluated(spec, rows, references) for spec in self.specs]
-        for i, tokens in enumerate(completions):
-            self.said[tuple(tokens)] = at(told[0], i)
-        while len(self.said) > max(SAID_KEPT, self.scoring.config.max_draws):
-            del self.said[next(iter(self.said))]
-        return [list(row) for row in zip(*(one.values for one in told), strict=True)]
+        breakdowns = [evaluate(spec, rows, references) for spec in self.specs]
+        values = zip(*(breakdown.values for breakdown in breakdowns), strict=True)
+        return [[Score(value, breakdowns[0].explain(i)) for value in row] for i, row in enumerate(values)]
 
     @property
     def wanted(self) -> int:
         """How many reference answers the transforms ask for."""
         return max((spec.references for spec in self.specs), default=0)
-
-    def of(self, tokens: Tokens) -> Json:
-        """{"value", "rewards", "transformed"} of a completion that was scored; {} of another."""
-        return self.said.get(tuple(tokens), {})
 
     def text(self, tokens: Tokens) -> str:
         """A completion as the client would read it."""
@@ -292,22 +265,14 @@ class Scores:
         key = json.dumps([list(question.prompt), self.wanted, leaves, self.given])
         async with self.lock:
             if key not in kept:
-                engine = Metered(self.scoring.host.engine, self.meter)
+                engine = Metered(self.scoring.host.engine, self.usage)
                 sampling = Sampling(max_tokens=REFERENCE_TOKENS, seed=0, stream=False)
                 drawn: dict[int, list[int]] = {}
                 async for chunk in engine.generate(question.prompt, sampling, n=self.wanted, guides={BASE: 1.0}):
                     drawn.setdefault(chunk.index, []).extend(chunk.tokens)
                 responses = [self.response(tokens) for tokens in drawn.values()]
                 kept[key] = await self.scoring.rows(self.specs, question, responses)
-                while len(kept) > REFERENCES_KEPT:
+                while len(kept) > MAX_REFERENCES:
                     kept.popitem(last=False)
             kept.move_to_end(key)
             return kept[key]
-
-
-def at(told: Told, i: int) -> Json:
-    """What is told of the i-th answer."""
-    found: Json = {"value": told.values[i], "rewards": {name: scores[i] for name, scores in told.raw.items()}}
-    if told.transformed:
-        found["transformed"] = {name: scores[i] for name, scores in told.transformed.items()}
-    return found

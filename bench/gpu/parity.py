@@ -157,23 +157,23 @@ class Tally:
     where: list[tuple[int, int]] = field(default_factory=list)
     """(request, position in its answer) of mismatches."""
 
-    def count(self, at: tuple[int, int], logprobs: Tensor, token: int, told: float) -> None:
-        found = verdict(logprobs, token)
-        if found == "mismatch":
+    def count(self, at: tuple[int, int], logprobs: Tensor, token: int, engine_logprob: float) -> None:
+        kind = verdict(logprobs, token)
+        if kind == "mismatch":
             self.where.append(at)
         self.tokens += 1
-        self.mismatches += found == "mismatch"
-        self.ties += found == "tie"
-        self.worst = max(self.worst, abs(float(logprobs[token]) - told))
+        self.mismatches += kind == "mismatch"
+        self.ties += kind == "tie"
+        self.worst = max(self.worst, abs(float(logprobs[token]) - engine_logprob))
 
 
 @dataclass(frozen=True)
-class Answer:
+class Completion:
     tokens: list[int]
     logprobs: list[float]
 
 
-def answered(llm: Any, asked: Sequence[Case]) -> tuple[list[Answer], int]:
+def generate_all(llm: Any, cases: Sequence[Case]) -> tuple[list[Completion], int]:
     """All in one batch; and how many tokens of prompts came from the cache."""
     from vllm import SamplingParams
     from vllm.inputs.engine import tokens_input
@@ -187,22 +187,22 @@ def answered(llm: Any, asked: Sequence[Case]) -> tuple[list[Answer], int]:
         SamplingParams(
             max_tokens=NEW, temperature=0.0, logprobs=0, ignore_eos=True, detokenize=False, extra_args=row(case.mixture)
         )
-        for case in asked
+        for case in cases
     ]
     prompts = []
-    for case, param in zip(asked, params, strict=True):
+    for case, param in zip(cases, params, strict=True):
         guides = guides_of(param.extra_args[KEY]) if param.extra_args else []
         prompts.append(tokens_input(case.prompt, cache_salt=salted(None, [GUIDES[i] for i in guides])))
     outputs = llm.generate(prompts, params, use_tqdm=False)
-    found = []
+    completions = []
     for output in outputs:
         [one] = output.outputs
-        told = [entry[token].logprob for token, entry in zip(one.token_ids, one.logprobs, strict=True)]
-        found.append(Answer(list(one.token_ids), told))
-    return found, sum(output.num_cached_tokens or 0 for output in outputs)
+        logprobs = [entry[token].logprob for token, entry in zip(one.token_ids, one.logprobs, strict=True)]
+        completions.append(Completion(list(one.token_ids), logprobs))
+    return completions, sum(output.num_cached_tokens or 0 for output in outputs)
 
 
-def recomputed(answers: Sequence[tuple[Case, Answer]], reference: Reference) -> list[Tensor]:
+def recompute(answers: Sequence[tuple[Case, Completion]], reference: Reference) -> list[Tensor]:
     """[T, V] of each answer: the log-probabilities that each of its tokens was chosen by."""
     return [
         reference.logprobs([*case.prompt, *answer.tokens[:-1]], case.mixture or {BASE: 1.0})[len(case.prompt) - 1 :]
@@ -232,26 +232,26 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
         options["worker_cls"] = APART
     llm = LLM(**engine_args(paths[BASE], {guide: paths[guide] for guide in GUIDES}, **options))
     config = llm.llm_engine.vllm_config
-    asked = requests()
+    cases = requests()
     try:
-        cold, _ = answered(llm, asked)
-        warm, cached = answered(llm, asked)
+        cold, _ = generate_all(llm, cases)
+        warm, cached = generate_all(llm, cases)
     finally:
         llm.llm_engine.engine_core.shutdown()
-    answers = list(zip([*asked, *asked], [*cold, *warm], strict=True))
+    answers = list(zip([*cases, *cases], [*cold, *warm], strict=True))
 
     weights = getattr(torch, dtype)
-    expected = recomputed(answers, Reference.load(paths, weights, torch.float64))
+    expected = recompute(answers, Reference.load(paths, weights, torch.float64))
     tally, theirs = Tally(), Tally()
     for i, ((_, answer), rows) in enumerate(zip(answers, expected, strict=True)):
-        for j, told in enumerate(zip(rows, answer.tokens, answer.logprobs, strict=True)):
-            tally.count((i, j), *told)
+        for j, choice in enumerate(zip(rows, answer.tokens, answer.logprobs, strict=True)):
+            tally.count((i, j), *choice)
     if weights != torch.float32:
         for i, (rough, rows) in enumerate(
-            zip(recomputed(answers, Reference.load(paths, weights, weights)), expected, strict=True)
+            zip(recompute(answers, Reference.load(paths, weights, weights)), expected, strict=True)
         ):
-            for j, told in enumerate(zip(rows, rough.argmax(-1).tolist(), rough.amax(-1).tolist(), strict=True)):
-                theirs.count((i, j), *told)
+            for j, choice in enumerate(zip(rows, rough.argmax(-1).tolist(), rough.amax(-1).tolist(), strict=True)):
+                theirs.count((i, j), *choice)
     return {
         "engine": asdict(tally),
         "hugging_face": asdict(theirs),

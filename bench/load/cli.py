@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 from trimtab.bench.load import draw, mix
 from trimtab.bench.load.arguments import arguments
-from trimtab.bench.load.client import connected
-from trimtab.bench.load.figures import HEADERS, TOTAL, cells, figures, shown
+from trimtab.bench.load.client import connect
+from trimtab.bench.load.figures import HEADERS, TOTAL, cells, figures, render
 from trimtab.bench.load.plot import plot
 from trimtab.bench.load.run import Load, run
 from trimtab.bench.report import table, write
@@ -46,33 +46,33 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise LoadError("--png needs matplotlib: pip install matplotlib")
         allow_many_connections()
         with trimtab(None if args.quick and args.url is None else args.url or URL, None) as url:
-            found = asyncio.run(measured(args, url, entries, prompts))
+            runs = asyncio.run(run_loads(args, url, entries, prompts))
     except (LoadError, mix.MixError) as error:
         sys.exit(f"trimtab load: {error}")
-    if len(found) > 1:
-        print(table(["load", *HEADERS[1:]], [[title, *cells(one[TOTAL])[1:]] for title, one in found]))
-    write(args.json, [one for _, one in found], secret=args.key)
+    if len(runs) > 1:
+        print(table(["load", *HEADERS[1:]], [[title, *cells(one[TOTAL])[1:]] for title, one in runs]))
+    write(args.json, [one for _, one in runs], secret=args.key)
     if args.png is not None:
-        plot(args.png, found)
+        plot(args.png, runs)
 
 
-async def measured(
-    args: argparse.Namespace, url: str, entries: Sequence[mix.Entry], prompts: Sequence[str]
+async def run_loads(
+    args: argparse.Namespace, url: str, entries: Sequence[mix.MixEntry], prompts: Sequence[str]
 ) -> list[tuple[str, dict[str, Any]]]:
     """(title, figures) of each load, its tables printed as soon as they are there."""
     manners = draw.Manners(
         disconnect=args.disconnect, disconnect_within=args.disconnect_within, slow=args.slow, slow_rate=args.slow_rate
     )
-    found = []
-    async with connected(url, args.key, args.slow_rate) as client:
+    runs = []
+    async with connect(url, args.key, args.slow_rate) as client:
         model = args.model or await first_model(client.http, url, args.key)
         for load in loads(args):
             drawn = draw.requests(entries, prompts, model, manners, args.seed)
             with tqdm(total=load.requests, desc=str(load), unit=" requests", disable=None) as bar:
                 one = figures(await run(load, drawn, client, bar.update), args.deadline)
-            print(f"{load}, {one['span']:.1f} s\n\n{shown(one)}\n", flush=True)
-            found.append((str(load), one))
-    return found
+            print(f"{load}, {one['span']:.1f} s\n\n{render(one)}\n", flush=True)
+            runs.append((str(load), one))
+    return runs
 
 
 def loads(args: argparse.Namespace) -> list[Load]:

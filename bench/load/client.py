@@ -68,7 +68,7 @@ class Client:
 
 
 @asynccontextmanager
-async def connected(url: str, key: str | None, slow_rate: float) -> AsyncIterator[Client]:
+async def connect(url: str, key: str | None, slow_rate: float) -> AsyncIterator[Client]:
     """No limit on connections, and no time limit but the run's own."""
     # uvicorn hangs up on a connection after 5 idle seconds, at times just as a request is sent on it
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=2)
@@ -87,13 +87,13 @@ def read_whole(body: bytes, exchange: Exchange) -> None:
     except ValueError:
         document = None
     if exchange.status != 200:
-        exchange.failure = said(document) or body[:200].decode(errors="replace")
+        exchange.failure = error_message(document) or body[:200].decode(errors="replace")
     elif not isinstance(document, dict):
         exchange.failure = "an answer that is no JSON object"
     elif exchange.request.entry.path in STREAMS and not document.get("choices"):
         exchange.failure = "an answer without choices"
     else:
-        take(document, exchange)
+        take_usage(document, exchange)
     exchange.finished = True
 
 
@@ -109,33 +109,35 @@ async def read_stream(chunks: AsyncIterator[bytes], exchange: Exchange) -> None:
             continue
         event = json_object(data)
         if event is None or "error" in event:
-            exchange.failure = said(event) or f"an event that is no JSON object: {data[:200].decode(errors='replace')}"
+            exchange.failure = (
+                error_message(event) or f"an event that is no JSON object: {data[:200].decode(errors='replace')}"
+            )
             exchange.finished = True
             continue
         for choice in event.get("choices") or ():
-            if exchange.first is None and visible(choice):
+            if exchange.first is None and has_text(choice):
                 exchange.first = time.monotonic()
             index = choice.get("index", 0)
             finished[index] = finished.get(index, False) or choice.get("finish_reason") is not None
-        take(event, exchange)
+        take_usage(event, exchange)
 
 
 async def lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """Split at line feeds alone: text in the JSON may hold what Unicode calls line breaks too."""
-    held = b""
+    rest = b""
     async for chunk in chunks:
-        *whole, held = (held + chunk).split(b"\n")
+        *whole, rest = (rest + chunk).split(b"\n")
         for line in whole:
             yield line.rstrip(b"\r")
-    if held:
-        yield held
+    if rest:
+        yield rest
 
 
-def visible(choice: Mapping[str, Any]) -> bool:
+def has_text(choice: Mapping[str, Any]) -> bool:
     return bool((choice.get("delta") or {}).get("content") or choice.get("text"))
 
 
-def take(document: Mapping[str, Any], exchange: Exchange) -> None:
+def take_usage(document: Mapping[str, Any], exchange: Exchange) -> None:
     """What an answer, or an event of a stream, tells of tokens and of how the strategy ended."""
     exchange.usage = document.get("usage") or exchange.usage
     exchange.alignment = document.get("alignment") or exchange.alignment
@@ -143,13 +145,13 @@ def take(document: Mapping[str, Any], exchange: Exchange) -> None:
 
 def json_object(data: bytes) -> dict[str, Any] | None:
     try:
-        found = json.loads(data)
+        value = json.loads(data)
     except ValueError:
         return None
-    return found if isinstance(found, dict) else None
+    return value if isinstance(value, dict) else None
 
 
-def said(document: Any) -> str | None:
+def error_message(document: Any) -> str | None:
     """The message of an error in OpenAI's shape."""
     error = document.get("error") if isinstance(document, dict) else None
     message = error.get("message") if isinstance(error, dict) else error

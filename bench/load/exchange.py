@@ -14,7 +14,7 @@ class Outcome(StrEnum):
     """Every request ends in exactly one."""
 
     OK = "ok"
-    LIMIT_REASONS = "cut"
+    LIMITED = "cut"
     """Answered, and `alignment.outcome` says that a deadline or a budget ended it."""
     DEGRADED = "degraded"
     """Answered plainly, because a reward failed."""
@@ -74,8 +74,8 @@ class Exchange:
             return Outcome.UNEXPECTED
         if self.status != 200 or self.failure is not None:
             return Outcome.ERROR
-        told = self.alignment.get("outcome", "ok")
-        return Outcome.OK if told == "ok" else Outcome.DEGRADED if told == "degraded" else Outcome.LIMIT_REASONS
+        outcome = self.alignment.get("outcome", "ok")
+        return Outcome.OK if outcome == "ok" else Outcome.DEGRADED if outcome == "degraded" else Outcome.LIMITED
 
     @property
     def latency(self) -> float | None:
@@ -104,12 +104,12 @@ class Exchange:
     @property
     def total_tokens(self) -> int | None:
         """Sampled and scored, shown or not; of a server that does not tell, the visible ones."""
-        for told in (self.alignment, self.usage.get("completion_tokens_details")):
-            if isinstance(told, Mapping) and (sampled := _count(told, "sampled_tokens")) is not None:
-                return sampled + (_count(told, "scored_tokens") or 0)
+        for counts in (self.alignment, self.usage.get("completion_tokens_details")):
+            if isinstance(counts, Mapping) and (sampled := _count(counts, "sampled_tokens")) is not None:
+                return sampled + (_count(counts, "scored_tokens") or 0)
         return self.visible_tokens
 
 
-def _count(told: Mapping[str, Any], name: str) -> int | None:
-    value = told.get(name)
+def _count(counts: Mapping[str, Any], name: str) -> int | None:
+    value = counts.get(name)
     return value if type(value) is int else None

@@ -46,7 +46,7 @@ class Load:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class LoadRun:
     load: Load
     exchanges: tuple[Exchange, ...]
     """The counted ones, in the order in which they were due."""
@@ -56,7 +56,7 @@ class Run:
     """Seconds from there to the last counted request's end, and no less than the load's duration."""
 
 
-async def run(load: Load, drawn: Iterator[Request], send: Send, ended: Callable[[], object] = lambda: None) -> Run:
+async def run(load: Load, drawn: Iterator[Request], send: Send, ended: Callable[[], object] = lambda: None) -> LoadRun:
     """`ended` is called at each end of a counted request. Raises, in a group, what a bug in `send` raises."""
     loop = asyncio.get_running_loop()
     began = time.monotonic()
@@ -105,4 +105,4 @@ async def run(load: Load, drawn: Iterator[Request], send: Send, ended: Callable[
                     tasks.create_task(client())
     counts = tuple(one for one in exchanges if one.counted)
     ends = [one.ended for one in counts if one.ended is not None]
-    return Run(load=load, exchanges=counts, start=start, span=max([*ends, start + (load.duration or 0.0)]) - start)
+    return LoadRun(load=load, exchanges=counts, start=start, span=max([*ends, start + (load.duration or 0.0)]) - start)

@@ -37,7 +37,7 @@ from quest.reward.base import Reward
 from transformers import AutoModelForCausalLM
 
 from trimtab.bench.peers.hf_reward import HFReward
-from trimtab.bench.peers.loop import MAX_TOKENS, Conversation, Work, claimed_output, serve, timed
+from trimtab.bench.peers.loop import MAX_TOKENS, Conversation, Task, claim_output, serve, time_answers
 
 
 class Score(Reward):  # type: ignore[misc]
@@ -62,7 +62,7 @@ class OnVLLM(LocalLanguageModel):  # type: ignore[misc]
         from vllm import SamplingParams
 
         params = SamplingParams(temperature=self.temperature, logprobs=1, max_tokens=self.max_new_tokens)
-        whole = [[*p, *kept] for p, kept in zip(prompt, prefix or [[]] * len(prompt), strict=True)]
+        whole = [[*p, *start] for p, start in zip(prompt, prefix or [[]] * len(prompt), strict=True)]
         outputs = self.llm.generate([{"prompt_token_ids": ids} for ids in whole], params, use_tqdm=False)
         completions = [list(output.outputs[0].token_ids) for output in outputs]
         return completions, [None] * len(completions)
@@ -79,28 +79,28 @@ class OnHF(HF):  # type: ignore[misc]
 
 
 async def main(backend: str, base: str, reward: str, label: str, beta: str) -> None:
-    out = claimed_output()
+    out = claim_output()
     if not torch.cuda.is_available():
         torch.cuda.nvtx.range_push = lambda _: None
         torch.cuda.nvtx.range_pop = lambda: None
     scorer = HFReward(Path(reward), label)
     model = OnVLLM(base) if backend == "vllm" else OnHF(base)
 
-    def chains(conversation: Conversation, work: Work) -> list[str]:
+    def chains(conversation: Conversation, task: Task) -> list[str]:
         prompt = model.tokenizer.apply_chat_template(list(conversation), tokenize=False, add_generation_prompt=True)
         proposal = RLHFSuffixProposal(model=model, reward=Score(scorer, conversation))
-        quest = Quest([{"prompt": prompt}] * work.clients, proposal, beta=float(beta))
-        path = quest.run(steps=work.n).state_path
+        quest = Quest([{"prompt": prompt}] * task.clients, proposal, beta=float(beta))
+        path = quest.run(steps=task.n).state_path
         last = list(path[0]["text"])
         for step in path[1:]:
             for i, accepted in enumerate(step["accept"]):
                 last[i] = step["text"][i] if accepted else last[i]
         return last
 
-    async def answers(conversation: Conversation, work: Work) -> list[str]:
-        return await asyncio.to_thread(chains, conversation, work)
+    async def answers(conversation: Conversation, task: Task) -> list[str]:
+        return await asyncio.to_thread(chains, conversation, task)
 
-    await serve(timed(answers), out)
+    await serve(time_answers(answers), out)
 
 
 if __name__ == "__main__":

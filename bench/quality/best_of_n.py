@@ -26,7 +26,7 @@ import numpy as np
 from openai import AsyncOpenAI
 
 from trimtab.bench.quality.points import half, plus_minus
-from trimtab.bench.quality.pool import OBJECTIVE, OTHER, Pool, Vector, best_of, held_out, pools, voted
+from trimtab.bench.quality.pool import OBJECTIVE, OTHER, Pool, Vector, best_of, held_out, pools, vote_accuracy
 from trimtab.bench.report import table
 from trimtab.recipes.gold import arithmetic
 
@@ -46,7 +46,7 @@ async def run(
         mixed,
         sums,
         [
-            await speculated(client, model, mixed, n, alpha, gate)
+            await run_speculative_rejection(client, model, mixed, n, alpha, gate)
             for n in (16, 64)
             if n <= size
             for alpha in (0.5, 0.75)
@@ -58,7 +58,7 @@ DECISIONS = (8, 16, 32)
 """Tokens at which speculative rejection compares: the base's answers are about 50 long."""
 
 
-async def speculated(
+async def run_speculative_rejection(
     client: AsyncOpenAI, model: str, pools: Sequence[Pool], n: int, alpha: float, gate: asyncio.Semaphore
 ) -> dict[str, Any]:
     leaf = f"rm-a.{OBJECTIVE}"
@@ -71,18 +71,18 @@ async def speculated(
             answer = await client.chat.completions.create(
                 model=model, messages=messages, temperature=1.0, max_tokens=200, seed=7000 + seed, extra_body=body
             )
-        told: Any = (answer.model_extra or {})["alignment"]
-        return told["choices"][0]["value"], told["sampled_tokens"]
+        report: Any = (answer.model_extra or {})["alignment"]
+        return report["choices"][0]["value"], report["sampled_tokens"]
 
-    found = await asyncio.gather(*(one(i, pool) for i, pool in enumerate(pools)))
-    value, tokens = (statistics.fmean(column) for column in zip(*found, strict=True))
+    results = await asyncio.gather(*(one(i, pool) for i, pool in enumerate(pools)))
+    value, tokens = (statistics.fmean(column) for column in zip(*results, strict=True))
     plain = statistics.fmean(pool.tokens for pool in pools)
-    as_good = equal([pool.raw[leaf] for pool in pools], value)
+    as_good = equivalent_n([pool.raw[leaf] for pool in pools], value)
     return {
         "n": n,
         "alpha": alpha,
         "reward": value,
-        "half_ci95": half([v for v, _ in found]),
+        "half_ci95": half([v for v, _ in results]),
         "tokens": tokens,
         "best_of": as_good,
         "best_of_tokens": None if as_good is None else as_good * plain,
@@ -90,7 +90,7 @@ async def speculated(
     }
 
 
-def equal(values: Sequence[Vector], reward: float) -> float | None:
+def equivalent_n(values: Sequence[Vector], reward: float) -> float | None:
     """The N, between whole ones by straight lines, whose best has that mean reward; None beyond the pools."""
     before = -math.inf
     for n in range(1, len(values[0]) + 1):
@@ -116,7 +116,7 @@ def curve(pools: Sequence[Pool], proxy: str, sizes: Sequence[int], gold: Sequenc
     return out
 
 
-def solved(pools: Sequence[Pool], proxy: str, sizes: Sequence[int]) -> dict[int, dict[str, list[float]]]:
+def share_solved(pools: Sequence[Pool], proxy: str, sizes: Sequence[int]) -> dict[int, dict[str, list[float]]]:
     """N -> way to choose -> share solved, per prompt."""
     rng = random.Random(0)
     out: dict[int, dict[str, list[float]]] = {n: {} for n in sizes}
@@ -124,8 +124,8 @@ def solved(pools: Sequence[Pool], proxy: str, sizes: Sequence[int]) -> dict[int,
         ways: dict[str, list[float]] = {"majority": [], "weighted vote": [], "best of N": [], "any of N (oracle)": []}
         for p in pools:
             right = np.array([arithmetic(p.prompt.text, t) for t in p.texts])
-            ways["majority"].append(voted(p, np.ones(len(p.texts)), n, rng))
-            ways["weighted vote"].append(voted(p, np.exp(p.proxies[proxy]), n, rng))
+            ways["majority"].append(vote_accuracy(p, np.ones(len(p.texts)), n, rng))
+            ways["weighted vote"].append(vote_accuracy(p, np.exp(p.proxies[proxy]), n, rng))
             ways["best of N"].append(best_of(p.proxies[proxy], right, n))
             ways["any of N (oracle)"].append(best_of(right, right, n))
         out[n] = ways
@@ -166,7 +166,7 @@ def show(
             }
             for name, c in curves.items()
         }
-    right = solved(sums, "one RM", sizes)
+    right = share_solved(sums, "one RM", sizes)
     print("\nword problems: share solved")
     print(table(["N", *right[1]], [[n, *(plus_minus(v) for v in ways.values())] for n, ways in right.items()]))
     figures["solved"] = {

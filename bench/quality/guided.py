@@ -27,7 +27,7 @@ CONFLICT = ("warmth", "brevity")
 
 
 @dataclass(frozen=True)
-class Study:
+class GuidedStudy:
     base: Point
     rises: Mapping[str, Mapping[float, Point]]
     """objective -> alpha -> its guide at alpha"""
@@ -35,7 +35,7 @@ class Study:
     """w -> weights (w, 1 - w) on CONFLICT"""
 
 
-async def run(bench: Bench, catalogue: Mapping[str, Any], *, quick: bool, strength: float) -> Study:
+async def run(bench: Bench, catalogue: Mapping[str, Any], *, quick: bool, strength: float) -> GuidedStudy:
     guides = {name: o["guide"] for name, o in catalogue["objectives"].items() if o["guide"] and name in GOLD}
     alphas = [alpha for alpha in (ALPHAS[1::2] if quick else ALPHAS) if alpha]
     base = await bench.point({})
@@ -48,7 +48,7 @@ async def run(bench: Bench, catalogue: Mapping[str, Any], *, quick: bool, streng
         w: await bench.point({"weights": {first: strength * w, second: strength * (1 - w)}})
         for w in (MIXES[::2] if quick else MIXES)
     }
-    return Study(base, rises, frontier)
+    return GuidedStudy(base, rises, frontier)
 
 
 def above_the_line(frontier: Mapping[float, Point], resamples: int = 2000) -> dict[float, tuple[float, float]]:
@@ -68,7 +68,7 @@ def above_the_line(frontier: Mapping[float, Point], resamples: int = 2000) -> di
     return {w: (float(gap(exact, w)), float(1.96 * gap(means, w).std())) for w in interior}
 
 
-def show(study: Study) -> dict[str, Any]:
+def show(study: GuidedStudy) -> dict[str, Any]:
     """Prints the tables and returns the figures."""
     best = []
     for objective, points in study.rises.items():
@@ -103,7 +103,7 @@ def show(study: Study) -> dict[str, Any]:
     }
 
 
-def draw(study: Study, path: Path) -> None:
+def draw(study: GuidedStudy, path: Path) -> None:
     """Gold against alpha, gold against KL, and the frontier, as one PNG."""
     import matplotlib
 

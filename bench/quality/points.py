@@ -56,10 +56,10 @@ class Bench:
     async def point(self, alignment: Mapping[str, Any]) -> Point:
         """One draw at temperature 1 per prompt, traced where there is a guide to trace."""
         answers = await asyncio.gather(*(self._answer(seed, alignment) for seed in range(len(self.prompts))))
-        said = [(prompt.text, text) for prompt, (text, _) in zip(self.prompts, answers, strict=True)]
-        scores = {name: tuple(gold(question, text) for question, text in said) for name, gold in GOLD.items()}
-        scores["fluency"] = tuple(fluency(text) for _, text in said)
-        scores["words"] = tuple(float(len(text.split())) for _, text in said)
+        pairs = [(prompt.text, text) for prompt, (text, _) in zip(self.prompts, answers, strict=True)]
+        scores = {name: tuple(gold(question, text) for question, text in pairs) for name, gold in GOLD.items()}
+        scores["fluency"] = tuple(fluency(text) for _, text in pairs)
+        scores["words"] = tuple(float(len(text.split())) for _, text in pairs)
         return Point(alignment=alignment, scores=scores, kl=tuple(kl for _, kl in answers))
 
     async def ask(self, place: int, alignment: Mapping[str, Any], *, seed: int) -> Any:
@@ -78,5 +78,7 @@ class Bench:
     async def _answer(self, seed: int, alignment: Mapping[str, Any]) -> tuple[str, float]:
         traced = {**alignment, "return": ["trace"]} if alignment else {}
         answer = await self.ask(seed, traced, seed=seed)
-        told = (answer.model_extra or {})["alignment"]
-        return answer.choices[0].message.content or "", math.fsum(told["choices"][0]["trace"]["kl"]) if traced else 0.0
+        report = (answer.model_extra or {})["alignment"]
+        return answer.choices[0].message.content or "", math.fsum(
+            report["choices"][0]["trace"]["kl"]
+        ) if traced else 0.0

@@ -29,7 +29,7 @@ from trimtab.bench.overhead import vllm_command
 from trimtab.bench.report import write
 from trimtab.bench.search import best_of_n, qalign, transfer_q
 from trimtab.bench.search.common import LABEL
-from trimtab.bench.serving import free_port, started, trimtab
+from trimtab.bench.serving import free_port, start_server, trimtab
 from trimtab.server.cli import DEMO
 from trimtab.server.config import load
 
@@ -81,7 +81,7 @@ def main() -> None:
         if args.search != "transfer_q":
             port = free_port()
             command = vllm_command(load(config, args.overrides), port)
-            theirs = stack.enter_context(started(command, port, "/health", Path("out/vllm.log")))
+            theirs = stack.enter_context(start_server(command, port, "/health", Path("out/vllm.log")))
         figures = asyncio.run(SEARCHES[args.search](ours, theirs, whole.model_name, args))
     write(args.json, figures)
 

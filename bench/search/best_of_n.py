@@ -36,15 +36,15 @@ from typing import Any
 import httpx
 
 from trimtab.bench.peers.hf_reward import HFReward
-from trimtab.bench.peers.loop import Answer, Conversation, Way, Work, looped, peer
+from trimtab.bench.peers.loop import Answer, Conversation, Task, Way, in_closed_loop, peer
 from trimtab.bench.search.common import (
     LABEL,
     OURS,
     Prefill,
     block_size,
     clients_to,
-    compared,
-    drawn,
+    compare,
+    draw,
     long_conversation,
     measure,
     prefill,
@@ -70,32 +70,32 @@ class Outside:
     reward: HFReward
 
     async def draw(self, conversation: Conversation, n: int) -> list[str]:
-        return await drawn(self.http, self.model, conversation, n=n)
+        return await draw(self.http, self.model, conversation, n=n)
 
-    async def scored(self, conversation: Conversation, answers: list[str]) -> str:
-        read = [[*conversation, {"role": "assistant", "content": answer}] for answer in answers]
-        return best(answers, await asyncio.to_thread(self.reward, read))
+    async def choose_best(self, conversation: Conversation, answers: list[str]) -> str:
+        conversations = [[*conversation, {"role": "assistant", "content": answer}] for answer in answers]
+        return best(answers, await asyncio.to_thread(self.reward, conversations))
 
     async def at_once(self, conversation: Conversation, n: int) -> str:
         answers = await asyncio.gather(*(self.draw(conversation, 1) for _ in range(n)))
-        return await self.scored(conversation, [answer for [answer] in answers])
+        return await self.choose_best(conversation, [answer for [answer] in answers])
 
     async def as_one(self, conversation: Conversation, n: int) -> str:
-        return await self.scored(conversation, await self.draw(conversation, n))
+        return await self.choose_best(conversation, await self.draw(conversation, n))
 
     async def in_turn(self, conversation: Conversation, n: int) -> str:
         answers, scores = [], []
         for _ in range(n):
             answers += await self.draw(conversation, 1)
-            read = [*conversation, {"role": "assistant", "content": answers[-1]}]
-            scores += await asyncio.to_thread(self.reward, [read])
+            whole = [*conversation, {"role": "assistant", "content": answers[-1]}]
+            scores += await asyncio.to_thread(self.reward, [whole])
         return best(answers, scores)
 
 
 def inside(http: httpx.AsyncClient, model: str, reward: str) -> Answer:
     async def answer(conversation: Conversation, n: int) -> str:
         alignment = {"strategy": "best_of_n", "reward": reward, "params": {"n": n}}
-        [text] = await drawn(http, model, conversation, alignment=alignment)
+        [text] = await draw(http, model, conversation, alignment=alignment)
         return text
 
     return answer
@@ -109,7 +109,7 @@ async def measure_prefill(
     share = len(conversations) // len(ways)
     for i, (name, (way, http)) in enumerate(ways.items()):
         before = prefill((await http.get("/metrics")).text)
-        await way(Work(conversations[i * share : (i + 1) * share], n, clients=1))
+        await way(Task(conversations[i * share : (i + 1) * share], n, clients=1))
         figures[name] = prefill((await http.get("/metrics")).text).since(before)
     return figures
 
@@ -122,9 +122,9 @@ async def run(ours: str, theirs: str, model: str, args: argparse.Namespace) -> d
         to_ours, to_theirs = await clients_to(ours, theirs, stack=stack)
         outside = Outside(http=to_theirs, model=model, reward=reward)
         ways = {
-            OURS: looped(inside(to_ours, model, f"rm-a.{LABEL}")),
-            "vLLM + HF, N requests at once": looped(outside.at_once),
-            "vLLM + HF, one request with n = N": looped(outside.as_one),
+            OURS: in_closed_loop(inside(to_ours, model, f"rm-a.{LABEL}")),
+            "vLLM + HF, N requests at once": in_closed_loop(outside.at_once),
+            "vLLM + HF, one request with n = N": in_closed_loop(outside.as_one),
         }
         mine = {name: (way, to_ours if name == OURS else to_theirs) for name, way in ways.items()}
         if args.its_hub_python:
@@ -136,16 +136,16 @@ async def run(ours: str, theirs: str, model: str, args: argparse.Namespace) -> d
             ways["optillm"] = await stack.enter_async_context(
                 peer(args.optillm_python, "trimtab.bench.peers.optillm", theirs, model, log=Path("out/optillm.log"))
             )
-        ways[IN_TURN] = looped(outside.in_turn)
-        asked, figures = questions(args.seed), []
+        ways[IN_TURN] = in_closed_loop(outside.in_turn)
+        stream, figures = questions(args.seed), []
         for n, clients in itertools.product(args.n or ([4, 16] if args.quick else [4, 16, 64]), args.clients or [4, 1]):
             at_hand = {name: way for name, way in ways.items() if name != IN_TURN or n <= args.in_turn_up_to}
-            works = [Work([next(asked) for _ in range(per_client * clients)], n, clients) for _ in range(rounds + 1)]
-            cells = await measure(at_hand, works, reward)
-            figures += compared(cells, per_client * clients, n=n, clients=clients)
+            tasks = [Task([next(stream) for _ in range(per_client * clients)], n, clients) for _ in range(rounds + 1)]
+            cells = await measure(at_hand, tasks, reward)
+            figures += compare(cells, per_client * clients, n=n, clients=clients)
             print(f"N = {n}, {clients} clients: done", file=sys.stderr, flush=True)
         n = 16
-        long = [long_conversation(asked) for _ in range(4 * len(mine))]
+        long = [long_conversation(stream) for _ in range(4 * len(mine))]
         saved = await measure_prefill(mine, long, n)
         block = block_size((await to_theirs.get("/metrics")).text)
     for name, python in (("its_hub", args.its_hub_python), ("optillm", args.optillm_python)):

@@ -10,12 +10,15 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from trimtab.decoders.protocols import BASE, LIMIT_REASONS, Engine, Mixture, Reward, Sampling, Tokens, Work
+from trimtab.decoders.protocols import LIMIT_REASONS, Engine, Mixture, Reward, Sampling, Tokens, Work
+from trimtab.decoders.registry import NamesReward
 from trimtab.decoders.shared.candidates import first, stopped
 
 Block = Annotated[int, Field(ge=1, description="tokens of a block, at most")]
 PrefixReward = Annotated[
-    Any, Field(description="what beginnings are scored by, written as `reward` is; the reward itself if none")
+    Any,
+    NamesReward(),
+    Field(description="what beginnings are scored by, written as `reward` is; the reward itself if none"),
 ]
 Step = Annotated[str, Field(description="a text that ends a block too, as a step of a solution does; empty for none")]
 
@@ -64,7 +67,7 @@ async def grown(
         )
         tokens: dict[int, tuple[int, ...]] = {}
         finish: dict[int, str] = {}
-        async with aclosing(engine.generate([*prompt, *kept], segment, n=n, guides={BASE: 1.0, **guides})) as chunks:
+        async with aclosing(engine.generate([*prompt, *kept], segment, n=n, guides=guides)) as chunks:
             async for chunk in chunks:
                 tokens[chunk.index] = tokens.get(chunk.index, kept) + chunk.tokens
                 if chunk.finish is not None:
@@ -98,7 +101,7 @@ async def grown(
     return found
 
 
-def growing(width: int, max_tokens: int, block: int, step: str, rounds: int | None = None) -> Work:
+def growing(width: int, max_tokens: int, block: int, step: str, rounds: int | None = None, *, guides: Mixture) -> Work:
     """What `grown` can cost that grows `width` beginnings a block a round; a step may end each of them at a token."""
     block = min(block, max_tokens)
     needed = max_tokens if step else -(-max_tokens // block)
@@ -107,6 +110,8 @@ def growing(width: int, max_tokens: int, block: int, step: str, rounds: int | No
         candidates=width,
         sampled=width * (block * rounds if step else min(block * rounds, max_tokens)),
         reward_tokens=width * min(block * rounds * (rounds + 1) // 2, max_tokens * rounds),
+        mixtures={"": guides},
+        terms={"candidates": "n"},
     )
 
 

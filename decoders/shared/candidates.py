@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from pydantic import Discriminator, Field, Tag
 
 from trimtab.decoders.protocols import (
-    BASE,
     LIMIT_REASONS,
     Chunk,
     Engine,
@@ -29,7 +28,10 @@ from trimtab.decoders.protocols import (
     Sampling,
     Tokens,
     Work,
+    base_alone,
+    is_base_alone,
 )
+from trimtab.decoders.report import Report
 from trimtab.decoders.shared.answers import Extractor
 from trimtab.decoders.shared.diverse_beam import Diverse, hypotheses
 from trimtab.decoders.shared.joint_sampling import HEADING_TOKENS, Jointly, in_one
@@ -88,7 +90,7 @@ class Candidate:
         """Whether it ended by itself, at its end of sequence or at `max_tokens`."""
         return self.finish not in LIMIT_REASONS
 
-    def told(self) -> dict[str, Any]:
+    def described(self) -> dict[str, Any]:
         """As `return: ["candidates"]` shows it; the server puts text in the place of tokens."""
         return {"index": self.index, "tokens": self.tokens, "finish_reason": self.finish, "value": self.value}
 
@@ -104,22 +106,29 @@ async def draw(
     diverse: Diverse | Jointly | None = None,
 ) -> list[Candidate]:
     """[N] candidates in order of index, over the base with `guides`, scored while others are still drawn: `pooled`."""
-    mixture = {BASE: 1.0, **guides}
     answers = (
-        engine.generate(prompt, replace(sampling, stream=False), n=n, guides=mixture)
+        engine.generate(prompt, replace(sampling, stream=False), n=n, guides=guides)
         if diverse is None
         else spread(prompt, sampling, engine, diverse, n=n, guides=guides)
     )
     return await pooled(prompt, answers, reward, n=n)
 
 
-def drawing(n: int, max_tokens: int, diverse: Diverse | Jointly | None = None) -> Work:
-    """What `draw` can cost, every candidate judged once."""
+def drawing(n: int, max_tokens: int, diverse: Diverse | Jointly | None = None, *, guides: Mixture) -> Work:
+    """What `draw` can cost, every candidate scored once."""
     sampled = n * max_tokens
     if diverse is not None and "together" in diverse:
         k = min(diverse["together"], n)
         sampled += -(-n // k) * k * (max_tokens + HEADING_TOKENS)  # before, where none came out, each is drawn alone
-    return Work(candidates=n, sampled=sampled, reward_tokens=n * max_tokens)
+    beams = diverse is not None and "groups" in diverse
+    return Work(
+        candidates=n,
+        sampled=sampled,
+        reward_tokens=n * max_tokens,
+        top_logprobs=n if beams else 0,
+        mixtures={"": guides},
+        terms={"candidates": "n", "top_logprobs": "n"},
+    )
 
 
 async def pooled(
@@ -201,10 +210,10 @@ async def values(reward: Reward, prompt: Tokens, completions: Sequence[Tokens]) 
 
 async def correction(prompt: Tokens, tokens: Tokens, engine: Engine, *, target: str, guides: Mixture) -> float:
     """sum_t [log p_base - log q] of tokens drawn from the mixture q, where it is the base that is tilted; else 0."""
-    if target == "proposal" or not guides:
+    if target == "proposal" or is_base_alone(guides):
         return 0.0
     base, mixed = await asyncio.gather(
-        engine.score(prompt, tokens, guides={BASE: 1.0}), engine.score(prompt, tokens, guides={BASE: 1.0, **guides})
+        engine.score(prompt, tokens, guides=base_alone()), engine.score(prompt, tokens, guides=guides)
     )
     return math.fsum(base) - math.fsum(mixed)
 
@@ -213,22 +222,6 @@ def check_target(target: str, sampling: Sampling) -> None:
     """Raises ValueError for a target whose densities the request's sampling warps."""
     if target == "base" and not sampling.exact:
         raise ValueError("params.target 'base' needs temperature 1 without top_k and top_p")
-
-
-def check_resumable(strategy: str, sampling: Sampling) -> None:
-    """Raises ValueError for sampling that an answer drawn in several pieces would not carry out."""
-    if sampling.constrained:
-        message = "penalties, grammars, min_tokens and the like cannot be carried on from the middle of an answer"
-        raise ValueError(f"strategy {strategy!r}: {message}")
-
-
-def check_pieced(strategy: str, sampling: Sampling) -> None:
-    """Raises ValueError for sampling that an answer put together of pieces would not carry out."""
-    check_resumable(strategy, sampling)
-    if sampling.logprobs:
-        raise ValueError(
-            f"strategy {strategy!r} cannot be combined with logprobs: an answer is drawn in several pieces"
-        )
 
 
 def stopped(tokens: Tokens, kept: int, stop: Sequence[str], engine: Engine) -> int | None:
@@ -332,21 +325,20 @@ async def shown(
     chosen: Sequence[Candidate],
     pool: Sequence[Candidate],
     include: frozenset[str],
-    reports: Sequence[Mapping[str, Any]],
+    reports: Sequence[Report],
     *,
-    told: Sequence[Mapping[str, Any]] | None = None,
+    more: Sequence[Mapping[str, Any]] | None = None,
 ) -> AsyncGenerator[Chunk, None]:
     """The chosen candidates as a strategy's answers, with a report each; the pool, if asked for, with the first.
 
-    `told` is what there is to say of each of the pool, beside what there always is.
+    `more` holds what a strategy shows of each of the pool beside what every pool shows.
     """
     for i, (candidate, report) in enumerate(zip(chosen, reports, strict=True)):
-        said = dict(report)
+        whole: Report = {**report}
         if "candidates" in include and i == 0:
-            said["candidates"] = [{**c.told(), **(told[c.index] if told else {})} for c in pool]
+            whole["candidates"] = [{**c.described(), **(more[c.index] if more else {})} for c in pool]
         if (alone := sum(c.alone for c in pool)) and i == 0:
             missing = "the base wrote fewer answers in one than it was asked for"
-            said["warnings"] = [f"{alone} of {len(pool)} candidates were drawn by themselves: {missing}"]
+            whole["warnings"] = [f"{alone} of {len(pool)} candidates were drawn by themselves: {missing}"]
         for piece in candidate.pieces:
-            last = piece is candidate.pieces[-1]
-            yield replace(piece, index=i, report=said if last else {})
+            yield replace(piece, index=i, report=whole if piece is candidate.pieces[-1] else {})

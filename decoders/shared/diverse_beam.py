@@ -23,7 +23,7 @@ from typing import Annotated, final
 from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict  # of typing, pydantic takes it only from Python 3.12 on
 
-from trimtab.decoders.protocols import BASE, Chunk, Engine, LimitReached, Mixture, Tokens
+from trimtab.decoders.protocols import Chunk, Engine, LimitReached, Mixture, Tokens
 
 
 @final
@@ -52,14 +52,13 @@ async def hypotheses(
         raise ValueError(f"params.diverse.groups={how['groups']} must divide params.n={n}")
     width = n // how["groups"]
     groups = [[Hypothesis()] for _ in range(how["groups"])]
-    mixture = {BASE: 1.0, **guides}
     while any(h.finish is None for group in groups for h in group):
         open_ones = [h for group in groups for h in group if h.finish is None]
         try:
             async with asyncio.TaskGroup() as tasks:
                 found = {
                     id(h): tasks.create_task(
-                        engine.greedy_top_logprobs([*prompt, *h.tokens], k=n, length=1, guides=mixture)
+                        engine.greedy_top_logprobs([*prompt, *h.tokens], k=n, length=1, guides=guides)
                     )
                     for h in open_ones
                 }

@@ -22,7 +22,7 @@ from typing import Annotated, final
 from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict  # of typing, pydantic takes it only from Python 3.12 on
 
-from trimtab.decoders.protocols import BASE, Chunk, Engine, Mixture, Sampling, Tokens
+from trimtab.decoders.protocols import Chunk, Engine, Mixture, Sampling, Tokens
 
 INSTRUCTION = (
     "Write {k} different responses to the last message, each following other values than the rest, so that people who "
@@ -52,13 +52,13 @@ async def in_one(
     prompt: Tokens, sampling: Sampling, engine: Engine, how: Jointly, *, n: int, guides: Mixture
 ) -> AsyncGenerator[Chunk, None]:
     """n answers, each one chunk; those drawn alone say so in their report. Raises ValueError for a bare prompt."""
-    k, mixture = min(how["together"], n), {BASE: 1.0, **guides}
+    k = min(how["together"], n)
     whole = replace(sampling, max_tokens=k * (sampling.max_tokens + HEADING_TOKENS), stream=False)
     draws = -(-n // k)
     tokens: list[list[int]] = [[] for _ in range(draws)]
     finish = [""] * draws
     asked = await engine.render_with_instruction(INSTRUCTION.format(k=k))
-    async with aclosing(engine.generate(asked, whole, n=draws, guides=mixture)) as chunks:
+    async with aclosing(engine.generate(asked, whole, n=draws, guides=guides)) as chunks:
         async for chunk in chunks:
             tokens[chunk.index] += chunk.tokens
             finish[chunk.index] = chunk.finish or ""
@@ -73,7 +73,7 @@ async def in_one(
         yield Chunk(index=i, tokens=ids, finish=end)
     if missing := n - len(answers):
         alone = replace(sampling, stream=False)
-        async with aclosing(engine.generate(prompt, alone, n=missing, guides=mixture)) as chunks:
+        async with aclosing(engine.generate(prompt, alone, n=missing, guides=guides)) as chunks:
             async for chunk in chunks:
                 yield replace(chunk, index=len(answers) + chunk.index, report={"alone": True})
 

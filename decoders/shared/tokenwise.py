@@ -12,7 +12,7 @@ Shapes: k candidates.
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -21,7 +21,6 @@ import numpy as np
 from pydantic import Field
 
 from trimtab.decoders.protocols import (
-    BASE,
     LIMIT_REASONS,
     Chunk,
     Engine,
@@ -31,7 +30,9 @@ from trimtab.decoders.protocols import (
     Sampling,
     Tokens,
     Work,
+    base_alone,
 )
+from trimtab.decoders.report import Report
 from trimtab.decoders.shared.candidates import Guides, Vector, derived, generator, stopped, warped
 from trimtab.decoders.shared.rollouts import Answer, finish, rollouts
 from trimtab.decoders.shared.streams import merged
@@ -56,8 +57,8 @@ Block = Annotated[
         description="tokens decided at a time, those behind a candidate drawn from the base; an approximation",
     ),
 ]
-Worth = Callable[[int, int, Sequence[Answer]], Awaitable[list[float]]]
-"""(answer, tokens decided, [k] beginnings of it) -> [k] Q"""
+Worth = Callable[[int, int, Sequence[Answer]], Awaitable[list[tuple[float, float | None]]]]
+"""(answer, tokens decided, [k] beginnings of it) -> [k] Q, and the beginning's own reward where it was scored"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,11 +70,7 @@ class Tokenwise:
     alpha: float
     min_p: float = 0.0
     block: int = 1
-    guides: Guides = field(default_factory=dict)
-
-    @property
-    def mixture(self) -> Mixture:
-        return {BASE: 1.0, **self.guides}
+    guides: Guides = field(default_factory=base_alone)
 
     async def answers(
         self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, include: frozenset[str]
@@ -93,13 +90,15 @@ class Tokenwise:
         """Of the next tokens, as long as they are the likeliest."""
         decisions: list[dict[str, Any]] = []
         kl, ended, length = 0.0, None, 1
+        value: float | None = None
+        """The reward of the answer so far, where it was scored."""
         while ended is None:
             kept = len(answer)
             try:
                 if not path:
                     limit = min(length, sampling.max_tokens - kept)
                     path = await engine.greedy_top_logprobs(
-                        [*prompt, *answer], k=self.k, length=limit, guides=self.mixture
+                        [*prompt, *answer], k=self.k, length=limit, guides=self.guides
                     )
                     length = min(2 * length, AHEAD) if self.min_p else 1  # the next time, if this one is followed
                 if not path:
@@ -107,9 +106,11 @@ class Tokenwise:
                 candidates = plausible(path.pop(0), self.min_p)
                 begun = [(*answer, token) for token, _ in candidates]
                 p, chosen = np.ones(1), 0
+                worths: list[tuple[float, float | None]] = [(0.0, None)]
                 if len(candidates) > 1:
                     begun = await self._blocks(i, begun, prompt, sampling, engine)
-                    values = await self.worth(i, kept, begun)
+                    worths = await self.worth(i, kept, begun)
+                    values = [q for q, _ in worths]
                     p = self.law(candidates, values, sampling)
                     chosen = int(np.searchsorted(np.cumsum(p), rng.random() * p.sum(), side="right"))
                     decisions.append(decided(kept, candidates, values, p, chosen))
@@ -117,18 +118,20 @@ class Tokenwise:
                 ended = str(cut)
             else:
                 kl += math.fsum(q * (math.log(q) - lp) for q, (_, lp) in zip(p, candidates, strict=True) if q > 0)
-                answer = begun[chosen]
+                answer, value = begun[chosen], worths[chosen][1]
                 if chosen or len(answer) > kept + 1:
                     path, length = [], 1
                 if (end := stopped(answer, kept, sampling.stop, engine)) is not None:
                     answer, ended = answer[:end], "stop"
                 else:
                     ended = finish(answer, sampling, engine)
-            report: dict[str, Any] = {}
+            report: Report = {}
             if ended:
                 report = {"decisions": len(decisions), "kl": kl}
                 if ended not in LIMIT_REASONS:
                     [[report["value"], *_]] = await reward(prompt, [answer])
+                elif value is not None:
+                    report["value"] = value
                 if "trace" in include:
                     report["trace"] = decisions
             yield Chunk(index=i, tokens=answer[kept:], finish=ended, report=report)
@@ -150,16 +153,24 @@ class Tokenwise:
             engine,
             n=1,
             limits=[at - 1 + self.block] * len(begun),
-            guides=self.mixture,
+            guides=self.guides,
             seeds=[derived(sampling.seed, i, at, j) for j in range(len(begun))],
         )
         return [answer for [answer] in drawn]
 
 
 def deciding(
-    max_tokens: int, *, k: int, min_p: float, block: int = 1, rollouts: int = 1, horizon: int = 0, n: int
+    max_tokens: int,
+    *,
+    k: int,
+    min_p: float,
+    block: int = 1,
+    rollouts: int = 1,
+    horizon: int = 0,
+    n: int,
+    mixtures: Mapping[str, Mixture],
 ) -> Work:
-    """What n answers can cost with `rollouts` of `horizon` tokens behind each candidate, each judged whole."""
+    """What n answers can cost with `rollouts` of `horizon` tokens behind each candidate, each scored whole."""
     block, horizon = min(block, max_tokens), min(horizon, max_tokens)
     decisions = -(-max_tokens // block)
     earlier = block * decisions * (decisions - 1) // 2  # tokens decided before each decision, summed
@@ -170,6 +181,10 @@ def deciding(
         candidates=k * rollouts,
         sampled=looked + k * ((block - 1) * decisions + rollouts * behind),
         reward_tokens=k * rollouts * read + max_tokens,
+        draws=1,
+        top_logprobs=k,
+        mixtures=mixtures,
+        terms={"candidates": "k * rollouts" if rollouts > 1 else "k", "top_logprobs": "k"},
     ).times(n)
 
 

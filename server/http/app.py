@@ -12,16 +12,16 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from trimtab.decoders import STRATEGIES
-from trimtab.rewards import COMBINES, TRANSFORMS, Entry
+from trimtab.rewards import COMBINES, TRANSFORMS, RewardEntry
 from trimtab.server.config import Config, ConfigError
 from trimtab.server.errors import ApiError, unknown
 from trimtab.server.http.auth import Auth
-from trimtab.server.http.errors_and_ids import Envelope
+from trimtab.server.http.errors_and_ids import RequestIdAndErrorMiddleware
 from trimtab.server.http.infer import infer
-from trimtab.server.http.middleware import Seam
+from trimtab.server.http.middleware import AlignmentMiddleware
 from trimtab.server.http.score import answer, scored
-from trimtab.server.http.vllm_app import ModelCard, ModelList, openai_app, rendered, request_fields
-from trimtab.server.request.parameters import MADE_HERE, about, parameters
+from trimtab.server.http.vllm_app import ModelCard, ModelList, openai_app, render, request_fields
+from trimtab.server.request.parameters import about, parameters
 from trimtab.server.scoring import Scoring
 from trimtab.server.state import Site
 
@@ -39,18 +39,18 @@ async def build(site: Site, args: Namespace) -> FastAPI:
     def stack() -> None:
         """As the site's configuration has it now; what is being answered keeps the stack that it came through."""
         config = site.config
-        seam = Seam(
+        alignment = AlignmentMiddleware(
             app=inner,
             config=config,
             fields=request_fields(),
             scoring=site.scoring,
-            rendered=partial(rendered, app),
+            render=partial(render, app),
             admission=site.admission,
             longest=site.longest,
             shares=site.client.shares,
         )
         # Outside of vLLM's stack, ours also sees the answers to what went wrong inside it.
-        app.middleware_stack = Envelope(Auth.of(config, seam))
+        app.middleware_stack = RequestIdAndErrorMiddleware(Auth.of(config, alignment))
 
     stack()
     site.replaced = stack
@@ -126,7 +126,7 @@ def catalogue(config: Config, scoring: Scoring) -> dict[str, Any]:
             "takes": sorted(entry.takes),
             "return": sorted(entry.shows),
             "streaming": "native" if entry.streams else "buffered",
-            "params": {key: value for key, value in schema.get("properties", {}).items() if key not in MADE_HERE},
+            "params": schema.get("properties", {}),
         }
     return {
         "model": config.model_name,
@@ -147,7 +147,7 @@ def catalogue(config: Config, scoring: Scoring) -> dict[str, Any]:
     }
 
 
-def schemas(table: Mapping[str, Entry]) -> dict[str, Any]:
+def schemas(table: Mapping[str, RewardEntry]) -> dict[str, Any]:
     """name -> what it is, and its parameters"""
     return {
         name: {

@@ -26,25 +26,25 @@ log = logging.getLogger("trimtab")
 
 
 @dataclass(frozen=True)
-class Envelope:
+class RequestIdAndErrorMiddleware:
     app: ASGIApp
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        given = Headers(scope=scope).get(REQUEST_ID, "")
-        scope[ID] = given[:128] if given.isprintable() and given else uuid4().hex
-        answer = Answer(send, scope[ID])
+        client_id = Headers(scope=scope).get(REQUEST_ID, "")
+        scope[ID] = client_id[:128] if client_id.isprintable() and client_id else uuid4().hex
+        shaper = ErrorShaper(send, scope[ID])
         try:
-            await self.app(scope, receive, answer)
+            await self.app(scope, receive, shaper)
         except Exception as error:
             refusal = uncaught(error)
             if refusal.status >= 500:
-                log.exception("request %s failed", answer.request_id)
-            await answer.fail(refusal)
+                log.exception("request %s failed", shaper.request_id)
+            await shaper.fail(refusal)
 
 
-class Answer:
+class ErrorShaper:
     """`send` for one request. Holds an error until it is whole, and a stream's start until its first event is known."""
 
     def __init__(self, send: Send, request_id: str) -> None:

@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from trimtab.preferences.bradley_terry import Person, Vector, compared, inferred
-from trimtab.rewards.gather import together
-from trimtab.runtime.metered import Meter
+from trimtab.preferences.bradley_terry import Person, Vector, choices_from_ratings, infer_person
+from trimtab.rewards.gather import gather_or_cancel
+from trimtab.runtime.usage import Usage
 from trimtab.server.config import Config
 from trimtab.server.errors import ApiError, explained, unknown
 from trimtab.server.http.score import MOST as MOST_ANSWERS
-from trimtab.server.http.score import completions, prompt
+from trimtab.server.http.score import encode_completions, render_prompt
 from trimtab.server.request.reward_tree import Spec, standard
-from trimtab.server.scoring import Scores, Scoring
+from trimtab.server.scoring import RequestReward, Scoring
 
 MOST = 256
 """Comparisons, ratings, edits, and conversations to choose the next question from."""
@@ -86,11 +86,11 @@ async def infer(document: dict[str, Any], scoring: Scoring) -> dict[str, Any]:
     for spec in specs:
         scoring.check(spec, {}, at="objectives")
     mean = [asked.prior.mean.get(name, 0.0) for name in objectives]
-    meter = Meter()
-    told = await Told.of(asked, specs, scoring, meter)
+    usage = Usage()
+    told = await Told.of(asked, specs, scoring, usage)
 
     def concluded() -> dict[str, Any]:
-        person = inferred(*told.choices(asked), mean_K=mean, std=asked.prior.std)
+        person = infer_person(*told.choices(asked), mean_K=mean, std=asked.prior.std)
         silent = ["nothing speaks for a direction: the weights are all equal"] if person.direction is None else []
         return {**described(person, objectives), "ask": told.next(asked.candidates, person), "warnings": silent}
 
@@ -99,7 +99,7 @@ async def infer(document: dict[str, Any], scoring: Scoring) -> dict[str, Any]:
         "model": scoring.config.model_name,
         **await asyncio.to_thread(concluded),
         "choices": len(asked.comparisons) + len(asked.edits) + max(len(asked.ratings) - 1, 0),
-        "scored_tokens": meter.scored,
+        "scored_tokens": usage.scored,
     }
 
 
@@ -146,7 +146,7 @@ class Told:
         self.k = k
 
     @classmethod
-    async def of(cls, asked: InferRequest, specs: Sequence[Spec], scoring: Scoring, meter: Meter) -> Told:
+    async def of(cls, asked: InferRequest, specs: Sequence[Spec], scoring: Scoring, usage: Usage) -> Told:
         """Raises ApiError for too many answers, RewardError where a reward fails."""
         wanted: dict[str, dict[str, None]] = {}
         by_key: dict[str, Asked] = {}
@@ -165,10 +165,10 @@ class Told:
 
         async def scored(item: Asked, texts: Sequence[str]) -> list[list[float]]:
             document = {"messages": item.messages} if item.messages else {"prompt": item.prompt}
-            scores = Scores.of_document(document, scoring=scoring, specs=tuple(specs), given={}, meter=meter)
-            return await scores(prompt(document, scores), completions(texts, scores))
+            reward = RequestReward.of_document(document, scoring=scoring, specs=tuple(specs), given={}, usage=usage)
+            return await reward(render_prompt(document, reward), encode_completions(texts, reward))
 
-        tables = await together(scored(by_key[k], list(texts)) for k, texts in wanted.items())
+        tables = await gather_or_cancel(scored(by_key[k], list(texts)) for k, texts in wanted.items())
         rows = {
             (k, text): row
             for (k, texts), table in zip(wanted.items(), tables, strict=True)
@@ -182,7 +182,9 @@ class Told:
         pairs += [(self._of(c, c.chosen), self._of(c, c.rejected), 1.0) for c in asked.comparisons]
         pairs += [(self._of(e, e.after), self._of(e, e.before), 1.0) for e in asked.edits]
         rated = [self._of(r, r.response) for r in asked.ratings]
-        pairs += [(rated[i], rated[j], count) for i, j, count in compared([r.rating for r in asked.ratings])]
+        pairs += [
+            (rated[i], rated[j], count) for i, j, count in choices_from_ratings([r.rating for r in asked.ratings])
+        ]
         differences = np.array([np.subtract(better, worse) for better, worse, _ in pairs]).reshape(-1, self.k)
         return differences, [count for *_, count in pairs]
 
@@ -209,7 +211,7 @@ def key(item: Asked) -> str:
 
 def described(person: Person, objectives: Sequence[str]) -> dict[str, Any]:
     """Weights, and per objective the middle 95 % of what they may be."""
-    drawn = person.directions()
+    drawn = person.draw_directions()
     direction = person.direction
     if direction is None:
         direction = np.full(len(objectives), len(objectives) ** -0.5)

@@ -11,14 +11,14 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trimtab.decoders.protocols import Tokens
-from trimtab.runtime.metered import Meter
+from trimtab.runtime.usage import Usage
 from trimtab.server.errors import ApiError, explained, uncaught
 from trimtab.server.http.auth import CALLER
 from trimtab.server.request.alignment import Given
-from trimtab.server.request.body import parse, whole
-from trimtab.server.request.reward_tree import parsed, weighted
+from trimtab.server.request.body import as_refusal, parse, read_body
+from trimtab.server.request.reward_tree import explain, parsed, weighted
 from trimtab.server.request.weights import preferences
-from trimtab.server.scoring import Scores, Scoring
+from trimtab.server.scoring import RequestReward, Scoring
 from trimtab.server.state import Site
 
 Work = Callable[[dict[str, Any], Scoring], Awaitable[dict[str, Any]]]
@@ -45,13 +45,12 @@ async def answer(request: Request, site: Site, work: Work) -> Response:
     """What `work` makes of the body, or what is wrong with it."""
     config, scoring = site.config, site.scoring
     try:
-        body = await whole(request.receive, config.max_body_mib)
+        body = await read_body(request.receive, config.max_body_mib)
         most = math.ceil(config.limits.scored_weight * len(body))  # it holds no more tokens than bytes
-        with site.admission.admitted((request.scope.get(CALLER, ""), True), most):
+        with site.admission.admit((request.scope.get(CALLER, ""), True), most):
             return JSONResponse(await work(parse(body), scoring))
     except (ApiError, RecursionError) as error:
-        too_deep = ApiError("the request body is nested too deeply", code="invalid_json")
-        return (error if isinstance(error, ApiError) else too_deep).response()
+        return as_refusal(error).response()
     except Exception as error:
         refusal = uncaught(error)
         if refusal.code == "internal_error":
@@ -83,27 +82,26 @@ async def scored(document: dict[str, Any], scoring: Scoring) -> dict[str, Any]:
     compared = asked.given.model_dump(exclude_unset=True)
     scoring.check(spec, compared, at="reward")
     scoring.check_read([spec], compared)
-    meter = Meter()
-    scores = Scores.of_document(document, scoring=scoring, specs=(spec,), given=compared, meter=meter)
-    answers = completions(asked.responses, scores)
-    await scores(prompt(document, scores), answers)
+    usage = Usage()
+    reward = RequestReward.of_document(document, scoring=scoring, specs=(spec,), given=compared, usage=usage)
+    rows = await reward(render_prompt(document, reward), encode_completions(asked.responses, reward))
     return {
         "object": "alignment.scores",
         "model": config.model_name,
-        "scores": [{"index": i} | scores.of(tokens) for i, tokens in enumerate(answers)],
-        "scored_tokens": meter.scored,
-        "sampled_tokens": meter.sampled,
+        "scores": [{"index": i, **explain(score)} for i, [score] in enumerate(rows)],
+        "scored_tokens": usage.scored,
+        "sampled_tokens": usage.sampled,
     }
 
 
-def prompt(document: dict[str, Any], scores: Scores) -> Tokens:
+def render_prompt(document: dict[str, Any], reward: RequestReward) -> Tokens:
     """What the base reads of a body with messages, or with a bare prompt; raises ApiError for messages of nobody."""
-    host = scores.scoring.host
-    if "messages" in document and not scores.messages:
+    host = reward.scoring.host
+    if "messages" in document and not reward.messages:
         raise ApiError("messages hold no message of the user's", param="messages")
-    return host.render(scores.messages) if "messages" in document else host.tokenizer.encode(document["prompt"])
+    return host.render(reward.messages) if "messages" in document else host.tokenizer.encode(document["prompt"])
 
 
-def completions(texts: Sequence[str], scores: Scores) -> list[Tokens]:
+def encode_completions(texts: Sequence[str], reward: RequestReward) -> list[Tokens]:
     """[N] texts as the base would read them within a response."""
-    return [scores.scoring.host.tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    return [reward.scoring.host.tokenizer.encode(text, add_special_tokens=False) for text in texts]

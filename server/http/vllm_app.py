@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentError, Namespace
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -14,7 +13,6 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
-from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client_from_engine_args
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
 from vllm.entrypoints.launchers.launcher import NoSignalServer, validate_api_server_args
@@ -23,11 +21,13 @@ from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 from vllm.entrypoints.serve.engine.protocol import ModelCard, ModelList
 from vllm.tool_parsers import ToolParserManager
+from vllm.usage.usage_lib import UsageContext
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.utils.system_utils import set_ulimit
 
-from trimtab.decoders.protocols import Tokens
+from trimtab.decoders.protocols import BASE, Tokens
 from trimtab.engine.aligned_client import AlignedClient
+from trimtab.engine.launch import EngineSpec
 from trimtab.engine.members import engine_args
 from trimtab.engine.vllm_engine import VLLMEngine
 from trimtab.runtime.shares import Shares
@@ -92,22 +92,24 @@ def arguments(config: Config) -> Namespace:
     return args
 
 
-@asynccontextmanager
-async def running_engine(config: Config, args: Namespace) -> AsyncIterator[AlignedClient]:
-    """The engine up, and shut down whatever happens; raises MemberError for what cannot run together."""
+def base_spec(config: Config, args: Namespace) -> EngineSpec:
+    """The engine of the base and its guides; raises MemberError for what cannot run together."""
     options = {key: getattr(args, key) for key in config.engine if key in ENGINE}
-    fair = "scheduling_policy" not in options
     options.setdefault("scheduling_policy", "priority")
     guides = {name: guide.model_dump(exclude_none=True) for name, guide in config.guides.items()}
     for key, value in engine_args(config.base, guides, **options).items():
         setattr(args, key, value)
-    async with build_async_engine_client_from_engine_args(AsyncEngineArgs.from_cli_args(args)) as client:
-        view = VLLMEngine(client=client)
+    return EngineSpec(name=BASE, args=AsyncEngineArgs.from_cli_args(args), usage=UsageContext.OPENAI_API_SERVER)
 
-        def bind(context: Mapping[str, Any]) -> VLLMEngine:
-            return view.for_request("trimtab", **context)
 
-        yield AlignedClient(client, bind, Shares() if fair else None)
+def aligned_client(client: EngineClient, config: Config) -> AlignedClient:
+    """The client of the base's engine, which aligns; without a policy in the configuration, requests get fair shares."""
+    view = VLLMEngine(client=client)
+
+    def bind(context: Mapping[str, Any]) -> VLLMEngine:
+        return view.for_request("trimtab", **context)
+
+    return AlignedClient(client, bind, None if "scheduling_policy" in config.engine else Shares())
 
 
 async def openai_app(client: AlignedClient, args: Namespace) -> FastAPI:
@@ -119,14 +121,14 @@ async def openai_app(client: AlignedClient, args: Namespace) -> FastAPI:
     return app
 
 
-async def rendered(app: FastAPI, path: str, document: Mapping[str, Any]) -> Tokens:
+async def render(app: FastAPI, path: str, document: Mapping[str, Any]) -> Tokens:
     """The prompt of a request's body as the app would make it; raises ValueError for what it would refuse."""
     renderer = app.state.openai_serving_chat.online_renderer
     if path == RESPONSES:
         if document.get("previous_response_id"):
             raise ValueError("what instructs the model cannot be combined with previous_response_id")
-        found = await renderer.render_responses(ResponsesRequest.model_validate(document))
-        prompt = getattr(found, "engine_input", None)
+        answer = await renderer.render_responses(ResponsesRequest.model_validate(document))
+        prompt = getattr(answer, "engine_input", None)
     else:
         if path == CHAT:
             request = ChatCompletionRequest.model_validate(document)
@@ -136,10 +138,10 @@ async def rendered(app: FastAPI, path: str, document: Mapping[str, Any]) -> Toke
                 AnthropicMessagesRequest.model_validate(document),
                 merge_inline_system=messages._merge_inline_system,
             )
-        found = await renderer.render_chat(request)
-        prompt = found[1][0] if isinstance(found, tuple) else None
+        answer = await renderer.render_chat(request)
+        prompt = answer[1][0] if isinstance(answer, tuple) else None
     if prompt is None:
-        raise ValueError(found.error.message)
+        raise ValueError(answer.error.message)
     if prompt["type"] != "token":
         raise ValueError("what instructs the model needs a request whose messages are all text")
     tokens: Tokens = prompt["prompt_token_ids"]

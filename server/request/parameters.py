@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-from functools import cache
-from inspect import signature
-from typing import Any, get_type_hints
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel
 
 from trimtab.decoders import STRATEGIES
 from trimtab.rewards import KINDS
@@ -15,26 +12,10 @@ from trimtab.rewards.protocols import Scorer
 from trimtab.server.config import Config, ConfigError, RewardConfig
 from trimtab.server.errors import unknown
 
-MADE_HERE = frozenset({"guides", "wish"})
-"""A strategy's fields that the server fills, from other parts of a request than `params`."""
 
-
-@cache
 def parameters(name: str) -> type[BaseModel]:
-    """A strategy's parameters as a model, from the signature of what builds it."""
-    build = STRATEGIES[name].load()
-    hints = get_type_hints(build, include_extras=True)
-    made: dict[str, Any] = {
-        field.name: Field(default_factory=field.default_factory)
-        for field in (dataclasses.fields(build) if dataclasses.is_dataclass(build) else ())
-        if field.default_factory is not dataclasses.MISSING
-    }
-    fields: dict[str, Any] = {
-        p.name: (hints[p.name], made.get(p.name, ... if p.default is p.empty else p.default))
-        for p in signature(build).parameters.values()
-    }
-    config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
-    return create_model(name, __config__=config, **fields)
+    """What a request may write in `params` under a strategy."""
+    return STRATEGIES[name].parameters
 
 
 def about(build: Any) -> str:

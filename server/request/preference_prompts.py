@@ -6,7 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trimtab.decoders.protocols import BASE
-from trimtab.preferences.preference_direction import PUBLISHED_DEGREES, TEXTS, Cone, Template, Wish, angled, unit
+from trimtab.preferences.preference_direction import (
+    PUBLISHED_DEGREES,
+    TEXTS,
+    Cone,
+    PreferenceDirection,
+    Template,
+    from_angle,
+    unit_vector,
+)
 from trimtab.server.config import Config, ConfigError, PromptConfig
 from trimtab.server.errors import ApiError, listed, shown, unknown
 
@@ -66,11 +74,11 @@ def cone(prompt: PromptConfig) -> Cone:
         return Cone(axis=first, degrees=PUBLISHED_DEGREES if published else 180.0)
     if surplus := next((name for name in prompt.cone.axis if name not in names), None):
         raise ValueError(f"cone.axis: {unknown('objective', surplus, names)}")
-    axis = unit([prompt.cone.axis.get(name, 0.0) for name in names])
+    axis = unit_vector([prompt.cone.axis.get(name, 0.0) for name in names])
     return Cone(axis=tuple(map(float, axis)), degrees=prompt.cone.degrees, nonnegative=prompt.cone.nonnegative)
 
 
-def wish(weights: Mapping[str, float], params: Mapping[str, Any], config: Config, *, at: str) -> Wish:
+def wish(weights: Mapping[str, float], params: Mapping[str, Any], config: Config, *, at: str) -> PreferenceDirection:
     """The direction of the weights, over the objectives of the preference prompt that `params` names, else of theirs.
 
     Raises ApiError for a prompt that is not there, an objective that it does not have, or a direction that it cannot
@@ -91,12 +99,12 @@ def wish(weights: Mapping[str, float], params: Mapping[str, Any], config: Config
         objectives, signs = map(list, zip(*slots(prompt).values(), strict=True))
     v = _vector(weights, objectives, signs, at)
     valid = cone(prompt) if prompt is not None else Cone(axis=v)
-    if not valid.holds(v):
+    if not valid.contains(v):
         given = ", ".join(f"{o}: {share:.4g}" for o, share in zip(objectives, v, strict=True))
         message = f"{at}: the direction {{{given}}} is outside of what preference prompt {name!r} can ask for"
-        raise ApiError(f"{message}; valid: {valid.described(objectives)}", param=at, code="out_of_range")
+        raise ApiError(f"{message}; valid: {valid.describe(objectives)}", param=at, code="out_of_range")
     pulls = {o: config.objectives[o] for o in objectives}
-    return Wish(
+    return PreferenceDirection(
         objectives=tuple(objectives),
         v=v,
         cone=valid,
@@ -113,8 +121,8 @@ def _vector(
         if len(objectives) != 2:
             message = f"{where}.{ANGLE} is for two objectives; this preference prompt has {listed(objectives)}"
             raise ApiError(message, param=f"{where}.{ANGLE}")
-        return tuple(sign * float(share) for sign, share in zip(signs, angled(weights[ANGLE]), strict=True))
+        return tuple(sign * float(share) for sign, share in zip(signs, from_angle(weights[ANGLE]), strict=True))
     if surplus := next((name for name in weights if name not in objectives), None):
         message = unknown("objective of this preference prompt", surplus, objectives)
         raise ApiError(message, param=f"{where}.{surplus}")
-    return tuple(map(float, unit([weights.get(name, 0.0) for name in objectives])))
+    return tuple(map(float, unit_vector([weights.get(name, 0.0) for name in objectives])))

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from trimtab.rewards import COMBINES, TRANSFORMS, Entry
+from trimtab.rewards import COMBINES, TRANSFORMS, RewardEntry
 from trimtab.rewards.combine import Combine, Weighted
 from trimtab.rewards.transforms import Standardise, Transform
 from trimtab.server.config import Config
@@ -64,44 +64,73 @@ class Node:
     @property
     def references(self) -> int:
         """How many reference answers a transform asks for."""
-        return max(self.transform.wants if self.transform else 0, *(spec.references for spec in self.of))
+        return max(self.transform.n_references if self.transform else 0, *(spec.references for spec in self.of))
 
 
 Spec = Leaf | Node
 
 
+class Score(float):
+    """An answer's value, which carries what it came from wherever a strategy takes it."""
+
+    __slots__ = ("explanation",)
+    explanation: Mapping[str, Any]
+    """{"value", "rewards", "transformed"}"""
+
+    def __new__(cls, value: float, explanation: Mapping[str, Any]) -> Score:
+        score = super().__new__(cls, value)
+        score.explanation = explanation
+        return score
+
+
+def explain(value: object) -> Mapping[str, Any]:
+    """What a value that a strategy reports came from; empty where it is no score of a request's reward."""
+    return value.explanation if isinstance(value, Score) else {}
+
+
 @dataclass(frozen=True, kw_only=True)
-class Told:
+class Breakdown:
     """Of N answers: their values, and by name what they came from."""
 
     values: list[float]
-    raw: dict[str, list[float]] = field(default_factory=dict)
-    transformed: dict[str, list[float]] = field(default_factory=dict)
+    raw: dict[str, list[float]]
+    transformed: dict[str, list[float]]
+
+    def explain(self, i: int) -> dict[str, Any]:
+        """Of the i-th answer."""
+        explanation: dict[str, Any] = {"value": self.values[i]}
+        explanation["rewards"] = {name: scores[i] for name, scores in self.raw.items()}
+        if self.transformed:
+            explanation["transformed"] = {name: scores[i] for name, scores in self.transformed.items()}
+        return explanation
 
 
-def evaluated(spec: Spec, rows: Rows, references: Rows) -> Told:
+def evaluate(spec: Spec, rows: Rows, references: Rows) -> Breakdown:
     """The tree's arithmetic over the [N] scores of each leaf, and over the [M] of reference answers."""
-    told = Told(values=[])
-    values, _ = _evaluated(spec, rows, references, told)
-    return Told(values=values, raw=told.raw, transformed=told.transformed)
+    raw: dict[str, list[float]] = {}
+    transformed: dict[str, list[float]] = {}
 
+    def evaluate_node(spec: Spec) -> tuple[list[float], list[float]]:
+        if isinstance(spec, Leaf):
+            raw[spec.name] = [float(score) for score in rows[spec.name]]
+            return raw[spec.name], [float(score) for score in references.get(spec.name, ())]
+        parts = [evaluate_node(child) for child in spec.of]
+        values, reference_values = (
+            [value for [value] in spec.combine(list(zip(*columns, strict=True)))]
+            for columns in zip(*parts, strict=True)
+        )
+        if spec.transform is not None:
+            if len(spec.of) == 1 and isinstance(spec.of[0], Leaf):
+                del raw[spec.of[0].name]  # shown under this node's name
+            raw[spec.name] = values
+            compared = reference_values[: spec.transform.n_references]
+            values = spec.transform(values, compared)
+            reference_values = spec.transform(reference_values, compared) if reference_values else []
+            transformed[spec.name] = values
+        return values, reference_values
 
-def _evaluated(spec: Spec, rows: Rows, references: Rows, told: Told) -> tuple[list[float], list[float]]:
-    if isinstance(spec, Leaf):
-        told.raw[spec.name] = [float(score) for score in rows[spec.name]]
-        return told.raw[spec.name], [float(score) for score in references.get(spec.name, ())]
-    parts = [_evaluated(child, rows, references, told) for child in spec.of]
-    here, there = (
-        [value for [value] in spec.combine(list(zip(*columns, strict=True)))] for columns in zip(*parts, strict=True)
-    )
-    if spec.transform is not None:
-        if len(spec.of) == 1 and isinstance(spec.of[0], Leaf):
-            del told.raw[spec.of[0].name]  # shown under this node's name
-        told.raw[spec.name] = here
-        wanted = there[: spec.transform.wants]
-        here, there = spec.transform(here, wanted), spec.transform(there, wanted) if there else []
-        told.transformed[spec.name] = here
-    return here, there
+    values, _ = evaluate_node(spec)
+    return Breakdown(values=values, raw=raw, transformed=transformed)
 
 
 def weighted(weights: Mapping[str, float], config: Config) -> Spec:
@@ -200,7 +229,7 @@ def _transform(raw: object, at: str) -> Transform:
     return transform  # type: ignore[no-any-return]
 
 
-def _built(raw: object, table: Mapping[str, Entry], kind: str, at: str) -> tuple[str, Any]:
+def _built(raw: object, table: Mapping[str, RewardEntry], kind: str, at: str) -> tuple[str, Any]:
     """ "name" or {"name": {parameter: value}}, and what it names."""
     name: Any = raw
     params: Any = {}

@@ -12,11 +12,11 @@ import pytest
 from tests.bench.scripted import STREAMS, USAGE, Scripted, running
 from trimtab.bench.load import draw
 from trimtab.bench.load.cli import main
-from trimtab.bench.load.client import connected
+from trimtab.bench.load.client import connect
 from trimtab.bench.load.exchange import Exchange, Outcome
-from trimtab.bench.load.figures import figures, row, shown
-from trimtab.bench.load.mix import Entry
-from trimtab.bench.load.run import Load, Run, run
+from trimtab.bench.load.figures import figures, render, row
+from trimtab.bench.load.mix import MixEntry
+from trimtab.bench.load.run import Load, LoadRun, run
 from trimtab.bench.serving import free_port
 from trimtab.server.cli import main as trimtab
 
@@ -27,14 +27,14 @@ def server() -> Iterator[Scripted]:
         yield app
 
 
-def entry(script: str, **keys: Any) -> Entry:
-    return Entry(name=script, body={"script": script, **keys.pop("body", {})}, stream=script in STREAMS, **keys)
+def entry(script: str, **keys: Any) -> MixEntry:
+    return MixEntry(name=script, body={"script": script, **keys.pop("body", {})}, stream=script in STREAMS, **keys)
 
 
-async def sent(url: str, entries: Sequence[Entry], load: Load, **manners: float) -> Run:
+async def sent(url: str, entries: Sequence[MixEntry], load: Load, **manners: float) -> LoadRun:
     how = draw.Manners(**manners)
     drawn = draw.requests(entries, ["hi"], "m", how, load.seed)
-    async with connected(url, "the-key", how.slow_rate) as client:
+    async with connect(url, "the-key", how.slow_rate) as client:
         return await run(load, drawn, client)
 
 
@@ -107,14 +107,14 @@ async def test_latency_counts_from_when_it_was_due_though_the_generator_was_late
             time.sleep(0.05)
             yield request
 
-    async with connected(server.url, None, 1.0) as client:
+    async with connect(server.url, None, 1.0) as client:
         found = await run(load, slow_to_draw(), client)
     last = found.exchanges[-1]
     assert last.intended - found.start == pytest.approx(0.09)
     assert last.lateness is not None
     assert last.lateness >= 10 * 0.05 - 0.09 - 0.01
     assert last.latency == pytest.approx((last.service or 0) + last.lateness)
-    assert "the generator was late" in shown(figures(found, None))
+    assert "the generator was late" in render(figures(found, None))
 
 
 async def test_a_client_that_hangs_up_is_gone(server: Scripted) -> None:
@@ -157,7 +157,7 @@ async def test_requests_and_duration_whichever_ends_first(server: Scripted) -> N
 
 async def test_every_request_is_in_exactly_one_class(server: Scripted) -> None:
     scripts = ["ok", "stream", "budget", "degraded", "bad", "broken", "busy", "no-done", "endless"]
-    entries = [*(entry(script) for script in scripts), Entry(name="wrong", body={"script": "bad"}, expect=400)]
+    entries = [*(entry(script) for script in scripts), MixEntry(name="wrong", body={"script": "bad"}, expect=400)]
     load = Load(rate=80, duration=1.5, drain=1.5, seed=3)
     found = figures(await sent(server.url, entries, load, disconnect=0.2, disconnect_within=0.2), deadline=1.0)
     total = found["total"]
@@ -168,11 +168,11 @@ async def test_every_request_is_in_exactly_one_class(server: Scripted) -> None:
         assert total["outcomes"][name] == sum(r["outcomes"][name] for r in found["entries"]) > 0
     assert sum(total["statuses"].values()) == total["requests"]
     assert total["retry_after"] == {"7": total["outcomes"]["429"]}
-    assert all(r["name"] in shown(found) for r in found["entries"])
+    assert all(r["name"] in render(found) for r in found["entries"])
 
 
 async def test_goodput_is_of_answers_in_time(server: Scripted) -> None:
-    entries = [entry("ok"), entry("stream"), Entry(name="wrong", body={"script": "bad"}, expect=400)]
+    entries = [entry("ok"), entry("stream"), MixEntry(name="wrong", body={"script": "bad"}, expect=400)]
     found = await sent(server.url, entries, Load(concurrency=1, requests=30, seed=1))
     asked = [x for x in found.exchanges if x.outcome is Outcome.OK]
     deadline = 0.3  # no stream makes it

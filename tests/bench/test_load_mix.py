@@ -14,20 +14,20 @@ import pytest
 
 from trimtab.bench.load.arguments import arguments
 from trimtab.bench.load.arrival import constant, poisson
-from trimtab.bench.load.draw import Manners, body, requests
-from trimtab.bench.load.mix import SHIPPED, Entry, MixError, Request, entries, read
+from trimtab.bench.load.draw import Manners, request_body, requests
+from trimtab.bench.load.mix import SHIPPED, MixEntry, MixError, Request, entries, read
 from trimtab.decoders import STRATEGIES
 from trimtab.server.cli import DEMO
 from trimtab.server.config import load
 from trimtab.server.errors import ApiError
-from trimtab.server.request.alignment import plan
+from trimtab.server.request.plan import plan
 
 N = 4000
 FIVE = 5.0
 """Standard errors."""
 
 
-def drawn(*given: Entry, n: int = N, seed: int = 0, **manners: float) -> list[Request]:
+def drawn(*given: MixEntry, n: int = N, seed: int = 0, **manners: float) -> list[Request]:
     return list(itertools.islice(requests(given, ["a", "b"], "m", Manners(**manners), seed), n))
 
 
@@ -49,13 +49,13 @@ def test_constant_arrivals_do_not_drift() -> None:
 
 
 def test_shares() -> None:
-    counted = Counter(r.entry.name for r in drawn(Entry(name="one", share=1), Entry(name="three", share=3)))
+    counted = Counter(r.entry.name for r in drawn(MixEntry(name="one", share=1), MixEntry(name="three", share=3)))
     assert abs(counted["three"] / N - 0.75) < FIVE * math.sqrt(0.75 * 0.25 / N)
     assert counted.total() == N
 
 
 def test_shares_of_clients() -> None:
-    found = drawn(Entry(name="s", stream=True), Entry(name="w"), disconnect=0.3, disconnect_within=2.0, slow=0.4)
+    found = drawn(MixEntry(name="s", stream=True), MixEntry(name="w"), disconnect=0.3, disconnect_within=2.0, slow=0.4)
     left = [r.hang_up for r in found if r.hang_up is not None]
     assert abs(len(left) / N - 0.3) < FIVE * math.sqrt(0.3 * 0.7 / N)
     assert abs(sum(left) / len(left) - 1.0) < FIVE * 2.0 / math.sqrt(12 * len(left))
@@ -66,7 +66,7 @@ def test_shares_of_clients() -> None:
 
 def test_ranges_are_drawn_anew() -> None:
     given = {"alignment": {"weights": {"warmth": [0.5, 1.5], "brevity": 2}, "params": {"decisions": [3, 6]}}}
-    asked = [json.loads(r.content)["alignment"] for r in drawn(Entry(name="a", body=given))]
+    asked = [json.loads(r.content)["alignment"] for r in drawn(MixEntry(name="a", body=given))]
     weights = [a["weights"]["warmth"] for a in asked]
     assert len(set(weights)) > N / 2
     assert min(weights) >= 0.5
@@ -77,7 +77,7 @@ def test_ranges_are_drawn_anew() -> None:
 
 def test_the_seed_draws_the_same() -> None:
     given = {"alignment": {"weights": {"warmth": [0.0, 1.0]}}}
-    pair = (Entry(name="a", body=given), Entry(name="b"))
+    pair = (MixEntry(name="a", body=given), MixEntry(name="b"))
     assert drawn(*pair, n=50, seed=1) == drawn(*pair, n=50, seed=1) != drawn(*pair, n=50, seed=2)
 
 
@@ -85,9 +85,9 @@ def test_what_is_filled_in() -> None:
     [chat, text, score] = [
         json.loads(drawn(given, n=1)[0].content)
         for given in (
-            Entry(name="c", stream=True, body={"model": "mine"}),
-            Entry(name="t", path="/v1/completions"),
-            Entry(name="s", path="/v1/alignment/score", body={"responses": []}),
+            MixEntry(name="c", stream=True, body={"model": "mine"}),
+            MixEntry(name="t", path="/v1/completions"),
+            MixEntry(name="s", path="/v1/alignment/score", body={"responses": []}),
         )
     ]
     assert (chat["model"], chat["stream"], chat["messages"][0]["content"] in "ab") == ("mine", True, True)
@@ -104,7 +104,7 @@ def test_the_mix_of_all_asks_for_every_strategy_as_the_demo_has_it() -> None:
     config, rng = load(DEMO), random.Random(0)
     asked = set()
     for entry in read(SHIPPED["all"]):
-        alignment = body(entry, "hi", "m", rng).get("alignment", {})
+        alignment = request_body(entry, "hi", "m", rng).get("alignment", {})
         if entry.expect == 200:
             asked.add(plan(alignment, config, lambda: {"warmth": 1.0}).name)
         else:
@@ -131,7 +131,7 @@ def test_a_caller_s_key() -> None:
         (None, "the file: missing: must be keys and values"),
         ({}, "requests: missing: must be a list of at least one request"),
         ({"requests": []}, "requests: []: must be a list of at least one request"),
-        ({"request": []}, "the file: unknown key 'request'; valid: defaults, requests. Did you mean requests?"),
+        ({"request": []}, "the file: unknown key 'request'; valid: defaults, requests, examples. Did you mean requests?"),
         ({"requests": ["a"]}, 'requests[0]: "a": must be keys and values'),
         ({"requests": [{}]}, "requests[0].name: missing: must be a name"),
         ({"requests": [{"name": "a"}, {"name": "a"}]}, "requests[1].name: 'a': must differ"),

@@ -59,7 +59,7 @@ def written(*answers: str) -> str:
 
 async def pool(engine: Author, n: int, together: int = 2, max_tokens: int = 20) -> list[tuple[str, str, bool]]:
     sampling = Sampling(max_tokens=max_tokens, seed=3)
-    found = await draw([START], sampling, engine, None, n=n, guides={}, diverse=Jointly(together=together))
+    found = await draw([START], sampling, engine, None, n=n, guides={"base": 1.0}, diverse=Jointly(together=together))
     assert [c.index for c in found] == list(range(n))
     assert all((c.tokens[-1] == END) == (c.finish == "stop") for c in found if not c.alone)
     return [(engine.text(c.tokens), c.finish, c.alone) for c in found]

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from tests.decoders.conftest import START, tilted
+from trimtab.decoders import STRATEGIES
 from trimtab.decoders.plain import Plain
 from trimtab.decoders.protocols import BASE, Chunk, Sampling, Tokens
 from trimtab.decoders.qalign import QAlign
@@ -77,7 +78,7 @@ async def test_the_code_s_chains_follow_the_kernel(
         return [[reward[tuple(y)]] for y in completions]
 
     chains, steps, beta = 1024, 5, 0.5
-    search = QAlign(beta=beta, steps=steps, chains=chains, answer="last", guides=guides, target=target)
+    search = QAlign(beta=beta, steps=steps, chains=chains, answer="last", guides={BASE: 1.0, **guides}, target=target)
     drawn: Counter[Prefix] = Counter()
     engine = ToyEngine(toy, start=START)
     for seed in range(2):
@@ -281,8 +282,13 @@ async def test_what_cannot_be_is_refused_before_any_work(
 
     asked = Sampling(max_tokens=toy.max_tokens, **sampling)
     chunks = QAlign(**params)([START], asked, ToyEngine(toy, start=START), unasked, n=n, include=frozenset())
-    with pytest.raises(ValueError, match=message):
+
+    async def attempt() -> None:
+        STRATEGIES["qalign"].check_sampling("qalign", asked)
         await anext(chunks)
+
+    with pytest.raises(ValueError, match=message):
+        await attempt()
     for wrong in ({"steps": 4, "burn_in": 5}, {"until": {}}, {"until": {"floor": 8}}):
         with pytest.raises(ValueError, match=r"burn_in=5|until names neither"):
             QAlign(**wrong)

@@ -20,16 +20,25 @@ from trimtab.decoders.guided import Guided
 from trimtab.decoders.plain import Plain
 from trimtab.decoders.protocols import BASE, Chunk, Mixture, Reward, Sampling, Tokens
 from trimtab.decoders.rps import Rps
-from trimtab.preferences.preference_direction import Cone, Template, Wish, angled, theta, unit
+from trimtab.preferences.preference_direction import (
+    Cone,
+    PreferenceDirection,
+    Template,
+    angle_of,
+    from_angle,
+    unit_vector,
+)
 from trimtab.runtime.toy_engine import Prefix
 
 TEXT = Template(text="[{h},{w}]", role="user", slots=("h", "w"), signs=(1.0, 1.0))
 OBJECTIVES = ("helpful", "wordy")
 
 
-def wish(angle: float, **more: Any) -> Wish:
-    v = tuple(map(float, angled(angle)))
-    return Wish(objectives=OBJECTIVES, v=v, cone=Cone(axis=(1.0, 0.0), degrees=45), template=TEXT, **more)
+def wish(angle: float, **more: Any) -> PreferenceDirection:
+    v = tuple(map(float, from_angle(angle)))
+    return PreferenceDirection(
+        objectives=OBJECTIVES, v=v, cone=Cone(axis=(1.0, 0.0), degrees=45), template=TEXT, **more
+    )
 
 
 class Obedient:
@@ -71,9 +80,9 @@ def serves(best: float, target: float) -> Reward:
         assert prompt == (START,), "rewards read the prompt as the client wrote it"
         rows = []
         for tokens in completions:
-            near = -abs(theta(obeyed("".join(map(chr, tokens)))) - best)
-            row = near * angled(target)
-            rows.append([float(row @ angled(target)), *map(float, row)])
+            near = -abs(angle_of(obeyed("".join(map(chr, tokens)))) - best)
+            row = near * from_angle(target)
+            rows.append([float(row @ from_angle(target)), *map(float, row)])
         return rows
 
     return reward
@@ -97,8 +106,8 @@ async def test_neighbours_help_only_where_they_serve_the_target_better(best: flo
     target, reward = 40.0, serves(best, 40.0)
     [(around, found)] = await told(Rps(wish=wish(target), mode="grid_reference"), Obedient(), reward)
     [(alone, kept)] = await told(Rps(wish=wish(target), theta_max=0.0), Obedient(), reward)
-    assert theta(obeyed(alone)) == pytest.approx(40, abs=0.5)
-    assert theta(obeyed(around)) == pytest.approx(best, abs=0.5)
+    assert angle_of(obeyed(alone)) == pytest.approx(40, abs=0.5)
+    assert angle_of(obeyed(around)) == pytest.approx(best, abs=0.5)
     assert (found["value"] > kept["value"]) is wins
 
 
@@ -107,7 +116,7 @@ async def test_candidates_are_shown_with_their_directions() -> None:
     [(_, report)] = await told(search, Obedient(), serves(25, 30), include=frozenset({"candidates"}))
     shown: Any = report["candidates"]
     assert [c["degrees_from_target"] for c in shown] == pytest.approx([5, 5, 0, 0, 5, 5], abs=1e-3)
-    assert [theta(list(c["direction"].values())) for c in shown] == pytest.approx([25, 25, 30, 30, 35, 35], abs=1e-3)
+    assert [angle_of(list(c["direction"].values())) for c in shown] == pytest.approx([25, 25, 30, 30, 35, 35], abs=1e-3)
     assert [json.loads("".join(map(chr, c["tokens"])))["i"] for c in shown] == [0, 1] * 3
     assert report["candidate"] == 0
     assert list(report["direction"]) == list(OBJECTIVES)
@@ -164,10 +173,10 @@ def rated(rows: dict[int, tuple[float, float]], target: Sequence[float]) -> Rewa
 
 async def test_a_consensus_is_what_most_neighbours_would_choose() -> None:
     """At the cone's edge: answer 0 serves the target best by a hair, 1 whoever cares a little more for words."""
-    edge, aside = angled(-45), angled(45)
+    edge, aside = from_angle(-45), from_angle(45)
     rows = {0: edge, 1: 0.99 * edge + 0.2 * aside, 2: 0.2 * edge + 0.9 * aside, 3: 0 * edge, 4: 0 * edge}
     pairs = {i: (float(row[0]), float(row[1])) for i, row in rows.items()}
-    votes = [max(rows, key=lambda i: float(rows[i] @ angled(a))) for a in (-45, -40, -35, -30, -25)]
+    votes = [max(rows, key=lambda i: float(rows[i] @ from_angle(a))) for a in (-45, -40, -35, -30, -25)]
     assert votes == [0, 1, 1, 1, 1]
     same = replace(wish(-45), template=replace(TEXT, scale=0.001))  # all directions are one prompt
     for selection, best in (("argmax", 0), ("consensus", 1)):
@@ -189,15 +198,18 @@ async def test_a_soft_choice_has_its_law() -> None:
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
 async def test_the_length_of_the_weights_changes_nothing(scale: float) -> None:
-    asked = replace(wish(0), v=tuple(map(float, unit([3 * scale, scale]))))
-    assert await told(Rps(wish=asked), Obedient(), serves(10, theta(asked.v)), seed=1) == await told(
-        Rps(wish=replace(wish(0), v=tuple(map(float, unit([3, 1]))))), Obedient(), serves(10, theta(asked.v)), seed=1
+    asked = replace(wish(0), v=tuple(map(float, unit_vector([3 * scale, scale]))))
+    assert await told(Rps(wish=asked), Obedient(), serves(10, angle_of(asked.v)), seed=1) == await told(
+        Rps(wish=replace(wish(0), v=tuple(map(float, unit_vector([3, 1]))))),
+        Obedient(),
+        serves(10, angle_of(asked.v)),
+        seed=1,
     )
 
 
 # On the toy, which reads no instruction.
 
-NEUTRAL = Wish(objectives=OBJECTIVES, v=(1.0, 0.0), cone=Cone(axis=(1.0, 0.0)), template=TEXT,
+NEUTRAL = PreferenceDirection(objectives=OBJECTIVES, v=(1.0, 0.0), cone=Cone(axis=(1.0, 0.0)), template=TEXT,
                guides={"helpful": {"arm": 1.0}, "wordy": {"arm": 0.5}})  # fmt: skip
 
 

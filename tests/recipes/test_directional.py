@@ -104,9 +104,9 @@ def test_the_demo_says_to_the_reader_what_it_was_trained_on(name: str) -> None:
     for theta in (pair.low, pair.low + 17.3, pair.high - 30.5, pair.high):
         asked = wish({"angle": theta}, {"prompt": name}, config, at="weights")
         assert asked.template is not None
-        assert asked.template.said(asked.v) == pair.said(theta)
+        assert asked.template.render(asked.v) == pair.said(theta)
         assert (asked.reader, asked.template.role) == ("directional", "system")
         signs = {objective: sign for _, objective, sign in pair.axes}
-        assert asked.named(asked.template.signs) == signs
+        assert asked.by_objective(asked.template.signs) == signs
     with pytest.raises(ApiError, match="outside"):
         wish({"angle": pair.high + 1}, {"prompt": name}, config, at="weights")

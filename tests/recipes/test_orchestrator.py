@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from trimtab.preferences.from_prompt import load
-from trimtab.preferences.preference_direction import TEXTS, Template, angled
+from trimtab.preferences.preference_direction import TEXTS, Template, from_angle
 from trimtab.recipes import corpus, gold, guides, orchestrator, rewards
 from trimtab.recipes.base import DEMO, load_tokenizer
 
@@ -29,7 +29,7 @@ def test_the_corpus_says_directions_as_the_server_does() -> None:
     text, role = TEXTS["dpa"]
     template = Template(text=text, role=role, slots=("h", "w"), signs=(1.0, 1.0))
     for theta in (-45, -17.3, 0, 30.5, 45):
-        assert template.said(angled(theta)) == corpus.dpa_system(theta)
+        assert template.render(from_angle(theta)) == corpus.dpa_system(theta)
 
 
 def test_the_adapter_s_table_is_its_head_on_mean_embeddings(tiny: None, tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ async def test_a_conversation_writes_none_either():
 
 async def test_a_mark_in_ordinary_text_is_text():
     reward = classifier(truncate="left")
-    before, after = reward.reading.around(question("\ue000", "\ue0000\ue000", "ok"))
+    before, after = reward.encoder.encode_context(question("\ue000", "\ue0000\ue000", "ok"))
     text = reward.pooler.tokenizer.decode(before)
     assert text == "<|user|>\ue000<|end|><|assistant|>\ue0000\ue000<|end|><|user|>ok<|end|><|assistant|>"
     assert after == [4]
@@ -163,14 +163,14 @@ async def test_an_open_turn_ends_with_the_response(asked, said):
 
 async def test_an_open_turn_that_is_too_long_loses_its_beginning():
     reward = classifier(turn="open", truncate="left")
-    before, _ = reward.reading.around(ORDINARY[0])
+    before, _ = reward.encoder.encode_context(ORDINARY[0])
     said = "soap " * reward.pooler.max_tokens
     with pytest.raises(ValueError, match="the response alone"):
         await reward(ORDINARY[0], [response(said)])
     short = "soap " * 3
-    limit = len(before) + len(reward.reading.verbatim(short)) - 2
+    limit = len(before) + len(reward.encoder.encode_verbatim(short)) - 2
     limited = Classifier(
         name="r", pooler=FakePooler(tokenizer=demo_tokenizer(), max_tokens=limit), truncate="left", turn="open"
     )
     await limited(ORDINARY[0], [response(short)])
-    assert limited.pooler.seen == [[*before, *limited.reading.verbatim(short)][2:]]
+    assert limited.pooler.seen == [[*before, *limited.encoder.encode_verbatim(short)][2:]]

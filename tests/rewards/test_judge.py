@@ -17,7 +17,7 @@ import pytest
 from tests.rewards.conftest import question, response
 from trimtab.decoders.protocols import BASE, Mixture, Tokens
 from trimtab.rewards import KINDS
-from trimtab.rewards.judge import Endpoint
+from trimtab.rewards.judge import EndpointJudge
 from trimtab.rewards.protocols import RewardError, Scorer
 
 PRINCIPLES = {"kind": "It is kind.", "brief": "It is brief."}
@@ -164,7 +164,7 @@ def remote(fake: Fake, **params: Any) -> Scorer:
 
 async def one_order(fake: Fake) -> tuple[float, float]:
     """What the endpoint's judge makes of one reply."""
-    return await Endpoint(url=fake.url, model="m", key="k", seconds=10)("text")
+    return await EndpointJudge(url=fake.url, model="m", key="k", seconds=10)("text")
 
 
 @pytest.mark.parametrize("bias", [0.0, 1.5, -3.0])

@@ -52,7 +52,7 @@ async def rewards(scorer: LogRatio, answers: Sequence[Prefix]) -> dict[Prefix, f
 @pytest.mark.parametrize("weak", [BASE, {BASE: 0.5, "arm": 0.5}])
 async def test_tilting_the_weak_model_by_it_is_the_strong_model(host: Toy, strong: Any, weak: Any) -> None:
     scorer = KINDS["log_ratio"].build({"strong": strong, "weak": weak}, host=host)
-    weak_law, strong_law = (law(host, m if isinstance(m, dict) else {m: 1.0}) for m in (weak, strong))
+    weak_law, strong_law = (law(host, m if isinstance(m, dict) else {BASE: 0.0} | {m: 1.0}) for m in (weak, strong))
     r = await rewards(scorer, list(weak_law))
     assert sum(p * math.exp(r[y]) for y, p in weak_law.items()) == pytest.approx(1, abs=1e-12)
     assert total_variation(tilted(weak_law, r, 1.0), strong_law) < 1e-12

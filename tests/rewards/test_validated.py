@@ -10,7 +10,7 @@ import pytest
 
 from tests.rewards.conftest import question, response
 from trimtab.rewards.protocols import Question, Response, RewardError
-from trimtab.rewards.validated import checked
+from trimtab.rewards.validated import ValidatedScorer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,14 +41,16 @@ def raising(error: BaseException) -> Fake:
 
 
 async def guarded(scorer: Fake, seconds: float = 5, **given: Any) -> list[list[float]]:
-    return await checked(scorer, name="kind", timeout=seconds)(question(**given), [response("a"), response("b")])
+    return await ValidatedScorer(scorer=scorer, name="kind", timeout=seconds)(
+        question(**given), [response("a"), response("b")]
+    )
 
 
 async def test_what_is_sound_passes_as_floats() -> None:
     rows = await guarded(giving([(1, 2.5), [-1e308, 0]]))
     assert rows == [[1, 2.5], [-1e308, 0]]
     assert all(type(score) is float for row in rows for score in row)
-    sound = checked(giving([]), name="kind", timeout=1)
+    sound = ValidatedScorer(scorer=giving([]), name="kind", timeout=1)
     assert (sound.labels, sound.needs) == (("good", "brief"), frozenset())
     assert await sound(question(), []) == []
 

@@ -13,9 +13,11 @@ import pytest
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
+from trimtab.engine.scheduling import schedule
 from trimtab.engine.table import KEY, pack
 from trimtab.engine.vllm_engine import VLLMEngine
-from trimtab.runtime.shares import KEPT, Shares, Turn, turn
+from trimtab.runtime.shares import MAX_ACCOUNTS, RequestShare, Shares
+from trimtab.runtime.strategy_run import StrategyRun, current_run
 
 
 @dataclass
@@ -28,13 +30,13 @@ class Queue:
     got: Counter[str] = field(default_factory=Counter)
 
     def send(self, caller: str, tokens: int, *, search: bool = True) -> None:
-        start = self.shares.sent(caller, search=search, tokens=tokens)
+        start = self.shares.enqueue(caller, search=search, tokens=tokens)
         heapq.heappush(self.waiting, (start, next(self.arrivals), caller, search, tokens))
 
     def serve(self, *, drawn: float = 1.0) -> str:
         start, _, caller, search, tokens = heapq.heappop(self.waiting)
-        self.shares.served(start)
-        self.shares.returned(caller, search=search, tokens=tokens - round(tokens * drawn))
+        self.shares.advance(start)
+        self.shares.refund(caller, search=search, tokens=tokens - round(tokens * drawn))
         self.got[caller] += round(tokens * drawn)
         return caller
 
@@ -109,11 +111,11 @@ def test_two_accounts_are_no_second_share() -> None:
 
 def test_callers_that_have_been_served_are_forgotten() -> None:
     shares = Shares()
-    for i in range(10 * KEPT):
-        start = shares.sent(f"caller {i}", search=True, tokens=1)
-        shares.returned(f"caller {i}", search=True, tokens=1)
-        shares.served(start)
-    assert len(shares.finish) <= KEPT + 1
+    for i in range(10 * MAX_ACCOUNTS):
+        start = shares.enqueue(f"caller {i}", search=True, tokens=1)
+        shares.refund(f"caller {i}", search=True, tokens=1)
+        shares.advance(start)
+    assert len(shares.finish) <= MAX_ACCOUNTS + 1
 
 
 def output(tokens: list[int], *, finished: bool = False, index: int = 0) -> RequestOutput:
@@ -133,15 +135,15 @@ async def test_a_call_gives_back_what_it_did_not_draw(kind: RequestOutputKind) -
         else:
             yield output([1, 2, 3], finished=True)
 
-    turn = Turn(shares=shares, caller="a")
+    run = StrategyRun(share=RequestShare(shares=shares, caller="a"))
     params = SamplingParams(max_tokens=10, output_kind=kind)
     shares.now = 7
-    async for _ in turn.through(generate, params, shown=True, lora_request=None):
+    async for _ in schedule(run, generate, params, visible=True, lora_request=None):
         pass
     assert given == {"lora_request": None, "priority": 7}
     assert shares.finish == {("a", False): 10, ("a", True): 10}
-    assert (turn.visible, turn.cancelled) == (3, 0)
-    assert turn.first is not None
+    assert (run.usage.visible, run.usage.cancelled_calls) == (3, 0)
+    assert run.usage.first_visible_at is not None
 
 
 async def test_a_call_that_is_left_is_counted_and_given_back() -> None:
@@ -150,12 +152,12 @@ async def test_a_call_that_is_left_is_counted_and_given_back() -> None:
         for token in range(9):
             yield output([token])
 
-    turn = Turn()
-    stream = turn.through(generate, SamplingParams(max_tokens=10, output_kind=RequestOutputKind.DELTA))
+    run = StrategyRun()
+    stream = schedule(run, generate, SamplingParams(max_tokens=10, output_kind=RequestOutputKind.DELTA))
     async for _ in stream:
         break
     await stream.aclose()
-    assert (turn.visible, turn.cancelled) == (0, 1)
+    assert (run.usage.visible, run.usage.cancelled_calls) == (0, 1)
 
 
 @dataclass
@@ -173,9 +175,13 @@ async def test_a_reward_that_asks_the_base_waits_in_its_request_s_place() -> Non
     """Its engine is bound to no request, and a call without a priority would pass all others."""
     client, shares = Client(), Shares(now=7)
     unbound = VLLMEngine(client=client)
-    for own, priority in ((None, None), (Turn(shares=shares, caller="a"), 7), (Turn(), None)):
-        token = turn.set(own)
+    for own, priority in (
+        (None, None),
+        (StrategyRun(share=RequestShare(shares=shares, caller="a")), 7),
+        (StrategyRun(), None),
+    ):
+        token = current_run.set(own)
         assert [piece async for piece in unbound._run([1], SamplingParams(max_tokens=1, extra_args={KEY: pack([1.0])}))]
-        turn.reset(token)
+        current_run.reset(token)
         assert client.given.pop() == priority
     assert shares.finish[("a", False)] == 8

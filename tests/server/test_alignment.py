@@ -13,7 +13,8 @@ from trimtab.decoders.plain import Plain
 from trimtab.decoders.protocols import BASE
 from trimtab.server.config import Config, ConfigError
 from trimtab.server.errors import ApiError
-from trimtab.server.request.alignment import Plan, check, parameters, plan
+from trimtab.server.request.parameters import parameters
+from trimtab.server.request.plan import Plan, check, plan
 
 CONFIG = Config.model_validate(
     {

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from trimtab.server.config import Config, ConfigError, load
-from trimtab.server.request.alignment import check
+from trimtab.server.request.plan import check
 
 GOOD = """\
 base: models/base

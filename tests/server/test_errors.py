@@ -10,7 +10,7 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from trimtab.server.errors import ApiError, as_error, listed, shown, uncaught, unknown
-from trimtab.server.http.errors_and_ids import Envelope
+from trimtab.server.http.errors_and_ids import RequestIdAndErrorMiddleware
 
 
 def test_messages_are_short_whatever_they_are_about() -> None:
@@ -87,7 +87,9 @@ async def answer(*parts: bytes, status: int = 200, content: str = "application/j
         if fault is not None:
             raise fault
 
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(Envelope(app)), base_url="http://toy") as client:
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(RequestIdAndErrorMiddleware(app)), base_url="http://toy"
+    ) as client:
         return await client.get("/", headers=headers)
 
 

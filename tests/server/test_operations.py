@@ -29,11 +29,11 @@ from trimtab.runtime.toy_engine import ToyEngine
 from trimtab.server.cli import main
 from trimtab.server.config import HASHED, Config, ConfigError, load
 from trimtab.server.http.auth import TRUSTED, Auth, digest, new_key
-from trimtab.server.json_log import Lines
+from trimtab.server.json_log import JsonFormatter
 from trimtab.server.metrics import REQUESTS
 from trimtab.server.request import tracing
-from trimtab.server.request.alignment import check
 from trimtab.server.request.messages import CHAT
+from trimtab.server.request.plan import check
 from trimtab.server.state import Site
 
 HI: list[Any] = [{"role": "user", "content": "hi"}]
@@ -310,8 +310,8 @@ async def test_the_metrics_sums_are_what_clients_were_told(app: FastAPI, caplog:
     assert gained["low"] == sum(score <= -1 for score in scores)  # with scores below 0 there is no `_sum`
     assert (gained["kl"], gained["accept"], gained["pool"], gained["first"]) == (1, 1, 4, 2)
     lines = [record for record in caplog.records if record.name == "trimtab.request"]
-    assert [record.told["strategy"] for record in lines] == ["plain", "plain", "guided", "best_of_n", "qalign"]  # type: ignore[attr-defined]
-    assert sum(record.told["sampled_tokens"] for record in lines) == told["sampled"]  # type: ignore[attr-defined]
+    assert [record.fields["strategy"] for record in lines] == ["plain", "plain", "guided", "best_of_n", "qalign"]  # type: ignore[attr-defined]
+    assert sum(record.fields["sampled_tokens"] for record in lines) == told["sampled"]  # type: ignore[attr-defined]
 
 
 async def test_no_log_holds_a_prompt_an_answer_or_a_key(
@@ -328,7 +328,7 @@ async def test_no_log_holds_a_prompt_an_answer_or_a_key(
                 {**BODY, "alignment": {"weights": {secret: 1}}},
             ):
                 await raw.post(CHAT, json=body, headers={"x-request-id": "an-id-of-the-test"})
-    shown = "\n".join(Lines().format(record) for record in caplog.records)
+    shown = "\n".join(JsonFormatter().format(record) for record in caplog.records)
     assert "an-id-of-the-test" in shown
     assert secret not in shown
     assert KEY not in shown
@@ -338,10 +338,10 @@ def test_a_line_for_machines_is_an_object() -> None:
     record = logging.makeLogRecord(
         {"name": "trimtab", "levelname": "INFO", "msg": "a %s", "args": ("b",), "created": 0.5, "msecs": 500}
     )
-    said = json.loads(Lines().format(record))
+    said = json.loads(JsonFormatter().format(record))
     assert (said["level"], said["logger"], said["message"]) == ("info", "trimtab", "a b")
-    record.told = {"request_id": "x", "seconds": 0.1}
-    assert json.loads(Lines().format(record)).items() >= {"request_id": "x", "seconds": 0.1}.items()
+    record.fields = {"request_id": "x", "seconds": 0.1}
+    assert json.loads(JsonFormatter().format(record)).items() >= {"request_id": "x", "seconds": 0.1}.items()
 
 
 async def test_every_metric_of_the_contract_is_there(app: FastAPI) -> None:
@@ -511,7 +511,7 @@ async def test_a_server_that_closes_answers_what_it_has_begun(
         refused = await raw.post(CHAT, json=BODY)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
         assert int(refused.headers["retry-after"]) > 0
-        emptied = asyncio.create_task(served.admission.emptied())
+        emptied = asyncio.create_task(served.admission.wait_until_empty())
         await asyncio.sleep(0.01)
         assert not emptied.done()
         gate.set()

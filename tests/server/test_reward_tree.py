@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
 
 from trimtab.server.config import Config
 from trimtab.server.request.messages import messages
-from trimtab.server.request.reward_tree import evaluated, parsed, weighted
+from trimtab.server.request.reward_tree import Score, evaluate, explain, parsed, weighted
 
 CONFIG = Config.model_validate(
     {
@@ -21,7 +22,7 @@ CONFIG = Config.model_validate(
 
 
 def test_weights_are_of_standardised_objectives() -> None:
-    told = evaluated(weighted({"good": 3.0, "brief": -1.0}, CONFIG), {"rm.good": [6.0, 2.0], "short": [1.0, -1.0]}, {})
+    told = evaluate(weighted({"good": 3.0, "brief": -1.0}, CONFIG), {"rm.good": [6.0, 2.0], "short": [1.0, -1.0]}, {})
     assert told.values == [3 * 1.0 - 1.0, 3 * 0.0 + 1.0]
     assert told.raw == {"good": [6.0, 2.0], "brief": [1.0, -1.0]}
     assert told.transformed == {"good": [1.0, 0.0], "brief": [1.0, -1.0]}
@@ -36,7 +37,7 @@ def test_a_name_with_a_dot_is_a_reward_before_it_is_a_label() -> None:
 def test_a_transform_of_a_combination_is_against_the_combined_references() -> None:
     spec = parsed({"of": ["rm.a", "short"], "combine": "min", "transform": {"par": {"references": 2}}}, CONFIG, at="r")
     assert spec.references == 2
-    told = evaluated(spec, {"rm.a": [1.0], "short": [3.0]}, {"rm.a": [0.0, 5.0], "short": [9.0, 2.0]})
+    told = evaluate(spec, {"rm.a": [1.0], "short": [3.0]}, {"rm.a": [0.0, 5.0], "short": [9.0, 2.0]})
     sigmoid = [1 / (1 + math.exp(-(1.0 - reference))) for reference in (0.0, 2.0)]
     assert told.values == [pytest.approx(sum(sigmoid) / 2)]
     assert told.raw["par(min(rm.a, short))"] == [1.0]
@@ -45,7 +46,15 @@ def test_a_transform_of_a_combination_is_against_the_combined_references() -> No
 def test_nested_transforms_see_transformed_references() -> None:
     inner = {"of": "short", "transform": {"clip": {"low": 0, "high": 1}}}
     spec = parsed({"of": inner, "transform": {"centre": {"references": 2}}}, CONFIG, at="r")
-    assert evaluated(spec, {"short": [5.0]}, {"short": [-3.0, 0.5]}).values == [1.0 - 0.25]
+    assert evaluate(spec, {"short": [5.0]}, {"short": [-3.0, 0.5]}).values == [1.0 - 0.25]
+
+
+def test_a_score_is_a_number_that_carries_its_explanation() -> None:
+    breakdown = evaluate(weighted({"good": 3.0}, CONFIG), {"rm.good": [6.0, 2.0]}, {})
+    score = Score(breakdown.values[1], breakdown.explain(1))
+    assert explain(score) == {"value": 0.0, "rewards": {"good": 2.0}, "transformed": {"good": 0.0}}
+    assert json.dumps([score]) == "[0.0]"
+    assert explain(0.0) == explain(None) == explain(score + 1) == {}, "a number that was computed is another"
 
 
 @pytest.mark.parametrize(("document", "found"), [

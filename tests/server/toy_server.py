@@ -21,10 +21,10 @@ from vllm.v1.engine.input_processor import InputProcessor
 
 from tests.engine import family
 from trimtab.decoders.plain import Plain
-from trimtab.decoders.protocols import Engine, Tokens, no_reward
-from trimtab.engine.aligned_client import AlignedClient, Run, running
+from trimtab.decoders.protocols import Engine, Tokens
+from trimtab.engine.aligned_client import AlignedClient
 from trimtab.rewards.protocols import Scorer
-from trimtab.runtime.shares import turn
+from trimtab.runtime.strategy_run import StrategyRun, current_run
 from trimtab.runtime.toy_engine import ToyEngine, ToyModel
 from trimtab.server import scoring
 from trimtab.server.config import Config
@@ -95,12 +95,11 @@ class Frontend:
         self.input_processor = InputProcessor(self.vllm_config, self.renderer)
 
     def generate(self, *args: Any, **context: Any) -> AsyncGenerator[RequestOutput, None]:
-        tokens = running.set(Run(strategy=Plain(), reward=no_reward)), turn.set(None)
+        before = current_run.set(StrategyRun(strategy=Plain()))
         try:
             return AlignedClient(self, lambda _: self.engine).generate(*args, **context)
         finally:
-            running.reset(tokens[0])
-            turn.reset(tokens[1])
+            current_run.reset(before)
 
     async def get_supported_tasks(self) -> tuple[str, ...]:
         return ("generate",)

@@ -1,0 +1,124 @@
+"""On CPU: engine processes forked from one process that has vLLM imported already.
+
+vLLM spawns an engine's process there, and each process imports vLLM anew: some ten seconds of a core. Python's own fork
+server imports it once (`multiprocessing.forkserver`), has no thread while it forks, and shares the memory of what it
+imported. On a GPU nothing here does anything.
+
+What a process reads of its environment when it is loaded, or when torch is imported, the forked ones have as the fork
+server had it: `prepare_environment` sets it to what vLLM would. The rest they get as it is when they start.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+IMPORTED = ["trimtab.engine", "vllm.v1.engine.core", "trimtab.engine.cpu", "trimtab.engine.composite"]
+"""Modules that the fork server imports, and so what they import. One that is not found is left to the processes."""
+
+INDUCTOR = {"TORCHINDUCTOR_COMPILE_THREADS": "1", "TORCHINDUCTOR_CPP_DYNAMIC_THREADS": "1"}
+"""What torch reads at import; the values that vLLM sets on CPU."""
+
+OPENMP = ("libgomp", "libomp", "libiomp")
+
+
+class EngineProcess(ForkServerProcess):
+    """Has the environment of the moment it starts, as a spawned process has, and ends when the process that started it
+    has ended, however that was."""
+
+    def start(self) -> None:
+        self._environment = dict(os.environ)
+        super().start()
+
+    def run(self) -> None:
+        os.environ.clear()
+        os.environ.update(self._environment)
+        threading.Thread(target=exit_with_parent, daemon=True).start()
+        super().run()
+
+
+class EngineContext(ForkServerContext):
+    Process = EngineProcess
+
+
+def exit_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def fork_engines() -> None:
+    """Engines that this process starts from now on are forked, if they run on CPU."""
+    from vllm.platforms import current_platform
+    from vllm.v1.engine import utils
+
+    if current_platform.is_cpu():
+        prepare_environment()
+        forkserver.set_forkserver_preload(IMPORTED)
+        utils.get_mp_context = EngineContext
+
+
+@contextmanager
+def running_fork_server() -> Iterator[None]:
+    """The fork server at work before it is needed: it imports while this process imports. Needs no vLLM to be imported.
+
+    Ends the server, and so must end after the engines.
+    """
+    if not built_for_cpu():
+        yield
+        return
+    prepare_environment()
+    forkserver.set_forkserver_preload(IMPORTED)
+    forkserver.ensure_running()
+    try:
+        yield
+    finally:
+        end_fork_server()
+
+
+def end_fork_server() -> None:
+    """With the process beside it that watches over what multiprocessing shares. Python has no public way to."""
+    server: Any = forkserver._forkserver  # type: ignore[attr-defined]
+    os.kill(server._forkserver_pid, signal.SIGKILL)  # it may still be importing
+    server._stop()
+    tracker: Any = resource_tracker._resource_tracker
+    tracker._stop()
+
+
+def built_for_cpu() -> bool:
+    try:
+        return "cpu" in version("vllm")
+    except PackageNotFoundError:  # vLLM's wheel for CPU has another name
+        return True
+
+
+def prepare_environment() -> None:
+    """What vLLM's CPU platform sets for the processes that it spawns, where it cannot be set later."""
+    os.environ.update(INDUCTOR)
+    loaded = os.environ.get("LD_PRELOAD", "")
+    libraries = [loaded] if loaded else []
+    if not any(name in loaded for name in OPENMP):
+        libraries += libraries_of("torch", "../torch.libs/libgomp*.so*", "lib/libgomp*.so*")[:1]
+    if "libtcmalloc" not in loaded:
+        libraries[:0] = libraries_of("vllm", "libs/libtcmalloc_minimal*.so*", "libs/libtcmalloc.so*")[:1]
+    if libraries:
+        os.environ["LD_PRELOAD"] = ":".join(libraries)
+
+
+def libraries_of(package: str, *patterns: str) -> list[str]:
+    """Files of a package that is not imported for it."""
+    spec = find_spec(package)
+    assert spec is not None and spec.origin is not None
+    folder = Path(spec.origin).parent
+    return [os.path.normpath(file) for pattern in patterns for file in folder.glob(pattern)]

@@ -1,0 +1,39 @@
+"""The engines of a configuration, the base's and the reward models', up together and down together."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from trimtab.engine.aligned_client import AlignedClient
+from trimtab.engine.launch import EngineSpec, running_engines
+from trimtab.engine.pooling import pooling_engine, pooling_spec
+from trimtab.server.config import Config
+from trimtab.server.http.vllm_app import aligned_client, base_spec
+from trimtab.server.scoring import Scoring, build_scoring, engine_key
+
+
+@asynccontextmanager
+async def running_models(config: Config, args: Namespace) -> AsyncIterator[tuple[AlignedClient, Scoring]]:
+    """The base's client and the rewards; `args` are `vllm_app.arguments`.
+
+    Raises MemberError for what cannot run together or cannot score, ConfigError for rewards that cannot be built.
+    """
+    base, rewards = base_spec(config, args), reward_specs(config)
+    async with running_engines([base, *rewards.values()]) as [client, *others]:
+        poolers = {
+            key: await pooling_engine(spec, other) for (key, spec), other in zip(rewards.items(), others, strict=True)
+        }
+        aligned = aligned_client(client, config)
+        yield aligned, build_scoring(config, aligned, poolers)
+
+
+def reward_specs(config: Config) -> dict[str, EngineSpec]:
+    """The reward models' engines by `engine_key`."""
+    specs: dict[str, EngineSpec] = {}
+    for name, reward in config.rewards.items():
+        if (key := engine_key(reward)) is not None and key not in specs:
+            model, options = reward.served()
+            specs[key] = pooling_spec(name, model, **options)
+    return specs
