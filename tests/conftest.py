@@ -1,4 +1,4 @@
-"""Which tests start vLLM's engines: those marked `engine`, and `-m "not engine"` is all the others (`make quick`).
+"""Which tests are quick: `make quick` runs those marked neither `engine` (they start one of vLLM's) nor `slow`.
 
 Fixtures that hold an engine mark the tests that use them; a test that starts one by itself is marked by hand, and fails
 where that was forgotten.
@@ -38,6 +38,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     folder = item.path.relative_to(Path(__file__).parent).parts[0]
+    if folder == "recipes":  # they train models
+        item.add_marker("slow")
     if FIXTURES.get(folder, set()) & set(getattr(item, "fixturenames", ())):
         item.add_marker("engine")
 
