@@ -28,9 +28,9 @@ from trimtab.decoders.protocols import (
     Work,
     base_alone,
 )
-from trimtab.decoders.shared.candidates import Guides, values
+from trimtab.decoders.shared.candidates import Guides, score_all
 from trimtab.decoders.shared.rollouts import Answer
-from trimtab.decoders.shared.tokenwise import Likeliest, MinP, Tokenwise, deciding
+from trimtab.decoders.shared.tokenwise import Likeliest, MinP, Tokenwise, decision_cost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +47,10 @@ class Args:
     ) -> AsyncGenerator[Chunk, None]:
 
         async def worth(i: int, at: int, beginnings: Sequence[Answer]) -> list[tuple[float, float | None]]:
-            return [(self.weight * r, r) for r in await values(reward, prompt, beginnings)]
+            return [(self.weight * r, r) for r in await score_all(reward, prompt, beginnings)]
 
         search = Tokenwise(worth=worth, k=self.k, alpha=1.0, min_p=self.min_p, guides=self.guides)
         return search.answers(prompt, sampling, engine, reward, n=n, include=include)
 
     def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:
-        return deciding(max_tokens, k=self.k, min_p=self.min_p, n=n, mixtures={"": self.guides})
+        return decision_cost(max_tokens, k=self.k, min_p=self.min_p, n=n, mixtures={"": self.guides})

@@ -47,11 +47,11 @@ class Directional:
         self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, include: frozenset[str]
     ) -> AsyncGenerator[Chunk, None]:
         assert self.wish.template is not None
-        said = self.wish.template.render(self.wish.v)
-        told = await engine.render_with_instruction(said, role=self.wish.template.role)
-        async with aclosing(engine.generate(told, sampling, n=n, guides=self.mixture)) as chunks:  # (1)
+        text = self.wish.template.render(self.wish.v)
+        instructed = await engine.render_with_instruction(text, role=self.wish.template.role)
+        async with aclosing(engine.generate(instructed, sampling, n=n, guides=self.mixture)) as chunks:  # (1)
             async for chunk in chunks:
-                yield replace(chunk, report={"preference_prompt": said}) if chunk.finish else chunk
+                yield replace(chunk, report={"preference_prompt": text}) if chunk.finish else chunk
 
     def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:
         return Work(candidates=n, sampled=n * max_tokens, mixtures={"": self.mixture})

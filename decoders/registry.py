@@ -51,19 +51,19 @@ class Entry:
             for f in (fields(build) if is_dataclass(build) else ())
             if f.default_factory is not MISSING
         }
-        own: dict[str, Any] = {
+        accepted: dict[str, Any] = {
             p.name: (hints[p.name], factories.get(p.name, ... if p.default is p.empty else p.default))
             for p in inspect.signature(build).parameters.values()
             if p.name not in self.uses
         }
         config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
-        return create_model(build.__name__, __config__=config, **own)
+        return create_model(build.__name__, __config__=config, **accepted)
 
     @property
     def reward_parameters(self) -> list[str]:
         """The parameters that name one more reward each."""
-        found = self.parameters.model_fields.items()
-        return [name for name, field in found if any(isinstance(mark, NamesReward) for mark in field.metadata)]
+        items = self.parameters.model_fields.items()
+        return [name for name, field in items if any(isinstance(mark, NamesReward) for mark in field.metadata)]
 
     def build(self, params: Mapping[str, Any], **supplied: Any) -> Any:
         """What the parameters, under their public names, ask for; raises pydantic's ValidationError, and ValueError."""

@@ -39,12 +39,12 @@ from trimtab.decoders.shared.candidates import (
     Pool,
     check_answers,
     draw,
-    drawing,
-    filled,
-    generator,
-    scored,
-    shown,
-    tempered,
+    draw_cost,
+    fill_up,
+    make_generator,
+    select_scored,
+    show_chosen,
+    temper,
 )
 
 STREAM = 2309_06657
@@ -63,25 +63,25 @@ class RejectionSampling:
     ) -> AsyncGenerator[Chunk, None]:
         check_answers(n, self.n)
         pool = await draw(prompt, sampling, engine, reward, n=self.n, guides=self.guides)
-        candidates, rewards = scored(pool)
-        accepted = list(islice(acceptances(rewards, self.beta, generator(sampling.seed, STREAM)), n))
-        chosen = filled([candidates[i] for i, _ in accepted], pool, n)
+        candidates, rewards = select_scored(pool)
+        accepted = list(islice(acceptances(rewards, self.beta, make_generator(sampling.seed, STREAM)), n))
+        chosen = fill_up([candidates[i] for i, _ in accepted], pool, n)
         reports: list[Report] = [{"value": c.value, "candidate": c.index} for c in chosen]
         for k, (report, (_, proposals)) in enumerate(zip(reports, accepted, strict=False), 1):
             report.update({"proposals": proposals, "acceptance_rate": k / proposals})
-        async with aclosing(shown(chosen, pool, include, reports)) as chunks:
+        async with aclosing(show_chosen(chosen, pool, include, reports)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
     def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:
-        return drawing(self.n, max_tokens, guides=self.guides)
+        return draw_cost(self.n, max_tokens, guides=self.guides)
 
 
 def acceptances(rewards: list[float], beta: float, random: np.random.Generator) -> Iterator[tuple[int, int]]:
     """(place, proposals looked at so far) of each acceptance in turn, until all are accepted."""
     left, looked = list(range(len(rewards))), 0
     while left:
-        chances = np.exp(tempered([rewards[i] for i in left], beta))
+        chances = np.exp(temper([rewards[i] for i in left], beta))
         rejected = []
         for i, chance in zip(left, chances, strict=True):
             looked += 1

@@ -38,17 +38,17 @@ from trimtab.decoders.shared.candidates import (
     Guides,
     Vector,
     check_answers,
-    derived,
-    drawing,
-    filled,
-    generator,
-    perturbed,
-    pooled,
-    ranked,
-    scored,
-    shown,
+    derive_seed,
+    draw_cost,
+    fill_up,
+    make_generator,
+    perturb,
+    rank,
+    score_as_drawn,
+    select_scored,
+    show_chosen,
 )
-from trimtab.decoders.shared.streams import merged
+from trimtab.decoders.shared.streams import merge
 from trimtab.preferences.preference_direction import PreferenceDirection, Prompt, angle_between, choose_neighbours
 
 STREAM = 2510_20498
@@ -99,33 +99,33 @@ class Rps:
         self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, include: frozenset[str]
     ) -> AsyncGenerator[Chunk, None]:
         check_answers(n, self.k * self.m)
-        rng = generator(sampling.seed, STREAM)
+        rng = make_generator(sampling.seed, STREAM)
         directions = choose_neighbours(self.wish, self.k, self.theta_max, rng, mode=self.mode)
         columns = Columns(reward)
         answers = self._drawn(prompt, directions, sampling, engine)
-        pool = await pooled(prompt, answers, columns, n=self.k * self.m)
-        candidates, values = scored(pool)
+        pool = await score_as_drawn(prompt, answers, columns, n=self.k * self.m)
+        candidates, values = select_scored(pool)
         chosen, votes = candidates, Counter[int]()
         if self.selection == "soft":
-            order = np.argsort(-perturbed(values, self.lambda_, generator(sampling.seed, SOFT)), kind="stable")
+            order = np.argsort(-perturb(values, self.lambda_, make_generator(sampling.seed, SOFT)), kind="stable")
             chosen = [candidates[i] for i in order]
         elif self.selection == "consensus":
             votes = Counter(self._votes(candidates, columns, directions))
-            chosen = sorted(ranked(candidates), key=lambda c: -votes[c.index])
+            chosen = sorted(rank(candidates), key=lambda c: -votes[c.index])
         else:
-            chosen = ranked(candidates)  # (1)
-        best = filled(chosen, pool, n)
+            chosen = rank(candidates)  # (1)
+        best = fill_up(chosen, pool, n)
         places = [self._place(c.index, directions) for c in pool]
         reports: list[Report] = [{"value": c.value, "candidate": c.index, **places[c.index]} for c in best]
         for report in reports:
             if votes and report["value"] is not None:
                 report["votes"] = votes[report["candidate"]]
-        async with aclosing(shown(best, pool, include, reports, more=places)) as chunks:
+        async with aclosing(show_chosen(best, pool, include, reports, more=places)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
     def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:
-        work = drawing(self.k * self.m, max_tokens, guides=self.mixture)
+        work = draw_cost(self.k * self.m, max_tokens, guides=self.mixture)
         return replace(
             work, mixtures={**work.mixtures, "alpha": {BASE: 1.0, **self.farthest}}, terms={"candidates": "k * m"}
         )
@@ -140,31 +140,31 @@ class Rps:
             key = template.render(v) if template else "", tuple(sorted(self._mixture(v).items()))
             together.setdefault(key, []).append(i)
         streams = []
-        for g, ((said, mixture), members) in enumerate(together.items()):
-            told = prompt
-            if said:
+        for g, ((text, mixture), members) in enumerate(together.items()):
+            instructed = prompt
+            if text:
                 assert self.wish.template is not None
-                told = await engine.render_with_instruction(said, role=self.wish.template.role)
-            seed = derived(sampling.seed, STREAM, g) if g else sampling.seed
+                instructed = await engine.render_with_instruction(text, role=self.wish.template.role)
+            seed = derive_seed(sampling.seed, STREAM, g) if g else sampling.seed
             whole = replace(sampling, stream=False, seed=seed)
             places = [i * self.m + j for i in members for j in range(self.m)]
-            drawn = engine.generate(told, whole, n=len(places), guides=dict(mixture))
-            streams.append(placed(drawn, places))
-        async with aclosing(merged(streams)) as chunks:
+            drawn = engine.generate(instructed, whole, n=len(places), guides=dict(mixture))
+            streams.append(renumber(drawn, places))
+        async with aclosing(merge(streams)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
     def _mixture(self, v: Vector) -> Mixture:
-        found = {BASE: 1.0} if self.over == "guides" else dict(self.wish.reader_mixture)
+        mixture = {BASE: 1.0} if self.over == "guides" else dict(self.wish.reader_mixture)
         if self.over != "prompts":
             for objective, share in zip(self.wish.objectives, v, strict=True):
                 for guide, gain in (self.wish.guides or {})[objective].items():
-                    found[guide] = found.get(guide, 0.0) + self.alpha * gain * max(float(share), 0.0)
-        return {**found, **self.guides}
+                    mixture[guide] = mixture.get(guide, 0.0) + self.alpha * gain * max(float(share), 0.0)
+        return {**mixture, **self.guides}
 
     def _votes(self, candidates: Sequence[Candidate], columns: Columns, directions: Sequence[Vector]) -> list[int]:
         """[k] what each direction would choose; its ties go to what the target likes better."""
-        rewards_NK = np.array([columns.said[c.tokens] for c in candidates])
+        rewards_NK = np.array([columns.rows[c.tokens] for c in candidates])
         order = sorted(range(len(candidates)), key=lambda i: -rewards_NK[i, 0])
         best = [int(np.argmax(rewards_NK[order, 1:] @ v)) for v in directions]
         return [candidates[order[i]].index for i in best]
@@ -179,15 +179,15 @@ class Columns:
     """A reward of [N, 1 + d] as one of [N, 1], the first column; the whole rows are remembered."""
 
     reward: Reward
-    said: dict[tuple[int, ...], list[float]] = field(default_factory=dict)
+    rows: dict[tuple[int, ...], list[float]] = field(default_factory=dict)
 
     async def __call__(self, prompt: Tokens, completions: Sequence[Tokens]) -> list[list[float]]:
-        rows = await self.reward(prompt, completions)
-        self.said.update((tuple(tokens), row) for tokens, row in zip(completions, rows, strict=True))
-        return [row[:1] for row in rows]
+        scores = await self.reward(prompt, completions)
+        self.rows.update((tuple(tokens), row) for tokens, row in zip(completions, scores, strict=True))
+        return [row[:1] for row in scores]
 
 
-async def placed(chunks: AsyncGenerator[Chunk, None], places: Sequence[int]) -> AsyncGenerator[Chunk, None]:
+async def renumber(chunks: AsyncGenerator[Chunk, None], places: Sequence[int]) -> AsyncGenerator[Chunk, None]:
     """Its i-th answer as the answer `places[i]`."""
     async with aclosing(chunks):
         async for chunk in chunks:

@@ -48,9 +48,9 @@ from trimtab.decoders.protocols import (
     base_alone,
 )
 from trimtab.decoders.registry import NamesReward
-from trimtab.decoders.shared.candidates import Guides, derived, softmax
-from trimtab.decoders.shared.rollouts import Answer, rollouts
-from trimtab.decoders.shared.tokenwise import Block, Likeliest, MinP, Tokenwise, deciding
+from trimtab.decoders.shared.candidates import Guides, derive_seed, softmax
+from trimtab.decoders.shared.rollouts import Answer, roll_out
+from trimtab.decoders.shared.tokenwise import Block, Likeliest, MinP, Tokenwise, decision_cost
 
 ROLLOUT = 1
 """Of the seeds, what tells rollouts from other draws at the same place."""
@@ -111,7 +111,7 @@ class TransferQ:
                 next((whole for whole in known.get(i, ()) if whole[: len(answer)] == answer), answer)
                 for answer in beginnings
             ]
-            drawn = await rollouts(
+            drawn = await roll_out(
                 prompt,
                 begun,
                 ahead,
@@ -119,17 +119,17 @@ class TransferQ:
                 n=self.rollouts,
                 limits=[len(answer) + length for answer in beginnings],
                 guides=self.rolls_out,
-                seeds=[derived(sampling.seed, i, at, j, ROLLOUT) for j in range(len(begun))],
+                seeds=[derive_seed(sampling.seed, i, at, j, ROLLOUT) for j in range(len(begun))],
             )
             if greedy:
                 known[i] = [answer for [answer] in drawn]
             rows = iter(await reward(prompt, [answer for answers in drawn for answer in answers]))
             rewards = [[next(rows) for _ in answers] for answers in drawn]
-            own = [
+            scores = [
                 r[0][0] if answers == [beginning] else None
                 for r, answers, beginning in zip(rewards, drawn, beginnings, strict=True)
             ]
-            return list(zip(map(self.q, rewards), own, strict=True))
+            return list(zip(map(self.q, rewards), scores, strict=True))
 
         search = Tokenwise(
             k=self.k, alpha=self.alpha, min_p=self.min_p, block=self.block, guides=self.guides, worth=worth
@@ -138,7 +138,7 @@ class TransferQ:
 
     def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:
         horizon = max_tokens if self.horizon is None else self.horizon
-        return deciding(
+        return decision_cost(
             max_tokens,
             k=self.k,
             min_p=self.min_p,

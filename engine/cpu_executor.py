@@ -18,8 +18,8 @@ from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 
 class CPUExecutor(UniProcExecutor):  # type: ignore[misc]
-    """Computes on the cores that vLLM's own executor would bind the worker to: VLLM_CPU_OMP_THREADS_BIND, and by default
-    all of a NUMA node but one."""
+    """Computes on the cores that vLLM's own executor would bind the worker to: VLLM_CPU_OMP_THREADS_BIND, and by
+    default all of a NUMA node but one."""
 
     def _init_executor(self) -> None:
         set_process_title("EngineCore", suffix=Path(self.model_config.model).name)

@@ -89,7 +89,7 @@ def running_fork_server() -> Iterator[None]:
 
 def end_fork_server() -> None:
     """With the process beside it that watches over what multiprocessing shares. Python has no public way to."""
-    server: Any = forkserver._forkserver  # type: ignore[attr-defined]
+    server: Any = forkserver._forkserver
     os.kill(server._forkserver_pid, signal.SIGKILL)  # it may still be importing
     server._stop()
     tracker: Any = resource_tracker._resource_tracker
@@ -119,6 +119,7 @@ def prepare_environment() -> None:
 def libraries_of(package: str, *patterns: str) -> list[str]:
     """Files of a package that is not imported for it."""
     spec = find_spec(package)
-    assert spec is not None and spec.origin is not None
+    assert spec is not None
+    assert spec.origin is not None
     folder = Path(spec.origin).parent
     return [os.path.normpath(file) for pattern in patterns for file in folder.glob(pattern)]

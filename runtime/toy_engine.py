@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.decoders.protocols import BASE, Chunk, Mixture, Sampling, Tokens, normalise_mixture
-from trimtab.decoders.shared.candidates import warped
+from trimtab.decoders.shared.candidates import warp
 
 Vector = NDArray[np.float64]
 Prefix = tuple[int, ...]
@@ -127,7 +127,7 @@ class UniformDraws:
 
 
 def _warp(sampling: Sampling) -> Sampling:
-    """What `warped` reads of it, so that requests which differ in the rest share what is remembered."""
+    """What `warp` reads of it, so that requests which differ in the rest share what is remembered."""
     return Sampling(max_tokens=1, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p)
 
 
@@ -250,7 +250,7 @@ class ToyEngine:
 
     def _cumulate(self, logprobs: Next, sampling: Sampling, prefix: Prefix) -> list[float]:
         """[V] cumulative probabilities of the next token."""
-        cdf: list[float] = np.cumsum(warped(logprobs(prefix), sampling)).tolist()
+        cdf: list[float] = np.cumsum(warp(logprobs(prefix), sampling)).tolist()
         return cdf
 
     def _steps(self, prompt: Tokens, completion: Tokens) -> Iterator[tuple[Prefix, int]]:

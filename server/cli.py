@@ -59,17 +59,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.command == "key":
         key = new_key()
         return print(f"key: {key}\nfor api_keys or a line of api_keys_file: {HASHED}{digest(key)}")  # noqa: T201
-    from trimtab.server.request.plan import check  # it takes seconds, and neither help nor a wrong option needs it
+    from trimtab.server.request.plan import (
+        check_config,  # it takes seconds, and neither help nor a wrong option needs it
+    )
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
         if args.command == "calibrate":
-            config = load(args.config, check=check)
+            config = load(args.config, check=check_config)
             with running_fork_server():
                 return uvloop.run(measured(config, args))
         given = {"host": args.host, "port": args.port}
         overrides = [*args.overrides, *(f"{key}={value}" for key, value in given.items() if value is not None)]
-        reread = partial(load, args.config, overrides, check)
+        reread = partial(load, args.config, overrides, check_config)
         config = reread()
         if config.log_format == "json":
             for handler in logging.getLogger().handlers:

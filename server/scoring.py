@@ -30,10 +30,10 @@ from trimtab.server.request.alignment import AT
 from trimtab.server.request.body import Json
 from trimtab.server.request.cost import REFERENCE_TOKENS
 from trimtab.server.request.messages import Messages, messages
-from trimtab.server.request.parameters import built
+from trimtab.server.request.parameters import build_reward
 from trimtab.server.request.plan import Plan
 from trimtab.server.request.reward_tree import Leaf, Rows, Score, Spec, evaluate, parsed
-from trimtab.server.request.weights import orchestrator
+from trimtab.server.request.weights import load_orchestrator
 
 MAX_REFERENCES = 4096
 """Prompts whose reference scores are remembered."""
@@ -51,7 +51,7 @@ def scorers(config: Config, host: Host, poolers: Mapping[str, PoolingEngine]) ->
         services: dict[str, Any] = {"host": host}
         if (key := engine_key(reward)) is not None:
             services["pooler"] = poolers[key]
-        scorer = built(name, reward, **services)
+        scorer = build_reward(name, reward, **services)
         for member in getattr(scorer, "members", ()):
             if member not in {BASE, *config.guides}:
                 raise ConfigError(unknown("guide", member, config.guides), key=f"rewards.{name}")
@@ -93,7 +93,7 @@ class Scoring:
 
     def __post_init__(self) -> None:
         """Raises ConfigError for an objective that names no score of its reward, an adapter of another vocabulary."""
-        adapter = orchestrator(self.config)
+        adapter = load_orchestrator(self.config)
         if adapter is not None and len(adapter.table_VK) < len(self.host.tokenizer):
             message = f"its table is for {len(adapter.table_VK)} tokens; the base has {len(self.host.tokenizer)}"
             raise ConfigError(message, key="auto_weights")
@@ -158,7 +158,7 @@ class Scoring:
 
     def auto(self, document: Json) -> dict[str, float]:
         """The weights that the adapter chooses by the user's last words, or by a bare prompt."""
-        adapter = orchestrator(self.config)
+        adapter = load_orchestrator(self.config)
         assert adapter is not None
         said = [message["content"] for message in messages(document) if message["role"] == "user"]
         text = said[-1] if said else document.get("prompt")

@@ -28,7 +28,7 @@ from openai import AsyncOpenAI
 from trimtab.bench.quality.points import half, plus_minus
 from trimtab.bench.quality.pool import FINAL, OBJECTIVE, Pool, Vector, best_of, held_out, mbr_gold, pools, vote_accuracy
 from trimtab.bench.report import table
-from trimtab.decoders.shared.similarity import f1, words
+from trimtab.decoders.shared.similarity import f1, split_words
 from trimtab.recipes.gold import GOLD, arithmetic
 
 CHAINS = 4
@@ -135,7 +135,7 @@ def scales(study: QAlignStudy) -> list[Scale]:
     spread = statistics.fmean(p.raw[LEAF].std() for p in study.pools)
     scaled = []
     for pool, gold in zip(study.pools, golden, strict=True):
-        similarity = f1([words(text) for text in pool.texts])
+        similarity = f1([split_words(text) for text in pool.texts])
         np.fill_diagonal(similarity, 0)
         zero, one = (0.0, 1.0) if study.votes else (float(gold.mean()), unit)
         scaled.append(Scale(pool, gold, similarity, zero, one, spread))

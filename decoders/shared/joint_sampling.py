@@ -43,12 +43,12 @@ class Jointly(TypedDict):
     together: Annotated[int, Field(ge=2, le=64, description="k, answers asked for in one; the paper has 4")]
 
 
-def parts(text: str) -> list[str]:
+def split_parts(text: str) -> list[str]:
     """What stands under the headings."""
     return [part.strip() for part in HEADING.split(text)[1:]]
 
 
-async def in_one(
+async def draw_jointly(
     prompt: Tokens, sampling: Sampling, engine: Engine, how: Jointly, *, n: int, guides: Mixture
 ) -> AsyncGenerator[Chunk, None]:
     """n answers, each one chunk; those drawn alone say so in their report. Raises ValueError for a bare prompt."""
@@ -57,16 +57,16 @@ async def in_one(
     draws = -(-n // k)
     tokens: list[list[int]] = [[] for _ in range(draws)]
     finish = [""] * draws
-    asked = await engine.render_with_instruction(INSTRUCTION.format(k=k))
-    async with aclosing(engine.generate(asked, whole, n=draws, guides=guides)) as chunks:
+    instructed = await engine.render_with_instruction(INSTRUCTION.format(k=k))
+    async with aclosing(engine.generate(instructed, whole, n=draws, guides=guides)) as chunks:
         async for chunk in chunks:
             tokens[chunk.index] += chunk.tokens
             finish[chunk.index] = chunk.finish or ""
     answers = [
-        _answer(part, finish[d] if j == len(found) - 1 else "stop", sampling.max_tokens, engine)
+        _answer(part, finish[d] if j == len(sections) - 1 else "stop", sampling.max_tokens, engine)
         for d in range(draws)
-        for found in [parts(engine.text(tokens[d]))[:k]]
-        for j, part in enumerate(found)
+        for sections in [split_parts(engine.text(tokens[d]))[:k]]
+        for j, part in enumerate(sections)
         if part
     ][:n]
     for i, (ids, end) in enumerate(answers):

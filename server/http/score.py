@@ -17,7 +17,7 @@ from trimtab.server.http.auth import CALLER
 from trimtab.server.request.alignment import Given
 from trimtab.server.request.body import as_refusal, parse, read_body
 from trimtab.server.request.reward_tree import explain, parsed, weighted
-from trimtab.server.request.weights import preferences
+from trimtab.server.request.weights import parse_weights
 from trimtab.server.scoring import RequestReward, Scoring
 from trimtab.server.state import Site
 
@@ -78,7 +78,7 @@ async def scored(document: dict[str, Any], scoring: Scoring) -> dict[str, Any]:
         every = {name: 1.0 for name, objective in config.objectives.items() if objective.reward is not None}
         if not every:
             raise ApiError("this server has no objective with a reward; name a reward", param="reward")
-        spec = weighted(preferences(asked.weights, config, at="weights") if "weights" in given else every, config)
+        spec = weighted(parse_weights(asked.weights, config, at="weights") if "weights" in given else every, config)
     compared = asked.given.model_dump(exclude_unset=True)
     scoring.check(spec, compared, at="reward")
     scoring.check_read([spec], compared)

@@ -103,7 +103,7 @@ def base_spec(config: Config, args: Namespace) -> EngineSpec:
 
 
 def aligned_client(client: EngineClient, config: Config) -> AlignedClient:
-    """The client of the base's engine, which aligns; without a policy in the configuration, requests get fair shares."""
+    """The base's client, which aligns. Requests get fair shares where the configuration has no scheduling policy."""
     view = VLLMEngine(client=client)
 
     def bind(context: Mapping[str, Any]) -> VLLMEngine:

@@ -39,10 +39,10 @@ def check_rewards(config: Config) -> None:
         if surplus := next((key for key in given if key not in valid), None):
             raise ConfigError(unknown("key", surplus, [*RewardConfig.model_fields, *valid]), key=f"{at}.{surplus}")
         if not kind.uses:
-            built(name, reward)
+            build_reward(name, reward)
 
 
-def built(name: str, reward: RewardConfig, **services: Any) -> Scorer:
+def build_reward(name: str, reward: RewardConfig, **services: Any) -> Scorer:
     """The reward itself; raises ConfigError for what it refuses to be."""
     kind = KINDS[reward.kind]
     used = {key: value for key, value in {"name": name, **services}.items() if key in kind.uses}

@@ -19,7 +19,7 @@ from trimtab.server.request.cost import check_bounds
 from trimtab.server.request.parameters import check_rewards, parameters
 from trimtab.server.request.preference_prompts import checked, wish
 from trimtab.server.request.reward_tree import Spec, parsed, standard, weighted
-from trimtab.server.request.weights import By, number, orchestrator, preferences, pulls
+from trimtab.server.request.weights import By, guide_exponents, load_orchestrator, parse_number, parse_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,13 +70,13 @@ class Plan:
         return told
 
 
-def check(config: Config) -> None:
+def check_config(config: Config) -> None:
     """Raises ConfigError for a reward, an objective, a preset or a default that no request could be answered with, and
     for keys that cannot be read."""
     _ = config.keys
     check_rewards(config)
     checked(config)
-    orchestrator(config)
+    load_orchestrator(config)
     for name, objective in config.objectives.items():
         if objective.reward is not None:
             try:
@@ -125,7 +125,7 @@ def plan(raw: object, config: Config, auto: Callable[[], Mapping[str, float]] | 
 
 def _auto_weights(config: Config, auto: Callable[[], Mapping[str, float]] | None) -> dict[str, float]:
     """The weights of a request that leaves them to the server."""
-    adapter = orchestrator(config)
+    adapter = load_orchestrator(config)
     if adapter is None:
         raise ApiError("this server has no auto_weights: name objectives", param=f"{AT}.weights")
     return dict(auto() if auto is not None else adapter([]))
@@ -176,7 +176,7 @@ def _supply(
     """The weights as understood, and the strategy's parameters that the server makes of them and of `guides`."""
     written, takes = request.model_fields_set, entry.takes
     by: By = "direction" if "direction" in takes else "reward" if "reward" in takes else "guide"
-    weights = preferences(wishes, config, at=f"{AT}.weights", by=by) if "weights" in written else {}
+    weights = parse_weights(wishes, config, at=f"{AT}.weights", by=by) if "weights" in written else {}
     exponents = _exponents(request.guides, config)
     if "guides" in request.params:
         message = f"write {AT}.guides, beside params"
@@ -186,7 +186,7 @@ def _supply(
         return direction.by_objective(direction.v), {"wish": direction, "guides": exponents}
     if by == "reward":
         return weights, {"guides": {BASE: 1.0, **exponents}}
-    return weights, {"guides": pulls(weights, config) | exponents} if takes else {}
+    return weights, {"guides": guide_exponents(weights, config) | exponents} if takes else {}
 
 
 def _exponents(raw: Mapping[str, Any], config: Config) -> dict[str, float]:
@@ -195,7 +195,7 @@ def _exponents(raw: Mapping[str, Any], config: Config) -> dict[str, float]:
     for name in raw:
         if name not in members:
             raise ApiError(unknown("guide", name, members), param=f"{at}.{name[:64]}")
-    return {name: number(value, f"{at}.{name}", config.max_weight) for name, value in raw.items()}
+    return {name: parse_number(value, f"{at}.{name}", config.max_weight) for name, value in raw.items()}
 
 
 def _build(

@@ -12,7 +12,7 @@ from tests.contracts import Specimen
 from tests.decoders.conftest import START
 from trimtab.decoders.best_of_n import BestOfN
 from trimtab.decoders.protocols import BASE, Sampling
-from trimtab.decoders.shared.diverse_beam import Diverse, hypotheses
+from trimtab.decoders.shared.diverse_beam import Diverse, search_hypotheses
 from trimtab.runtime.metered import Metered
 from trimtab.runtime.toy_engine import Prefix, ToyEngine, ToyModel
 from trimtab.runtime.usage import Usage
@@ -22,7 +22,8 @@ async def pool(toy: ToyModel, n: int, groups: int, penalty: float = 0.5, **guide
     how = Diverse(groups=groups, penalty=penalty)
     engine = ToyEngine(toy, start=START)
     return [
-        c.tokens for c in await hypotheses([START], toy.max_tokens, engine, how, n=n, guides={"base": 1.0, **guides})
+        c.tokens
+        for c in await search_hypotheses([START], toy.max_tokens, engine, how, n=n, guides={"base": 1.0, **guides})
     ]
 
 
@@ -97,7 +98,7 @@ async def test_what_it_cannot_honour_is_refused(toy: ToyModel, specimen: Specime
 async def test_a_budget_leaves_beginnings(toy: ToyModel) -> None:
     usage = Usage(max_sampled_tokens=6)
     engine = Metered(ToyEngine(toy, start=START), usage)
-    chunks = await hypotheses(
+    chunks = await search_hypotheses(
         [START], toy.max_tokens, engine, Diverse(groups=4, penalty=0.5), n=4, guides={"base": 1.0}
     )
     assert len(chunks) == 4

@@ -10,7 +10,7 @@ from tests.decoders.conftest import START, Script, unasked, worth
 from trimtab.decoders.best_of_n import BestOfN
 from trimtab.decoders.protocols import Chunk, Mixture, Sampling, Tokens
 from trimtab.decoders.shared.candidates import draw
-from trimtab.decoders.shared.joint_sampling import HEADING_TOKENS, Jointly, parts
+from trimtab.decoders.shared.joint_sampling import HEADING_TOKENS, Jointly, split_parts
 
 INSTRUCTED = -7
 END = 0
@@ -66,8 +66,11 @@ async def pool(engine: Author, n: int, together: int = 2, max_tokens: int = 20) 
 
 
 def test_parts_stand_under_headings() -> None:
-    assert parts("Here they are.\n# Response 1\nyes\n\nand more\n**Response 2:**\nno\n") == ["yes\n\nand more", "no"]
-    assert parts("My response 2 is this") == []
+    assert split_parts("Here they are.\n# Response 1\nyes\n\nand more\n**Response 2:**\nno\n") == [
+        "yes\n\nand more",
+        "no",
+    ]
+    assert split_parts("My response 2 is this") == []
 
 
 async def test_parts_are_the_candidates() -> None:

@@ -18,7 +18,7 @@ from trimtab.decoders import STRATEGIES
 from trimtab.decoders.plain import Plain
 from trimtab.decoders.protocols import BASE, Chunk, Sampling, Tokens
 from trimtab.decoders.qalign import QAlign
-from trimtab.decoders.shared.convergence import mixing
+from trimtab.decoders.shared.convergence import measure_mixing
 from trimtab.runtime.toy_engine import Prefix, ToyEngine, ToyModel
 
 GUIDES = {"arm": 1.0}
@@ -114,10 +114,10 @@ async def test_no_steps_are_plain_sampling(toy: ToyModel, reward: dict[Prefix, f
 def test_mixing_of_known_chains() -> None:
     rng = np.random.default_rng(0)
     white = rng.normal(size=(8, 400))
-    r_hat, size = mixing(white)
+    r_hat, size = measure_mixing(white)
     assert r_hat == pytest.approx(1, abs=0.02)
     assert size > 0.7 * white.size
-    r_hat, size = mixing(white + 5 * np.arange(8)[:, None])
+    r_hat, size = measure_mixing(white + 5 * np.arange(8)[:, None])
     assert r_hat is not None
     assert r_hat > 3
     assert size < 40
@@ -135,7 +135,7 @@ def mixing_slow(traces: np.ndarray) -> float:
 
 def test_split_r_hat_is_its_definition() -> None:
     traces = np.cumsum(np.random.default_rng(1).normal(size=(3, 41)), axis=1)
-    assert mixing(traces)[0] == pytest.approx(mixing_slow(traces), rel=1e-12)
+    assert measure_mixing(traces)[0] == pytest.approx(mixing_slow(traces), rel=1e-12)
 
 
 class Uneven:

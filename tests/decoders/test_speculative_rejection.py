@@ -12,7 +12,7 @@ from tests.decoders.conftest import START, Script, told, worth
 from trimtab.decoders import STRATEGIES
 from trimtab.decoders.best_of_n import BestOfN
 from trimtab.decoders.protocols import Sampling, Tokens
-from trimtab.decoders.speculative_rejection import SpeculativeRejection, derived
+from trimtab.decoders.speculative_rejection import SpeculativeRejection, derive_seed
 
 LENGTHS = (2, 4, 8)
 
@@ -176,7 +176,7 @@ async def test_a_reward_that_fails_on_the_way_leaves_nothing(specimen: Specimen,
 
 
 def test_segments_seeds() -> None:
-    assert derived(None, 0, 64) is None
-    seeds = {derived(seed, i, t) for seed in (-1, 0, 1) for i in range(8) for t in (64, 128)}
+    assert derive_seed(None, 0, 64) is None
+    seeds = {derive_seed(seed, i, t) for seed in (-1, 0, 1) for i in range(8) for t in (64, 128)}
     assert len(seeds) == 48
     assert all(seed is not None and 0 <= seed < 2**62 for seed in seeds)

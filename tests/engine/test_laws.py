@@ -47,7 +47,7 @@ def requested(specimen: Specimen) -> Specimen:
     """The engine as a request has it, which knows its own messages: here, whatever instructs the model is a prompt."""
 
     async def render(instruction: str, role: str) -> list[int]:
-        return PROMPTS[1]
+        return PROMPTS[2]
 
     return replace(specimen, engine=Metered(specimen.engine, Usage(), render))
 

@@ -14,7 +14,7 @@ from trimtab.decoders.protocols import BASE
 from trimtab.server.config import Config, ConfigError
 from trimtab.server.errors import ApiError
 from trimtab.server.request.parameters import parameters
-from trimtab.server.request.plan import Plan, check, plan
+from trimtab.server.request.plan import Plan, check_config, plan
 
 CONFIG = Config.model_validate(
     {
@@ -249,4 +249,4 @@ def test_every_parameter_is_described() -> None:
 
 def test_a_default_that_needs_weights_cannot_be_a_default() -> None:
     with pytest.raises(ConfigError, match="default_strategy: strategy 'guided' needs"):
-        check(CONFIG.model_copy(update={"default_strategy": "guided"}))
+        check_config(CONFIG.model_copy(update={"default_strategy": "guided"}))

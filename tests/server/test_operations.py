@@ -33,7 +33,7 @@ from trimtab.server.json_log import JsonFormatter
 from trimtab.server.metrics import REQUESTS
 from trimtab.server.request import tracing
 from trimtab.server.request.messages import CHAT
-from trimtab.server.request.plan import check
+from trimtab.server.request.plan import check_config
 from trimtab.server.state import Site
 
 HI: list[Any] = [{"role": "user", "content": "hi"}]
@@ -431,7 +431,7 @@ async def site(folder: Path, toy: ToyEngine, tmp_path: Path) -> tuple[Site, Fast
 
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(settings(folder) | {"admin_keys": [ADMIN]}))
-    site = toy_server.site(load(path), toy, reread=lambda: load(path, check=check))
+    site = toy_server.site(load(path), toy, reread=lambda: load(path, check=check_config))
     return site, await toy_server.app(site), path
 
 
