@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
+import re
 import textwrap
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -37,8 +39,9 @@ a `reward`, or its `reward`:
 C is a combination (without one, the sum) and T a transform, each by name or as `{"name": {parameter: value}}`.
 `weights` are the sum of weight × (reward − mean) / spread over objectives, with the figures of `trimtab calibrate`.
 References of a transform are answers of the frozen base to the same prompt, drawn once and remembered."""
-METRICS = "<!-- The table is made by `python -m trimtab.server.docs`. -->"
+TABLE = "<!-- The table is made by `python -m trimtab.server.docs`. -->"
 KEY_COLUMNS = ("type", "default", "meaning")
+END = "<!-- The end of the table. -->"
 MADE = "<!-- Made by `python -m trimtab.server.docs`: change the code instead. -->\n"
 
 
@@ -129,8 +132,8 @@ def configuration() -> str:
 
 
 def operations() -> str:
-    """docs/operations.md as it stands, with the list of metrics made anew below `METRICS`."""
-    text = (DOCS / "operations.md").read_text().partition(METRICS)[0]
+    """docs/operations.md as it stands, with the list of metrics made anew below `TABLE`."""
+    text = (DOCS / "operations.md").read_text().partition(TABLE)[0]
     rows = []
     for metric in vars(metrics).values():
         if isinstance(metric, MetricWrapperBase):
@@ -138,7 +141,35 @@ def operations() -> str:
             labels = ", ".join(f"`{label}`" for label in metric._labelnames) or "none"
             name = family.name + "_total" * (family.type == "counter")
             rows.append((f"`{name}`", family.type, labels, family.documentation))
-    return "\n".join([text + METRICS, "", *table(("name", "type", "labels", "meaning"), sorted(rows))]) + "\n"
+    return "\n".join([text + TABLE, "", *table(("name", "type", "labels", "meaning"), sorted(rows))]) + "\n"
+
+
+ROOMS = ("decoders", "preferences", "rewards", "runtime", "engine", "server")
+"""Folders whose modules docs/architecture.md lists one by one; of the others it lists the folders."""
+
+
+def architecture() -> str:
+    """docs/architecture.md as it stands, with the table of folders and modules made anew between `TABLE` and `END`."""
+    before, _, rest = (DOCS / "architecture.md").read_text().partition(TABLE)
+    _, _, after = rest.partition(END)
+    rows = [(f"`{name}`", sentence) for folder in (*ROOMS, "bench", "recipes") for name, sentence in _modules(folder)]
+    return "\n".join([before + TABLE, "", *table(("file", "what it is"), rows), "", END + after])
+
+
+def _modules(folder: str) -> Iterator[tuple[str, str]]:
+    """What a folder is and holds, in the first sentence of each docstring: packages before what is in them."""
+    root = DOCS.parent
+    for file in sorted((root / folder).rglob("*.py"), key=lambda file: (file.parent, file.stem != "__init__", file)):
+        package = file.stem == "__init__"
+        if package or folder in ROOMS:
+            name = f"{file.parent.relative_to(root)}/" if package else str(file.relative_to(root))
+            yield name, first_sentence(ast.get_docstring(ast.parse(file.read_text())) or "")
+
+
+def first_sentence(text: str) -> str:
+    paragraph = " ".join(text.split("\n\n")[0].split())
+    sentence = re.split(r"(?<=\.)\s", paragraph, maxsplit=1)[0]
+    return sentence.rstrip(".:")
 
 
 def _keys(section: type[Section]) -> Iterator[tuple[str, ...]]:
@@ -169,6 +200,7 @@ def _paper(arxiv: str) -> str:
 
 
 PAGES = {
+    "architecture.md": architecture,
     "strategies.md": strategies,
     "rewards.md": rewards,
     "configuration.md": configuration,

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from trimtab.server.docs import DOCS, PAGES, describe, table
+from trimtab.server.docs import DOCS, PAGES, describe, first_sentence, table
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -58,3 +58,15 @@ def test_length_and_readability_show_what_they_compute() -> None:
     assert "\n4.71 characters / words + 0.5 words / sentences - 21.43\n" in page
     kinds = page[page.index("\n### ") :]
     assert not re.search(r":\n\n(\||No keys)", kinds), "a description ends before what it announces"
+
+
+def test_the_first_sentence_of_a_docstring() -> None:
+    assert first_sentence("ARGS (arXiv 2402.01694): the next\ntoken. Not this.\n\nNor this.") == (
+        "ARGS (arXiv 2402.01694): the next token"
+    )
+    assert first_sentence("An F1:\n\n    u(x)") == "An F1"
+
+
+def test_every_module_says_what_it_is() -> None:
+    empty = [line for line in (DOCS / "architecture.md").read_text().splitlines() if re.search(r"^\| `.*\|\s+\|$", line)]
+    assert not empty
