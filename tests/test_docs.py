@@ -68,5 +68,7 @@ def test_the_first_sentence_of_a_docstring() -> None:
 
 
 def test_every_module_says_what_it_is() -> None:
-    empty = [line for line in (DOCS / "architecture.md").read_text().splitlines() if re.search(r"^\| `.*\|\s+\|$", line)]
+    empty = [
+        line for line in (DOCS / "architecture.md").read_text().splitlines() if re.search(r"^\| `.*\|\s+\|$", line)
+    ]
     assert not empty
