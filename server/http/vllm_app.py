@@ -11,14 +11,14 @@ from typing import Any
 from fastapi import FastAPI
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.engine.protocol import EngineClient
-from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest
+from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest, AnthropicMessagesResponse
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
 from vllm.entrypoints.launchers.launcher import NoSignalServer, validate_api_server_args
-from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-from vllm.entrypoints.openai.completion.protocol import CompletionRequest
-from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest, ChatCompletionResponse
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest, CompletionResponse
+from vllm.entrypoints.openai.responses.protocol import ResponsesRequest, ResponsesResponse
 from vllm.entrypoints.serve.engine.protocol import ModelCard, ModelList
 from vllm.tool_parsers import ToolParserManager
 from vllm.usage.usage_lib import UsageContext
@@ -43,6 +43,14 @@ ROUTES = frozenset(
     | {"/docs", "/openapi.json"}
 )
 """What of vLLM's app is served. Its other ways to generate know nothing of `alignment`, so they are not."""
+
+RESPONSE_MODELS: dict[str, Any] = {
+    CHAT: ChatCompletionResponse,
+    COMPLETIONS: CompletionResponse,
+    RESPONSES: ResponsesResponse,
+    MESSAGES: AnthropicMessagesResponse,
+}
+"""path -> what it answers, before `alignment` is put in"""
 
 ENGINE = frozenset(field.name for field in fields(AsyncEngineArgs)) - {"model", "served_model_name"}
 FRONTEND = frozenset(
