@@ -1,20 +1,20 @@
 """python -m trimtab.bench.engine: what guides cost, in the engine itself.
 
-Every other bench speaks HTTP; this one drives vLLM directly, because the question is what one lock-step engine costs
-against its members as engines of their own, and a server would only blur it. Weights are random: speed does not depend
-on what they say. Each round runs every contender once at every batch size, one after the other on the same machine,
-and a ratio is taken within a round, so that a machine that slows down slows both its sides; the median round is told.
+Every other bench speaks HTTP. This one drives vLLM directly: it compares one lock-step engine with its members as
+separate engines, and a server would only add noise. Weights are random, since speed does not depend on them. Each round
+runs every contender once at every batch size, one after the other on the same machine. A ratio is taken within a round,
+so that a machine that slows down slows both sides; the median round is reported.
 
     ratio(K, B) = (t_base(B) + K t_guide(B)) / t_composite(K, B)
 
-and what requests cost that use no guide, in an engine that has two: alone, against vLLM with the base, and as half of a
-batch, where the guides run on all rows, against guides that would run on their own rows only:
+Two more ratios are of requests without guides in an engine with two guides: alone, against vLLM with the base; and as
+half of a batch, where the guides run on all rows, against guides that run on the other half alone:
 
     plain(B) = t_base(B) / t_plain(2, B)        half(B) = (t_base(B) + 2 t_guide(B / 2)) / t_half(2, B)
 
 t: seconds in which B requests prefill a prompt and draw the same number of tokens. Above 1, one engine is faster than
-its members in turn. The two baselines with one guide are what one would write otherwise: a loop over two Hugging Face
-models with key-value caches, and a vLLM logits processor that runs a Hugging Face guide for each request.
+its members in turn. Two baselines with one guide stand for the usual alternatives: a loop over two Hugging Face models
+with key-value caches, and a vLLM logits processor that runs a Hugging Face guide for each request.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ HF_LOOP, HF_PROCESSOR = "two-model HF loop", "logits processor, HF guide"
 Prompts = list[list[int]]
 Extra = dict[str, Any] | None
 Contender = Callable[[Prompts], None]
-"""Draws the tokens of all prompts."""
+"""Generates for all prompts."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class LlamaSize:
     layers: int
 
     def write(self, path: Path, seed: int) -> Path:
-        """A checkpoint of random weights, with a tokenizer of as many words as ids."""
+        """A checkpoint with random weights and a tokenizer of one word per id."""
         torch.manual_seed(seed)
         config = LlamaConfig(
             vocab_size=VOCABULARY,
@@ -82,7 +82,7 @@ BASE, GUIDE = LlamaSize(hidden=768, layers=12), LlamaSize(hidden=384, layers=8)
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """One measurement's work."""
+    """What one measurement runs."""
 
     batches: tuple[int, ...]
     rounds: int
@@ -97,7 +97,7 @@ class Workload:
 
 @contextmanager
 def vllm_engine(load: Workload, extra: Extra = None, **arguments: Any) -> Iterator[Callable[..., None]]:
-    """A vLLM engine in a process of its own; the prompts' extra arguments may be others for a run, in turn."""
+    """A vLLM engine in its own process; prompt i of a run has the extra arguments `extras[i % len(extras)]`."""
     from vllm import LLM, SamplingParams
 
     llm = LLM(**arguments)
@@ -115,7 +115,7 @@ def vllm_engine(load: Workload, extra: Extra = None, **arguments: Any) -> Iterat
 
 
 def hf_loop(load: Workload, base: str, guide: str, dtype: torch.dtype) -> Contender:
-    """Both models step by step over one batch, mixed and sampled as the engine does."""
+    """Both models step by step over one batch, mixed and sampled as in the engine."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pair = [AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(device).eval() for path in (base, guide)]
 
@@ -206,7 +206,7 @@ def measure(runs: dict[str, Contender], load: Workload) -> dict[int, dict[str, l
 
 
 def ratios(seconds: dict[str, list[float]], K: int) -> list[float]:
-    """Of the sum of the members' times to the composite's, round by round."""
+    """The sum of the members' times over the composite's, round by round."""
     rounds = zip(seconds["base"], seconds["guide"], seconds[f"base + {K}"], strict=True)
     return [(base + K * guide) / composite for base, guide, composite in rounds]
 

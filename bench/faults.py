@@ -1,9 +1,8 @@
-"""`python -m trimtab.bench.faults`: what breaks under load, what clients see of it, and how long until
-the server is well again.
+"""`python -m trimtab.bench.faults`: faults under load, what clients see of them, and the time to recovery.
 
-A server of its own for each fault, eight clients in a closed loop, half of them plain chat and half best of 4 by a
-reward model. What a client saw is counted from the fault on; "well" is /health and /ready both 200, or, for a server
-that ends, the time that starting it takes, which is an orchestrator's part.
+Each fault gets a new server and eight clients in a closed loop, half of them plain chat and half best of 4 by a reward
+model. Answers are counted from the fault on. "Well" means that /health and /ready both answer 200. A server that exits
+is restarted by an orchestrator; for it the time of a start is reported.
 """
 
 from __future__ import annotations
@@ -38,14 +37,14 @@ DEMO = Path("demo/config.yaml")
 BEFORE, AFTER = 4.0, 12.0
 """Seconds of load before a fault and after it."""
 LONGEST_END = 60.0
-"""Seconds that a server has to end by itself, where it should."""
+"""Seconds that a server may take to exit by itself, where it should."""
 CLIENTS = 8
 LATE = 30.0
-"""Seconds after which a client gives up: an answer that never came."""
+"""Seconds after which a client gives up; the outcome is "no answer"."""
 
 
 class FaultyJudge(BaseHTTPRequestHandler):
-    """An endpoint that judges; `mode` says how it misbehaves."""
+    """An OpenAI-compatible judge; `mode` is its fault."""
 
     mode = "well"
 
@@ -80,10 +79,10 @@ class Server:
     url: str
     config: Path
     started: float
-    """Seconds that it took to be ready."""
+    """Seconds until it was ready."""
 
     def engines(self) -> list[psutil.Process]:
-        """The engines' own processes, in the order of their start: the base's, then the reward models'."""
+        """Processes of the engines, in the order of their start: the base's, then the reward models'."""
         children = psutil.Process(self.process.pid).children(recursive=True)
         children = [process for process in children if "EngineCore" in " ".join([process.name(), *process.cmdline()])]
         return sorted(children, key=lambda p: p.create_time())
@@ -91,7 +90,7 @@ class Server:
 
 @dataclass
 class ClientCounts:
-    """What clients saw since the fault."""
+    """Answers that clients got since the fault."""
 
     answers: Counter[str] = field(default_factory=Counter)
     slowest: float = 0.0
@@ -104,7 +103,7 @@ class ClientCounts:
 
 @asynccontextmanager
 async def run_server(judge: str, out: Path) -> AsyncIterator[Server]:
-    """The demo, its configuration a file that may be rewritten; `out` takes its log."""
+    """A server of the demo with a copy of its configuration, which may be rewritten; its log goes to `out`."""
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "config.yaml"
         config.write_text(yaml.safe_dump(with_absolute_paths(demo_config(), judge)))
@@ -135,7 +134,7 @@ def demo_config() -> dict[str, Any]:
 
 
 def with_absolute_paths(config: dict[str, Any], judge: str) -> dict[str, Any]:
-    """The demo's configuration with paths that hold anywhere, and a judge."""
+    """The demo's configuration with absolute paths, and with a judge."""
 
     def path(name: str) -> str:
         return str((DEMO.parent / name).resolve())
@@ -161,7 +160,7 @@ async def is_healthy(server: Server) -> bool:
 
 
 async def load(server: Server, reward: str, seen: ClientCounts, stop: asyncio.Event) -> None:
-    """Clients that ask again as soon as they are answered, until `stop`."""
+    """A closed loop of clients, until `stop`."""
     best = {"strategy": "best_of_n", "reward": reward, "params": {"n": 4}}
 
     async def client(i: int) -> None:
@@ -220,8 +219,7 @@ async def bad_reload(server: Server) -> None:
 
 
 async def fill_disk(server: Server) -> None:
-    """No file can grow any more, the log's among them: what a full disk is to a process, but for the number of the
-    error."""
+    """No file of the server's processes can grow any more, as on a full disk; only the error number differs."""
     for process in [top := psutil.Process(server.process.pid), *top.children(recursive=True)]:
         process.rlimit(psutil.RLIMIT_FSIZE, (0, 0))
 
@@ -231,7 +229,7 @@ async def do_nothing(server: Server) -> None:
 
 
 ENDING = (kill_base, terminate)
-"""Those after which the server ends by itself."""
+"""Faults after which the server exits by itself."""
 FAULTS: dict[str, tuple[Fault, str]] = {
     "none": (do_nothing, "rm-a.helpfulness"),
     "base engine killed": (kill_base, "rm-a.helpfulness"),
@@ -242,7 +240,7 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "SIGTERM": (terminate, "rm-a.helpfulness"),
     "bad reload": (bad_reload, "rm-a.helpfulness"),
 }
-"""name -> what is done, and the reward that searches ask for"""
+"""name -> the fault, and the reward of the searches"""
 
 
 async def try_fault(name: str, judge: str) -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""`python -m trimtab.bench.overload`: three times what the server can carry, in an open loop, plain chat and
-searches mixed.
+"""`python -m trimtab.bench.overload`: an open loop at three times the server's capacity, of plain chat and searches.
 
-First its capacity, by a closed loop. Then the same mix at three times that rate, on a server whose `limits.max_tokens`
-is what it got through in `--wait` seconds at capacity. Shown: how much of the capacity still comes out (answers and
-tokens per second), how long plain chat takes while searches wait or are refused, and that every request is answered.
+A closed loop measures the capacity. Then the same mix arrives at three times that rate, at a server whose
+`limits.max_tokens` is the work of `--wait` seconds at capacity. Reported: the share of the capacity that is still
+served (answers and tokens per second), the latency of plain chat while searches wait or are refused, and requests that
+got no answer.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """`python -m trimtab.bench.soak`: every strategy at once for ten minutes, with clients that hang up and bad requests.
 
-Shown: that nothing ended otherwise than it should, that memory stays flat, that nothing is left at work, and that what
-the server counted is what its clients counted. After the soak a shorter load without anybody hanging up, in which
-tokens are compared too: of an answer that its client did not wait for, the client cannot tell them.
+Reported: unexpected outcomes, the growth of memory, requests left in flight, and the server's counts beside its
+clients'. A shorter load without hang-ups follows, in which tokens are compared too: a client that hangs up does not
+learn the tokens of its answer.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from trimtab.bench.serving import trimtab
 PROMPTS = Path("demo/prompts.txt")
 CLIENTS = 8
 EXACT = 60.0
-"""Seconds of the load without anybody hanging up."""
+"""Seconds of the load without hang-ups."""
 MEMORY = {"all": "all processes", "front": "the process that speaks HTTP"}
 HASTE = 0.6
-"""Seconds within which a client that hangs up does so: most answers take longer."""
+"""A client that hangs up does so within this many seconds; most answers take longer."""
 OUTCOMES = {"ok": Outcome.OK, "invalid": Outcome.EXPECTED, "degraded": Outcome.DEGRADED, "rejected": Outcome.REFUSED}
 """The server's name of an outcome -> the client's"""
 
@@ -54,7 +54,7 @@ async def run_soak(url: str, seconds: float, exact: float) -> dict[str, Any]:
             idle = await until_idle(url)
             return done, compare_counts(done, before, await metrics(url)) | {"idle_after_s": idle}
 
-        await run_load(10.0, 0.2)  # what is loaded at first use is no leak
+        await run_load(10.0, 0.2)  # memory for what is loaded at first use is no leak
         watching = asyncio.create_task(watch.run())
         soak, sums = await run_load(seconds, 0.2)
         watching.cancel()
@@ -71,7 +71,7 @@ async def run_soak(url: str, seconds: float, exact: float) -> dict[str, Any]:
 
 
 async def until_idle(url: str) -> float:
-    """Seconds until nothing is in flight inside or out; raises TimeoutError."""
+    """Seconds until neither the server nor the engine has a request in flight; raises TimeoutError."""
     began = time.monotonic()
     async with asyncio.timeout(60):
         while True:
@@ -86,7 +86,7 @@ async def until_idle(url: str) -> float:
 
 
 def compare_counts(done: LoadRun, before: Any, after: Any) -> dict[str, Any]:
-    """What the server counted against what clients did, by outcome and by kind of token."""
+    """Counts of the server and of the clients, by outcome and by kind of token."""
     clients = Counter(str(one.outcome) for one in done.exchanges)
     server: Counter[str] = Counter()
     for labels, count in counter_gains(before, after, "trimtab_requests_total").items():
@@ -140,7 +140,7 @@ def report(result: dict[str, Any]) -> str:
 
 
 def describe_growth(seconds: Sequence[float], mib: Sequence[float], name: str) -> str:
-    """Slopes are of a line through each half."""
+    """As text; a slope is that of a straight line through half of the samples."""
     half = len(mib) // 2
     slopes = [
         f"{60 * np.polyfit(seconds[part], mib[part], 1)[0]:+.2f}" if half > 2 else "?"

@@ -44,11 +44,11 @@ class Composite(nn.Module):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
         config = vllm_config.model_config
-        own = getattr(config.hf_config, FIELD)
-        base_config = vllm_config.with_hf_config(config.hf_config, architectures=own["architectures"])
+        members = getattr(config.hf_config, FIELD)
+        base_config = vllm_config.with_hf_config(config.hf_config, architectures=members["architectures"])
         self.base = initialize_model(vllm_config=base_config, prefix=prefix)
         self.guides: Any = nn.ModuleList()
-        self.options = [Guide(**options) for options in own["guides"]]
+        self.options = [Guide(**options) for options in members["guides"]]
         self.configs = [guide_config(vllm_config, guide) for guide in self.options]
         for place, guide in enumerate(self.configs):
             name = f"guide{place}"  # never a number between dots: vLLM would read it as a layer's index

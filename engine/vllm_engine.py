@@ -101,8 +101,8 @@ class VLLMEngine:
     def eos_ids(self) -> frozenset[int]:
         """The tokenizer's and the generation config's."""
         listed = self.client.model_config.try_get_generation_config().get("eos_token_id")
-        found = listed if isinstance(listed, list) else [listed]
-        return frozenset(token for token in (*found, self.client.renderer.tokenizer.eos_token_id) if token is not None)
+        ids = listed if isinstance(listed, list) else [listed]
+        return frozenset(token for token in (*ids, self.client.renderer.tokenizer.eos_token_id) if token is not None)
 
     async def greedy_top_logprobs(
         self, prompt: Tokens, *, k: int, length: int, guides: Mixture
@@ -131,9 +131,9 @@ class VLLMEngine:
     async def score(self, prompt: Tokens, completion: Tokens, *, guides: Mixture) -> list[float]:
         """Each token's own log-probability, in fp32. Costs a prefill of prompt and completion: no prefix-cache hits."""
         row = self._row(guides)
-        found = await self._read(prompt, completion, row, logprobs=0, allowed_token_ids=list(completion[-1:]))
+        steps = await self._read(prompt, completion, row, logprobs=0, allowed_token_ids=list(completion[-1:]))
         impossible = Logprob(-math.inf)  # a last token that the mixture forbids cannot be sampled, so it is not listed
-        return [logprobs.get(token, impossible).logprob for logprobs, token in zip(found, completion, strict=True)]
+        return [logprobs.get(token, impossible).logprob for logprobs, token in zip(steps, completion, strict=True)]
 
     async def divergence(self, prompt: Tokens, completion: Tokens, *, guides: Mixture) -> list[float]:
         """Computed by the worker in fp64 from the members' logits, read back within a relative error of 1e-5.
@@ -205,8 +205,8 @@ class VLLMEngine:
         """
 
         async def one(i: int) -> RequestOutput:
-            own = params if params.seed is None else msgspec.structs.replace(params, seed=params.seed + i)
-            async with aclosing(self._run(prompt, own)) as outputs:
+            seeded = params if params.seed is None else msgspec.structs.replace(params, seed=params.seed + i)
+            async with aclosing(self._run(prompt, seeded)) as outputs:
                 output = [output async for output in outputs][-1]
             output.outputs[0].index = i
             return output

@@ -68,16 +68,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.command == "calibrate":
             config = load(args.config, check=check_config)
             with running_fork_server():
-                return uvloop.run(measured(config, args))
-        given = {"host": args.host, "port": args.port}
-        overrides = [*args.overrides, *(f"{key}={value}" for key, value in given.items() if value is not None)]
-        reread = partial(load, args.config, overrides, check_config)
-        config = reread()
+                return uvloop.run(run_calibration(config, args))
+        address = {"host": args.host, "port": args.port}
+        overrides = [*args.overrides, *(f"{key}={value}" for key, value in address.items() if value is not None)]
+        load_config = partial(load, args.config, overrides, check_config)
+        config = load_config()
         if config.log_format == "json":
             for handler in logging.getLogger().handlers:
                 handler.setFormatter(JsonFormatter())
         with bind(config) as sock, running_fork_server():
-            uvloop.run(run(config, sock, reread))
+            uvloop.run(run(config, sock, load_config))
     except (ConfigError, OSError) as error:
         sys.exit(f"trimtab: {error}")
 
@@ -94,9 +94,9 @@ def bind(config: Config) -> socket.socket:
     return sock
 
 
-async def run(config: Config, sock: socket.socket, reread: Callable[[], Config]) -> None:
-    """Serve until told to stop; `reread` gives the configuration as its file has it later."""
-    give_back = leave_when_told()
+async def run(config: Config, sock: socket.socket, load_config: Callable[[], Config]) -> None:
+    """Serve until told to stop; `load_config` gives the configuration as its file has it later."""
+    restore_handlers = exit_on_signal()
     # vLLM is imported no earlier than it is needed: it takes seconds, and a bad config should not.
     from trimtab.engine.errors import MemberError
     from trimtab.server.engines import running_models
@@ -104,7 +104,7 @@ async def run(config: Config, sock: socket.socket, reread: Callable[[], Config])
     from trimtab.server.http.vllm_app import arguments
     from trimtab.server.lifecycle import EngineDied, serve
     from trimtab.server.request.tracing import export
-    from trimtab.server.state import Site
+    from trimtab.server.state import ServerState
 
     args = arguments(config)
     log.info("%s", config.model_dump_json(exclude={"api_keys", "admin_keys"}))
@@ -113,46 +113,47 @@ async def run(config: Config, sock: socket.socket, reread: Callable[[], Config])
             client, scoring = await stack.enter_async_context(running_models(config, args))
             if config.otlp_endpoint is not None:
                 stack.callback(export(config.otlp_endpoint).shutdown)
-            site = Site(client=client, scoring=scoring, reread=reread)
-            app = await build(site, args)
-            give_back()
-            await serve(app, site, sock)
+            state = ServerState(client=client, scoring=scoring, load_config=load_config)
+            app = await build(state, args)
+            restore_handlers()
+            await serve(app, state, sock)
     except MemberError as error:
         raise ConfigError(str(error)) from None
     except EngineDied as error:
         sys.exit(f"trimtab: {error}")
 
 
-async def measured(config: Config, args: argparse.Namespace) -> None:
+async def run_calibration(config: Config, args: argparse.Namespace) -> None:
     """Calibrate: print the table, and write the file unless told not to."""
-    leave_when_told()
+    exit_on_signal()
     from trimtab.engine.errors import MemberError
-    from trimtab.server.calibrate import calibrate, read_prompts, report, written
+    from trimtab.server.calibrate import calibrate, read_prompts, report, write_calibrations
     from trimtab.server.engines import running_models
     from trimtab.server.http.vllm_app import arguments
 
     prompts = read_prompts(args.prompts)
     try:
         async with running_models(config, arguments(config)) as (_, scoring):
-            found = await calibrate(scoring, prompts, answers=args.answers, max_tokens=args.max_tokens)
+            calibrations = await calibrate(scoring, prompts, answers=args.answers, max_tokens=args.max_tokens)
     except MemberError as error:
         raise ConfigError(str(error)) from None
-    sys.stdout.write(report(found) + "\n")
+    sys.stdout.write(report(calibrations) + "\n")
     if not args.dry_run:
-        args.config.write_text(written(args.config.read_text(), found))
+        args.config.write_text(write_calibrations(args.config.read_text(), calibrations))
 
 
-def leave_when_told() -> Callable[[], None]:
+def exit_on_signal() -> Callable[[], None]:
     """Until the HTTP server has handlers of its own, SIGTERM and SIGINT end this process and what it has started.
 
     A thread does it, because vLLM blocks the main one while it starts: no handler would run there before it is up.
     Returns what gives signals back to the event loop, whose own handlers end a server that is up.
     """
-    told, tells = socket.socketpair()
-    tells.setblocking(False)
+    receiver, sender = socket.socketpair()
+    sender.setblocking(False)
+    wakeup_fd = sender.detach()
 
     def watch() -> None:
-        [number] = told.recv(1)
+        [number] = receiver.recv(1)
         for process in psutil.Process().children(recursive=True):
             with suppress(psutil.Error):
                 process.kill()
@@ -160,13 +161,13 @@ def leave_when_told() -> Callable[[], None]:
 
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is a configuration to reload
     signal.signal(signal.SIGTERM, lambda *_: None)  # not the default, which would leave the others behind
-    before = signal.set_wakeup_fd(tells.detach())
+    before = signal.set_wakeup_fd(wakeup_fd)
     threading.Thread(target=watch, daemon=True).start()
 
-    def give_back() -> None:
+    def restore_handlers() -> None:
         signal.set_wakeup_fd(before)
 
-    return give_back
+    return restore_handlers
 
 
 if __name__ == "__main__":

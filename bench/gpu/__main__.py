@@ -1,14 +1,14 @@
-"""python -m trimtab.bench.gpu [STEP[.CASE] ...]: whether the engine is right on this GPU, and how fast.
+"""python -m trimtab.bench.gpu [STEP[.CASE] ...]: correctness and speed of the engine on this GPU.
 
     parity   against a plain recompute, by dtype, CUDA graphs and model runner     bench/gpu/parity.py
     speed    base and guides, alone and together, against what memory allows       bench/gpu/speed.py
     search   tokens a second of best_of_n, qalign and transfer_q                   bench/gpu/search.py
     demo     the engine's own tests
 
-Every case runs in a process of its own, so that one that fails or hangs costs no other's figures, and the JSON is
-written after each. `STEP` takes all its cases, `parity.float32` those that begin so; without a name all run. Figures
-that are in the JSON already are kept and shown with the new ones, so a run can be made in pieces. Exit status 1: a case
-failed or hung, or the engine chose another token than the recompute in fp32.
+Every case runs in its own process, so that a failure or a hang costs no other case, and the JSON is written after each.
+`STEP` runs all its cases, `parity.float32` those that begin so, no name all. Figures that the JSON has from an earlier
+run stay in it and are shown with the new ones, so that a run can be made in pieces. Exit status 1: a case failed or
+hung, or the engine chose another token than the recompute in fp32.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ ROOT = Path(trimtab.__file__).resolve().parents[1]
 """The checkout, or where the package is installed."""
 GROUP, PLUGIN = "vllm.general_plugins", "trimtab.engine.plugin:register"
 SIDE_BY_SIDE = 5
-"""Engines of parity at once on a GPU: they are tiny, and most of their time is start-up on one core."""
+"""Parity engines at once on a GPU: they are tiny, and start-up on one core takes most of their time."""
 QUICK = {
     "parity.float32.eager.v1", "parity.float32.eager.v2", "parity.float32.graphs.v2",
     "speed.device", "speed.8b", "speed.1b", "speed.8b+1b", "search",
 }  # fmt: skip
-"""What --quick runs, of what there is."""
+"""Cases of --quick, where they exist."""
 RUNNING: set[int] = set()
-"""Process groups of the cases that run."""
+"""Process groups of the running cases."""
 TAIL = 6000
-"""Characters of a failed case's log that are kept."""
+"""Characters of a failed case's log that go into the JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ def jobs(*, cuda: bool) -> list[Job]:
 
 
 def choose(every: Sequence[Job], names: Sequence[str], *, quick: bool) -> list[Job]:
-    """Those named, in whole or up to a dot; raises ValueError for a name that names none."""
+    """Jobs with one of the names, whole or up to a dot; raises ValueError for a name without a job."""
 
     def matches(job: Job, name: str) -> bool:
         return f"{job.name}.".startswith(f"{name}.")
@@ -91,7 +91,7 @@ def choose(every: Sequence[Job], names: Sequence[str], *, quick: bool) -> list[J
 
 
 def announce_plugin(folder: Path) -> None:
-    """Makes `folder` a place on PYTHONPATH where vLLM's processes find our plugin, for a checkout not installed."""
+    """With `folder` on PYTHONPATH vLLM's processes find our plugin, even of a checkout that is not installed."""
     dist_info = folder / "trimtab-0.dist-info"
     dist_info.mkdir()
     (dist_info / "METADATA").write_text("Metadata-Version: 2.1\nName: trimtab\nVersion: 0\n")
@@ -110,7 +110,7 @@ def environment(job: Job, folder: Path) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",
-        "VLLM_CACHE_ROOT": str(folder / "cache"),  # side by side, compilers would write into one another's
+        "VLLM_CACHE_ROOT": str(folder / "cache"),  # parallel compilers would write into one another's
         **job.environment,
     }
 
@@ -121,14 +121,14 @@ def kill(group: int) -> None:
 
 
 def kill_all_and_exit(number: int, _: object) -> None:
-    """Leaves no engine behind that holds the GPU's memory."""
+    """Signal handler: an engine left behind would hold the GPU's memory."""
     for group in list(RUNNING):
         kill(group)
     os._exit(128 + number)
 
 
 def run(job: Job, until: float, flags: Sequence[str], logs: Path | None) -> dict[str, Any]:
-    """What became of it; `until` bounds it too, on the monotonic clock."""
+    """The job's outcome; its limit is `job.limit` or `until` on the monotonic clock, whichever is first."""
     limit = min(job.limit, until - time.monotonic())
     began = {"date": datetime.now(UTC).isoformat(timespec="seconds")}
     if limit < 1:
@@ -155,7 +155,7 @@ def run(job: Job, until: float, flags: Sequence[str], logs: Path | None) -> dict
             process.wait(limit)
         except subprocess.TimeoutExpired:
             state = HUNG
-        kill(process.pid)  # and the engine's processes, whatever became of their parent
+        kill(process.pid)  # and the engine's processes, even if their parent is gone
         RUNNING.remove(process.pid)
         process.wait()
         outcome = {**began, "seconds": time.monotonic() - start}
@@ -169,7 +169,7 @@ def run(job: Job, until: float, flags: Sequence[str], logs: Path | None) -> dict
 
 
 def load_earlier(path: Path | None, *, quick: bool) -> dict[str, Any]:
-    """What an earlier run of the same kind left in the file."""
+    """Cases of an earlier run of the same kind, from its JSON."""
     if path is None or not path.exists():
         return {}
     figures = json.loads(path.read_text())["figures"]
@@ -205,8 +205,8 @@ def main() -> None:
     for step, group in itertools.groupby(selected, key=lambda job: job.step):
         together = list(group)
         with ThreadPoolExecutor(SIDE_BY_SIDE if cuda and step == "parity" else 1) as pool:
-            outcomes = pool.map(lambda job: run(job, until, flags, logs), together)
-            for job, outcome in zip(together, outcomes, strict=True):
+            ended = pool.map(lambda job: run(job, until, flags, logs), together)
+            for job, outcome in zip(together, ended, strict=True):
                 outcomes[job.name] = outcome
                 report.write(args.json, show.figures(outcomes, quick=args.quick))
     print(show.tables(outcomes, quick=args.quick))

@@ -1,6 +1,6 @@
 """One case in a process of its own: `python -m trimtab.bench.gpu.job NAME RESULT [--quick] [--profile] [--apart]`.
 
-RESULT is written whenever there is more to tell, so that what was measured before the case failed or hung is not lost.
+RESULT is written after each new figure, so that those measured before a failure or a hang are not lost.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
 """`parity`: the engine against a plain recompute, token for token.
 
 A family of tiny random models: a base, a guide with another head size, one with biases, tied embeddings and a smaller
-vocabulary, and one that knows the first 200 tokens only. Requests of different lengths and mixtures, plain ones among
-them, are answered greedily in one batch, twice, so that the second time finds their prompts in the prefix cache; steps
-of at most `CHUNK` tokens cut the prompts, and CUDA graphs are captured for all such steps. Then Hugging Face's code
-reads prompt and answer of each on the same device, in fp64, and the engine's token is held against the mixture there:
+vocabulary, and one with only the first 200 tokens. Requests of different lengths and mixtures, plain ones among them,
+are answered greedily in one batch, twice: the second time their prompts are in the prefix cache. Steps of at most
+`CHUNK` tokens split the prompts, and CUDA graphs are captured for all such steps. Then Hugging Face's code recomputes
+each prompt and answer on the same device in fp64, and the engine's token is compared with the mixture there:
 
     the best token                                       right
     within `TIE` nats of the best                        a tie
     anything else                                        a mismatch
 
-In fp32 there may be none; TF32 is off, in Triton's kernels too. In bf16 the weights are rounded before both read them,
-and what is left is compared with what Hugging Face's own code makes of them in bf16.
+In fp32 there must be no mismatch; TF32 is off, in Triton's kernels too. In bf16 both sides start from the same rounded
+weights, and the mismatches are reported beside those of Hugging Face's own code in bf16.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def environment(case: str) -> dict[str, str]:
 
 
 def sizes(hidden: int, layers: int, heads: int, vocabulary: int = VOCABULARY, *, tied: bool = False) -> dict[str, Any]:
-    """Weights so large that distributions are peaked."""
+    """With initial weights so large that distributions are peaked."""
     return {
         "vocab_size": vocabulary, "hidden_size": hidden, "intermediate_size": 2 * hidden, "num_hidden_layers": layers,
         "num_attention_heads": heads, "num_key_value_heads": 1, "max_position_embeddings": POSITIONS,
@@ -100,7 +100,7 @@ class Case:
 
 
 def requests() -> list[Case]:
-    """Prompts of one token, of many chunks, with a common beginning; each guide alone, beside the base, with all."""
+    """Prompts of one token, of many chunks, and with a common prefix; each guide alone, with the base, and with all."""
     draw = random.Random(0)
     shared = [draw.randrange(KNOWN) for _ in range(130)]
     prompts = [[draw.randrange(KNOWN) for _ in range(length)] for length in (1, 3, 17, 40, 64, 65, 90, 150, 200)]
@@ -174,7 +174,7 @@ class Completion:
 
 
 def generate_all(llm: Any, cases: Sequence[Case]) -> tuple[list[Completion], int]:
-    """All in one batch; and how many tokens of prompts came from the cache."""
+    """Completions of all cases in one batch, and the number of prompt tokens from the prefix cache."""
     from vllm import SamplingParams
     from vllm.inputs.engine import tokens_input
 
@@ -203,7 +203,7 @@ def generate_all(llm: Any, cases: Sequence[Case]) -> tuple[list[Completion], int
 
 
 def recompute(answers: Sequence[tuple[Case, Completion]], reference: Reference) -> list[Tensor]:
-    """[T, V] of each answer: the log-probabilities that each of its tokens was chosen by."""
+    """[T, V] of each answer: log-probabilities at each of its tokens."""
     return [
         reference.logprobs([*case.prompt, *answer.tokens[:-1]], case.mixture or {BASE: 1.0})[len(case.prompt) - 1 :]
         for case, answer in answers

@@ -1,8 +1,8 @@
-"""`search`: tokens drawn a second by whole searches, and how busy they keep the GPU.
+"""`search`: tokens that whole searches draw per second, and the GPU's utilisation.
 
-The strategies as the server runs them, over one engine of an 8B base and a 1B guide with random weights, with the
-budgets of bench/search. The reward costs nothing, so that what is measured is the search and the engine, and random
-weights hardly ever end an answer, so that all have their full length.
+The strategies run as in the server, over one engine of an 8B base and a 1B guide with random weights, with the budgets
+of bench/search. The reward costs nothing, so that only search and engine are measured. Random weights hardly ever end
+an answer, so that all have their full length.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ GUIDE = {"g0": ALPHA}
 class Search:
     strategy: Strategy
     questions: int
-    """Side by side."""
+    """At once."""
     max_tokens: int = MAX_TOKENS
 
     async def answer(self, prompt: Tokens, engine: Metered) -> None:
@@ -74,7 +74,7 @@ QUICK = {
 
 
 def measure(folder: Path, save: Callable[[Any], None], *, quick: bool) -> list[dict[str, Any]]:
-    """Of each search, what `tell` hears of as it ends."""
+    """Figures of each search; `save` gets those so far after each."""
     return asyncio.run(measure_all(folder, save, quick=quick))
 
 
@@ -93,7 +93,7 @@ async def measure_all(folder: Path, save: Callable[[Any], None], *, quick: bool)
             usage = Usage()
             engine = Metered(VLLMEngine(client=llm), usage)
             prompts = [[draw.randrange(3, vocabulary) for _ in range(PROMPT)] for _ in range(search.questions)]
-            await search.answer(prompts[0][::-1], engine)  # the first time through compiles and allocates
+            await search.answer(prompts[0][::-1], engine)  # the first run compiles and allocates
             usage.sampled = 0
             with utilisation() as samples:
                 start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What was found, as tables for people; and what of it is wrong."""
+"""Outcomes of the cases as tables, and the problems among them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from trimtab.bench import report
 from trimtab.bench.gpu import speed
 
 DONE, FAILED, HUNG, LEFT = "done", "failed", "timed out", "not run"
-"""What becomes of a case."""
+"""States of a case."""
 
 Outcomes = Mapping[str, Mapping[str, Any]]
-"""name of a case -> its state, and its result as far as it came"""
+"""name of a case -> its state, and its result so far"""
 
 
 def results(outcomes: Outcomes, step: str) -> dict[str, Any]:
@@ -25,13 +25,13 @@ def results(outcomes: Outcomes, step: str) -> dict[str, Any]:
 
 
 def figures(outcomes: Outcomes, *, quick: bool) -> dict[str, Any]:
-    """What is written: everything that was measured, and what follows from it for the engines' speed."""
+    """For the JSON: all outcomes, and the speed rows that are computed from them."""
     rows = speed.rows(results(outcomes, "speed"), quick=quick)
     return {"quick": quick, "cases": outcomes, "speed": [vars(row) for row in rows]}
 
 
 def problems(outcomes: Outcomes) -> list[str]:
-    """Why the exit status is 1."""
+    """Reasons for exit status 1."""
     why = [f"{name}: {job['state']}" for name, job in outcomes.items() if job["state"] != DONE]
     for case, result in results(outcomes, "parity").items():
         if case.startswith("float32") and result["engine"]["mismatches"]:
@@ -87,7 +87,7 @@ def device_line(limits: Mapping[str, float] | None) -> list[str]:
 
 
 def speed_tables(rows: list[speed.SpeedRow], *, quick: bool) -> list[str]:
-    """The decode steps, and the kernels of those that are too slow."""
+    """Of the decode steps, and of the kernels of slow ones."""
     if not rows:
         return []
     headers = ["engine", "batch", "requests", "ms a step", "tokens/s", "prefill/s"]

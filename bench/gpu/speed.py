@@ -1,12 +1,12 @@
-"""`speed`: one engine for base and guides, its members alone, and the least that a step can take.
+"""`speed`: one engine for base and guides, its members alone, and the lower bound of a step.
 
-Random weights in the shapes of Llama-3.1-8B and Llama-3.2-1B, bf16, one engine after the other. B requests prefill
+Random weights in the shapes of Llama-3.1-8B and Llama-3.2-1B, bf16, one engine after another. B requests prefill
 `prompt` tokens each and draw `short` or `long` tokens; a decode step takes
 
     step = (t(long) - t(short)) / (long - short)                                                                    (1)
 
-seconds, the median of the rounds: prefill, the ramps in which some requests have begun or ended, and what a call costs
-cancel out. A step of (1) is taken at a mean length of prompt + (short + long) / 2.
+seconds, the median of the rounds. Prefill, the overhead of a call, and the first and last steps with part of the batch
+cancel out. The steps of (1) have a mean length of prompt + (short + long) / 2.
 
     ratio = (step_base + Σ_i step_guide_i) / step_composite: above 1, lock-step is faster than engines in turn       (2)
     share = floor / step, bench/gpu/shapes.py (1)                                                                    (3)
@@ -35,7 +35,7 @@ from trimtab.engine.members import engine_args
 DEVICE = "device"
 APART = "trimtab.engine.cuda.Worker"
 ENGINES = ("8b", "1b", "8b+1b", "8b+8b", "8b+1b+1b")
-"""Members of each, the base first; a guide of the base's shape takes alone what the base takes."""
+"""Members of each, the base first; a guide of the base's shape needs no run alone, its time is the base's."""
 
 SHAPES = {
     "8b": Shape(hidden=4096, layers=32, heads=32, kv_heads=8, head_dim=128, intermediate=14336, vocabulary=128256),
@@ -47,13 +47,13 @@ STAND_INS = {
     "8b": Shape(hidden=256, layers=4, heads=4, kv_heads=2, head_dim=64, intermediate=768, vocabulary=2048),
     "1b": Shape(hidden=128, layers=2, heads=4, kv_heads=2, head_dim=32, intermediate=384, vocabulary=2048, tied=True),
 }
-"""What takes their places with --quick."""
+"""Shapes of --quick."""
 
 ALPHA = 0.5
 ENOUGH = 0.85
-"""Of the floor's rate; below it, it is worth looking where the time goes."""
+"""Share of the floor's rate below which the kernels are shown."""
 PROFILED, TOP = 8, 15
-"""Steps that are profiled, and kernels that are told."""
+"""Steps that are profiled, and kernels that are reported."""
 GUIDED, PLAIN = "guided", "plain"
 
 
@@ -67,7 +67,7 @@ class DecodeLoad:
 
     @property
     def length(self) -> float:
-        """The mean length of a sequence in the steps that (1) times."""
+        """Mean length of a sequence in the steps of (1)."""
         return self.prompt + (self.short + self.long) / 2
 
     def prompts(self, batch: int, draw: random.Random, vocabulary: int) -> list[dict[str, list[int]]]:
@@ -88,7 +88,7 @@ def members(name: str, *, quick: bool) -> list[Shape]:
 
 
 def options(*, seqs: int, length: int) -> dict[str, Any]:
-    """vLLM's arguments that every engine here has; on a GPU its memory is the cache's, on CPU a little is."""
+    """vLLM's arguments of every engine here; the cache gets most of a GPU's memory, and little of a CPU's."""
     cuda = torch.cuda.is_available()
     return {
         "dtype": "bfloat16",
@@ -134,7 +134,7 @@ def open_engine(name: str, load: DecodeLoad, folder: Path, *, quick: bool, profi
 def measure(
     name: str, folder: Path, save: Callable[[Any], None], *, quick: bool, profile: bool, apart: bool
 ) -> dict[str, Any]:
-    """Seconds of every round, by batch and kind of requests; `tell` hears of them as they come."""
+    """Seconds of every round, by batch and kind of requests; `save` gets those so far after each."""
     if name == DEVICE:
         return device.limits(quick=quick)
     from trimtab.engine.table import pack
@@ -189,9 +189,10 @@ def seconds(llm: Any, prompts: Sequence[Any], new: int, row: bytes | None) -> fl
 
 
 def kernels(folder: Path, prefix: str) -> dict[str, Any] | None:
-    """Where the profiled steps went: milliseconds from first to last, in kernels, and in the `TOP` by time.
+    """Milliseconds of the profiled steps: from first to last, in kernels, and in the `TOP` kernels.
 
-    On CPU there are no kernels, and operators are told instead, which run inside one another. None: nothing was traced.
+    On CPU there are no kernels: operators take their place, whose times overlap where they are nested. None without a
+    trace.
     """
     traces = [json.loads(gzip.decompress(file.read_bytes())) for file in folder.glob(f"{prefix}*.gz")]
     events = [event for trace in traces for event in trace["traceEvents"] if event.get("ph") == "X"]
@@ -221,7 +222,7 @@ def step(figure: Mapping[str, Any], load: DecodeLoad) -> float | None:
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedRow:
-    """One engine at one batch, of one kind of requests. None: a figure it needs is missing."""
+    """One engine at one batch size, for one kind of requests. None: a figure that it needs is missing."""
 
     engine: str
     batch: int
@@ -232,17 +233,17 @@ class SpeedRow:
     ratio: float | None
     """(2)"""
     of_base: float | None
-    """The base's step on its own engine over this one: what the guides leave of its speed."""
+    """The step of the base alone over this one: the share of its speed that is left with the guides."""
     share: float | None
-    """(3); of a plain request's step, by what the base alone must read."""
+    """(3); for plain requests the floor is that of the base alone."""
     share_of_bound: float | None
-    """The same by bench/gpu/shapes.py (2)."""
+    """As `share`, with (2) of bench/gpu/shapes.py."""
     profile: Mapping[str, Any] | None = None
     left_out: str | None = None
 
 
 def rows(results: Mapping[str, Mapping[str, Any]], *, quick: bool) -> list[SpeedRow]:
-    """From what `measure` found, by case."""
+    """From the results of `measure`, by case."""
     limits = results.get(DEVICE)
     steps: dict[tuple[str, int, str], float | None] = {}
     for name in ENGINES:

@@ -1,4 +1,4 @@
-"""The command line of a load, checked: what is wrong is one line that names the option, the value and what is valid."""
+"""The command line of a load. An error is one line with the option, the value and what is valid."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trimtab.bench.load.run import Load
 KEY = "TRIMTAB_API_KEY"
 PROMPTS = Path(__file__).resolve().parent.parent.parent / "demo" / "prompts.txt"
 QUICK = {"rate": [1.0, 2.0], "mix": mix.SHIPPED["all"], "duration": 20.0, "warmup": 5.0, "deadline": 5.0}
-"""What `--quick` stands for, where nothing else is said."""
+"""Defaults of `--quick`."""
 
 ABOUT = """\
 Sends requests to a running OpenAI-compatible server, over HTTP alone, and tells how each fared.
@@ -24,7 +24,7 @@ What is counted and how: docs/load.md. Nothing is retried."""
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Exits with status 2 and a message where they are wrong."""
+    """Parsed and checked; exits with status 2 and a message for an error."""
     parser = argparse.ArgumentParser(prog="trimtab load", description=ABOUT)
     much = parser.add_argument_group("how much")
     much.add_argument("--rate", type=positive, nargs="+", metavar="R", help="requests/s, answered or not: an open loop")

@@ -1,4 +1,4 @@
-"""A load on a running server, over HTTP alone, and how each request fared: docs/load.md.
+"""A load on a running server, over HTTP alone, and the outcome of each request: docs/load.md.
 
     trimtab load --rate 4 --duration 60 --mix all --deadline 5 --json out/load.json --png out/load.png
     trimtab load --concurrency 1 8 32 --requests 200 --warmup 5
@@ -34,7 +34,7 @@ URL = "http://127.0.0.1:8000"
 
 
 class LoadError(Exception):
-    """What keeps a load from being sent at all."""
+    """The load cannot be sent at all."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 async def run_loads(
     args: argparse.Namespace, url: str, entries: Sequence[mix.MixEntry], prompts: Sequence[str]
 ) -> list[tuple[str, dict[str, Any]]]:
-    """(title, figures) of each load, its tables printed as soon as they are there."""
+    """(title, figures) of each load; its tables are printed when it ends."""
     manners = draw.Manners(
         disconnect=args.disconnect, disconnect_within=args.disconnect_within, slow=args.slow, slow_rate=args.slow_rate
     )
@@ -76,7 +76,7 @@ async def run_loads(
 
 
 def loads(args: argparse.Namespace) -> list[Load]:
-    """One after the other."""
+    """The loads to send, in order."""
     base = Load(
         arrival=args.arrival or "poisson",
         duration=args.duration,
@@ -91,7 +91,7 @@ def loads(args: argparse.Namespace) -> list[Load]:
 
 
 async def first_model(http: httpx.AsyncClient, url: str, key: str | None) -> str:
-    """What the server lists first. Raises LoadError."""
+    """The first model of the server's list. Raises LoadError."""
     try:
         answer = await http.get("/v1/models", headers={"authorization": f"Bearer {key}"} if key else {}, timeout=30)
         answer.raise_for_status()
@@ -112,7 +112,7 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def allow_many_connections() -> None:
-    """A server that stalls under an open loop soon has more connections than a process may have files by default."""
+    """Lifts the limit on open files: a stalled server under an open loop soon has more connections than it allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

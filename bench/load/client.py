@@ -1,4 +1,4 @@
-"""Sends one request and reads its answer, at whatever pace and for as long as its client is meant to."""
+"""Sends one request and reads its answer; a client may read slowly or hang up."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from trimtab.bench.load.exchange import Exchange
 from trimtab.bench.load.mix import STREAMS
 
 SMALL_BUFFER = 4096
-"""Bytes that a slow reader's socket takes in unread, so that the server gets to feel it."""
+"""Receive buffer of a slow reader in bytes; a larger one would hide the slow reading from the server."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Client:
-    """Sends nothing twice: a request that fails has failed."""
+    """Never retries."""
 
     http: httpx.AsyncClient
     slow_http: httpx.AsyncClient
@@ -31,7 +31,7 @@ class Client:
     """Bytes per second of a slow reader."""
 
     async def __call__(self, exchange: Exchange) -> None:
-        """Fills the exchange in; what the network or the server does wrong is told there, not raised."""
+        """Fills the exchange in. Errors of the network or the server are recorded there, not raised."""
         request = exchange.request
         key = request.entry.key or self.key
         headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
@@ -69,7 +69,7 @@ class Client:
 
 @asynccontextmanager
 async def connect(url: str, key: str | None, slow_rate: float) -> AsyncIterator[Client]:
-    """No limit on connections, and no time limit but the run's own."""
+    """A client without limits on connections and time; the run limits the time."""
     # uvicorn hangs up on a connection after 5 idle seconds, at times just as a request is sent on it
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=2)
     small = [(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER)]
@@ -81,7 +81,7 @@ async def connect(url: str, key: str | None, slow_rate: float) -> AsyncIterator[
 
 
 def read_whole(body: bytes, exchange: Exchange) -> None:
-    """An answer in one piece, or a refusal."""
+    """Reads an answer in one piece, or an error."""
     try:
         document = json.loads(body)
     except ValueError:
@@ -98,11 +98,11 @@ def read_whole(body: bytes, exchange: Exchange) -> None:
 
 
 async def read_stream(chunks: AsyncIterator[bytes], exchange: Exchange) -> None:
-    """Server-sent events; whole only with a finish reason of every choice, and [DONE] or an error at the end."""
+    """Reads server-sent events. [DONE] after a finish reason of every choice finishes a stream; so does an error."""
     finished: dict[Any, bool] = {}  # by a choice's index
     async for line in lines(chunks):
         if not line.startswith(b"data:"):
-            continue  # comments keep the connection alive and say nothing
+            continue  # a comment keeps the connection alive and carries nothing
         data = line.removeprefix(b"data:").strip()
         if data == b"[DONE]":
             exchange.finished = exchange.failure is not None or (bool(finished) and all(finished.values()))
@@ -123,7 +123,7 @@ async def read_stream(chunks: AsyncIterator[bytes], exchange: Exchange) -> None:
 
 
 async def lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Split at line feeds alone: text in the JSON may hold what Unicode calls line breaks too."""
+    """Split at line feeds alone: text in the JSON may contain Unicode's other line breaks."""
     rest = b""
     async for chunk in chunks:
         *whole, rest = (rest + chunk).split(b"\n")
@@ -138,7 +138,7 @@ def has_text(choice: Mapping[str, Any]) -> bool:
 
 
 def take_usage(document: Mapping[str, Any], exchange: Exchange) -> None:
-    """What an answer, or an event of a stream, tells of tokens and of how the strategy ended."""
+    """Copies usage and alignment report of an answer, or of an event of a stream."""
     exchange.usage = document.get("usage") or exchange.usage
     exchange.alignment = document.get("alignment") or exchange.alignment
 

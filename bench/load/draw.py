@@ -1,4 +1,4 @@
-"""Requests drawn from a mix, one after the other: the same seed draws the same ones, at whatever rate they are sent."""
+"""Requests drawn from a mix. A seed always draws the same requests, whatever the rate."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from trimtab.bench.load.mix import CHAT, RANGED, STREAMS, MixEntry, Request
 
 @dataclass(frozen=True, kw_only=True)
 class Manners:
-    """How some clients behave."""
+    """Shares of clients that hang up or read slowly."""
 
     disconnect: float = 0.0
     """Share of the requests whose client hangs up."""
     disconnect_within: float = 2.0
-    """At a moment drawn evenly from this many seconds after sending."""
+    """Seconds after sending; the moment is uniform in them."""
     slow: float = 0.0
     """Share of the streams that are read slowly."""
     slow_rate: float = 200.0
@@ -28,7 +28,7 @@ class Manners:
 def requests(
     entries: Sequence[MixEntry], prompts: Sequence[str], model: str, manners: Manners, seed: int
 ) -> Iterator[Request]:
-    """Without end."""
+    """An endless series."""
     rng = random.Random(f"requests {seed}")
     shares = [entry.share for entry in entries]
     while True:
@@ -40,7 +40,7 @@ def requests(
 
 
 def request_body(entry: MixEntry, prompt: str, model: str, rng: random.Random) -> dict[str, Any]:
-    """What the entry sends with this prompt: its own keys win over those that are filled in."""
+    """The request of an entry with a prompt. Keys of the entry take precedence over those that are filled in."""
     filled: dict[str, Any] = {}
     if entry.path in STREAMS:
         filled = {"model": model}
@@ -52,7 +52,7 @@ def request_body(entry: MixEntry, prompt: str, model: str, rng: random.Random) -
 
 
 def with_weights(body: Mapping[str, Any], rng: random.Random) -> dict[str, Any]:
-    """The body with a number where `alignment` has a range."""
+    """The body, with a drawn number in place of each range in `alignment`."""
     alignment = body.get("alignment")
     if not isinstance(alignment, Mapping):
         return dict(body)

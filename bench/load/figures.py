@@ -1,4 +1,4 @@
-"""What a run's requests add up to: a row for each entry of the mix and one for all of them."""
+"""Figures of a run: a row for each entry of the mix and one for all."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from trimtab.bench.report import table
 
 TOTAL = "total"
 LATE = 0.010
-"""Seconds of the generator's own lateness, at its 95th percentile, from which on it is told."""
+"""Seconds of the generator's own lateness, at the 95th percentile, above which a warning is printed."""
 FAILED = (Outcome.ERROR, Outcome.UNEXPECTED, Outcome.CONNECTION)
 NO_GOAL = (Outcome.EXPECTED, Outcome.DISCONNECTED)
-"""Those of which no answer within the deadline is asked."""
+"""Outcomes that do not count for goodput."""
 NONE = "–"
 HEADERS = (
     *("entry", "requests", "ok", "p50 s", "p95 s", "p99 s", "visible p50 s", "visible p95 s"),
@@ -29,7 +29,7 @@ Row = dict[str, Any]
 
 
 def figures(run: LoadRun, deadline: float | None) -> dict[str, Any]:
-    """For JSON: seconds, tokens per second, requests per second; None where there is nothing to tell."""
+    """For JSON: seconds, tokens per second, requests per second; None without data."""
     names = list(dict.fromkeys(one.request.entry.name for one in run.exchanges))
     rows = [
         row(name, [one for one in run.exchanges if one.request.entry.name == name], run.span, deadline)
@@ -47,7 +47,7 @@ def figures(run: LoadRun, deadline: float | None) -> dict[str, Any]:
 
 
 def row(name: str, exchanges: Sequence[Exchange], span: float, deadline: float | None) -> Row:
-    """Slow readers count everywhere but in times, which would be their own."""
+    """Slow readers are left out of the times, which would measure their own pace."""
     outcomes = Counter(one.outcome for one in exchanges)
     quick = [one for one in exchanges if not one.request.slow]
     timed = [one for one in quick if one.outcome in (Outcome.OK, Outcome.LIMITED, Outcome.DEGRADED)]
@@ -79,7 +79,7 @@ def known_values(exchanges: Sequence[Exchange], of: Callable[[Exchange], float |
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float] | None:
-    """Interpolated between the nearest two; None of nothing."""
+    """Interpolated between the nearest two; None without values."""
     if not values:
         return None
     p50, p95, p99 = np.percentile(values, (50, 95, 99))
@@ -87,7 +87,7 @@ def percentiles(values: Sequence[float]) -> dict[str, float] | None:
 
 
 def single(one: Exchange, start: float) -> Row:
-    """One request, its moment in seconds from when counting began."""
+    """One request; `intended` is in seconds from the start of counting."""
     return {
         "entry": one.request.entry.name,
         "intended": one.intended - start,
@@ -104,7 +104,7 @@ def single(one: Exchange, start: float) -> Row:
 
 
 def render(figures: dict[str, Any]) -> str:
-    """Two tables, of times and of outcomes, and what a reader must know of them."""
+    """Two tables, of times and of outcomes, with notes on them."""
     rows = [*figures["entries"], figures[TOTAL]]
     outcomes = [outcome for outcome in Outcome if figures[TOTAL]["outcomes"][outcome]]
     columns = ["statuses", *(["retry_after"] if figures[TOTAL]["retry_after"] else [])]

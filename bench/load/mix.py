@@ -1,16 +1,16 @@
-"""A mix: what requests are sent, in which shares, read from YAML and drawn one by one.
+"""A mix: kinds of requests with their shares, read from YAML.
 
-    defaults: {max_tokens: 32}              # under every entry's body
+    defaults: {max_tokens: 32}              # in every entry's body, under its own keys
     requests:
       - name: guided
-        share: 3                            # 1 unless given; shares need not sum to anything
+        share: 3                            # 1 by default; shares need not sum to 1
         stream: true
-        body: {alignment: {weights: {warmth: [0.0, 1.5]}}}     # a range: drawn anew for every request
+        body: {alignment: {weights: {warmth: [0.0, 1.5]}}}     # a range: drawn for every request
       - {name: wrong, share: 0.2, expect: 400, body: {alignment: {strategy: bset_of_n}}}
 
 `examples: {guides: [NAME, NAME], weights: {OBJECTIVE: w}}` adds the example of every strategy that no entry is named
-after, with these guides and, where it prefers something, these weights. Further keys of an entry: `path`, and `key` or
-`key_env`, the API key of the caller that it stands for.
+after, with these guides and, for a strategy that takes a preference, these weights. Further keys: `path`, and
+the caller's API key, `key` or `key_env`.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from trimtab.decoders import STRATEGIES, example_request
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 STREAMS = (CHAT, COMPLETIONS)
-"""Paths whose streams can be read; on any other the body is sent as it is written, without model and prompt."""
+"""Paths whose streams can be read. On other paths the body is sent as written, without model and prompt."""
 KEYS = ("name", "share", "body", "path", "stream", "key", "key_env", "expect")
 RANGED = ("weights", "guides")
 SHIPPED = {name: Path(__file__).parent / f"{name}.yaml" for name in ("all", "plain")}
 
 
 class MixError(ValueError):
-    """A mix that cannot be sent: the message names the key, the value and what is valid."""
+    """A mix that cannot be sent; the message has the key, the value and what is valid."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,24 +52,24 @@ class MixEntry:
     stream: bool = False
     key: str | None = field(default=None, repr=False)
     expect: int = 200
-    """The status that it ought to get: one of 400 or more where the request is wrong on purpose."""
+    """Expected status: 400 or above for a request that is wrong on purpose."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One to be sent."""
+    """A request to send."""
 
     entry: MixEntry
     content: bytes
-    """Its body, as JSON."""
+    """The body, as JSON."""
     hang_up: float | None = None
-    """Seconds after sending at which the client leaves, if the answer is not there by then."""
+    """Seconds after sending at which the client hangs up, unless the answer is complete."""
     slow: bool = False
-    """Whether the client takes its time to read."""
+    """Whether the client reads slowly."""
 
 
 def read(path: Path, environment: Mapping[str, str] = os.environ) -> tuple[MixEntry, ...]:
-    """The entries of a file, the defaults in their bodies. Raises MixError."""
+    """The entries of a file, with the defaults in their bodies. Raises MixError."""
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
@@ -150,7 +150,7 @@ def _key(keys: Mapping[str, Any], at: str, environment: Mapping[str, str]) -> st
 
 
 def _check_ranges(body: Mapping[str, Any], at: str) -> None:
-    """What is a list where a weight stands is a range; all else is the server's to judge."""
+    """A list in place of a weight must be a range; the server checks everything else."""
     for field_, name, value in _weights(body):
         if isinstance(value, list) and not (
             len(value) == 2 and all(map(_number, value)) and -math.inf < value[0] <= value[1] < math.inf

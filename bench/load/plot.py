@@ -1,4 +1,4 @@
-"""Pictures of runs: latency over the moment that a request was due, and its distribution for each entry."""
+"""Plots of runs: latency against the due time, and its distribution for each entry."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _over_time(axes: Any, figures: dict[str, Any]) -> None:
             label=f"{outcome}: {len(those)}" if those else None,
         )
         for r in those:
-            if r["latency"] is None:  # it has no end: a mark where it began
+            if r["latency"] is None:  # a request without an end is a mark at its start
                 axes.plot(r["intended"], 0.0, "x", color=colour)
     axes.set(xlabel="due, seconds from the start of counting", ylabel="latency from when due, s", ylim=(0, None))
     if figures["requests"]:

@@ -1,8 +1,8 @@
-"""Transfer Q* (arXiv 2405.20495, direct, greedy) as one writes it around transformers: what its authors' code does.
+"""Transfer Q* (arXiv 2405.20495, direct, greedy) written around transformers, as its authors' code does it.
 
-One answer at a time. For each token the base reads everything again, each of its k likeliest tokens is rolled out by
-the baseline with `generate()`, which reads everything again too, and the reward model reads the texts. Unlike the
-authors' code an answer ends at its end of sequence, and nothing is drawn behind one.
+One answer at a time. For each token the base reads the whole prefix again, the baseline rolls out each of its k
+likeliest tokens with `generate()`, which reads the prefix again too, and the reward model scores the texts. Unlike in
+the authors' code, answers and rollouts end at EOS.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class HFTransferQ:
         return text
 
     def _roll_out(self, ids: torch.Tensor, tokens: torch.Tensor, n_answer: int, length: int) -> list[list[int]]:
-        """Of each candidate the answer so far, the candidate and its rollout."""
+        """For each candidate the answer so far, the candidate and its rollout."""
         prefixes = torch.cat([ids.repeat(len(tokens), 1), tokens[:, None]], dim=1)
         unfinished = [i for i, token in enumerate(tokens.tolist()) if token != self.end]
         out = [row[ids.shape[1] - n_answer :] for row in prefixes.tolist()]

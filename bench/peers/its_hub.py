@@ -1,4 +1,4 @@
-"""its_hub's BestOfN over vLLM's server, with the reward model in its own process. `bench.search` says what it needs."""
+"""its_hub's BestOfN over vLLM's server, with the reward model in its own process. Interpreter: see `bench.search`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class OutcomeReward(AbstractOutcomeRewardModel):  # type: ignore[misc]
         self.scorer = scorer
 
     def score(self, messages: Any, **_: Any) -> Any:
-        """Of one conversation or several."""
+        """The score of one conversation, or a list of several."""
         several = isinstance(messages[0], list)
         conversations = messages if several else [messages]
         scores = self.scorer([[m.to_dict() for m in conversation] for conversation in conversations])

@@ -1,4 +1,4 @@
-"""A closed loop of clients, in this process or behind the standard input of another interpreter."""
+"""A closed loop of clients, in this process or in another interpreter over its standard input."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ Answer = Callable[[Conversation, int], Awaitable[str]]
 
 @dataclass(frozen=True)
 class Task:
-    """What one measurement asks of every way.
+    """What every way does in one measurement.
 
-    best_of_n: each conversation answered once from n, `clients` of them at a time. qalign: n steps of `clients` chains.
+    best_of_n: answers each conversation once, best of n, `clients` at a time. qalign: n steps of `clients` chains.
     """
 
     conversations: list[Conversation]
@@ -44,7 +44,7 @@ Way = Callable[[Task], Awaitable[Measurement]]
 
 
 async def closed_loop(answer: Answer, task: Task) -> Measurement:
-    """Each client sends its next request when the last one is answered."""
+    """Each client sends its next request when its last is answered."""
     left = iter(range(len(task.conversations)))
     answers = [""] * len(task.conversations)
 
@@ -65,7 +65,7 @@ def in_closed_loop(answer: Answer) -> Way:
 
 
 def time_answers(answers: Callable[[Conversation, Task], Awaitable[list[str]]]) -> Way:
-    """A way that has one conversation and answers it as the work says."""
+    """A way with one conversation, which `answers` answers as the task says."""
 
     async def way(task: Task) -> Measurement:
         [conversation] = task.conversations
@@ -77,14 +77,14 @@ def time_answers(answers: Callable[[Conversation, Task], Awaitable[list[str]]]) 
 
 
 def claim_output() -> TextIO:
-    """Standard output for us alone: what libraries and their processes print goes where errors go."""
+    """Standard output for us alone: what libraries and their processes print goes to standard error."""
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     return out
 
 
 async def serve(way: Way, out: TextIO) -> None:
-    """In a peer's interpreter: a line of work in, a line of what was done out, until the input ends."""
+    """In a peer's interpreter: reads a task a line, writes a measurement a line, until the input ends."""
     while line := await asyncio.to_thread(sys.stdin.readline):
         done = await way(Task(**json.loads(line)))
         out.write(json.dumps(asdict(done)) + "\n")

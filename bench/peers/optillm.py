@@ -1,4 +1,4 @@
-"""optillm's best_of_n_sampling over vLLM's server. `bench.search` says what it needs."""
+"""optillm's best_of_n_sampling over vLLM's server. Interpreter: see `bench.search`."""
 
 from __future__ import annotations
 

@@ -1,15 +1,14 @@
-"""`best_of_n`: what choosing among N answers buys by a proxy, and what gold says of it.
+"""`best_of_n`: the rise of the proxy and of gold from choosing among N answers.
 
-Per held-out prompt one pool of answers is drawn by the served base, every proxy scores all of it over HTTP, and for
-each N the mean over *all* subsets of N is taken, in closed form (bench/quality/pool.py).
+The served base draws one pool of answers per held-out prompt, every proxy scores all of it over HTTP, and the mean over
+*all* subsets of N has a closed form (bench/quality/pool.py).
 
-Points are gold's or the proxy's, in spreads of the base's own answers (proxies: per prompt, so that easy and hard
-prompts weigh alike; gold too). KL(best of N || base) = log N - (N - 1) / N, an upper bound where answers tie. ± is half
-a 95 % interval over prompts. Word problems: the share solved, by one sample, majority, reward-weighted vote, and best
-of N; votes by random subsets.
+Rises of gold and proxy are in spreads of the base's answers to one prompt, so that easy and hard prompts weigh alike.
+KL(best of N || base) = log N - (N - 1) / N, an upper bound where answers tie. ± is half a 95 % interval over prompts.
+Word problems: the share solved by one sample, majority, reward-weighted vote, and best of N; votes by random subsets.
 
-Last, what speculative rejection saves: the tokens that it draws, over those that best of N draws for the same mean
-reward, N read off the curve of the first table.
+Last, the tokens of speculative rejection over those of best of N for the same mean reward, with N read off the curve of
+the first table.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ def divergence(n: int) -> float:
 async def run(
     client: AsyncOpenAI, model: str, *, prompts: int, size: int
 ) -> tuple[list[Pool], list[Pool], list[dict[str, Any]]]:
-    """Pools on mixed prompts, on word problems, and what speculative rejection spends and gets."""
+    """Pools on mixed prompts and on word problems, and the figures of speculative rejection."""
     gate = asyncio.Semaphore(4)
     mixed, sums = [await pools(client, model, chosen, size, gate) for chosen in held_out(prompts)]
     return (
@@ -55,7 +54,7 @@ async def run(
 
 
 DECISIONS = (8, 16, 32)
-"""Tokens at which speculative rejection compares: the base's answers are about 50 long."""
+"""Lengths at which speculative rejection compares; the base's answers have about 50 tokens."""
 
 
 async def run_speculative_rejection(
@@ -91,7 +90,7 @@ async def run_speculative_rejection(
 
 
 def equivalent_n(values: Sequence[Vector], reward: float) -> float | None:
-    """The N, between whole ones by straight lines, whose best has that mean reward; None beyond the pools."""
+    """The N, linearly interpolated, whose best has this mean reward; None beyond the pools."""
     before = -math.inf
     for n in range(1, len(values[0]) + 1):
         here = statistics.fmean(best_of(v, v, n) for v in values)
@@ -102,7 +101,7 @@ def equivalent_n(values: Sequence[Vector], reward: float) -> float | None:
 
 
 def curve(pools: Sequence[Pool], proxy: str, sizes: Sequence[int], gold: Sequence[str]) -> dict[int, dict[str, Any]]:
-    """N -> the proxy's and gold's means over best-of-N, in spreads, per prompt."""
+    """N -> means of proxy and gold over best-of-N, in spreads, per prompt."""
     out: dict[int, dict[str, Any]] = {}
     spreads = {g: statistics.fmean(p.gold[g].std() for p in pools) for g in gold}
     spread = statistics.fmean(p.proxies[proxy].std() for p in pools)

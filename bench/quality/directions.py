@@ -1,11 +1,9 @@
-"""`directions`: whether a told direction is obeyed, and what asking its neighbours is worth.
+"""`directions`: how well answers follow a preference direction, and the gain from its neighbours (RPS).
 
-Control: one answer to each of the same held-out prompts at every angle, told by a preference prompt or carried out by
-guides; mean gold of both its objectives, and how monotone they are in the angle (Spearman's rank correlation over the
-angles' means). Then RPS against as many answers at the target alone, target by target, over prompts and over guides:
-the share of prompts where the gold of its answer lies nearer to the wish, v . gold in spreads of the base's own, ties
-counting half.
-± is half a 95 % interval over prompts.
+Control: one answer to each of the same held-out prompts at every angle, by a preference prompt or by guides; mean gold
+of both objectives, and Spearman's rank correlation of the angles' means with the angle. RPS: against as many answers at
+the target alone, for each target, over prompts and over guides; the share of prompts where its answer has the higher
+v . gold, in spreads of the base's own answers, with ties as a half. ± is half a 95 % interval over prompts.
 """
 
 from __future__ import annotations
@@ -30,12 +28,12 @@ TARGETS = tuple(range(10, 50, 5))
 
 @dataclass(frozen=True)
 class Axis:
-    """What a slot of a preference prompt stands for, in gold."""
+    """The gold of a slot of a preference prompt."""
 
     name: str
     objective: str
     turned: bool = False
-    """Whether it is the opposite of the objective."""
+    """Whether the slot means the opposite of the objective."""
 
     def points(self, question: str, answer: str) -> float:
         gold = GOLD[self.objective](question, answer)
@@ -49,7 +47,7 @@ WARM, CAREFUL = Axis("warmth", "warmth"), Axis("caution", "caution")
 
 @dataclass(frozen=True)
 class Sweep:
-    """A way to carry a direction out, and the angles at which it is asked."""
+    """A way to steer towards a direction, and the range of its angles."""
 
     name: str
     strategy: str
@@ -60,7 +58,7 @@ class Sweep:
 
 
 def by_guides(first: Axis, second: Axis) -> Sweep:
-    """Of RPS the target alone: a direction as exponents."""
+    """A direction as exponents of guides: RPS at the target alone."""
     alone = {"over": "guides", "k": 1, "theta_max": 0.0, "alpha": ALPHA}
     return Sweep(f"guides, {first.name} to {second.name}", "rps", alone, (first, second), 0, 90)
 
@@ -79,7 +77,7 @@ NEIGHBOURHOODS: dict[str, tuple[tuple[Axis, Axis], dict[str, Any]]] = {
     "over prompts, grid_reference": ((HELPFUL, WORDY), {"prompt": "dpa", "mode": "grid_reference"}),
     "over guides, sample": ((HELPFUL, BRIEF), {"over": "guides", "alpha": ALPHA}),
 }
-"""name -> what v is over, and params"""
+"""name -> the axes of v, and params"""
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ class DirectionsStudy:
     control: Mapping[str, Mapping[float, Mapping[str, Sequence[float]]]]
     """sweep -> angle -> measure -> per prompt"""
     gains: Mapping[str, Mapping[int, Sequence[tuple[float, float]]]]
-    """neighbourhood -> target -> per prompt, v . gold of its answer and of the matched baseline's"""
+    """neighbourhood -> target -> per prompt, v . gold of its answer and of the baseline's"""
 
 
 class Directions(Bench):
@@ -145,7 +143,7 @@ async def run(bench: Directions, *, quick: bool) -> DirectionsStudy:
                 return list(map(float, v[0] * columns[0] + v[1] * columns[1]))
 
             around = await weigh_points(params)
-            # A neighbourhood of nothing but the target: as many answers, all at the wish itself.
+            # A neighbourhood of the target alone: as many answers, all at the target.
             narrow = {**params, "mode": "sample", "theta_max": 0.0}
             key = str(narrow), target
             alone = baselines[key] = baselines.get(key) or await weigh_points(narrow)
@@ -214,10 +212,10 @@ def draw(figures: Mapping[str, Any], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(1, len(figures["control"]) + 1, figsize=(30, 4.5), layout="constrained")
-    for axis, (name, figure) in zip(axes, figures["control"].items(), strict=False):
-        angles = [float(a) for a in figure["angles"]]
-        for measure in figure["rank_correlation"]:
-            points = [m[measure] for m in figure["angles"].values()]
+    for axis, (name, sweep) in zip(axes, figures["control"].items(), strict=False):
+        angles = [float(a) for a in sweep["angles"]]
+        for measure in sweep["rank_correlation"]:
+            points = [m[measure] for m in sweep["angles"].values()]
             means, errors = [p["mean"] for p in points], [p["half_ci95"] for p in points]
             axis.errorbar(angles, means, errors, marker="o", capsize=3, label=measure)
         axis.set(title=name, xlabel="angle, degrees", ylabel="gold, points")

@@ -1,9 +1,9 @@
-"""`guided`: what a guide's exponent buys, and what mixing two conflicting guides does.
+"""`guided`: gold against a guide's exponent, and the frontier of two conflicting guides.
 
-For each objective with a guide: mean gold score against the exponent alpha, beside what it costs, the mean over
-answers of sum_t KL(guided || base) in nats, exact per token. Then the frontier of two conflicting objectives: weights
-(w, 1 - w) times a strength, against the straight line between the two extremes, which is what tossing a coin between
-them reaches. ± is half a 95 % interval.
+For each objective with a guide: mean gold against the exponent alpha, and its cost, the mean over answers of
+sum_t KL(guided || base) in nats, exact per token. Then the frontier of two conflicting objectives: weights (w, 1 - w)
+times a strength, against the straight line between the extremes, which a coin toss between them reaches. ± is half a
+95 % interval.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from trimtab.recipes.gold import GOLD
 ALPHAS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
 MIXES = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 CONFLICT = ("warmth", "brevity")
-"""Two objectives that one answer can hardly serve both."""
+"""Two objectives that conflict."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""One setting, its answers, and their gold scores: on prompts that no model was trained on, over HTTP."""
+"""A setting, its answers over HTTP, and their gold scores, on prompts that no model was trained on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trimtab.recipes.gold import GOLD, fluency
 
 @dataclass(frozen=True)
 class Point:
-    """One setting's answers, measured."""
+    """Scores of the answers of one setting."""
 
     alignment: Mapping[str, Any]
     scores: Mapping[str, tuple[float, ...]]
@@ -45,7 +45,7 @@ def plus_minus(values: Sequence[float]) -> str:
 
 @dataclass(frozen=True)
 class Bench:
-    """A served model and the prompts that every point shares, as it does the seeds."""
+    """A served model, and the prompts and seeds that all points share."""
 
     client: AsyncOpenAI
     model: str
@@ -54,7 +54,7 @@ class Bench:
     max_tokens: int = 200
 
     async def point(self, alignment: Mapping[str, Any]) -> Point:
-        """One draw at temperature 1 per prompt, traced where there is a guide to trace."""
+        """One draw per prompt at temperature 1, with a trace where there is a guide."""
         answers = await asyncio.gather(*(self._answer(seed, alignment) for seed in range(len(self.prompts))))
         pairs = [(prompt.text, text) for prompt, (text, _) in zip(self.prompts, answers, strict=True)]
         scores = {name: tuple(gold(question, text) for question, text in pairs) for name, gold in GOLD.items()}
@@ -63,7 +63,7 @@ class Bench:
         return Point(alignment=alignment, scores=scores, kl=tuple(kl for _, kl in answers))
 
     async def ask(self, place: int, alignment: Mapping[str, Any], *, seed: int) -> Any:
-        """The answer to the prompt at a place, as the client has it."""
+        """The answer to the prompt at `place`."""
         messages: Any = list(self.prompts[place].messages)
         async with self.gate:
             return await self.client.chat.completions.create(

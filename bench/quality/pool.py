@@ -1,4 +1,4 @@
-"""Answers drawn once and chosen from many times: pools, what every proxy and gold say of them, and means over subsets.
+"""Pools of answers that are drawn once and chosen from many times: proxies, gold, and means over subsets.
 
 Of M answers ranked by a proxy, the one of rank i (1 the worst) is the best of a random subset of N with probability
 
@@ -29,7 +29,7 @@ AT_ONCE = 64
 """Answers scored by one request."""
 
 FINAL = r"Answer: (-?\d+)"
-"""What a word problem's answer is read off by."""
+"""The pattern of a word problem's answer."""
 
 SUBSETS = 200
 """Random subsets per prompt and N, where the mean over all of them has no closed form."""
@@ -44,10 +44,10 @@ class Pool:
     prompt: Prompt
     texts: Sequence[str]
     tokens: float
-    """Drawn for an answer, on average."""
+    """Mean per answer."""
     gold: Mapping[str, Vector]
     raw: Mapping[str, Vector]
-    """Served scores by name."""
+    """Scores of the server by name."""
     proxies: Mapping[str, Vector]
 
 
@@ -60,7 +60,7 @@ def best_of(values: Vector, other: Vector, n: int) -> float:
 
 
 def vote_accuracy(pool: Pool, weight: Vector, n: int, rng: random.Random) -> float:
-    """The share of random subsets of n whose weighted vote is the right number."""
+    """Share of random subsets of n whose weighted vote is right."""
     answers = [numbers[-1] if (numbers := re.findall(FINAL, text)) else None for text in pool.texts]
     right = 0
     for _ in range(SUBSETS):
@@ -114,7 +114,7 @@ def proxies(rows: Sequence[Mapping[str, Vector]]) -> list[dict[str, Vector]]:
 
 
 def reward_expression() -> dict[str, Any]:
-    """The reward whose parts are all that `proxies` needs, so that each model reads each answer once."""
+    """A reward with all parts that `proxies` needs, so that each model reads each answer once."""
     leaves = [f"rm-a.{OBJECTIVE}", f"rm-a.{OTHER}"]
     transformed = [{"of": leaf, "transform": {kind: {"references": 8}}} for leaf in leaves for kind in ("lsc", "par")]
     return {"of": [*transformed, *leaves, f"rm-b.{OBJECTIVE}"]}
@@ -140,7 +140,7 @@ async def draw_answers(
 async def score_answers(
     client: AsyncOpenAI, prompt: Prompt, texts: Sequence[str], gate: asyncio.Semaphore
 ) -> dict[str, Vector]:
-    """name -> [M], of rewards as they are and of what became of them"""
+    """name -> [M] of rewards, raw and transformed"""
     rows: list[dict[str, Any]] = []
     async with gate:
         for start in range(0, len(texts), AT_ONCE):

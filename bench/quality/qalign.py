@@ -1,12 +1,12 @@
-"""`qalign`: what Markov chains answer, against choosing among answers drawn anew, at equal sampled tokens.
+"""`qalign`: answers of Markov chains against a choice among independent answers, at equal sampled tokens.
 
-Per held-out prompt a pool of answers is drawn by the served base and scored, as for `best_of_n`, and chains are run for
-each beta and number of steps, each in a request of its own. Of the pool as many answers count as have the tokens that
-the chains sampled: N = tokens of the chains / mean tokens of an answer. Then, all by one reward model,
+The served base draws a pool of answers per held-out prompt, scored as for `best_of_n`. Chains run for each beta and
+number of steps, in one request each. Choices from the pool use as many answers as the chains' tokens would draw: N =
+tokens of the chains / mean tokens of an answer. All by one reward model:
 
-- QAlign: the answer of the request: `mbr`, for word problems `vote`.
-- its states: the mean over what the chains visited, which is the law that they draw from.
-- best of N; weighted MBR, whose weights are exp(r / beta) with the chains' beta; MBR; for word problems votes.
+- QAlign: the request's answer: `mbr`, for word problems `vote`.
+- its states: the mean over the states that the chains visited, which are draws from their target.
+- best of N; MBR weighted by exp(r / beta) with the chains' beta; MBR; for word problems votes.
 
 beta is in spreads of the reward over the base's answers to one prompt. Rises are in spreads as in `best_of_n`, ± is
 half a 95 % interval over prompts; the last column is of the differences prompt by prompt.
@@ -37,14 +37,14 @@ ANSWERS: dict[str, dict[str, Any]] = {
     OBJECTIVE: {"answer": "mbr"},
     "word problems": {"answer": "vote", "extractor": {"regex": FINAL}},
 }
-"""What is measured, and how chains answer it."""
+"""Kinds of prompts, and params of the chains for them."""
 
 Gold = Callable[[str, str], float]
 
 
 @dataclass(frozen=True)
 class ChainsResult:
-    """One request's answer, and its chains' states, each as often as it was visited."""
+    """One request's answer, and the states of its chains with their visits."""
 
     text: str
     value: float
@@ -56,7 +56,7 @@ class ChainsResult:
 
 @dataclass(frozen=True)
 class QAlignStudy:
-    """One kind of prompts: their pools, and by (beta, steps) the chains of each."""
+    """One kind of prompts: the pool of each, and its chains by (beta, steps)."""
 
     name: str
     gold: Gold
@@ -65,7 +65,7 @@ class QAlignStudy:
 
     @property
     def votes(self) -> bool:
-        """Whether answers are right or wrong, and a vote is held."""
+        """Whether answers are right or wrong, and chosen by a vote."""
         return self.name != OBJECTIVE
 
 
@@ -112,7 +112,7 @@ async def run_chains(
 
 @dataclass(frozen=True)
 class Scale:
-    """A pool, and the units that its rises are in."""
+    """A pool, and the units of its rises."""
 
     pool: Pool
     gold: Vector
@@ -143,7 +143,7 @@ def scales(study: QAlignStudy) -> list[Scale]:
 
 
 def ways(study: QAlignStudy, s: Scale, c: ChainsResult, n: int, beta: float) -> dict[str, tuple[float, float | None]]:
-    """way -> (gold, proxy) of one prompt; those that choose from the pool only where it has n answers."""
+    """way -> (gold, proxy) for one prompt; choices from the pool only where it has n answers."""
     rng = random.Random(0)
     ask, values = s.pool.prompt.text, s.pool.raw[LEAF]
     visits = sum(v for *_, v in c.states)
@@ -222,7 +222,7 @@ def show(studies: Sequence[QAlignStudy]) -> dict[str, Any]:
 
 
 def draw(figures: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
-    """Gold against sampled tokens, by way to choose: of chains and of weights a line for each beta."""
+    """Gold against sampled tokens for each way; chains have a line for each beta."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,10 +1,10 @@
-"""`search`: what each way to search makes of the base's answers, and what it costs.
+"""`search`: gold and cost of every kind of search.
 
 One answer to each of the same held-out prompts by every way, all by one reward model (proxy), for an objective that the
-aligned twin was trained for and for one that it was not. Proxy is in the reward's units, gold in points from 0 to 10;
-± is half a 95 % interval over prompts, and `rise` is gold above the base's own answers, prompt by prompt. KL to the
-base is exact along the answer for guides, a bound for best of N and blockwise (log K - (K - 1) / K a decision), the
-search's own estimate for tokenwise ones and particles, and untold for chains and beams. Tokens are per answer.
+aligned twin was trained for and for another. Proxy is in the reward's units, gold in points from 0 to 10; ± is half a
+95 % interval over prompts, and `rise` is gold above the base's answer to the same prompt. KL to the base is exact along
+the answer for guides, a bound for best of N and blockwise (log K - (K - 1) / K per decision), the search's own estimate
+for tokenwise ones and particles, and missing for chains and beams. Tokens are per answer.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from trimtab.recipes.gold import GOLD, fluency
 
 TWIN = {"aligned": 1.0}
 BETA = 0.5
-"""Of every method that tilts, in the reward's units: about half a spread."""
+"""Of every method that tilts by the reward, in its units: about half a spread."""
 
 Way = tuple[str, str, dict[str, Any]]
 """family, name, alignment without its reward"""
@@ -37,7 +37,7 @@ def search(strategy: str, **params: Any) -> dict[str, Any]:
 
 
 def ways(objective: str, *, quick: bool) -> list[Way]:
-    """For an objective of the twin's and for another; value head `value`, baselines the twin and the base."""
+    """With the value head `value` of the objective, and the twin and the base as baselines."""
     value = f"value.{objective}"
     ahead = {"k": 5, "alpha": BETA, "horizon": 10, "min_p": 0.05}
     chosen: list[Way] = [
@@ -111,7 +111,7 @@ class WayRow:
 
 
 class Searches(Bench):
-    """Rows of the table, over what every study's points share."""
+    """Rows of the table, over shared prompts and seeds."""
 
     async def row(self, objective: str, way: Way, base: WayRow | None) -> WayRow:
         family, name, alignment = way
@@ -175,7 +175,7 @@ def divergence(alignment: Mapping[str, Any], choice: Mapping[str, Any]) -> float
 async def run(
     client: AsyncOpenAI, model: str, *, prompts: int, quick: bool, keep: Callable[[Sequence[WayRow]], None]
 ) -> list[WayRow]:
-    """`keep` gets the rows so far after each: a whole study takes an hour or two."""
+    """`keep` gets the rows so far after each, since a whole study takes an hour or two."""
     bench = Searches(client, model, heldout_prompts(prompts, seed=5), asyncio.Semaphore(8))
     rows: list[WayRow] = []
     for objective in ("helpfulness", "warmth"):

@@ -1,12 +1,13 @@
-"""`infer` and `auto`: weights that nobody wrote down, from a person's choices and from the prompt.
+"""`infer` and `auto`: weights from a person's choices and from the prompt.
 
 `infer`: simulated people with hidden weights w choose between answers of the base by P = sigmoid(w . r), r the served
-rewards in spreads, and the server infers w from what they chose. Cosine of inferred and hidden weights by number of
-choices, of pairs taken at random and of those that the server asks for; how often its 95 % intervals hold the hidden
-direction, and the cosine that it expects of itself.
+rewards in spreads, and the server infers w from their choices. Cosine of inferred and hidden weights by number of
+choices, for random pairs and for pairs that the server asks for; the coverage of its 95 % intervals, and the cosine
+that it expects.
 
-`auto`: one answer to each held-out prompt with weights by the prompt, with equal weights, and with those of who asks,
-which no adapter has seen; what who asks thinks of them, in spreads of the base's gold (recipes.orchestrator.WANTS).
+`auto`: one answer to each held-out prompt with weights from the prompt, with equal weights, and with the asker's own,
+which no adapter has seen; the worth of each answer to the asker, in spreads of the base's gold
+(recipes.orchestrator.WANTS).
 """
 
 from __future__ import annotations
@@ -31,16 +32,16 @@ from trimtab.recipes.corpus import Prompt, heldout_prompts
 from trimtab.recipes.orchestrator import WANTS, asker_worth
 
 STD = 2.0
-"""Of the people's hidden weights, which is the server's prior."""
+"""Standard deviation of the hidden weights, which is that of the server's prior."""
 ANSWERS, OFFERED = 6, 8
-"""Per conversation, and conversations that the server may ask about each time."""
+"""Answers per conversation, and conversations from which the server chooses its next question."""
 
 Vector = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class ScoredPool:
-    """A conversation and the base's answers to it, as the server scores them."""
+    """A conversation, the base's answers to it, and the server's scores of them."""
 
     prompt: Prompt
     texts: Sequence[str]
@@ -53,11 +54,11 @@ class ScoredPool:
 
 @dataclass(frozen=True)
 class Inference:
-    """What the server inferred of one person after some choices."""
+    """The server's estimate of one person after some choices."""
 
     cosine: float
     coverage: float
-    """Share of objectives whose interval holds the truth."""
+    """Share of objectives whose interval contains the truth."""
     expected: float
 
 
@@ -88,7 +89,7 @@ async def person(
     active: bool,
     gate: asyncio.Semaphore,
 ) -> dict[int, Inference]:
-    """What is found of one person at each number of choices."""
+    """The estimate at each number of choices."""
     w = np.random.default_rng([seed, 0]).standard_normal(len(objectives)) * STD
     rng = np.random.default_rng([seed, 1 + active])
     comparisons: list[dict[str, Any]] = []
@@ -172,7 +173,7 @@ async def auto(bench: Directions, catalogue: Mapping[str, Any]) -> dict[str, Any
         return [asker_worth(p.domain, p.text, text) for p, text in zip(bench.prompts, texts, strict=True)]
 
     async def answer_by_asker(how: Mapping[str, Any]) -> list[str]:
-        """With the weights of who asks, domain by domain."""
+        """With the asker's own weights in each domain."""
         texts: dict[int, str] = {}
         for domain, weights in WANTS.items():
             places = [i for i, p in enumerate(bench.prompts) if p.domain == domain]

@@ -1,24 +1,23 @@
 """`best_of_n`: answers per second.
 
 Every way answers the same held-out questions with the best of N answers of the same base, drawn at temperature 1 and
-scored by the same reward model; both servers run with the same engine arguments. Closed loop: c clients, each sending
-its next question when the last one is answered. The best answers' mean reward is told too: ways that do the same differ
-by chance alone.
+scored by the same reward model; both servers run with the same engine arguments. Closed loop: c clients, each of which
+sends its next question when its last is answered. The mean reward of the answers is a check: among equivalent ways it
+differs by chance alone.
 
 - trimtab: one request with `alignment`. The server draws, scores and chooses.
 - vLLM + HF: a client draws from vLLM's server (N requests at once, or one with n = N), scores the answers in one batch
-  with transformers in its own process, and chooses. "in turn" is the script that one writes first: a request and a
-  score, N times.
+  with transformers in its own process, and chooses. "in turn" is the simplest script: a request and a score, N times.
 - its_hub (1.2): `BestOfN` with its OpenAI-compatible language model and no limit on concurrency. It has no reward model
-  of its own that reads a classification head, so the same transformers code stands behind its
-  `AbstractOutcomeRewardModel`, in one batch, in a thread.
-- optillm (0.4): `best_of_n_sampling`, the function behind its `bon` approach, without its proxy. It has no reward
-  model: the base rates each answer in a request of its own, one after the other. It allows 256 tokens for a number;
-  here 4, what a base that follows instructions would take, since the demo base does not.
+  for a classification head, so the same transformers code implements its `AbstractOutcomeRewardModel`, in one batch, in
+  a thread.
+- optillm (0.4): `best_of_n_sampling`, the function of its `bon` approach, without its proxy. It has no reward model:
+  the base rates the answers in one request each, one after another. It allows 256 tokens for a rating; here 4, enough
+  for a base that follows instructions, which the demo base does not.
 
-The second table: tokens of prompts asked for and computed by the base while a long conversation is answered, from the
-servers' `vllm:prompt_tokens_by_source`. vLLM reuses whole blocks of a prompt; on CPU a block has 128 tokens unless
-`--set engine.block_size=32` or the like says otherwise.
+The second table: prompt tokens requested from and computed by the base while it answers a long conversation, from the
+servers' `vllm:prompt_tokens_by_source`. vLLM reuses whole blocks of a prompt; on CPU a block has 128 tokens by default,
+see `--set engine.block_size=32`.
 """
 
 from __future__ import annotations
@@ -104,7 +103,7 @@ def inside(http: httpx.AsyncClient, model: str, reward: str) -> Answer:
 async def measure_prefill(
     ways: dict[str, tuple[Way, httpx.AsyncClient]], conversations: list[Conversation], n: int
 ) -> dict[str, Prefill]:
-    """Every way reads conversations of its own, so that none finds another's in the cache."""
+    """Every way has its own conversations, so that none finds another's in the cache."""
     figures = {}
     share = len(conversations) // len(ways)
     for i, (name, (way, http)) in enumerate(ways.items()):

@@ -1,4 +1,4 @@
-"""What the searches' measurements share: questions, requests, rounds of ways and their ratios, a server's counters."""
+"""Shared by the searches: questions, requests, rounds of ways and their ratios, a server's counters."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LABEL = "helpfulness"
 OURS = "trimtab"
 PATH = "/v1/chat/completions"
 LONG_TURNS = 25
-"""Messages of the long conversation: some 400 tokens."""
+"""Messages of the long conversation, about 400 tokens."""
 
 
 @dataclass(frozen=True)
@@ -62,14 +62,14 @@ def block_size(metrics: str) -> int:
 
 @dataclass(frozen=True)
 class Cell:
-    """What one way did with the works of one cell of the table: seconds, and its answers' mean reward."""
+    """One way in one cell of the table: seconds of each task, and the mean reward of its answers."""
 
     seconds: list[float] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
 
 
 async def measure(ways: Mapping[str, Way], tasks: Iterable[Task], reward: HFReward) -> dict[str, Cell]:
-    """Every way does each work, one way after the other and each time in another order; the first work warms up."""
+    """Every way does each task, one after another and each time in another order; the first task warms up."""
     cells = {name: Cell() for name in ways}
     names = list(ways)
     for i, task in enumerate(tasks):
@@ -86,7 +86,7 @@ async def measure(ways: Mapping[str, Way], tasks: Iterable[Task], reward: HFRewa
 
 
 def compare(cells: Mapping[str, Cell], amount: float, **about: Any) -> list[dict[str, Any]]:
-    """A row for each way: `amount` over its median time, and how many times faster than it trimtab was, by round."""
+    """A row for each way: `amount` over its median time, and by round its time over trimtab's."""
     rows = []
     for name, cell in cells.items():
         ratios = [theirs / ours for ours, theirs in zip(cells[OURS].seconds, cell.seconds, strict=True)]
@@ -105,7 +105,7 @@ def compare(cells: Mapping[str, Cell], amount: float, **about: Any) -> list[dict
 
 
 def show(unit: str, rows: Sequence[Mapping[str, Any]], *about: str) -> None:
-    """The table of `compared`, with the columns `about` before it."""
+    """The table of `compare`, with the columns `about` before it."""
     headers = [*about, "way", f"{unit}/s", "trimtab: times faster", "rounds", "mean reward"]
     shown = [
         [*(r[a] for a in about), r["way"], r["per_s"], f"{r['faster']:.2f}",
@@ -116,7 +116,7 @@ def show(unit: str, rows: Sequence[Mapping[str, Any]], *about: str) -> None:
 
 
 def show_prefill(what: str, first: str, saved: Mapping[str, Prefill], block: int) -> list[dict[str, Any]]:
-    """Prints tokens that were asked for and computed, and returns them."""
+    """Prints requested and computed tokens, and returns them."""
     print(f"{what}, blocks of {block} tokens\n")
     rows = [[name, f"{p.requested:.0f}", f"{p.computed:.0f}", f"{p.saved:.0%}"] for name, p in saved.items()]
     print(table([first, "asked for", "computed", "saved"], rows))
@@ -133,7 +133,7 @@ def long_conversation(short: Iterator[Conversation]) -> Conversation:
 
 
 async def choices(http: httpx.AsyncClient, path: str, **body: Any) -> Any:
-    """Of one request at temperature 1; raises RuntimeError with what the server says."""
+    """Choices of one request at temperature 1; raises RuntimeError with the server's error."""
     answer = await http.post(path, json={"temperature": 1.0, **body})
     if answer.is_error:
         raise RuntimeError(answer.text)

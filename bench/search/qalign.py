@@ -1,13 +1,13 @@
-"""`qalign`: steps of Markov chains per second, of F chains of one question side by side.
+"""`qalign`: steps of Markov chains per second, with F chains of one question at once.
 
-- trimtab: one request with `alignment`, its chains in the server.
+- trimtab: one request with `alignment`; the chains run in the server.
 - vLLM + HF: the same chains as coroutines of a client, each suffix a request of token ids to vLLM's server, each
   score by transformers in the client's process.
-- quest-decoding (1.0.16): the authors' `Quest` with its `RLHFSuffixProposal`, in a process of its own, on its HF and
-  its vLLM backend; what had to be adapted stands in bench/peers/quest.py. All chains wait for the slowest at each step.
+- quest-decoding (1.0.16): the authors' `Quest` with its `RLHFSuffixProposal`, in its own process, on its HF and its
+  vLLM backend; bench/peers/quest.py lists what had to be adapted. All chains wait for the slowest at each step.
 
-A step is a suffix drawn and an answer scored. The first draws are in the time. The second table: tokens of prompts and
-kept beginnings asked for and computed by the base, for a question of a few tokens and for a long conversation.
+A step draws a suffix and scores an answer. The time includes the first draws. The second table: tokens of prompts and
+prefixes requested from and computed by the base, for a question of a few tokens and for a long conversation.
 """
 
 from __future__ import annotations

@@ -1,14 +1,13 @@
-"""`transfer_q`: seconds per answer, of c questions side by side.
+"""`transfer_q`: seconds per answer, with c questions at once.
 
-Direct transfer, greedy in every part, so that all ways decide alike and give the same answers but for ties:
+Direct transfer, greedy throughout, so that all ways give the same answers but for ties:
 
 - trimtab: one request per question, the authors' settings (k = 10, one greedy rollout of 20 tokens); and the same with
-  `min_p`, which looks ahead for nothing where one token is that much likelier than all others: an approximation.
-- HF loop: the published algorithm written around transformers (bench/peers/hf_transfer_q.py). It has one answer at a
-  time, and c questions wait for each other.
+  `min_p`, an approximation that skips the look-ahead where one token is that much likelier than all others.
+- HF loop: the published algorithm written around transformers (bench/peers/hf_transfer_q.py), one answer at a time.
 
-The second table: trimtab alone at other k, rollouts (sampled, where there are several), horizons and shortcuts; tokens
-sampled and scored per token answered are counted by the server.
+The second table: trimtab alone at other k, rollouts (sampled, where there are several), horizons and shortcuts. The
+server counts the tokens sampled and scored per token of the answer.
 """
 
 from __future__ import annotations
@@ -46,12 +45,12 @@ SCALES: dict[str, dict[str, Any]] = {
     "block 4": {"block": 4},
     "block 4, min_p 0.05": {"block": 4, "min_p": 0.05},
 }
-"""What the second table varies."""
+"""Settings of the second table."""
 
 
 @dataclass(frozen=True)
 class TokenCounts:
-    """Of each answer, in tokens."""
+    """Tokens of each answer."""
 
     answered: list[int] = field(default_factory=list)
     sampled: list[int] = field(default_factory=list)

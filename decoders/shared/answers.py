@@ -64,7 +64,7 @@ _LEAD = r"[\s*$\\(]*+"
 _ANY = re.compile(_NUMBER, re.VERBOSE)
 _BOXED = re.compile(rf"\\boxed\s*+\{{ {_LEAD} (?:{_NUMBER})?+", re.VERBOSE)
 _HASHED = re.compile(rf"^\#\#\#\#{_LEAD}{_NUMBER}[^\w\n]*+$", re.VERBOSE | re.MULTILINE)
-_SAID = re.compile(rf"\b(?i:answer)\b(?:\s++is\b)?+[\s:=*]*+{_LEAD}{_NUMBER}", re.VERBOSE)
+_AFTER_ANSWER = re.compile(rf"\b(?i:answer)\b(?:\s++is\b)?+[\s:=*]*+{_LEAD}{_NUMBER}", re.VERBOSE)
 
 
 def last_number(text: str) -> str | None:
@@ -74,7 +74,7 @@ def last_number(text: str) -> str | None:
     else the last number of all. A box without a number at its head, such as a fraction, is no number.
     """
     text = text[-LONGEST:].replace("{,}", ",").replace(",\\!", ",")  # TeX's ways to write a thousands separator
-    for pattern in (_BOXED, _HASHED, _SAID, _ANY):
+    for pattern in (_BOXED, _HASHED, _AFTER_ANSWER, _ANY):
         if matches := list(pattern.finditer(text)):
             return _decimal(matches[-1])
     return None

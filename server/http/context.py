@@ -49,19 +49,21 @@ class RequestContext:
 
     def alignment_object(self, usage: Mapping[str, Any]) -> Json:
         """The response's `alignment`; `usage` is the response's own."""
-        told = self.plan.described() | {"strategy": self.strategy} | self.token_counts(usage)
+        alignment = self.plan.described() | {"strategy": self.strategy} | self.token_counts(usage)
+        if self.run.degraded:
+            alignment.pop("params", None)  # they are of the strategy that failed
         if self.outcome != "ok":
-            told["outcome"] = self.outcome
+            alignment["outcome"] = self.outcome
         choices: list[Json] = [{"index": i} | self._choice(i) for i in sorted({*self.run.reports, *self.run.answers})]
         for choice in choices:
             self.warnings += [text for text in choice.pop("warnings", ()) if text not in self.warnings]
         if any(len(choice) > 1 for choice in choices):
-            told["choices"] = choices
+            alignment["choices"] = choices
         if self.run.degraded:
             self.warnings.append(f"answered plainly, because {self.run.failure}")
         if self.warnings:
-            told["warnings"] = self.warnings
-        return told
+            alignment["warnings"] = self.warnings
+        return alignment
 
     def token_counts(self, usage: Mapping[str, Any]) -> dict[str, int]:
         """What it took; of an answer that vLLM gave by itself, by the response's own usage, if it has one."""
@@ -72,19 +74,19 @@ class RequestContext:
 
     def _choice(self, index: int) -> Json:
         """Of one answer: the strategy's report, its rewards, and of the candidates what was asked for."""
-        told: Json = dict(self.run.reports.get(index, {}))
+        choice: Json = dict(self.run.reports.get(index, {}))
         if self.reward is None:
-            return told
-        told |= explain(told.get("value"))
-        if "candidates" in told:
-            told["candidates"] = [self._candidate(candidate) for candidate in told["candidates"]]
-        return told
+            return choice
+        choice |= explain(choice.get("value"))
+        if "candidates" in choice:
+            choice["candidates"] = [self._candidate(candidate) for candidate in choice["candidates"]]
+        return choice
 
     def _candidate(self, candidate: Mapping[str, Any]) -> Json:
         assert self.reward is not None
-        told = {key: value for key, value in candidate.items() if key != "tokens"}
+        shown = {key: value for key, value in candidate.items() if key != "tokens"}
         if "candidates" in self.plan.include:
-            told["text"] = self.reward.text(candidate["tokens"])
+            shown["text"] = self.reward.text(candidate["tokens"])
         if "rewards" in self.plan.include:
-            told |= explain(candidate["value"])
-        return told
+            shown |= explain(candidate["value"])
+        return shown

@@ -25,7 +25,7 @@ from trimtab.runtime.strategy_run import StrategyRun, current_run
 from trimtab.runtime.usage import Usage
 from trimtab.server.admission import Admission
 from trimtab.server.config import Config
-from trimtab.server.errors import ApiError, listed, unknown
+from trimtab.server.errors import ApiError
 from trimtab.server.http import request_log
 from trimtab.server.http.auth import CALLER
 from trimtab.server.http.context import RequestContext
@@ -38,6 +38,7 @@ from trimtab.server.request.body import ClientGone, Json, as_refusal, parse, rea
 from trimtab.server.request.messages import instruct
 from trimtab.server.request.plan import plan
 from trimtab.server.scoring import Scoring
+from trimtab.server.wording import list_names, suggest
 
 PLAIN_ONLY = ("use_beam_search", "prompt_embeds", "background", "kv_transfer_params", "ec_transfer_params")
 """Request fields that no strategy can honour: with them vLLM draws tokens its own way, answers later, or reads a cache
@@ -132,14 +133,14 @@ class AlignmentMiddleware:
         preset = self.config.presets.get(model) if isinstance(model, str) else None
         if isinstance(model, str) and model and preset is None and model != self.config.model_name:
             known = [self.config.model_name, *self.config.presets]
-            raise ApiError(unknown("model", model, known), param="model", code="model_not_found", status=404)
+            raise ApiError(suggest("model", model, known), param="model", code="model_not_found", status=404)
         if isinstance(xargs := document.get("vllm_xargs"), dict) and KEY in xargs:
             raise ApiError(f"vllm_xargs.{KEY} is reserved: use {AT}", param=f"vllm_xargs.{KEY}")
         changed = preset is not None or len(document) < keys
         if preset is not None:
             document["model"] = self.config.model_name
             raw = {**preset, **raw} if isinstance(raw, dict) else raw
-        planned = plan(raw, self.config, lambda: self.scoring.auto(document))
+        planned = plan(raw, self.config, lambda: self.scoring.auto_weights(document))
         if self.shares is not None and document.get("priority"):
             message = "priority cannot be honoured: on this server fair shares between callers decide"
             raise ApiError(message, param="priority", code="unsupported_parameter")
@@ -150,7 +151,7 @@ class AlignmentMiddleware:
                 )
         surplus = document.keys() - self.fields[path]
         UNKNOWN_FIELDS.inc(len(surplus))
-        warnings = [f"unknown fields were ignored: {listed(name[:64] for name in surplus)}"] if surplus else []
+        warnings = [f"unknown fields were ignored: {list_names(name[:64] for name in surplus)}"] if surplus else []
         return RequestContext(
             path=path,
             body=json.dumps(document).encode() if changed else body,

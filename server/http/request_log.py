@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from trimtab.server import metrics
 from trimtab.server.config import Config
 from trimtab.server.http.context import RequestContext
+from trimtab.server.request.parameters import parameters
 from trimtab.server.request.reward_tree import explain
 
 log = logging.getLogger("trimtab.request")
@@ -37,13 +40,37 @@ def record_end(context: RequestContext, outcome: str, config: Config, *, began: 
             if name in config.objectives:
                 metrics.REWARD.labels(name).observe(score)
     line = {"strategy": strategy, "outcome": outcome, "seconds": round(now - began, 4)}
-    return line | {f"{kind}_tokens": count for kind, count in tokens.items()}
+    line |= {f"{kind}_tokens": count for kind, count in tokens.items()}
+    params = {} if context.run.degraded else loggable_params(context.plan.name, context.plan.params)
+    return line | ({"params": params} if params else {})
 
 
 def write_line(request_id: str, path: str, fields: dict[str, Any]) -> None:
     """A request's line in the log."""
-    words = " ".join(f"{key}={value}" for key, value in fields.items())
+    words = " ".join(
+        f"{key}={json.dumps(value) if isinstance(value, dict) else value}" for key, value in fields.items()
+    )
     log.info("%s %s %s", request_id, path, words, extra={"fields": {"request_id": request_id, "path": path, **fields}})
+
+
+def loggable_params(strategy: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that hold nothing that a client wrote in words: numbers, booleans, and choices among a strategy's own."""
+    choices = enumerated_params(strategy)
+    return {
+        name: value
+        for name, value in params.items()
+        if isinstance(value, int | float) or (isinstance(value, str) and value in choices.get(name, ()))
+    }
+
+
+@cache
+def enumerated_params(strategy: str) -> dict[str, frozenset[str]]:
+    """parameter -> the words that it may be, where these are listed"""
+    properties = parameters(strategy).model_json_schema(by_alias=True).get("properties", {})
+    return {
+        name: frozenset(word for option in (schema, *schema.get("anyOf", ())) for word in option.get("enum", ()))
+        for name, schema in properties.items()
+    }
 
 
 def _observe(strategy: str, report: Mapping[str, Any]) -> None:

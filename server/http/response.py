@@ -12,7 +12,7 @@ from starlette.types import Message, Send
 
 from trimtab.decoders.protocols import LimitReached
 from trimtab.rewards.protocols import RewardError
-from trimtab.server.errors import as_error, uncaught
+from trimtab.server.errors import parse_error, to_api_error
 from trimtab.server.http.context import RequestContext
 from trimtab.server.http.errors_and_ids import ERROR_EVENTS
 from trimtab.server.request.alignment import AT
@@ -61,10 +61,10 @@ class ResponseRewriter:
         """Raises what ended the strategy, where vLLM would make an error of its own of it."""
         if message["type"] == "http.response.start":
             if message["status"] >= 400:
-                self._rethrow()
-            await self._begin(message)
+                self._raise_failure()
+            await self._start_response(message)
         elif message["type"] == "http.response.body":
-            await self._go_on(message)
+            await self._send_body(message)
         else:
             await self.send(message)
 
@@ -84,7 +84,7 @@ class ResponseRewriter:
                 inner["model"] = self.context.model
         return answer
 
-    async def _begin(self, message: Message) -> None:
+    async def _start_response(self, message: Message) -> None:
         self.start = message
         headers = MutableHeaders(raw=message["headers"])
         if message["status"] == 200:
@@ -94,16 +94,16 @@ class ResponseRewriter:
         if self.kind != "json":
             await self.send(message)
 
-    async def _go_on(self, message: Message) -> None:
+    async def _send_body(self, message: Message) -> None:
         body, more = message.get("body", b""), message.get("more_body", False)
         if self.kind == "json":
             self.body += body
             if more:
                 return
-            body = self._whole(json.loads(self.body))
+            body = self._rewrite_whole(json.loads(self.body))
             await self.send(self.start)
         elif self.kind == "stream":
-            *before, body = self._event(body)
+            *before, body = self._rewrite_event(body)
             for event in before:
                 await self.send({"type": "http.response.body", "body": event, "more_body": True})
         if body or not more:
@@ -113,12 +113,12 @@ class ResponseRewriter:
             ok = self.start["status"] < 400
             self.outcome = self.context.outcome if ok else outcome_of_status(self.start["status"])
 
-    def _rethrow(self) -> None:
+    def _raise_failure(self) -> None:
         failure = self.context.run.failure
         if isinstance(failure, RewardError | LimitReached):
             raise failure
 
-    def _whole(self, answer: Json | None) -> bytes:
+    def _rewrite_whole(self, answer: Json | None) -> bytes:
         if answer is None:  # what vLLM's handler returns when the client has left
             return b"null"
         answer = self._amend(answer)
@@ -129,35 +129,35 @@ class ResponseRewriter:
         headers["x-alignment-sampled-tokens"] = str(answer[AT].get("sampled_tokens", 0))
         return body
 
-    def _event(self, event: bytes) -> list[bytes]:
+    def _rewrite_event(self, event: bytes) -> list[bytes]:
         """What of a stream to send now that this came, one event each."""
         MutableHeaders(raw=self.start["headers"])["x-alignment-strategy"] = (
             self.context.strategy
         )  # while it is held yet
         if event.startswith((*ERROR_EVENTS, b"event: response.failed")):
-            self._rethrow()
-            error = as_error(event.partition(b"data: ")[2])
+            self._raise_failure()
+            error = parse_error(event.partition(b"data: ")[2])
             self.outcome = outcome_of_status(error.status if error is not None else 500)
         if self.context.path in (RESPONSES, MESSAGES):
-            return [self._typed(event)]
+            return [self._rewrite_named_event(event)]
         before, self.held = self.held, b""
         if before and event.startswith(b"data: [DONE]"):
-            return [change_event(before, self._amend), event]
+            return [rewrite_event(before, self._amend), event]
         if self.context.model is not None and event.startswith(b"data: {"):
-            event = change_event(event, self._rename_model)
+            event = rewrite_event(event, self._rename_model)
         # Only an event that ends a choice, or one without choices, can be the last: the rest must not wait.
         if b'"finish_reason":"' in event or b'"choices":[]' in event:
             self.held, event = event, b""
         return [before, event] if before else [event]
 
-    def _typed(self, event: bytes) -> bytes:
+    def _rewrite_named_event(self, event: bytes) -> bytes:
         """Responses and messages name their events."""
         if event.startswith((b"event: response.completed", b"event: response.incomplete")):
-            return change_event(event, lambda data: data | {"response": self._amend(data["response"])})
+            return rewrite_event(event, lambda data: data | {"response": self._amend(data["response"])})
         if event.startswith(b"event: message_stop"):
-            return change_event(event, self._amend)
+            return rewrite_event(event, self._amend)
         if event.startswith((b"event: message_start", b"event: response.created", b"event: response.in_progress")):
-            return change_event(event, self._rename_model)
+            return rewrite_event(event, self._rename_model)
         return event
 
 
@@ -169,10 +169,10 @@ def outcome_of_error(error: Exception) -> str:
     """How a request ended that this ended."""
     if isinstance(error, RewardError):
         return "reward_error"
-    return str(error) if isinstance(error, LimitReached) else outcome_of_status(uncaught(error).status)
+    return str(error) if isinstance(error, LimitReached) else outcome_of_status(to_api_error(error).status)
 
 
-def change_event(event: bytes, change: Callable[[Json], Json]) -> bytes:
+def rewrite_event(event: bytes, change: Callable[[Json], Json]) -> bytes:
     """One server-sent event with its JSON data changed."""
     head, _, rest = event.partition(b"data: ")
     data, _, _ = rest.partition(b"\n")

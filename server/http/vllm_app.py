@@ -32,8 +32,8 @@ from trimtab.engine.members import engine_args
 from trimtab.engine.vllm_engine import VLLMEngine
 from trimtab.runtime.shares import Shares
 from trimtab.server.config import Config, ConfigError
-from trimtab.server.errors import unknown
 from trimtab.server.request.messages import CHAT, COMPLETIONS, MESSAGES, RESPONSES
+from trimtab.server.wording import suggest
 
 __all__ = ["EngineClient", "ModelCard", "ModelList", "NoSignalServer", "arguments", "request_fields"]
 
@@ -70,7 +70,7 @@ def argv(config: Config) -> list[str]:
     flags = ["--model", config.base, "--served-model-name", config.model_name]
     for key, value in config.engine.items():
         if key not in ENGINE | FRONTEND:
-            raise ConfigError(f"engine.{unknown('key', key, ENGINE | FRONTEND)}")
+            raise ConfigError(f"engine.{suggest('key', key, ENGINE | FRONTEND)}")
         flag = key.replace("_", "-")
         if isinstance(value, bool):
             flags.append(f"--{flag}" if value else f"--no-{flag}")

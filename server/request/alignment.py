@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from trimtab.server.errors import ApiError, explained, shown
+from trimtab.server.errors import ApiError
+from trimtab.server.wording import explain_validation, quote
 
 AT = "alignment"
 
@@ -21,7 +22,7 @@ class Budget(BaseModel):
     deadline_ms: int = Field(default=0, ge=1, le=3_600_000)
 
 
-class Given(BaseModel):
+class Comparands(BaseModel):
     """What answers are compared with, for rewards that compare."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -40,7 +41,7 @@ class AlignmentRequest(BaseModel):
     guides: dict[str, Any] = {}
     params: dict[str, Any] = {}
     reward: Any = None
-    given: Given = Given()
+    given: Comparands = Comparands()
     budget: Budget = Budget()
     include: list[str] = Field(default=[], alias="return")
     on_error: Literal["fail", "degrade"] = "fail"
@@ -50,10 +51,10 @@ class AlignmentRequest(BaseModel):
         """Raises ApiError naming the key."""
         fields = [field.alias or name for name, field in cls.model_fields.items()]
         if not isinstance(raw, Mapping):
-            raise ApiError(f"{AT} must be an object with keys among {', '.join(fields)}; got {shown(raw)}", param=AT)
+            raise ApiError(f"{AT} must be an object with keys among {', '.join(fields)}; got {quote(raw)}", param=AT)
         try:
             return cls.model_validate(raw)
         except ValidationError as error:
-            inside: dict[str, type[BaseModel]] = {"budget": Budget, "given": Given}
+            inside: dict[str, type[BaseModel]] = {"budget": Budget, "given": Comparands}
             within = inside.get(str(error.errors()[0]["loc"][0]))
-            raise explained(error, at=AT, fields=within.model_fields if within else fields) from None
+            raise explain_validation(error, at=AT, fields=within.model_fields if within else fields) from None

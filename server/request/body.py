@@ -8,8 +8,9 @@ from typing import Any
 
 from starlette.types import Receive
 
-from trimtab.server.errors import ApiError, shown
+from trimtab.server.errors import ApiError
 from trimtab.server.request.alignment import AT
+from trimtab.server.wording import quote
 
 Json = dict[str, Any]
 
@@ -75,7 +76,7 @@ def parse(body: bytes) -> Json:
         objects = [alignment, *alignment.values()] if isinstance(alignment, dict) else []
         twice = [key for inner in objects if isinstance(inner, DuplicateKeys) for key in inner.duplicates]
         if twice or (isinstance(marked, DuplicateKeys) and AT in marked.duplicates):
-            raise ApiError(f"{shown([*twice, AT][0])} is given twice", param=AT, code="duplicate_key")
+            raise ApiError(f"{quote([*twice, AT][0])} is given twice", param=AT, code="duplicate_key")
     return document
 
 

@@ -13,7 +13,7 @@ RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
 Messages = tuple[dict[str, str], ...]
 
 
-def messages(document: Json) -> Messages:
+def parse_messages(document: Json) -> Messages:
     """{"role", "content"} of a chat, responses or Anthropic request; none for bare prompts, whose tokens say it all.
 
     What is malformed is left out: vLLM's own request model refuses it.

@@ -10,7 +10,7 @@ from trimtab.decoders import STRATEGIES
 from trimtab.rewards import KINDS
 from trimtab.rewards.protocols import Scorer
 from trimtab.server.config import Config, ConfigError, RewardConfig
-from trimtab.server.errors import unknown
+from trimtab.server.wording import suggest
 
 
 def parameters(name: str) -> type[BaseModel]:
@@ -28,16 +28,16 @@ def check_rewards(config: Config) -> None:
     for name, reward in config.rewards.items():
         at = f"rewards.{name}"
         if reward.kind not in KINDS:
-            raise ConfigError(unknown("kind of reward", reward.kind, KINDS), key=f"{at}.kind")
+            raise ConfigError(suggest("kind of reward", reward.kind, KINDS), key=f"{at}.kind")
         kind = KINDS[reward.kind]
         if ("pooler" in kind.uses) != (reward.model is not None):
             needs = "is a model: say which" if reward.model is None else "is no model"
             raise ConfigError(f"kind {reward.kind!r} {needs}", key=f"{at}.model")
-        given = reward.model_extra or {}
+        extra = reward.model_extra or {}
         fields = kind.parameters.model_fields
         valid = [f.alias or key for key, f in fields.items()]
-        if surplus := next((key for key in given if key not in valid), None):
-            raise ConfigError(unknown("key", surplus, [*RewardConfig.model_fields, *valid]), key=f"{at}.{surplus}")
+        if surplus := next((key for key in extra if key not in valid), None):
+            raise ConfigError(suggest("key", surplus, [*RewardConfig.model_fields, *valid]), key=f"{at}.{surplus}")
         if not kind.uses:
             build_reward(name, reward)
 

@@ -13,13 +13,14 @@ from pydantic import BaseModel, ValidationError
 from trimtab.decoders import STRATEGIES, StrategyEntry
 from trimtab.decoders.protocols import BASE, Mixture, Strategy, Work
 from trimtab.server.config import Config, ConfigError
-from trimtab.server.errors import ApiError, explained, unknown
+from trimtab.server.errors import ApiError
 from trimtab.server.request.alignment import AT, AlignmentRequest, Budget
 from trimtab.server.request.cost import check_bounds
 from trimtab.server.request.parameters import check_rewards, parameters
-from trimtab.server.request.preference_prompts import checked, wish
-from trimtab.server.request.reward_tree import Spec, parsed, standard, weighted
+from trimtab.server.request.preference_prompts import build_direction, check_prompts
+from trimtab.server.request.reward_tree import Spec, parse_spec, standardise_objective, weigh_objectives
 from trimtab.server.request.weights import By, guide_exponents, load_orchestrator, parse_number, parse_weights
+from trimtab.server.wording import explain_validation, suggest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,16 +59,18 @@ class Plan:
         return self.max_sampled_tokens is not None or self.deadline_ms is not None
 
     def described(self) -> dict[str, Any]:
-        told: dict[str, Any] = {"strategy": self.name}
+        description: dict[str, Any] = {"strategy": self.name}
+        if self.params:
+            description["params"] = dict(self.params)
         if self.weights:
-            told["weights"] = dict(self.weights)
+            description["weights"] = dict(self.weights)
         if self.auto:
-            told["auto_weights"] = True
+            description["auto_weights"] = True
         if self.guides:
-            told["guides"] = dict(self.guides)
+            description["guides"] = dict(self.guides)
         if not self.is_plain:
-            told["streaming"] = "native" if self.entry.streams else "buffered"
-        return told
+            description["streaming"] = "native" if self.entry.streams else "buffered"
+        return description
 
 
 def check_config(config: Config) -> None:
@@ -75,16 +78,16 @@ def check_config(config: Config) -> None:
     for keys that cannot be read."""
     _ = config.keys
     check_rewards(config)
-    checked(config)
+    check_prompts(config)
     load_orchestrator(config)
     for name, objective in config.objectives.items():
         if objective.reward is not None:
             try:
-                parsed(objective.reward, config, at=f"objectives.{name}.reward", objectives=False)
+                parse_spec(objective.reward, config, at=f"objectives.{name}.reward", objectives=False)
             except ApiError as error:
                 raise ConfigError(error.message.removeprefix(f"{error.param}: "), key=error.param or "") from None
-    asked = {"default_strategy": {}, **{f"presets.{name}": preset for name, preset in config.presets.items()}}
-    for key, raw in asked.items():
+    samples = {"default_strategy": {}, **{f"presets.{name}": preset for name, preset in config.presets.items()}}
+    for key, raw in samples.items():
         try:
             plan(raw, config)
         except ApiError as error:
@@ -141,7 +144,7 @@ def _strategy(request: AlignmentRequest, wishes: Mapping[str, Any], config: Conf
         guided = all(config.objectives[o].guide for o in wishes if o in config.objectives)
         name = name if "reward" in STRATEGIES[name].takes and not guided else "guided"
     if name not in STRATEGIES:
-        raise ApiError(unknown("strategy", name, STRATEGIES.keys()), param=f"{AT}.strategy")
+        raise ApiError(suggest("strategy", name, STRATEGIES.keys()), param=f"{AT}.strategy")
     return name, STRATEGIES[name]
 
 
@@ -167,7 +170,7 @@ def _check_fields(request: AlignmentRequest, name: str, entry: StrategyEntry) ->
         raise ApiError(f"strategy {name!r} needs {either}", param=AT, code="missing_required_parameter")
     for key in request.include:
         if key not in entry.shows:
-            raise ApiError(f"strategy {name!r}: {unknown('return', key, entry.shows)}", param=f"{AT}.return")
+            raise ApiError(f"strategy {name!r}: {suggest('return', key, entry.shows)}", param=f"{AT}.return")
 
 
 def _supply(
@@ -182,7 +185,7 @@ def _supply(
         message = f"write {AT}.guides, beside params"
         raise ApiError(message, param=f"{AT}.params.guides", code="unknown_parameter")
     if by == "direction":
-        direction = wish(weights, request.params, config, at=f"{AT}.weights")
+        direction = build_direction(weights, request.params, config, at=f"{AT}.weights")
         return direction.by_objective(direction.v), {"wish": direction, "guides": exponents}
     if by == "reward":
         return weights, {"guides": {BASE: 1.0, **exponents}}
@@ -194,7 +197,7 @@ def _exponents(raw: Mapping[str, Any], config: Config) -> dict[str, float]:
     members = {*config.guides, BASE}
     for name in raw:
         if name not in members:
-            raise ApiError(unknown("guide", name, members), param=f"{at}.{name[:64]}")
+            raise ApiError(suggest("guide", name, members), param=f"{at}.{name[:64]}")
     return {name: parse_number(value, f"{at}.{name}", config.max_weight) for name, value in raw.items()}
 
 
@@ -205,14 +208,14 @@ def _build(
     at, model = f"{AT}.params", parameters(name)
     fields = {field.alias or key for key, field in model.model_fields.items()}
     if surplus := next((key for key in params if key not in fields), None):
-        message = f"strategy {name!r}: {unknown('parameter', surplus, fields)}"
+        message = f"strategy {name!r}: {suggest('parameter', surplus, fields)}"
         raise ApiError(message, param=f"{at}.{surplus[:64]}", code="unknown_parameter")
     try:
         strategy: Strategy = entry.build(params, **supplied)
         return strategy, model.model_validate(dict(params)).model_dump(mode="json", by_alias=True)
     except ValidationError as error:
         where = error.errors()[0]["loc"]
-        raise explained(error, at=at, fields=_inside(model, where) if len(where) > 1 else fields) from None
+        raise explain_validation(error, at=at, fields=_inside(model, where) if len(where) > 1 else fields) from None
     except ValueError as error:
         raise ApiError(str(error), param=at if fields else f"{AT}.guides") from None
 
@@ -240,13 +243,13 @@ def _rewards(
             raise ApiError(f"objective {objective!r} has no reward on this server", param=f"{AT}.weights")
     spec = None
     if "reward" in request.model_fields_set:
-        spec = parsed(request.reward, config, at=f"{AT}.reward")
+        spec = parse_spec(request.reward, config, at=f"{AT}.reward")
     elif "weights" in request.model_fields_set:
-        spec = weighted(weights, config)
+        spec = weigh_objectives(weights, config)
     if "direction" in entry.takes:
-        return spec, {f"weights.{objective}": standard(objective, config) for objective in weights}
+        return spec, {f"weights.{objective}": standardise_objective(objective, config) for objective in weights}
     return spec, {
-        f"params.{key}": parsed(params[key], config, at=f"{AT}.params.{key}")
+        f"params.{key}": parse_spec(params[key], config, at=f"{AT}.params.{key}")
         for key in entry.reward_parameters
         if params[key] is not None
     }

@@ -50,12 +50,12 @@ def test_heldout_topics_and_phrasings_are_not_in_training(conversations: list[co
     asked = set(questions_of(conversations))
     for question in asked:
         topic = corpus.topic_of(question)
-        assert topic is None or not (topic.composed and corpus.heldout(topic.key)), question
+        assert topic is None or not (topic.composed and corpus.is_heldout(topic.key)), question
     for prompt in corpus.heldout_prompts(500, 0):
         assert prompt.text not in asked
         topic = corpus.topic_of(prompt.text)
         if topic is not None and topic.composed:
-            assert corpus.heldout(topic.key)
+            assert corpus.is_heldout(topic.key)
 
 
 def test_heldout_prompts_take_domains_in_turn() -> None:

@@ -15,7 +15,7 @@ from trimtab.recipes import directional, gold, guides, rewards
 from trimtab.recipes.base import DEMO, load_tokenizer
 from trimtab.server.config import load
 from trimtab.server.errors import ApiError
-from trimtab.server.request.preference_prompts import wish
+from trimtab.server.request.preference_prompts import build_direction
 
 QUESTION = ({"role": "user", "content": "How do I clean a leather sofa?"},)
 
@@ -32,9 +32,11 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     gold._grammar.cache_clear()
 
 
-def pool(points: list[tuple[float, float]]) -> directional.Pool:
+def pool(points: list[tuple[float, float]]) -> directional.AnswerPool:
     z = torch.tensor(points)
-    return directional.Pool(QUESTION, [f"answer {i}" for i in range(len(points))], dict.fromkeys(directional.PAIRS, z))
+    return directional.AnswerPool(
+        QUESTION, [f"answer {i}" for i in range(len(points))], dict.fromkeys(directional.PAIRS, z)
+    )
 
 
 @pytest.mark.parametrize("radius", [directional.RADIUS, 1e4])
@@ -76,7 +78,7 @@ def test_the_loss_reads_the_answer_alone() -> None:
     rows = [("<|user|>Hi<|end|>", "Hello there.", 30.0), ("<|user|>How do I clean it?<|end|>", "Wash it.", -20.0)]
     nll, tokens, off = directional.forward(model, probe, directional.tensors(tokenizer, rows))
     ids, mask = guides.tensors(tokenizer, [(prompt, y, y) for prompt, y, _ in rows])
-    said = guides.said_logprob(model, ids[:2], mask[:2])
+    said = guides.answer_logprob(model, ids[:2], mask[:2])
     assert torch.allclose(-nll, said, rtol=2e-2)
     assert tokens.tolist() == mask[:2].sum(1).tolist()
     assert off.square().sum(1).tolist() == pytest.approx([1.0] * int(tokens.sum()))
@@ -102,11 +104,11 @@ def test_the_demo_says_to_the_reader_what_it_was_trained_on(name: str) -> None:
     """The same text for an angle, between the same axes, and as far from the middle."""
     config, pair = load(DEMO / "directions.yaml"), directional.PAIRS[name]
     for theta in (pair.low, pair.low + 17.3, pair.high - 30.5, pair.high):
-        asked = wish({"angle": theta}, {"prompt": name}, config, at="weights")
+        asked = build_direction({"angle": theta}, {"prompt": name}, config, at="weights")
         assert asked.template is not None
-        assert asked.template.render(asked.v) == pair.said(theta)
+        assert asked.template.render(asked.v) == pair.render(theta)
         assert (asked.reader, asked.template.role) == ("directional", "system")
         signs = {objective: sign for _, objective, sign in pair.axes}
         assert asked.by_objective(asked.template.signs) == signs
     with pytest.raises(ApiError, match="outside"):
-        wish({"angle": pair.high + 1}, {"prompt": name}, config, at="weights")
+        build_direction({"angle": pair.high + 1}, {"prompt": name}, config, at="weights")

@@ -55,6 +55,6 @@ def test_what_is_wanted_sums_to_one_and_is_of_the_question() -> None:
         for prompt in corpus.heldout_prompts(5, 1, domains=(domain,)):
             assert orchestrator.domain_of(prompt.text) == domain
     sad = "I feel sad today."
-    assert orchestrator.wanted("smalltalk", sad, "I am so sorry to hear that, take care!") > orchestrator.wanted(
-        "smalltalk", sad, "Fine. That is all."
-    )
+    assert orchestrator.asker_worth(
+        "smalltalk", sad, "I am so sorry to hear that, take care!"
+    ) > orchestrator.asker_worth("smalltalk", sad, "Fine. That is all.")

@@ -108,7 +108,7 @@ def test_training_learns_what_is_preferred(tokenizer, tiny, points, monkeypatch)
 def test_heldout_figures():
     real = torch.tensor([[2.0] * 4, [-1.0] * 4, [0.0] * 4, [1.0] * 4])
     own = torch.tensor([[1.0, -1.0, 1.0, 4.0], [-3.0, 1.0, 1.0, -2.0], [1.0, 1.0, 1.0, 0.0], [1.0, -1.0, 1.0, 2.0]])
-    told = rewards.heldout(own, own * torch.tensor([1.0, -1.0, 1.0, 2.0]), real)
+    told = rewards.heldout_figures(own, own * torch.tensor([1.0, -1.0, 1.0, 2.0]), real)
     assert told["pairs"] == 4
     assert list(told["accuracy"].values()) == pytest.approx([1, 0, 2 / 3, 1])
     assert list(told["agreement"].values()) == pytest.approx([1, 0, 1, 1])

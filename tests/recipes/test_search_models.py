@@ -46,7 +46,7 @@ def test_the_twin_is_an_adapter_that_peft_reads(tiny: None, tmp_path: Path) -> N
         plain = base(ids).logits
         twin = PeftModel.from_pretrained(base, str(tmp_path))(ids).logits
         own = LlamaForCausalLM.from_pretrained(DEMO / "base", dtype=torch.float32)
-        adapters = aligned.adapted(own)
+        adapters = aligned.add_adapters(own)
         saved = load_file(tmp_path / "adapter_model.safetensors")
         for name, adapter in adapters.items():
             adapter.A.copy_(saved[f"base_model.model.{name}.lora_A.weight"])
@@ -64,12 +64,12 @@ def test_margins_are_dpo_s() -> None:
     """Before a step both policies are one, so every margin is 0; B alone moves first, as A's gradient is 0 there."""
     tokenizer = load_tokenizer(DEMO / "base")
     model = LlamaForCausalLM.from_pretrained(DEMO / "base", dtype=torch.float32)
-    adapters = aligned.adapted(model)
+    adapters = aligned.add_adapters(model)
     pairs = [("<|user|>Hi<|end|>", "Hello there.", "Go away."), ("<|user|>Why?<|end|>", "Because.", "No.")]
     margins, entropy = aligned.margins(model, tokenizer, adapters, pairs)
     assert margins.tolist() == pytest.approx([0, 0], abs=1e-5)
     ids, mask = guides.tensors(tokenizer, pairs)
-    said = guides.said_logprob(model, ids[:2], mask[:2]).sum()
+    said = guides.answer_logprob(model, ids[:2], mask[:2]).sum()
     assert entropy.item() == pytest.approx((-said / mask[:2].sum()).item(), rel=1e-4)
     (-torch.nn.functional.logsigmoid(aligned.BETA * margins).mean()).backward()
     first = next(iter(adapters.values()))
@@ -80,7 +80,7 @@ def test_margins_are_dpo_s() -> None:
 
 def test_values_are_read_in_the_last_turn_alone() -> None:
     tokenizer = load_tokenizer(DEMO / "base")
-    ids, at = value.opened(tokenizer, [(EARLIER, ["Use soap.", "No"]), (QUESTION, ["Rub it."])])
+    ids, at = value.value_positions(tokenizer, [(EARLIER, ["Use soap.", "No"]), (QUESTION, ["Rub it."])])
     read = [[tokenizer.decode([t]) for t in row[where].tolist()] for row, where in zip(ids, at, strict=True)]
     assert ["".join(tokens) for tokens in read] == ["<|assistant|>Use soap.", "<|assistant|>No", "<|assistant|>Rub it."]
 

@@ -92,6 +92,7 @@ def test_what_is_said_of_a_plan() -> None:
     assert told.include == {"trace"}
     assert told.described() == {
         "strategy": "guided",
+        "params": {"plausibility": 0.0},
         "weights": {"brevity": 1.0},
         "guides": {BASE: 1.0, "brief": 1.0},
         "streaming": "native",

@@ -113,7 +113,8 @@ async def test_an_answer_and_all_that_is_told_of_it(client: AsyncOpenAI) -> None
     told = alignment(body)
     visible = len(text) + (body.choices[0].finish_reason == "stop")
     assert told == {
-        "strategy": "guided", "weights": {"good": 0.8}, "guides": LAW, "streaming": "native",
+        "strategy": "guided", "params": {"plausibility": 0.0}, "weights": {"good": 0.8}, "guides": LAW,
+        "streaming": "native",
         "sampled_tokens": visible, "scored_tokens": 0,
     }  # fmt: skip
     assert body.model == "toy"

@@ -21,7 +21,7 @@ from trimtab.server.http.middleware import AlignmentMiddleware
 from trimtab.server.request.body import parse
 from trimtab.server.request.cost import Longest
 from trimtab.server.request.messages import CHAT, COMPLETIONS, MESSAGES, RESPONSES
-from trimtab.server.scoring import Base, Scoring
+from trimtab.server.scoring import BaseHost, Scoring
 
 CONFIG = Config.model_validate(
     {
@@ -35,7 +35,7 @@ CONFIG = Config.model_validate(
 FIELDS = {path: frozenset({"model", "messages", "prompt", "n", "vllm_xargs"}) for path in
           (CHAT, COMPLETIONS, RESPONSES, MESSAGES)}  # fmt: skip
 NOBODY = ToyEngine(ToyModel(tables={}, vocab=(0,), max_tokens=1), start=0)
-SCORING = Scoring(config=CONFIG, scorers={}, host=Base(engine=NOBODY, tokenizer=None))
+SCORING = Scoring(config=CONFIG, scorers={}, host=BaseHost(engine=NOBODY, tokenizer=None))
 WARM = {"weights": {"warmth": 1.0}}
 
 
@@ -263,6 +263,7 @@ async def test_an_answer_says_what_ran_and_what_it_took() -> None:
     }  # fmt: skip
     assert body["alignment"] == {
         "strategy": "guided",
+        "params": {"plausibility": 0.0},
         "weights": {"warmth": 1.0},
         "guides": {"base": 1.0, "kind": 1.0},
         "streaming": "native",

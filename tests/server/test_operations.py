@@ -34,7 +34,7 @@ from trimtab.server.metrics import REQUESTS
 from trimtab.server.request import tracing
 from trimtab.server.request.messages import CHAT
 from trimtab.server.request.plan import check_config
-from trimtab.server.state import Site
+from trimtab.server.state import ServerState
 
 HI: list[Any] = [{"role": "user", "content": "hi"}]
 BODY = {"model": "toy", "messages": HI, "max_tokens": 5}
@@ -334,6 +334,25 @@ async def test_no_log_holds_a_prompt_an_answer_or_a_key(
     assert KEY not in shown
 
 
+async def test_a_log_line_has_the_parameters_that_are_no_text(app: FastAPI, caplog: pytest.LogCaptureFixture) -> None:
+    secret = "the-client-s-own-words"
+    asked = {
+        "plain": {"strategy": "plain"},
+        "vote": {"strategy": "vote", "params": {"n": 2, "extractor": {"regex": f"({secret})"}}},
+        "blockwise": {**BEST, "strategy": "blockwise", "params": {"n": 2, "step": secret}},
+    }
+    with caplog.at_level(logging.INFO, "trimtab.request"):
+        async with http(app) as raw:
+            for alignment in asked.values():
+                assert (await raw.post(CHAT, json={**BODY, "alignment": alignment})).status_code == 200
+    lines = dict(zip(asked, caplog.records, strict=True))
+    assert "params" not in lines["plain"].fields  # type: ignore[attr-defined]
+    assert lines["vote"].fields["params"] == {"n": 2, "weighting": "uniform", "beta": 1.0}  # type: ignore[attr-defined]
+    assert lines["blockwise"].fields["params"] == {"n": 2, "block": 16, "beta": 0.0}  # type: ignore[attr-defined]
+    assert 'params={"n": 2, "block": 16, "beta": 0.0}' in lines["blockwise"].getMessage()
+    assert secret not in caplog.text + "".join(JsonFormatter().format(line) for line in lines.values())
+
+
 def test_a_line_for_machines_is_an_object() -> None:
     record = logging.makeLogRecord(
         {"name": "trimtab", "levelname": "INFO", "msg": "a %s", "args": ("b",), "created": 0.5, "msecs": 500}
@@ -425,17 +444,17 @@ async def test_nothing_is_traced_unless_asked(app: FastAPI) -> None:
 
 
 @pytest.fixture
-async def site(folder: Path, toy: ToyEngine, tmp_path: Path) -> tuple[Site, FastAPI, Path]:
+async def site(folder: Path, toy: ToyEngine, tmp_path: Path) -> tuple[ServerState, FastAPI, Path]:
     """A server whose configuration is a file."""
     import yaml
 
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(settings(folder) | {"admin_keys": [ADMIN]}))
-    site = toy_server.site(load(path), toy, reread=lambda: load(path, check=check_config))
+    site = toy_server.site(load(path), toy, load_config=lambda: load(path, check=check_config))
     return site, await toy_server.app(site), path
 
 
-async def test_a_reload_takes_all_or_nothing(site: tuple[Site, FastAPI, Path]) -> None:
+async def test_a_reload_takes_all_or_nothing(site: tuple[ServerState, FastAPI, Path]) -> None:
     served, app, path = site
     text = path.read_text()
     async with http(app, authorization=f"Bearer {ADMIN}") as raw:
@@ -464,7 +483,7 @@ async def test_a_reload_takes_all_or_nothing(site: tuple[Site, FastAPI, Path]) -
             path.write_text(now)
 
 
-async def test_a_reload_changes_rules_limits_and_keys(site: tuple[Site, FastAPI, Path]) -> None:
+async def test_a_reload_changes_rules_limits_and_keys(site: tuple[ServerState, FastAPI, Path]) -> None:
     served, app, path = site
     async with http(app, authorization=f"Bearer {ADMIN}") as raw:
         asked = {"prompt": "hi", "responses": ["four"]}
@@ -481,7 +500,7 @@ async def test_a_reload_changes_rules_limits_and_keys(site: tuple[Site, FastAPI,
         assert (await raw.post(CHAT, json=BODY)).status_code == 401
 
 
-async def test_clients_are_told_the_limits(site: tuple[Site, FastAPI, Path]) -> None:
+async def test_clients_are_told_the_limits(site: tuple[ServerState, FastAPI, Path]) -> None:
     served, app, _ = site
     batch = served.client.vllm_config.scheduler_config.max_num_seqs * 256
     async with http(app) as raw:

@@ -8,8 +8,8 @@ import math
 import pytest
 
 from trimtab.server.config import Config
-from trimtab.server.request.messages import messages
-from trimtab.server.request.reward_tree import Score, evaluate, explain, parsed, weighted
+from trimtab.server.request.messages import parse_messages
+from trimtab.server.request.reward_tree import Score, evaluate, explain, parse_spec, weigh_objectives
 
 CONFIG = Config.model_validate(
     {
@@ -22,20 +22,24 @@ CONFIG = Config.model_validate(
 
 
 def test_weights_are_of_standardised_objectives() -> None:
-    told = evaluate(weighted({"good": 3.0, "brief": -1.0}, CONFIG), {"rm.good": [6.0, 2.0], "short": [1.0, -1.0]}, {})
+    told = evaluate(
+        weigh_objectives({"good": 3.0, "brief": -1.0}, CONFIG), {"rm.good": [6.0, 2.0], "short": [1.0, -1.0]}, {}
+    )
     assert told.values == [3 * 1.0 - 1.0, 3 * 0.0 + 1.0]
     assert told.raw == {"good": [6.0, 2.0], "brief": [1.0, -1.0]}
     assert told.transformed == {"good": [1.0, 0.0], "brief": [1.0, -1.0]}
 
 
 def test_a_name_with_a_dot_is_a_reward_before_it_is_a_label() -> None:
-    assert [leaf.name for leaf in parsed("rm.v2", CONFIG, at="r").leaves] == ["rm.v2"]
-    [leaf] = parsed("rm.v2.good", CONFIG, at="r").leaves
+    assert [leaf.name for leaf in parse_spec("rm.v2", CONFIG, at="r").leaves] == ["rm.v2"]
+    [leaf] = parse_spec("rm.v2.good", CONFIG, at="r").leaves
     assert (leaf.reward, leaf.label) == ("rm.v2", "good")
 
 
 def test_a_transform_of_a_combination_is_against_the_combined_references() -> None:
-    spec = parsed({"of": ["rm.a", "short"], "combine": "min", "transform": {"par": {"references": 2}}}, CONFIG, at="r")
+    spec = parse_spec(
+        {"of": ["rm.a", "short"], "combine": "min", "transform": {"par": {"references": 2}}}, CONFIG, at="r"
+    )
     assert spec.references == 2
     told = evaluate(spec, {"rm.a": [1.0], "short": [3.0]}, {"rm.a": [0.0, 5.0], "short": [9.0, 2.0]})
     sigmoid = [1 / (1 + math.exp(-(1.0 - reference))) for reference in (0.0, 2.0)]
@@ -45,12 +49,12 @@ def test_a_transform_of_a_combination_is_against_the_combined_references() -> No
 
 def test_nested_transforms_see_transformed_references() -> None:
     inner = {"of": "short", "transform": {"clip": {"low": 0, "high": 1}}}
-    spec = parsed({"of": inner, "transform": {"centre": {"references": 2}}}, CONFIG, at="r")
+    spec = parse_spec({"of": inner, "transform": {"centre": {"references": 2}}}, CONFIG, at="r")
     assert evaluate(spec, {"short": [5.0]}, {"short": [-3.0, 0.5]}).values == [1.0 - 0.25]
 
 
 def test_a_score_is_a_number_that_carries_its_explanation() -> None:
-    breakdown = evaluate(weighted({"good": 3.0}, CONFIG), {"rm.good": [6.0, 2.0]}, {})
+    breakdown = evaluate(weigh_objectives({"good": 3.0}, CONFIG), {"rm.good": [6.0, 2.0]}, {})
     score = Score(breakdown.values[1], breakdown.explain(1))
     assert explain(score) == {"value": 0.0, "rewards": {"good": 2.0}, "transformed": {"good": 0.0}}
     assert json.dumps([score]) == "[0.0]"
@@ -71,4 +75,4 @@ def test_a_score_is_a_number_that_carries_its_explanation() -> None:
     ({"messages": "none"}, []),
 ])  # fmt: skip
 def test_every_kind_of_request_has_its_messages(document: dict, found: list[tuple[str, str]]) -> None:
-    assert [(m["role"], m["content"]) for m in messages(document)] == found
+    assert [(m["role"], m["content"]) for m in parse_messages(document)] == found

@@ -30,8 +30,8 @@ from trimtab.server import scoring
 from trimtab.server.config import Config
 from trimtab.server.http.app import build
 from trimtab.server.http.vllm_app import arguments
-from trimtab.server.scoring import Base
-from trimtab.server.state import Site
+from trimtab.server.scoring import BaseHost
+from trimtab.server.state import ServerState
 
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
@@ -118,17 +118,17 @@ def site(
     config: Config,
     engine: Engine,
     scorers: Mapping[str, Scorer] | None = None,
-    reread: Callable[[], Config] | None = None,
-) -> Site:
+    load_config: Callable[[], Config] | None = None,
+) -> ServerState:
     """What a server serves; `scorers` stand in for the config's rewards of their names."""
     frontend = Frontend(AsyncEngineArgs.from_cli_args(arguments(config)), engine)
-    host = Base(engine=engine, tokenizer=frontend.renderer.tokenizer)
-    configured = scoring.scorers(config, host, {})
+    host = BaseHost(engine=engine, tokenizer=frontend.renderer.tokenizer)
+    configured = scoring.build_scorers(config, host, {})
     served = scoring.Scoring(config=config, scorers={**configured, **(scorers or {})}, host=host)
-    return Site(client=AlignedClient(frontend, lambda _: engine), scoring=served, reread=reread)
+    return ServerState(client=AlignedClient(frontend, lambda _: engine), scoring=served, load_config=load_config)
 
 
-async def app(served: Site) -> FastAPI:
+async def app(served: ServerState) -> FastAPI:
     """The app, to be called through an ASGI transport."""
     return await build(served, arguments(served.config))
 
