@@ -6,11 +6,15 @@ where that was forgotten.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.server.conftest import Running
 
 FIXTURES = {"server": {"server", "looking"}, "engine": {"vllm_engine", "plain_vllm", "pooler"}}
 """folder -> its fixtures that hold an engine"""
@@ -48,3 +52,15 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     global marked
     marked = item.get_closest_marker("engine") is not None
+
+
+@pytest.fixture(scope="session")
+def served_toy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """The demo's configuration on a toy engine, open to all; SIGTERM ends it well."""
+    from tests.server.conftest import DEMO, serve, until_up
+
+    running = serve(DEMO, tmp_path_factory.mktemp("toy") / "log", "--engine", "toy", key="")
+    for up in until_up(running):
+        yield up
+        up.process.terminate()
+        assert up.wait(60) == 0, up.told()[-2000:]
