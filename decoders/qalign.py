@@ -1,4 +1,6 @@
-"""QAlign (arXiv 2504.03790; QUEST's suffix proposal): Markov chains over whole answers whose law becomes
+"""QAlign (arXiv 2504.03790; QUEST's suffix proposal): Markov chains over whole answers, drawn towards the reward.
+
+Their law becomes
 
     pi_beta(y) ~ pi(y) exp(r(x, y) / beta)                                                                           (1)
 

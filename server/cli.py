@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 
@@ -39,6 +39,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     serve.add_argument("config", nargs="?", type=Path, default=DEMO, help="YAML file; by default the embedded demo")
     serve.add_argument("--host", help="address to listen on")
     serve.add_argument("--port", type=int, help="port to listen on")
+    serve.add_argument(
+        "--engine",
+        choices=("vllm", "toy"),
+        default="vllm",
+        help="toy: a made-up model in place of every one, up in seconds, for client authors and CI",
+    )
     serve.add_argument(
         "--set",
         action="append",
@@ -76,8 +82,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if config.log_format == "json":
             for handler in logging.getLogger().handlers:
                 handler.setFormatter(JsonFormatter())
-        with bind(config) as sock, running_fork_server():
-            uvloop.run(run(config, sock, load_config))
+        toy = args.engine == "toy"
+        with bind(config) as sock, nullcontext() if toy else running_fork_server():
+            uvloop.run(run(config, sock, load_config, toy=toy))
     except (ConfigError, OSError) as error:
         sys.exit(f"trimtab: {error}")
 
@@ -94,12 +101,12 @@ def bind(config: Config) -> socket.socket:
     return sock
 
 
-async def run(config: Config, sock: socket.socket, load_config: Callable[[], Config]) -> None:
+async def run(config: Config, sock: socket.socket, load_config: Callable[[], Config], *, toy: bool = False) -> None:
     """Serve until told to stop; `load_config` gives the configuration as its file has it later."""
     restore_handlers = exit_on_signal()
     # vLLM is imported no earlier than it is needed: it takes seconds, and a bad config should not.
     from trimtab.engine.errors import MemberError
-    from trimtab.server.engines import running_models
+    from trimtab.server.engines import running_models, toy_models
     from trimtab.server.http.app import build
     from trimtab.server.http.vllm_app import arguments
     from trimtab.server.lifecycle import EngineDied, serve
@@ -110,7 +117,8 @@ async def run(config: Config, sock: socket.socket, load_config: Callable[[], Con
     log.info("%s", config.model_dump_json(exclude={"api_keys", "admin_keys"}))
     try:
         async with AsyncExitStack() as stack:
-            client, scoring = await stack.enter_async_context(running_models(config, args))
+            models = toy_models if toy else running_models
+            client, scoring = await stack.enter_async_context(models(config, args))
             if config.otlp_endpoint is not None:
                 stack.callback(export(config.otlp_endpoint).shutdown)
             state = ServerState(client=client, scoring=scoring, load_config=load_config)

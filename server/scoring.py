@@ -18,6 +18,7 @@ from opentelemetry.trace import Span
 from trimtab.decoders.protocols import BASE, Engine, Sampling, Tokens
 from trimtab.engine.aligned_client import AlignedClient
 from trimtab.engine.pooling import PoolingEngine
+from trimtab.engine.toy_client import ToyPooler
 from trimtab.rewards.protocols import Host, Question, Response, RewardError, Scorer
 from trimtab.rewards.validated import ValidatedScorer
 from trimtab.runtime.metered import Metered
@@ -45,7 +46,7 @@ def engine_key(reward: RewardConfig) -> str | None:
     return None if reward.model is None else json.dumps(reward.served(), sort_keys=True)
 
 
-def build_scorers(config: Config, host: Host, poolers: Mapping[str, PoolingEngine]) -> dict[str, Scorer]:
+def build_scorers(config: Config, host: Host, poolers: Mapping[str, PoolingEngine | ToyPooler]) -> dict[str, Scorer]:
     """The config's rewards; raises ConfigError for what cannot be built."""
     scorers: dict[str, Scorer] = {}
     for name, reward in config.rewards.items():
@@ -60,7 +61,7 @@ def build_scorers(config: Config, host: Host, poolers: Mapping[str, PoolingEngin
     return scorers
 
 
-def build_scoring(config: Config, client: AlignedClient, poolers: Mapping[str, PoolingEngine]) -> Scoring:
+def build_scoring(config: Config, client: AlignedClient, poolers: Mapping[str, PoolingEngine | ToyPooler]) -> Scoring:
     """The rewards of a server whose engines are up; the reward models' by `engine_key`."""
     host = BaseHost(engine=client.bind({}), tokenizer=client.renderer.tokenizer)
     return Scoring(config=config, scorers=build_scorers(config, host, poolers), host=host, poolers=poolers)
@@ -87,7 +88,7 @@ class Scoring:
     config: Config
     scorers: Mapping[str, Scorer]
     host: Host
-    poolers: Mapping[str, PoolingEngine] = field(default_factory=dict)
+    poolers: Mapping[str, PoolingEngine | ToyPooler] = field(default_factory=dict)
     """By `engine_key`."""
     references: OrderedDict[str, Rows] = field(default_factory=OrderedDict)
     """Scores of the base's own answers to a prompt, oldest use first."""

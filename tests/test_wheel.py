@@ -20,6 +20,7 @@ import pytest
 
 from trimtab.server.config import Config, load
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 NO_SOURCE = (".*", "build", "dist", "out", "__pycache__", "*.egg-info")
 NAMESAKES = ("engine", "server", "rewards")

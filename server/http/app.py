@@ -15,6 +15,7 @@ from trimtab.decoders import STRATEGIES
 from trimtab.rewards import COMBINES, TRANSFORMS, RewardEntry
 from trimtab.server.config import Config, ConfigError
 from trimtab.server.errors import ApiError
+from trimtab.server.http import openapi
 from trimtab.server.http.auth import Auth
 from trimtab.server.http.errors_and_ids import RequestIdAndErrorMiddleware
 from trimtab.server.http.infer import infer
@@ -34,6 +35,7 @@ async def build(state: ServerState, args: Namespace) -> FastAPI:
     app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", None) not in ours]
     _add_endpoints(app, state)
     _add_operations(app, state)
+    openapi.describe(app, lambda: state.config)
     app.add_exception_handler(HTTPException, _http_error)
     inner = app.build_middleware_stack()
 

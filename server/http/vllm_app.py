@@ -11,14 +11,14 @@ from typing import Any
 from fastapi import FastAPI
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.engine.protocol import EngineClient
-from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest
+from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest, AnthropicMessagesResponse
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
 from vllm.entrypoints.launchers.launcher import NoSignalServer, validate_api_server_args
-from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-from vllm.entrypoints.openai.completion.protocol import CompletionRequest
-from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest, ChatCompletionResponse
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest, CompletionResponse
+from vllm.entrypoints.openai.responses.protocol import ResponsesRequest, ResponsesResponse
 from vllm.entrypoints.serve.engine.protocol import ModelCard, ModelList
 from vllm.tool_parsers import ToolParserManager
 from vllm.usage.usage_lib import UsageContext
@@ -29,6 +29,7 @@ from trimtab.decoders.protocols import BASE, Tokens
 from trimtab.engine.aligned_client import AlignedClient
 from trimtab.engine.launch import EngineSpec
 from trimtab.engine.members import engine_args
+from trimtab.engine.toy_client import ToyClient, toy_client
 from trimtab.engine.vllm_engine import VLLMEngine
 from trimtab.runtime.shares import Shares
 from trimtab.server.config import Config, ConfigError
@@ -43,6 +44,14 @@ ROUTES = frozenset(
     | {"/docs", "/openapi.json"}
 )
 """What of vLLM's app is served. Its other ways to generate know nothing of `alignment`, so they are not."""
+
+RESPONSE_MODELS: dict[str, Any] = {
+    CHAT: ChatCompletionResponse,
+    COMPLETIONS: CompletionResponse,
+    RESPONSES: ResponsesResponse,
+    MESSAGES: AnthropicMessagesResponse,
+}
+"""path -> what it answers, before `alignment` is put in"""
 
 ENGINE = frozenset(field.name for field in fields(AsyncEngineArgs)) - {"model", "served_model_name"}
 FRONTEND = frozenset(
@@ -110,6 +119,11 @@ def aligned_client(client: EngineClient, config: Config) -> AlignedClient:
         return view.for_request("trimtab", **context)
 
     return AlignedClient(client, bind, None if "scheduling_policy" in config.engine else Shares())
+
+
+def toy_base(config: Config, args: Namespace) -> ToyClient:
+    """A client with no engine behind it."""
+    return toy_client(AsyncEngineArgs.from_cli_args(args), config.guides)
 
 
 async def openai_app(client: AlignedClient, args: Namespace) -> FastAPI:

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.conftest import require_mark
 from trimtab.decoders import STRATEGIES, example_request
 from trimtab.server.config import Config, load
 
@@ -73,10 +74,12 @@ class Running:
         return self.log.read_text(errors="replace")
 
 
-def serve(path: Path, log: Path, *more: str, port: int | None = None) -> Running:
+def serve(path: Path, log: Path, *more: str, port: int | None = None, key: str = KEY) -> Running:
+    if "toy" not in more:
+        require_mark("trimtab serve")
     port = port or free_port()
     command = [sys.executable, "-m", "trimtab.server.cli", "serve", str(path), "--port", str(port), *more]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TRIMTAB_API_KEY": KEY, "VLLM_LOGGING_LEVEL": "INFO"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TRIMTAB_API_KEY": key, "VLLM_LOGGING_LEVEL": "INFO"}
     with log.open("wb") as out:
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
