@@ -69,7 +69,7 @@ class Explanation(TypedDict, total=False):
 
 
 REPORTED: dict[str, Any] = {"index": int, **get_type_hints(Report), **get_type_hints(Explanation)}
-AlignedChoice: Any = create_model(
+AlignedChoice: Any = create_model(  # type: ignore[call-overload]
     "AlignedChoice",
     __doc__="What a strategy reports of one answer: it tells what it has.",
     __config__=ConfigDict(extra="allow", json_schema_extra=lambda schema: schema.pop("required")),
