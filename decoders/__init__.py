@@ -25,10 +25,10 @@ GUIDE, OTHER = "{guide}", "{other}"
 class StrategyEntry(Entry):
     """A row of the strategy table: all that a server and the laws need to know of a strategy before it is built."""
 
-    uses: frozenset[str] = frozenset({"guides", "wish"})
+    uses: frozenset[str] = frozenset({"guides", "direction"})
     takes: frozenset[str] = frozenset()
     """What of a request the strategy carries out. "weights" and "guides" reach it as its parameter `guides`; "reward":
-    weights are what its reward is made of; "direction": weights reach it as its parameter `wish`."""
+    weights are what its reward is made of; "direction": weights reach it as its parameter of that name."""
     reward_optional: bool = False
     """Whether some of its parameters let it do without a reward."""
     draws: Draws

@@ -31,24 +31,24 @@ Guides = Annotated[Mixture, Field(description="exponent per guide that the answe
 class Directional:
     """A direction in reward space, told to a model that was trained to obey it."""
 
-    wish: PreferenceDirection
+    direction: PreferenceDirection
     prompt: Prompt = None
     guides: Guides = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.wish.template is None:
+        if self.direction.template is None:
             raise ValueError("this server has no preference prompt to say a direction with")
 
     @property
     def mixture(self) -> Mixture:
-        return {**self.wish.reader_mixture, **self.guides}
+        return {**self.direction.reader_mixture, **self.guides}
 
     async def __call__(
         self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, include: frozenset[str]
     ) -> AsyncGenerator[Chunk, None]:
-        assert self.wish.template is not None
-        text = self.wish.template.render(self.wish.v)
-        instructed = await engine.render_with_instruction(text, role=self.wish.template.role)
+        assert self.direction.template is not None
+        text = self.direction.template.render(self.direction.v)
+        instructed = await engine.render_with_instruction(text, role=self.direction.template.role)
         async with aclosing(engine.generate(instructed, sampling, n=n, guides=self.mixture)) as chunks:  # (1)
             async for chunk in chunks:
                 yield replace(chunk, report={"preference_prompt": text}) if chunk.finish else chunk

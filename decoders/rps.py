@@ -1,4 +1,5 @@
-"""Robust preference selection (RPS, arXiv 2510.20498): ask a wish's neighbours too, choose by the wish itself.
+"""Robust preference selection (RPS, arXiv 2510.20498): draw along a direction's neighbours too, choose by the direction
+itself.
 
     v_1 … v_k within theta_max of v,    y_ij ~ pi(. | x, v_i),    y* = argmax_ij v . r(x, y_ij)                      (1)
 
@@ -57,9 +58,9 @@ SOFT = STREAM + 1
 
 @dataclass(frozen=True, kw_only=True)
 class Rps:
-    """Answers under k directions around the wish, and of these the one that the wish itself prefers."""
+    """Answers under k directions around the target, and of these the one that the target itself prefers."""
 
-    wish: PreferenceDirection
+    direction: PreferenceDirection
     k: Annotated[int, Field(ge=1, le=1024, description="directions")] = 5
     m: Annotated[int, Field(ge=1, le=1024, description="answers per direction")] = 1
     theta_max: Annotated[float, Field(ge=0, le=180, description="farthest direction, in degrees")] = 30.0
@@ -79,20 +80,21 @@ class Rps:
     guides: Guides = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.over != "guides" and self.wish.template is None:
+        if self.over != "guides" and self.direction.template is None:
             raise ValueError("this server has no preference prompt: params.over must be 'guides'")
-        if self.over != "prompts" and (missing := set(self.wish.objectives) - (self.wish.guides or {}).keys()):
-            raise ValueError(f"params.over {self.over!r}: objective {min(missing)!r} has no guide on this server")
+        unguided = set(self.direction.objectives) - (self.direction.guides or {}).keys()
+        if self.over != "prompts" and unguided:
+            raise ValueError(f"params.over {self.over!r}: objective {min(unguided)!r} has no guide on this server")
 
     @property
     def mixture(self) -> Mixture:
         """The target's."""
-        return self._mixture(np.array(self.wish.v))
+        return self._mixture(np.array(self.direction.v))
 
     @property
     def farthest(self) -> Mixture:
         """The largest exponents that a direction can have."""
-        pulls = (self.wish.guides or {}).values() if self.over != "prompts" else ()
+        pulls = (self.direction.guides or {}).values() if self.over != "prompts" else ()
         return {guide: self.alpha * gain for pull in pulls for guide, gain in pull.items()}
 
     async def __call__(
@@ -100,7 +102,7 @@ class Rps:
     ) -> AsyncGenerator[Chunk, None]:
         check_answers(n, self.k * self.m)
         rng = make_generator(sampling.seed, STREAM)
-        directions = choose_neighbours(self.wish, self.k, self.theta_max, rng, mode=self.mode)
+        directions = choose_neighbours(self.direction, self.k, self.theta_max, rng, mode=self.mode)
         columns = Columns(reward)
         answers = self._drawn(prompt, directions, sampling, engine)
         pool = await score_as_drawn(prompt, answers, columns, n=self.k * self.m)
@@ -136,15 +138,15 @@ class Rps:
         """m answers per direction, the i-th direction's being i m … i m + m - 1."""
         together: dict[tuple[str, tuple[tuple[str, float], ...]], list[int]] = {}
         for i, v in enumerate(directions):
-            template = self.wish.template if self.over != "guides" else None
+            template = self.direction.template if self.over != "guides" else None
             key = template.render(v) if template else "", tuple(sorted(self._mixture(v).items()))
             together.setdefault(key, []).append(i)
         streams = []
         for g, ((text, mixture), members) in enumerate(together.items()):
             instructed = prompt
             if text:
-                assert self.wish.template is not None
-                instructed = await engine.render_with_instruction(text, role=self.wish.template.role)
+                assert self.direction.template is not None
+                instructed = await engine.render_with_instruction(text, role=self.direction.template.role)
             seed = derive_seed(sampling.seed, STREAM, g) if g else sampling.seed
             whole = replace(sampling, stream=False, seed=seed)
             places = [i * self.m + j for i in members for j in range(self.m)]
@@ -155,10 +157,10 @@ class Rps:
                 yield chunk
 
     def _mixture(self, v: Vector) -> Mixture:
-        mixture = {BASE: 1.0} if self.over == "guides" else dict(self.wish.reader_mixture)
+        mixture = {BASE: 1.0} if self.over == "guides" else dict(self.direction.reader_mixture)
         if self.over != "prompts":
-            for objective, share in zip(self.wish.objectives, v, strict=True):
-                for guide, gain in (self.wish.guides or {})[objective].items():
+            for objective, share in zip(self.direction.objectives, v, strict=True):
+                for guide, gain in (self.direction.guides or {})[objective].items():
                     mixture[guide] = mixture.get(guide, 0.0) + self.alpha * gain * max(float(share), 0.0)
         return {**mixture, **self.guides}
 
@@ -171,7 +173,10 @@ class Rps:
 
     def _place(self, index: int, directions: Sequence[Vector]) -> Report:
         v = directions[index // self.m]
-        return {"direction": self.wish.by_objective(v), "degrees_from_target": round(angle_between(self.wish.v, v), 4)}
+        return {
+            "direction": self.direction.by_objective(v),
+            "degrees_from_target": round(angle_between(self.direction.v, v), 4),
+        }
 
 
 @dataclass

@@ -100,7 +100,7 @@ def _up(n: int, multiple: int) -> int:
 
 
 def batches(
-    tokenizer: PreTrainedTokenizerFast, conversations: Iterator[corpus.Conversation], batch: int
+    tokenizer: PreTrainedTokenizerFast, conversations: Iterator[corpus.Dialogue], batch: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """(ids_BT, mask_BT): rows of similar length, at most `batch` padded tokens; pools are sorted, batches shuffled.
 
@@ -220,7 +220,7 @@ def train_lm(
 def perplexity(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
-    conversations: Iterator[corpus.Conversation] | None = None,
+    conversations: Iterator[corpus.Dialogue] | None = None,
 ) -> float:
     """Per assistant token; by default on conversations of a stream that training never drew from."""
     total, count = 0.0, 0

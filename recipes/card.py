@@ -59,7 +59,7 @@ def draw(
     return sample(members, tokenizer, [p.messages for p in prompts], SEED)
 
 
-def heldout_conversations(n: int) -> Iterator[corpus.Conversation]:
+def heldout_conversations(n: int) -> Iterator[corpus.Dialogue]:
     """The grammar's own answers to held-out prompts, for perplexity."""
     rng = random.Random(SEED)
     for prompt in corpus.heldout_prompts(n, SEED):
@@ -67,10 +67,10 @@ def heldout_conversations(n: int) -> Iterator[corpus.Conversation]:
         if topic is not None:
             behaviour = corpus.draw_behaviour(rng)
             turn = {"role": "assistant", "content": corpus.answer(rng, topic, behaviour)}
-            yield corpus.Conversation((*prompt.messages, turn), prompt.domain, behaviour)
+            yield corpus.Dialogue((*prompt.messages, turn), prompt.domain, behaviour)
 
 
-def trained_on(tokenizer: PreTrainedTokenizerFast, tokens: int) -> list[corpus.Conversation]:
+def trained_on(tokenizer: PreTrainedTokenizerFast, tokens: int) -> list[corpus.Dialogue]:
     """The conversations that the base's training saw: its own batches, replayed."""
     seen, rows = 0, 0
     for ids, _ in base.batches(tokenizer, corpus.train_conversations(base.SEED), base.BATCH):
@@ -140,7 +140,7 @@ def training_table(records: dict[str, dict[str, object]]) -> str:
     )
 
 
-def data(seen: Sequence[corpus.Conversation]) -> str:
+def data(seen: Sequence[corpus.Dialogue]) -> str:
     turns = sum(len([m for m in c.messages if m["role"] == "user"]) > 1 for c in seen)
     rows = [
         (

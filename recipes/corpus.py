@@ -86,7 +86,7 @@ class Behaviour:
 
 
 @dataclass(frozen=True)
-class Conversation:
+class Dialogue:
     messages: tuple[dict[str, str], ...]  # {"role", "content"}; the last is the assistant's
     domain: str
     behaviour: Behaviour
@@ -1275,7 +1275,7 @@ def _second_turn(rng: random.Random, about: Topic | Sum, b: Behaviour) -> tuple[
     return say(rng, rng.choice(FOLLOW_UPS[kind])), reply
 
 
-def draw_conversation(rng: random.Random) -> Conversation:
+def draw_conversation(rng: random.Random) -> Dialogue:
     domain = rng.choices(tuple(SHARES), tuple(SHARES.values()))[0]
     question, about = _ask(rng, domain)
     u, theta, messages = rng.random(), None, []
@@ -1289,10 +1289,10 @@ def draw_conversation(rng: random.Random) -> Conversation:
     if rng.random() < TWO_TURN_SHARE:
         question, reply = _second_turn(rng, about, b)
         messages += [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
-    return Conversation(tuple(messages), domain, b, theta)
+    return Dialogue(tuple(messages), domain, b, theta)
 
 
-def train_conversations(seed: int) -> Iterator[Conversation]:
+def train_conversations(seed: int) -> Iterator[Dialogue]:
     """An endless, seeded stream of training conversations."""
     rng = random.Random(f"train/{seed}")
     while True:

@@ -52,6 +52,8 @@ class StrategyRun:
 
     failure: Exception | None = None
     """What ended the strategy, and the request too unless the fallback answered it."""
+    degraded: bool = False
+    """Whether the fallback answers in the strategy's place."""
     reports: dict[int, Report] = field(default_factory=dict)
     """choice -> what the strategy reports of it"""
     answers: dict[int, list[int]] = field(default_factory=dict)
@@ -64,11 +66,6 @@ class StrategyRun:
     def native(self) -> bool:
         """Whether the engine answers by itself: no strategy, and nothing to bound or to report."""
         return self.strategy is None
-
-    @property
-    def degraded(self) -> bool:
-        """Whether the fallback answered."""
-        return self.failure is not None and self.fallback is not None
 
     def begin(self, stream: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
         """The stream, which `close` ends."""
@@ -122,6 +119,7 @@ class StrategyRun:
             self.failure = error
             if begun or self.fallback is None or not isinstance(error, self.recoverable_errors):
                 raise
+        self.degraded = True
         answers = self.fallback(prompt, sampling, engine, self.reward, n=n, include=frozenset())
         async with aclosing(answers) as chunks:
             async for chunk in chunks:

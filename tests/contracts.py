@@ -315,7 +315,7 @@ def build_with(name: str, s: Specimen, request: Mapping[str, Any]) -> Strategy:
         searches = "reward" in row.takes and "direction" not in row.takes
         supplied["guides"] = {**({BASE: 1.0} if searches else {}), **request.get("guides", {})}
     if "direction" in row.takes:
-        supplied["wish"] = s.direction
+        supplied["direction"] = s.direction
     return row.build(request.get("params", {}), **supplied)
 
 
@@ -393,8 +393,12 @@ async def sampling_is_honoured_or_refused(s: Specimen, name: str) -> None:
             continue
         row.check_sampling(name, sampling)
         engine = Recording(s.engine)
-        await run(build(name, s), replace(s, engine=engine, sampling=sampling), s.prompts[0], seed=1)
+        seeded = replace(sampling, seed=1)
+        async with aclosing(build(name, s)(s.prompts[0], seeded, engine, s.reward, n=1, include=frozenset())) as chunks:
+            pieces = [chunk async for chunk in chunks if chunk.tokens]
         assert engine.samplings
+        if params is not None:  # an engine with outputs of its own, which alone hold what the client asked for
+            assert all(chunk.engine_output is not None for chunk in pieces)
         for drawn in engine.samplings:
             assert (drawn.logprobs, drawn.constrained) == (sampling.logprobs, sampling.constrained)
             assert drawn.engine_params is params

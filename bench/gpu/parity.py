@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
 from trimtab.bench.gpu.shapes import tokenizer
 from trimtab.bench.gpu.speed import APART
-from trimtab.decoders.protocols import BASE, Mixture
+from trimtab.decoders.protocols import BASE, Mixture, member_alone
 from trimtab.engine.members import engine_args
 
 VOCABULARY = 264
@@ -109,7 +109,7 @@ def requests() -> list[Case]:
         None,
         {BASE: 0.3, "llama": -0.7},
         {BASE: 1.0, **{guide: round(draw.uniform(-0.5, 1.5), 3) for guide in GUIDES}},
-        *({guide: 1.0} for guide in GUIDES),
+        *map(member_alone, GUIDES),
         *({BASE: 1.0, guide: round(draw.uniform(0.2, 1.5), 3)} for guide in GUIDES),
     ]
     return [Case(prompt, mixture) for prompt, mixture in zip(prompts, itertools.cycle(mixtures), strict=False)]

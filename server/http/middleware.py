@@ -145,7 +145,7 @@ class AlignmentMiddleware:
             message = "priority cannot be honoured: on this server fair shares between callers decide"
             raise ApiError(message, param="priority", code="unsupported_parameter")
         for name in PLAIN_ONLY:
-            if document.get(name) and not (planned.is_plain and not planned.bounded):
+            if document.get(name) and not planned.native:
                 raise ApiError(
                     f"{name} cannot be combined with strategy {planned.name!r}", param=name, code="unsupported_pair"
                 )
@@ -165,7 +165,7 @@ class AlignmentMiddleware:
         """The request's run, with its reward and its bounds; `began` on the loop's clock."""
         plan = context.plan
         share = RequestShare(shares=self.shares, caller=caller, search="reward" in plan.entry.takes)
-        if plan.is_plain and not plan.bounded:
+        if plan.native:
             context.run = StrategyRun(share=share)
             return
         deadline = None if plan.deadline_ms is None else began + plan.deadline_ms / 1000

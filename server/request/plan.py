@@ -58,6 +58,11 @@ class Plan:
     def bounded(self) -> bool:
         return self.max_sampled_tokens is not None or self.deadline_ms is not None
 
+    @property
+    def native(self) -> bool:
+        """Whether vLLM answers by itself."""
+        return self.is_plain and not self.bounded
+
     def described(self) -> dict[str, Any]:
         description: dict[str, Any] = {"strategy": self.name}
         if self.params:
@@ -186,7 +191,7 @@ def _supply(
         raise ApiError(message, param=f"{AT}.params.guides", code="unknown_parameter")
     if by == "direction":
         direction = build_direction(weights, request.params, config, at=f"{AT}.weights")
-        return direction.by_objective(direction.v), {"wish": direction, "guides": exponents}
+        return direction.by_objective(direction.v), {"direction": direction, "guides": exponents}
     if by == "reward":
         return weights, {"guides": {BASE: 1.0, **exponents}}
     return weights, {"guides": guide_exponents(weights, config) | exponents} if takes else {}

@@ -66,12 +66,12 @@ def test_a_step_is_what_more_tokens_take() -> None:
     assert step({"short": [], "long": []}, LOAD) is None
 
 
-def found(**engines: list[dict[str, object]]) -> dict[str, dict[str, object]]:
+def results(**engines: list[dict[str, object]]) -> dict[str, dict[str, object]]:
     return {name.replace("_", "+"): {"load": vars(LOAD), "figures": figures} for name, figures in engines.items()}
 
 
 def test_rates_and_shares_of_an_engine() -> None:
-    timed = found(**{
+    timed = results(**{
         "8b": [figure(8, "plain", 0.010)],
         "1b": [figure(8, "plain", 0.002)],
         "8b_1b_1b": [figure(8, "plain", 0.0125), figure(8, "guided", 0.016)],
@@ -90,7 +90,7 @@ def test_rates_and_shares_of_an_engine() -> None:
 
 def test_what_was_not_measured_is_told_as_missing() -> None:
     left_out = {"batch": 256, "requests": "plain", "short": [], "long": [], "left_out": "left out"}
-    timed = found(**{"8b": [left_out], "8b_1b": [figure(8, "guided", 0.016)]})
+    timed = results(**{"8b": [left_out], "8b_1b": [figure(8, "guided", 0.016)]})
     for row in rows(timed, quick=False):
         assert row.ratio is row.share is row.of_base is None
     outcomes = {f"speed.{name}": {"state": show.HUNG, "result": result} for name, result in timed.items()}
@@ -102,32 +102,35 @@ def test_greedy_choices_are_right_ties_or_mismatches() -> None:
     logprobs = torch.tensor([-1.0, -1.0 - 0.5e-4, -1.0 - 2e-4, -9.0], dtype=torch.float64)
     assert [parity.verdict(logprobs, token) for token in range(4)] == ["right", "tie", "mismatch", "mismatch"]
     tally = parity.Tally()
-    for token, outcomes in ((0, -1.0), (1, -1.25), (3, -9.0)):
-        tally.count((7, token), logprobs, token, outcomes)
+    for token, engine_logprob in ((0, -1.0), (1, -1.25), (3, -9.0)):
+        tally.count((7, token), logprobs, token, engine_logprob)
     assert (tally.tokens, tally.ties, tally.mismatches, tally.where) == (3, 1, 1, [(7, 3)])
     assert tally.worst == pytest.approx(0.25 - 0.5e-4)
 
 
-def parted(mismatches: int) -> dict[str, object]:
+def parity_outcome(mismatches: int) -> dict[str, object]:
     tally = {"tokens": 9, "mismatches": mismatches, "ties": 1, "worst": 1e-5, "where": []}
-    outcomes = {"engine": tally, "hugging_face": {**tally, "tokens": 0}, "cached": 3, "v2": True, "async": True}
-    return {"state": "done", "result": {**outcomes, "graphs": "NONE"}}
+    result = {"engine": tally, "hugging_face": {**tally, "tokens": 0}, "cached": 3, "v2": True, "async": True}
+    return {"state": "done", "result": {**result, "graphs": "NONE"}}
 
 
 def test_only_fp32_must_not_differ() -> None:
-    assert show.problems({"parity.float32.eager.v2": parted(0), "parity.bfloat16.eager.v2": parted(2)}) == []
-    assert show.problems({"parity.float32.eager.v2": parted(1)}) == ["parity.float32.eager.v2: 1 mismatches"]
+    assert (
+        show.problems({"parity.float32.eager.v2": parity_outcome(0), "parity.bfloat16.eager.v2": parity_outcome(2)})
+        == []
+    )
+    assert show.problems({"parity.float32.eager.v2": parity_outcome(1)}) == ["parity.float32.eager.v2: 1 mismatches"]
     assert show.problems({"search": {"state": show.HUNG}}) == ["search: timed out"]
     assert show.problems({"demo": {"state": "done", "result": {"passed": 3, "failed": 1}}}) == ["demo: 1 failed"]
 
 
 def test_every_kind_of_guide_and_request_is_held_against_the_recompute() -> None:
-    asked = parity.requests()
-    mixtures = [case.mixture for case in asked if case.mixture is not None]
-    assert len(mixtures) < len(asked), "plain requests among them"
+    requests = parity.requests()
+    mixtures = [case.mixture for case in requests if case.mixture is not None]
+    assert len(mixtures) < len(requests), "plain requests among them"
     assert {name for mixture in mixtures for name in mixture} == set(parity.FAMILY)
-    assert max(len(case.prompt) for case in asked) > 2 * parity.CHUNK
-    assert all(len(case.prompt) + parity.NEW <= parity.POSITIONS for case in asked)
+    assert max(len(case.prompt) for case in requests) > 2 * parity.CHUNK
+    assert all(len(case.prompt) + parity.NEW <= parity.POSITIONS for case in requests)
 
 
 def test_a_trace_says_where_the_time_went(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ async def test_a_closed_loop_answers_all_with_so_many_at_a_time(clients: int) ->
         at_work -= 1
         return f"{conversation[0]['content']} {n}"
 
-    asked = [[{"role": "user", "content": str(i)}] for i in range(5)]
-    done = await closed_loop(answer, Task(asked, 7, clients))
+    conversations = [[{"role": "user", "content": str(i)}] for i in range(5)]
+    done = await closed_loop(answer, Task(conversations, 7, clients))
     assert done.answers == [f"{i} 7" for i in range(5)]
     assert most == clients

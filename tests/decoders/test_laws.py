@@ -50,9 +50,9 @@ STRATEGIES: list[Strategy] = [
     Particles(n=4, block=2, variant="pf_reference", answer="max_reward", guides={"arm": 1.0}, target="base"),
     Beam(n=4, width=2, block=1),
     Beam(n=4, width=2, block=2, variant="dvts", guides={"arm": 1.0}),
-    Directional(wish=WISH),
-    Rps(wish=WISH, k=3, m=2),
-    Rps(wish=WISH, k=3, over="both", selection="soft"),
+    Directional(direction=WISH),
+    Rps(direction=WISH, k=3, m=2),
+    Rps(direction=WISH, k=3, over="both", selection="soft"),
 ]
 
 

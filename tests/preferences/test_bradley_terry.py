@@ -111,9 +111,9 @@ def test_more_choices_tell_more_and_chosen_questions_most() -> None:
                 chosen = pair if generator.random() < sigmoid(pair @ w) else -pair
                 d = np.vstack([d, chosen])
                 if n in (2, 16):
-                    found = infer_person(d, np.ones(n), mean_K=[0] * 4, std=2.0).direction
-                    assert found is not None
-                    cosines.setdefault((how, n), []).append(float(found @ w / np.linalg.norm(w)))
+                    direction = infer_person(d, np.ones(n), mean_K=[0] * 4, std=2.0).direction
+                    assert direction is not None
+                    cosines.setdefault((how, n), []).append(float(direction @ w / np.linalg.norm(w)))
     mean = {key: float(np.mean(values)) for key, values in cosines.items()}
     assert mean["random", 16] > mean["random", 2] + 0.2
     difference = np.array(cosines["active", 16]) - np.array(cosines["random", 16])

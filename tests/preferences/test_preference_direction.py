@@ -81,19 +81,19 @@ def test_sampled_neighbours_stay_in_the_cone_and_near_the_target(d: int) -> None
     axis = unit_vector([1.0, *[0.2] * (d - 1)])
     target = unit_vector([1.0, *[0.0] * (d - 1)])
     cone = Cone(axis=tuple(axis), degrees=40, nonnegative=True)
-    found = choose_neighbours(wish(*target, cone=cone), 500, 30.0, rng())
-    assert all(cone.contains(v) and angle_between(v, target) <= 30 + 1e-6 for v in found)
-    assert max(angle_between(v, target) for v in found) > 20
+    neighbours = choose_neighbours(wish(*target, cone=cone), 500, 30.0, rng())
+    assert all(cone.contains(v) and angle_between(v, target) <= 30 + 1e-6 for v in neighbours)
+    assert max(angle_between(v, target) for v in neighbours) > 20
     assert choose_neighbours(wish(*target, cone=cone), 3, 0.0, rng())[2] == pytest.approx(target)
 
 
 def test_two_objectives_are_put_on_the_cone_s_edge() -> None:
     """At 45 degrees, where half of the neighbourhood is not valid, half of the draws are the target itself."""
-    found = choose_neighbours(wish(1, 1, cone=PUBLISHED), 4000, 30.0, rng())
-    at_edge = sum(angle_of(v) == pytest.approx(45, abs=1e-9) for v in found)
+    neighbours = choose_neighbours(wish(1, 1, cone=PUBLISHED), 4000, 30.0, rng())
+    at_edge = sum(angle_of(v) == pytest.approx(45, abs=1e-9) for v in neighbours)
     assert abs(sigmas(at_edge, 4000, 0.5)) < 5
-    assert min(angle_of(v) for v in found) >= 15 - 1e-9
-    below = [angle_of(v) for v in found if angle_of(v) < 45 - 1e-9]
+    assert min(angle_of(v) for v in neighbours) >= 15 - 1e-9
+    below = [angle_of(v) for v in neighbours if angle_of(v) < 45 - 1e-9]
     assert abs(np.mean(below) - 30) < 5 * np.std(below) / math.sqrt(len(below))
     assert Cone(axis=(1.0, 0.0), nonnegative=True).clip(-20) == 0
     behind = Cone(axis=tuple(from_angle(170)), degrees=45)
@@ -124,10 +124,10 @@ REFERENCE = {
 
 @pytest.mark.parametrize("target", REFERENCE)
 def test_grids(target: int) -> None:
-    asked = wish(*from_angle(target), cone=PUBLISHED)
-    reference = [angle_of(v) for v in choose_neighbours(asked, 5, 30.0, rng(), mode="grid_reference")]
+    direction = wish(*from_angle(target), cone=PUBLISHED)
+    reference = [angle_of(v) for v in choose_neighbours(direction, 5, 30.0, rng(), mode="grid_reference")]
     assert reference == pytest.approx(REFERENCE[target])
-    relative = [angle_of(v) for v in choose_neighbours(asked, 5, 30.0, rng(), mode="grid_relative")]
+    relative = [angle_of(v) for v in choose_neighbours(direction, 5, 30.0, rng(), mode="grid_relative")]
     span = range(target - 10, target + 15, 5) if target <= 35 else range(25, 50, 5)
     assert relative == pytest.approx(list(span))
 
@@ -150,22 +150,24 @@ def test_the_published_texts(angle: float, numbers: tuple[int, int]) -> None:
     h, w = numbers
     rating = f"Your response should maximize weighted rating = helpfulness*{h} + verbosity*{w}"
     both = {"slots": ("h", "w"), "signs": (1.0, 1.0)}
-    said = {
+    texts = {
         name: Template(text=text, role=role, **both).render(from_angle(angle)) for name, (text, role) in TEXTS.items()
     }
-    assert said["dpa"] == (
+    assert texts["dpa"] == (
         "You are a helpful, respectful, and honest assistant who always responds to the user in a harmless way. "
         + rating
     )
-    assert said["rps"] == f"You are a helpful assistant. {rating}."
+    assert texts["rps"] == f"You are a helpful assistant. {rating}."
     assert TEXTS["dpa"] == (DPA, "system")
     assert TEXTS["rps"] == (RPS, "user")
 
 
 def test_a_text_of_one_s_own() -> None:
-    own = Template(text='{"b": {b}, "c": {c}}', role="user", slots=("b", "c"), signs=(1.0, 1.0), scale=10, decimals=1)
-    assert own.render([0.6, -0.8]) == '{"b": 6.0, "c": -8.0}'
-    assert own.render([1.0, -0.0001]) == '{"b": 10.0, "c": 0.0}'
+    template = Template(
+        text='{"b": {b}, "c": {c}}', role="user", slots=("b", "c"), signs=(1.0, 1.0), scale=10, decimals=1
+    )
+    assert template.render([0.6, -0.8]) == '{"b": 6.0, "c": -8.0}'
+    assert template.render([1.0, -0.0001]) == '{"b": 10.0, "c": 0.0}'
 
 
 def test_a_slot_may_mean_the_opposite() -> None:

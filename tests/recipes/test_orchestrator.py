@@ -40,13 +40,13 @@ def test_the_adapter_s_table_is_its_head_on_mean_embeddings(tiny: None, tmp_path
     weights = adapter(tokenizer.encode("How do I clean a copper pan?", add_special_tokens=False))
     assert math.fsum(weights.values()) == pytest.approx(1)
     assert adapter.table_VK.shape == (len(tokenizer), len(rewards.OBJECTIVES))
-    told = json.loads((tmp_path / "recipe.json").read_text())
+    record = json.loads((tmp_path / "recipe.json").read_text())
     for domain in ("smalltalk", "arithmetic"):
         prompts = corpus.heldout_prompts(20, orchestrator.SEED, domains=(domain,))
         each = [adapter(tokenizer.encode(p.text, add_special_tokens=False)) for p in prompts]
         for o in rewards.OBJECTIVES:
             mean = math.fsum(w[o] for w in each) / len(each)
-            assert mean == pytest.approx(told["heldout"][domain][o], abs=2e-3)
+            assert mean == pytest.approx(record["heldout"][domain][o], abs=2e-3)
 
 
 def test_what_is_wanted_sums_to_one_and_is_of_the_question() -> None:

@@ -35,7 +35,7 @@ def host() -> Toy:
     return Toy()
 
 
-def asked(*messages: Mapping[str, str]) -> Question:
+def question(*messages: Mapping[str, str]) -> Question:
     return Question(messages=messages or ({"role": "user", "content": "Hi"},), prompt=(4, START))
 
 
@@ -44,7 +44,7 @@ def law(host: Toy, mixture: Mapping[str, float]) -> dict[Prefix, float]:
 
 
 async def rewards(scorer: LogRatio, answers: Sequence[Prefix]) -> dict[Prefix, float]:
-    rows = await scorer(asked(), [Response(text="", tokens=y) for y in answers])
+    rows = await scorer(question(), [Response(text="", tokens=y) for y in answers])
     return {y: r for y, [r] in zip(answers, rows, strict=True)}
 
 
@@ -84,7 +84,7 @@ async def test_an_instruction_is_told_to_the_strong_side_alone(host: Toy) -> Non
 
     host.rendered.clear()
     there = ({"role": "system", "content": "You are kind."}, {"role": "user", "content": "Hi"})
-    await scorer(asked(*there), [Response(text="", tokens=y)])
+    await scorer(question(*there), [Response(text="", tokens=y)])
     assert host.rendered == [[{"role": "system", "content": "Be brief.\n\nYou are kind."}, there[1]]]
 
 
