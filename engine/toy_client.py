@@ -63,8 +63,8 @@ class TokenizedToy(ToyEngine):
         ]
 
     def _response(self, prompt: Tokens) -> Prefix:
-        own = [token in self.model.vocab[:-1] for token in prompt]
-        run = own[::-1].index(False) if not all(own) else len(own)
+        drawable = [token in self.model.vocab[:-1] for token in prompt]
+        run = drawable[::-1].index(False) if not all(drawable) else len(drawable)
         return tuple(prompt[len(prompt) - run :])
 
     def _steps(self, prompt: Tokens, completion: Tokens) -> Iterator[tuple[Prefix, int]]:
