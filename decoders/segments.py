@@ -80,6 +80,7 @@ class Segments:
         return Work(
             candidates=1,
             sampled=max_tokens if alone else max_tokens + tried,
+            scored=0 if alone else max_tokens + tried,
             reward_tokens=max_tokens if alone else begun + tried,
             mixtures={"": self.guides},
         ).times(n)
