@@ -71,8 +71,8 @@ class Sampling:
     engine_params: Any = None
     """The engine's own sampling object with what a strategy does not look into: stop strings, grammar, penalties."""
     measured: bool = False
-    """Whether chunks carry `logprobs` and `entropies` of their tokens: for strategies that go by uncertainty. Each chunk
-    costs a reading of its own, so whole answers cost less than streams; its tokens count as scored."""
+    """Whether chunks carry `logprobs` and `entropies` of their tokens: for strategies that go by uncertainty. A chunk
+    costs a reading of its own, so whole answers cost less than streams, and its tokens count as scored."""
     constrained: bool = False
     """Whether `engine_params` changes the distribution too (min-p, penalties, logit bias, grammar)."""
 
