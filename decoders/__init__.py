@@ -243,7 +243,7 @@ STRATEGIES: dict[str, StrategyEntry] = {
         takes=_search,
         draws="pieces",
         shows=_trace,
-        example={"params": {"k": 3, "horizon": 4, "min_p": 0.1, "baseline": {GUIDE: 1.0}}},
+        example={"params": {"k": 3, "horizon": 4, "min_p": 0.1, "baseline": {GUIDE: 1.0}, "rollout_temperature": 0.0}},
         neutral={"params": {"k": 1}},
         neutral_when="greedy",
     ),
