@@ -83,10 +83,11 @@ class Server:
     """Seconds that it took to be ready."""
 
     def engines(self) -> list[psutil.Process]:
-        """The engines' own processes, in the order of their start: the base's, then the reward models'."""
-        found = psutil.Process(self.process.pid).children(recursive=True)
-        found = [process for process in found if "EngineCore" in " ".join([process.name(), *process.cmdline()])]
-        return sorted(found, key=lambda p: p.create_time())
+        """The engines' own processes: the base's, then the reward models'."""
+        title = f"EngineCore_{Path(demo()['base']).name}"
+        found = {p: " ".join(p.cmdline()) for p in psutil.Process(self.process.pid).children(recursive=True)}
+        engines = [process for process, line in found.items() if "EngineCore" in line]
+        return sorted(engines, key=lambda p: (title not in found[p], p.create_time()))
 
 
 @dataclass

@@ -12,16 +12,21 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from multiprocessing import forkserver, resource_tracker
+from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
+
+T = TypeVar("T")
 
 IMPORTED = ["trimtab.engine", "vllm.v1.engine.core", "trimtab.engine.cpu", "trimtab.engine.composite"]
 """Modules that the fork server imports, and so what they import. One that is not found is left to the processes."""
@@ -51,6 +56,34 @@ class EngineContext(ForkServerContext):
     Process = EngineProcess
 
 
+def run_forked(function: Callable[[], T]) -> T:
+    """In place of how vLLM looks at a model's class: it starts a Python for each that it has not seen before."""
+    import cloudpickle
+
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    process = EngineProcess(target=send_result, args=(cloudpickle.dumps(function), sender))
+    process.start()
+    sender.close()
+    try:
+        result, error = receiver.recv()
+    except EOFError:
+        result, error = None, "the process died"
+    process.join()
+    if error is not None:
+        raise RuntimeError(f"Error raised in subprocess:\n{error}")
+    return cast(T, result)
+
+
+def send_result(function: bytes, sender: Connection) -> None:
+    from vllm.plugins import load_general_plugins
+
+    try:
+        load_general_plugins()
+        sender.send((pickle.loads(function)(), None))
+    except Exception:
+        sender.send((None, traceback.format_exc()))
+
+
 def exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -59,7 +92,8 @@ def exit_with_parent() -> None:
 
 
 def fork_engines() -> None:
-    """Engines that this process starts from now on are forked, if they run on CPU."""
+    """What vLLM starts from this process from now on is forked, if it runs on CPU."""
+    from vllm.model_executor.models import registry
     from vllm.platforms import current_platform
     from vllm.v1.engine import utils
 
@@ -67,6 +101,7 @@ def fork_engines() -> None:
         prepare_environment()
         forkserver.set_forkserver_preload(IMPORTED)
         utils.get_mp_context = EngineContext
+        registry._run_in_subprocess = run_forked
 
 
 @contextmanager
@@ -119,6 +154,7 @@ def prepare_environment() -> None:
 def libraries_of(package: str, *patterns: str) -> list[str]:
     """Files of a package that is not imported for it."""
     spec = find_spec(package)
-    assert spec is not None and spec.origin is not None
+    assert spec is not None
+    assert spec.origin is not None
     folder = Path(spec.origin).parent
     return [os.path.normpath(file) for pattern in patterns for file in folder.glob(pattern)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +84,7 @@ def engine_args(base: str, guides: Mapping[str, str | Mapping[str, Any]], **opti
         BASE, lambda: AsyncEngineArgs(model=base, hf_overrides=overrides, **options).create_model_config()
     )
     check_kind(BASE, base_config)
+    vocabulary_of_base = cache(partial(base_vocabulary, base_config))
     members = []
     for name, given in guides.items():
         guide = Guide.parse(name, given)
@@ -98,6 +100,7 @@ def engine_args(base: str, guides: Mapping[str, str | Mapping[str, Any]], **opti
             )
         else:
             check_guide(guide, base_config, asked_length=options.get("max_model_len"))
+            check_vocabulary(guide, base_config, vocabulary_of_base())
         members.append(asdict(guide))
     own = {"architectures": base_config.architectures, "guides": members}
     if current_platform.is_cpu():
@@ -189,7 +192,6 @@ def check_guide(guide: Guide, base: ModelConfig, asked_length: int | None) -> No
             f"{guide.model} has {config.max_model_len} positions and {whose} {base.max_model_len}; "
             f"valid: the engine option max_model_len of at most {config.max_model_len}",
         )
-    check_vocabulary(guide, base)
 
 
 def vocabulary(member: str, tokenizer: str, *, trust_remote_code: bool, revision: str | None) -> dict[int, str]:
@@ -205,17 +207,19 @@ def vocabulary(member: str, tokenizer: str, *, trust_remote_code: bool, revision
     return {index: token for token, index in loaded.get_vocab().items()}
 
 
-def check_vocabulary(guide: Guide, base: ModelConfig) -> None:
-    """A mixture adds log-probabilities id by id, so an id must mean the same token to both.
+def base_vocabulary(base: ModelConfig) -> dict[int, str]:
+    return vocabulary(BASE, base.tokenizer, trust_remote_code=base.trust_remote_code, revision=base.tokenizer_revision)
+
+
+def check_vocabulary(guide: Guide, base: ModelConfig, ours: Mapping[int, str]) -> None:
+    """A mixture adds log-probabilities id by id, so an id must mean the same token to both; `ours` is the base's.
 
     One may know more ids than the other (padding, later additions): those are forbidden where the guide has a say.
     """
-    trust = base.trust_remote_code
-    ours = vocabulary(BASE, base.tokenizer, trust_remote_code=trust, revision=base.tokenizer_revision)
     theirs = vocabulary(
         guide.name,
         guide.tokenizer or guide.model,
-        trust_remote_code=trust,
+        trust_remote_code=base.trust_remote_code,
         revision=guide.revision if guide.tokenizer is None else None,
     )
     differ = sorted(index for index in ours.keys() & theirs.keys() if ours[index] != theirs[index])

@@ -92,6 +92,11 @@ class PoolingEngine:
                 await self.client.abort(request)
 
 
+@dataclass(frozen=True, kw_only=True)
+class PoolingSpec(EngineSpec):
+    tokenizer: Any
+
+
 @asynccontextmanager
 async def running_pooler(name: str, model: str, **options: Any) -> AsyncIterator[PoolingEngine]:
     """A reward model up, and shut down whatever happens; see `pooling_spec`."""
@@ -100,7 +105,7 @@ async def running_pooler(name: str, model: str, **options: Any) -> AsyncIterator
         yield await pooling_engine(spec, client)
 
 
-def pooling_spec(name: str, model: str, **options: Any) -> EngineSpec:
+def pooling_spec(name: str, model: str, **options: Any) -> PoolingSpec:
     """A reward model's engine; `options` are vLLM's engine arguments and pass through.
 
     Several engines share a machine, so give each its share: `kv_cache_memory_bytes`; for cores on CPU see
@@ -114,16 +119,15 @@ def pooling_spec(name: str, model: str, **options: Any) -> EngineSpec:
     config = model_config(name, lambda: AsyncEngineArgs(**options).create_model_config())
     if config.convert_type == "embed":  # vLLM would serve it as an embedding model: it has no head that scores
         raise MemberError(name, f"{model} is {config.architecture}, which has no scoring head; valid: {VALID}")
-    own_tokenizer(name, config)
-    return EngineSpec(name=name, args=AsyncEngineArgs(**options))
+    return PoolingSpec(name=name, args=AsyncEngineArgs(**options), tokenizer=own_tokenizer(name, config))
 
 
-async def pooling_engine(spec: EngineSpec, client: AsyncLLM) -> PoolingEngine:
+async def pooling_engine(spec: PoolingSpec, client: AsyncLLM) -> PoolingEngine:
     """The view of its running engine; raises MemberError for what cannot score after all."""
     tasks = await client.get_supported_tasks()
     if not {"classify", "token_classify"} & set(tasks):
         raise MemberError(spec.name, f"{spec.args.model} cannot score, only {', '.join(tasks)}; valid: {VALID}")
-    return PoolingEngine(client=client, tokenizer=own_tokenizer(spec.name, spec.config.model_config), name=spec.name)
+    return PoolingEngine(client=client, tokenizer=spec.tokenizer, name=spec.name)
 
 
 def own_tokenizer(name: str, config: ModelConfig) -> Any:

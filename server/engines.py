@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from trimtab.engine.aligned_client import AlignedClient
-from trimtab.engine.launch import EngineSpec, running_engines
-from trimtab.engine.pooling import pooling_engine, pooling_spec
+from trimtab.engine.launch import running_engines
+from trimtab.engine.pooling import PoolingSpec, pooling_engine, pooling_spec
 from trimtab.server.config import Config
 from trimtab.server.http.vllm_app import aligned_client, base_spec
 from trimtab.server.scoring import Scoring, build_scoring, engine_key
@@ -23,16 +23,15 @@ async def running_models(config: Config, args: Namespace) -> AsyncIterator[tuple
     base, rewards = base_spec(config, args), reward_specs(config)
     async with running_engines([base, *rewards.values()]) as [client, *others]:
         poolers = {
-            key: await pooling_engine(spec, other)
-            for (key, spec), other in zip(rewards.items(), others, strict=True)
+            key: await pooling_engine(spec, other) for (key, spec), other in zip(rewards.items(), others, strict=True)
         }
         aligned = aligned_client(client, config)
         yield aligned, build_scoring(config, aligned, poolers)
 
 
-def reward_specs(config: Config) -> dict[str, EngineSpec]:
+def reward_specs(config: Config) -> dict[str, PoolingSpec]:
     """The reward models' engines by `engine_key`."""
-    specs: dict[str, EngineSpec] = {}
+    specs: dict[str, PoolingSpec] = {}
     for name, reward in config.rewards.items():
         if (key := engine_key(reward)) is not None and key not in specs:
             model, options = reward.served()

@@ -103,7 +103,7 @@ def base_spec(config: Config, args: Namespace) -> EngineSpec:
 
 
 def aligned_client(client: EngineClient, config: Config) -> AlignedClient:
-    """The client of the base's engine, which aligns; without a policy in the configuration, requests get fair shares."""
+    """The client of the base's engine, which aligns. Requests get fair shares unless a scheduling policy is chosen."""
     view = VLLMEngine(client=client)
 
     def bind(context: Mapping[str, Any]) -> VLLMEngine:
