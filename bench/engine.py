@@ -38,7 +38,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from trimtab.bench import report
 from trimtab.bench.gpu.shapes import tokenizer
 from trimtab.bench.hf_guide import KEY as HF_KEY
-from trimtab.engine.members import engine_args
+from trimtab.engine.members import CPU_EXECUTOR, engine_args
 from trimtab.engine.table import KEY, pack
 
 VOCABULARY = 8192
@@ -151,6 +151,8 @@ def environment(**values: str) -> Iterator[None]:
 
 
 def started(stack: ExitStack, load: Load, base: str, guide: str, dtype: str, *, eager: bool) -> dict[str, Contender]:
+    from vllm.platforms import current_platform
+
     shared: dict[str, Any] = {
         "dtype": dtype,
         "enforce_eager": eager,
@@ -163,6 +165,8 @@ def started(stack: ExitStack, load: Load, base: str, guide: str, dtype: str, *, 
         "gpu_memory_utilization": 0.1,
         "disable_log_stats": True,
     }
+    if current_platform.is_cpu():  # for all, as the composite has it
+        shared["distributed_executor_backend"] = CPU_EXECUTOR
     found: dict[str, Contender] = {
         "base": stack.enter_context(vllm_engine(load, model=base, **shared)),
         "guide": (alone := stack.enter_context(vllm_engine(load, model=guide, **shared))),

@@ -58,7 +58,7 @@ class EngineContext(ForkServerContext):
 
 def run_forked(function: Callable[[], T]) -> T:
     """In place of how vLLM looks at a model's class: it starts a Python for each that it has not seen before."""
-    import cloudpickle
+    import cloudpickle  # type: ignore[import-untyped]
 
     receiver, sender = multiprocessing.Pipe(duplex=False)
     process = EngineProcess(target=send_result, args=(cloudpickle.dumps(function), sender))
@@ -124,7 +124,7 @@ def running_fork_server() -> Iterator[None]:
 
 def end_fork_server() -> None:
     """With the process beside it that watches over what multiprocessing shares. Python has no public way to."""
-    server: Any = forkserver._forkserver  # type: ignore[attr-defined]
+    server: Any = forkserver._forkserver
     os.kill(server._forkserver_pid, signal.SIGKILL)  # it may still be importing
     server._stop()
     tracker: Any = resource_tracker._resource_tracker

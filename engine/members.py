@@ -64,6 +64,8 @@ REFUSED: dict[str, tuple[Any, str]] = {
 }
 """Engine options that cannot be honoured: the one valid value, and why."""
 
+CPU_EXECUTOR = "trimtab.engine.cpu_executor.CPUExecutor"
+
 LOCK_STEP_DRAFTS = {"draft_model", "ngram", "ngram_gpu", "suffix"}
 """Speculation that reads tokens only; the other methods read the base's hidden states, which here hold the guides'."""
 
@@ -106,7 +108,7 @@ def engine_args(base: str, guides: Mapping[str, str | Mapping[str, Any]], **opti
     if current_platform.is_cpu():
         options.setdefault("worker_cls", "trimtab.engine.cpu.Worker")
         if options.get("tensor_parallel_size", 1) == 1:
-            options.setdefault("distributed_executor_backend", "trimtab.engine.cpu_executor.CPUExecutor")
+            options.setdefault("distributed_executor_backend", CPU_EXECUTOR)
     return {
         **options,
         "model": base,
