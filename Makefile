@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 CONFIG ?= demo/config.yaml
 
-.PHONY: serve test check bench models clean
+.PHONY: serve test check wheel-check bench models clean
 
 serve: $(VENV)/installed
 	$(BIN)/trimtab serve $(CONFIG)
@@ -16,6 +16,10 @@ check: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The wheel in a clean environment, serving the demo: gigabytes, many minutes.
+wheel-check:
+	PYTHON=$(PYTHON) docker/check_wheel.sh
 
 bench: $(VENV)/installed
 	$(BIN)/python -m trimtab.bench.engine --quick

@@ -1,0 +1,1 @@
+"""What is measured: throughput, quality, overhead, load, and searches against their peers, each one command."""

@@ -1,20 +1,20 @@
 """python -m trimtab.bench.engine: what guides cost, in the engine itself.
 
-Every other bench speaks HTTP; this one drives vLLM directly, because the question is what one lock-step engine costs
-against its members as engines of their own, and a server would only blur it. Weights are random: speed does not depend
-on what they say. Each round runs every contender once at every batch size, one after the other on the same machine,
-and a ratio is taken within a round, so that a machine that slows down slows both its sides; the median round is told.
+Every other bench speaks HTTP. This one drives vLLM directly: it compares one lock-step engine with its members as
+separate engines, and a server would only add noise. Weights are random, since speed does not depend on them. Each round
+runs every contender once at every batch size, one after the other on the same machine. A ratio is taken within a round,
+so that a machine that slows down slows both sides; the median round is reported.
 
     ratio(K, B) = (t_base(B) + K t_guide(B)) / t_composite(K, B)
 
-and what requests cost that use no guide, in an engine that has two: alone, against vLLM with the base, and as half of a
-batch, where the guides run on all rows, against guides that would run on their own rows only:
+Two more ratios are of requests without guides in an engine with two guides: alone, against vLLM with the base; and as
+half of a batch, where the guides run on all rows, against guides that run on the other half alone:
 
     plain(B) = t_base(B) / t_plain(2, B)        half(B) = (t_base(B) + 2 t_guide(B / 2)) / t_half(2, B)
 
 t: seconds in which B requests prefill a prompt and draw the same number of tokens. Above 1, one engine is faster than
-its members in turn. The two baselines with one guide are what one would write otherwise: a loop over two Hugging Face
-models with key-value caches, and a vLLM logits processor that runs a Hugging Face guide for each request.
+its members in turn. Two baselines with one guide stand for the usual alternatives: a loop over two Hugging Face models
+with key-value caches, and a vLLM logits processor that runs a Hugging Face guide for each request.
 """
 
 from __future__ import annotations
@@ -50,18 +50,18 @@ HF_LOOP, HF_PROCESSOR = "two-model HF loop", "logits processor, HF guide"
 Prompts = list[list[int]]
 Extra = dict[str, Any] | None
 Contender = Callable[[Prompts], None]
-"""Draws the tokens of all prompts."""
+"""Generates for all prompts."""
 
 
 @dataclass(frozen=True)
-class Shape:
+class LlamaSize:
     """A Llama's sizes: 98M and 21M parameters, of which the embeddings are 13M and 6M."""
 
     hidden: int
     layers: int
 
     def write(self, path: Path, seed: int) -> Path:
-        """A checkpoint of random weights, with a tokenizer of as many words as ids."""
+        """A checkpoint with random weights and a tokenizer of one word per id."""
         torch.manual_seed(seed)
         config = LlamaConfig(
             vocab_size=VOCABULARY,
@@ -77,12 +77,12 @@ class Shape:
         return path
 
 
-BASE, GUIDE = Shape(hidden=768, layers=12), Shape(hidden=384, layers=8)
+BASE, GUIDE = LlamaSize(hidden=768, layers=12), LlamaSize(hidden=384, layers=8)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Load:
-    """One measurement's work."""
+class Workload:
+    """What one measurement runs."""
 
     batches: tuple[int, ...]
     rounds: int
@@ -96,8 +96,8 @@ class Load:
 
 
 @contextmanager
-def vllm_engine(load: Load, extra: Extra = None, **arguments: Any) -> Iterator[Callable[..., None]]:
-    """A vLLM engine in a process of its own; the prompts' extra arguments may be others for a run, in turn."""
+def vllm_engine(load: Workload, extra: Extra = None, **arguments: Any) -> Iterator[Callable[..., None]]:
+    """A vLLM engine in its own process; prompt i of a run has the extra arguments `extras[i % len(extras)]`."""
     from vllm import LLM, SamplingParams
 
     llm = LLM(**arguments)
@@ -114,8 +114,8 @@ def vllm_engine(load: Load, extra: Extra = None, **arguments: Any) -> Iterator[C
         llm.llm_engine.engine_core.shutdown()
 
 
-def hf_loop(load: Load, base: str, guide: str, dtype: torch.dtype) -> Contender:
-    """Both models step by step over one batch, mixed and sampled as the engine does."""
+def hf_loop(load: Workload, base: str, guide: str, dtype: torch.dtype) -> Contender:
+    """Both models step by step over one batch, mixed and sampled as in the engine."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pair = [AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(device).eval() for path in (base, guide)]
 
@@ -150,7 +150,9 @@ def environment(**values: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def started(stack: ExitStack, load: Load, base: str, guide: str, dtype: str, *, eager: bool) -> dict[str, Contender]:
+def start_contenders(
+    stack: ExitStack, load: Workload, base: str, guide: str, dtype: str, *, eager: bool
+) -> dict[str, Contender]:
     from vllm.platforms import current_platform
 
     shared: dict[str, Any] = {
@@ -167,7 +169,7 @@ def started(stack: ExitStack, load: Load, base: str, guide: str, dtype: str, *, 
     }
     if current_platform.is_cpu():  # for all, as the composite has it
         shared["distributed_executor_backend"] = CPU_EXECUTOR
-    found: dict[str, Contender] = {
+    contenders: dict[str, Contender] = {
         "base": stack.enter_context(vllm_engine(load, model=base, **shared)),
         "guide": (alone := stack.enter_context(vllm_engine(load, model=guide, **shared))),
         HALF_GUIDE: lambda prompts: alone(prompts[::2]),
@@ -175,18 +177,20 @@ def started(stack: ExitStack, load: Load, base: str, guide: str, dtype: str, *, 
     for K in range(1, MOST_GUIDES + 1):
         arguments = engine_args(base, {f"g{i}": guide for i in range(K)}, **shared)
         row = {KEY: pack([1.0, *[ALPHA / K] * K])}
-        found[f"base + {K}"] = run = stack.enter_context(vllm_engine(load, row, **arguments))
+        contenders[f"base + {K}"] = run = stack.enter_context(vllm_engine(load, row, **arguments))
         if K == 2:
-            found[PLAIN] = partial(run, extras=(None,))
-            found[HALF] = partial(run, extras=(row, None))
+            contenders[PLAIN] = partial(run, extras=(None,))
+            contenders[HALF] = partial(run, extras=(row, None))
     processor = {"logits_processors": ["trimtab.bench.hf_guide:HFGuide"], "additional_config": {HF_KEY: guide}}
     with environment(VLLM_USE_V2_MODEL_RUNNER="0"):  # per-request processors are the V1 runner's
-        found[HF_PROCESSOR] = stack.enter_context(vllm_engine(load, {HF_KEY: ALPHA}, model=base, **processor, **shared))
-    found[HF_LOOP] = hf_loop(load, base, guide, getattr(torch, dtype))
-    return found
+        contenders[HF_PROCESSOR] = stack.enter_context(
+            vllm_engine(load, {HF_KEY: ALPHA}, model=base, **processor, **shared)
+        )
+    contenders[HF_LOOP] = hf_loop(load, base, guide, getattr(torch, dtype))
+    return contenders
 
 
-def measure(runs: dict[str, Contender], load: Load) -> dict[int, dict[str, list[float]]]:
+def measure(runs: dict[str, Contender], load: Workload) -> dict[int, dict[str, list[float]]]:
     """batch -> contender -> seconds of each round"""
     draw = random.Random(load.seed)
     seconds: dict[int, dict[str, list[float]]] = {batch: {name: [] for name in runs} for batch in load.batches}
@@ -206,7 +210,7 @@ def measure(runs: dict[str, Contender], load: Load) -> dict[int, dict[str, list[
 
 
 def ratios(seconds: dict[str, list[float]], K: int) -> list[float]:
-    """Of the sum of the members' times to the composite's, round by round."""
+    """The sum of the members' times over the composite's, round by round."""
     rounds = zip(seconds["base"], seconds["guide"], seconds[f"base + {K}"], strict=True)
     return [(base + K * guide) / composite for base, guide, composite in rounds]
 
@@ -228,7 +232,7 @@ def spread(values: Sequence[float]) -> str:
     return f"{statistics.median(values):.3f} ({min(values):.2f}–{max(values):.2f})"
 
 
-def tables(seconds: dict[int, dict[str, list[float]]], load: Load) -> str:
+def tables(seconds: dict[int, dict[str, list[float]]], load: Workload) -> str:
     Ks = range(1, MOST_GUIDES + 1)
     contenders = [name for name in next(iter(seconds.values())) if name != HALF_GUIDE]
     composites = [f"base + {K}" for K in Ks]
@@ -272,25 +276,25 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="2 rounds of 16 tokens")
     parser.add_argument("--json", type=Path)
-    asked = parser.parse_args()
-    rounds, new = (2, 16) if asked.quick else (asked.rounds, asked.new)
-    load = Load(
-        batches=tuple(asked.batches),
+    args = parser.parse_args()
+    rounds, new = (2, 16) if args.quick else (args.rounds, args.new)
+    load = Workload(
+        batches=tuple(args.batches),
         rounds=rounds,
-        prompt=asked.prompt,
+        prompt=args.prompt,
         new=new,
-        seed=asked.seed,
-        cache_gib=asked.cache_gib,
+        seed=args.seed,
+        cache_gib=args.cache_gib,
     )
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        base = asked.base or str(BASE.write(Path(folder, "base"), load.seed))
-        guide = asked.guide or str(GUIDE.write(Path(folder, "guide"), load.seed + 1))
-        runs = started(stack, load, base, guide, asked.dtype, eager=not asked.compile)
+        base = args.base or str(BASE.write(Path(folder, "base"), load.seed))
+        guide = args.guide or str(GUIDE.write(Path(folder, "guide"), load.seed + 1))
+        runs = start_contenders(stack, load, base, guide, args.dtype, eager=not args.compile)
         seconds = measure(runs, load)
-    print(f"{report.hardware()}; {'compiled' if asked.compile else 'eager'}, {asked.dtype}; {load}\n")
+    print(f"{report.hardware()}; {'compiled' if args.compile else 'eager'}, {args.dtype}; {load}\n")
     print(tables(seconds, load))
-    report.write(asked.json, {"load": vars(load), "eager": not asked.compile, "dtype": asked.dtype, "seconds": seconds})
+    report.write(args.json, {"load": vars(load), "eager": not args.compile, "dtype": args.dtype, "seconds": seconds})
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""`python -m trimtab.bench.faults`: what breaks under load, what clients see of it, and how long until
-the server is well again.
+"""`python -m trimtab.bench.faults`: faults under load, what clients see of them, and the time to recovery.
 
-A server of its own for each fault, eight clients in a closed loop, half of them plain chat and half best of 4 by a
-reward model. What a client saw is counted from the fault on; "well" is /health and /ready both 200, or, for a server
-that ends, the time that starting it takes, which is an orchestrator's part.
+Each fault gets a new server and eight clients in a closed loop, half of them plain chat and half best of 4 by a reward
+model. Answers are counted from the fault on. "Well" means that /health and /ready both answer 200. A server that exits
+is restarted by an orchestrator; for it the time of a start is reported.
 """
 
 from __future__ import annotations
@@ -38,22 +37,22 @@ DEMO = Path("demo/config.yaml")
 BEFORE, AFTER = 4.0, 12.0
 """Seconds of load before a fault and after it."""
 LONGEST_END = 60.0
-"""Seconds that a server has to end by itself, where it should."""
+"""Seconds that a server may take to exit by itself, where it should."""
 CLIENTS = 8
 LATE = 30.0
-"""Seconds after which a client gives up: an answer that never came."""
+"""Seconds after which a client gives up; the outcome is "no answer"."""
 
 
-class Judge(BaseHTTPRequestHandler):
-    """An endpoint that judges; `mode` says how it misbehaves."""
+class FaultyJudge(BaseHTTPRequestHandler):
+    """An OpenAI-compatible judge; `mode` is its fault."""
 
     mode = "well"
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["content-length"]))
-        if Judge.mode == "hang":
+        if FaultyJudge.mode == "hang":
             time.sleep(60)
-        score = math.nan if Judge.mode == "nan" else -0.5
+        score = math.nan if FaultyJudge.mode == "nan" else -0.5
         letters = [{"token": letter, "logprob": score, "bytes": None} for letter in "AB"]
         choice = {
             "index": 0,
@@ -80,35 +79,35 @@ class Server:
     url: str
     config: Path
     started: float
-    """Seconds that it took to be ready."""
+    """Seconds until it was ready."""
 
     def engines(self) -> list[psutil.Process]:
         """The engines' own processes: the base's, then the reward models'."""
         title = f"EngineCore_{Path(demo()['base']).name}"
-        found = {p: " ".join(p.cmdline()) for p in psutil.Process(self.process.pid).children(recursive=True)}
-        engines = [process for process, line in found.items() if "EngineCore" in line]
-        return sorted(engines, key=lambda p: (title not in found[p], p.create_time()))
+        lines = {p: " ".join(p.cmdline()) for p in psutil.Process(self.process.pid).children(recursive=True)}
+        engines = [process for process, line in lines.items() if "EngineCore" in line]
+        return sorted(engines, key=lambda p: (title not in lines[p], p.create_time()))
 
 
 @dataclass
-class Seen:
-    """What clients saw since the fault."""
+class ClientCounts:
+    """Answers that clients got since the fault."""
 
     answers: Counter[str] = field(default_factory=Counter)
     slowest: float = 0.0
     since: float = 0.0
 
-    def told(self, kind: str) -> str:
-        found = {key.partition(" ")[2]: n for key, n in self.answers.items() if key.startswith(kind)}
-        return ", ".join(f"{n} x {what}" for what, n in sorted(found.items())) or "nothing"
+    def summary(self, kind: str) -> str:
+        counts = {key.partition(" ")[2]: n for key, n in self.answers.items() if key.startswith(kind)}
+        return ", ".join(f"{n} x {what}" for what, n in sorted(counts.items())) or "nothing"
 
 
 @asynccontextmanager
-async def running(judge: str, out: Path) -> AsyncIterator[Server]:
-    """The demo, its configuration a file that may be rewritten; `out` takes its log."""
+async def run_server(judge: str, out: Path) -> AsyncIterator[Server]:
+    """A server of the demo with a copy of its configuration, which may be rewritten; its log goes to `out`."""
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "config.yaml"
-        config.write_text(yaml.safe_dump(absolute(demo(), judge)))
+        config.write_text(yaml.safe_dump(with_absolute_paths(demo_config(), judge)))
         port = free_port()
         command = [sys.executable, "-m", "trimtab.server.cli", "serve", str(config), "--port", str(port)]
         began = time.monotonic()
@@ -118,7 +117,7 @@ async def running(judge: str, out: Path) -> AsyncIterator[Server]:
             )
         server = Server(process, f"http://127.0.0.1:{port}", config, 0.0)
         try:
-            while not await well(server):
+            while not await is_healthy(server):
                 if process.poll() is not None or time.monotonic() - began > START_LIMIT:
                     raise RuntimeError(f"the server did not start: see {out}")
                 await asyncio.sleep(0.25)
@@ -130,13 +129,13 @@ async def running(judge: str, out: Path) -> AsyncIterator[Server]:
             process.wait()
 
 
-def demo() -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load(DEMO.read_text())
-    return found
+def demo_config() -> dict[str, Any]:
+    config: dict[str, Any] = yaml.safe_load(DEMO.read_text())
+    return config
 
 
-def absolute(config: dict[str, Any], judge: str) -> dict[str, Any]:
-    """The demo's configuration with paths that hold anywhere, and a judge."""
+def with_absolute_paths(config: dict[str, Any], judge: str) -> dict[str, Any]:
+    """The demo's configuration with absolute paths, and with a judge."""
 
     def path(name: str) -> str:
         return str((DEMO.parent / name).resolve())
@@ -153,7 +152,7 @@ def absolute(config: dict[str, Any], judge: str) -> dict[str, Any]:
     return config
 
 
-async def well(server: Server) -> bool:
+async def is_healthy(server: Server) -> bool:
     async with httpx.AsyncClient(base_url=server.url, timeout=5) as client:
         try:
             return {(await client.get(path)).status_code for path in ("/health", "/ready")} == {200}
@@ -161,8 +160,8 @@ async def well(server: Server) -> bool:
             return False
 
 
-async def load(server: Server, reward: str, seen: Seen, stop: asyncio.Event) -> None:
-    """Clients that ask again as soon as they are answered, until `stop`."""
+async def load(server: Server, reward: str, seen: ClientCounts, stop: asyncio.Event) -> None:
+    """A closed loop of clients, until `stop`."""
     best = {"strategy": "best_of_n", "reward": reward, "params": {"n": 4}}
 
     async def client(i: int) -> None:
@@ -204,11 +203,11 @@ async def kill_reward(server: Server) -> None:
 
 
 async def hang(server: Server) -> None:
-    Judge.mode = "hang"
+    FaultyJudge.mode = "hang"
 
 
-async def nan(server: Server) -> None:
-    Judge.mode = "nan"
+async def give_nan(server: Server) -> None:
+    FaultyJudge.mode = "nan"
 
 
 async def terminate(server: Server) -> None:
@@ -220,40 +219,39 @@ async def bad_reload(server: Server) -> None:
     server.process.send_signal(signal.SIGHUP)
 
 
-async def full(server: Server) -> None:
-    """No file can grow any more, the log's among them: what a full disk is to a process, but for the number of the
-    error."""
+async def fill_disk(server: Server) -> None:
+    """No file of the server's processes can grow any more, as on a full disk; only the error number differs."""
     for process in [top := psutil.Process(server.process.pid), *top.children(recursive=True)]:
         process.rlimit(psutil.RLIMIT_FSIZE, (0, 0))
 
 
-async def nothing(server: Server) -> None:
+async def do_nothing(server: Server) -> None:
     pass
 
 
 ENDING = (kill_base, terminate)
-"""Those after which the server ends by itself."""
+"""Faults after which the server exits by itself."""
 FAULTS: dict[str, tuple[Fault, str]] = {
-    "none": (nothing, "rm-a.helpfulness"),
+    "none": (do_nothing, "rm-a.helpfulness"),
     "base engine killed": (kill_base, "rm-a.helpfulness"),
     "reward engine killed": (kill_reward, "rm-a.helpfulness"),
     "reward hangs": (hang, "judge"),
-    "reward gives NaN": (nan, "judge"),
-    "log's disk full": (full, "rm-a.helpfulness"),
+    "reward gives NaN": (give_nan, "judge"),
+    "log's disk full": (fill_disk, "rm-a.helpfulness"),
     "SIGTERM": (terminate, "rm-a.helpfulness"),
     "bad reload": (bad_reload, "rm-a.helpfulness"),
 }
-"""name -> what is done, and the reward that searches ask for"""
+"""name -> the fault, and the reward of the searches"""
 
 
-async def tried(name: str, judge: str) -> dict[str, Any]:
+async def try_fault(name: str, judge: str) -> dict[str, Any]:
     """One fault under load."""
     fault, reward = FAULTS[name]
-    Judge.mode = "well"
+    FaultyJudge.mode = "well"
     out = Path("out/faults.log")
     out.parent.mkdir(exist_ok=True)
-    async with running(judge, out) as server:
-        seen, stop = Seen(), asyncio.Event()
+    async with run_server(judge, out) as server:
+        seen, stop = ClientCounts(), asyncio.Event()
         clients = asyncio.create_task(load(server, reward, seen, stop))
         await asyncio.sleep(BEFORE)
         seen.since = time.monotonic()
@@ -262,7 +260,7 @@ async def tried(name: str, judge: str) -> dict[str, Any]:
         again: float | None = None
         ended: float | None = None
         while (now := time.monotonic() - seen.since) < (LONGEST_END if fault in ENDING and ended is None else AFTER):
-            if await well(server):
+            if await is_healthy(server):
                 again = now if red is not None and again is None else again
             elif red is None:
                 red = now
@@ -273,8 +271,8 @@ async def tried(name: str, judge: str) -> dict[str, Any]:
         await clients
         return {
             "fault": name,
-            "plain": seen.told("plain"),
-            "search": seen.told("search"),
+            "plain": seen.summary("plain"),
+            "search": seen.summary("search"),
             "slowest_s": seen.slowest,
             "red_after_s": red,
             "well_after_s": again,
@@ -284,7 +282,7 @@ async def tried(name: str, judge: str) -> dict[str, Any]:
         }
 
 
-def shown(value: float | None) -> str:
+def format_seconds(value: float | None) -> str:
     return "never" if value is None else f"{value:.1f}"
 
 
@@ -297,12 +295,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = args.faults or (["reward engine killed", "SIGTERM"] if args.quick else list(FAULTS))
     if strange := next((name for name in names if name not in FAULTS), None):
         parser.error(f"no fault {strange!r}; valid: {', '.join(FAULTS)}")
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Judge)
+    http = ThreadingHTTPServer(("127.0.0.1", 0), FaultyJudge)
     threading.Thread(target=http.serve_forever, daemon=True).start()
     judge = f"http://127.0.0.1:{http.server_address[1]}/v1"
     rows = []
     for name in names:
-        rows.append(asyncio.run(tried(name, judge)))
+        rows.append(asyncio.run(try_fault(name, judge)))
         print(json.dumps(rows[-1]), file=sys.stderr)
     headers = (
         "fault",
@@ -315,8 +313,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     cells = []
     for row in rows:
-        ended = shown(row["ended_after_s"]) + (f" ({row['status']})" if row["status"] is not None else "")
-        times = (f"{row['slowest_s']:.1f}", shown(row["red_after_s"]), shown(row["well_after_s"]), ended)
+        ended = format_seconds(row["ended_after_s"]) + (f" ({row['status']})" if row["status"] is not None else "")
+        times = (
+            f"{row['slowest_s']:.1f}",
+            format_seconds(row["red_after_s"]),
+            format_seconds(row["well_after_s"]),
+            ended,
+        )
         cells.append((row["fault"], row["plain"], row["search"], *times))
     print(table(headers, cells))
     print(f"a start takes {max(row['start_s'] for row in rows):.0f} s")

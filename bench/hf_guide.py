@@ -1,6 +1,6 @@
-"""What people do without a lock-step engine: guide vLLM's base by a Hugging Face model inside a logits processor.
+"""A baseline without a lock-step engine: a Hugging Face model guides vLLM's base from inside a logits processor.
 
-vLLM's own way to bring a per-request processor; each request keeps its guide's key-value cache. Only a baseline.
+It uses vLLM's interface for per-request processors; each request has a key-value cache of the guide.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
 
 KEY = "hf_guide"
-"""Of the engine's `additional_config`: the guide's directory. Of a request's `extra_args`: its weight."""
+"""Key of the guide's directory in the engine's `additional_config`, and of its weight in a request's `extra_args`."""
 
 
 class HFGuide(AdapterLogitsProcessor):  # type: ignore[misc]
@@ -33,12 +33,12 @@ class HFGuide(AdapterLogitsProcessor):  # type: ignore[misc]
         cache, seen = DynamicCache(config=self.model.config), 0
 
         @torch.inference_mode()
-        def guided(prompt: list[int], output: list[int], logits: Tensor) -> Tensor:
+        def add_guide(prompt: list[int], output: list[int], logits: Tensor) -> Tensor:
             nonlocal seen
             tokens = [*prompt, *output][seen:]
             seen += len(tokens)
             new = torch.tensor([tokens], device=logits.device)
-            told: Tensor = self.model(new, past_key_values=cache, logits_to_keep=1).logits[0, -1]
-            return logits.add(told, alpha=weight)
+            guide_logits: Tensor = self.model(new, past_key_values=cache, logits_to_keep=1).logits[0, -1]
+            return logits.add(guide_logits, alpha=weight)
 
-        return guided
+        return add_guide

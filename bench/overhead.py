@@ -1,10 +1,10 @@
-"""What our server costs a request that asks for nothing of ours: against vLLM's own server on the same base.
+"""The overhead of our server for a request without `alignment`: against vLLM's own server on the same base.
 
     python -m trimtab.bench.overhead [--quick] [--config demo/config.yaml] [--json out/overhead.json]
 
-Both servers run with the same engine arguments and no guides. Closed loop: c clients, each sending its next request
-when the last one is answered; rounds alternate between the servers, and a ratio is of two neighbouring rounds. On a
-machine that others share, throughput says little; the processor time of all of a server's processes says more.
+Both servers run with the same engine arguments and no guides. Closed loop: c clients, each of which sends its next
+request when its last is answered. Rounds alternate between the servers, and a ratio is of two neighbouring rounds. On a
+shared machine the processor time of all of a server's processes says more than throughput.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ import httpx
 import yaml
 
 from trimtab.bench.report import table, write
-from trimtab.bench.serving import cpu_seconds, free_port, started, trimtab
+from trimtab.bench.serving import cpu_seconds, free_port, start_server, trimtab
 from trimtab.server.cli import DEMO
 from trimtab.server.config import Config, load
 
 CLIENTS = (1, 8, 32)
 TOKENS = 64
-"""Tokens per answer; every answer is this long."""
+"""Tokens of every answer."""
 
 
 async def round_trip(url: str, model: str, clients: int, requests: int) -> float:
@@ -122,7 +122,7 @@ def main() -> None:
         ours = stack.enter_context(trimtab(None, config))
         port = free_port()
         command = vllm_command(load(config), port)
-        theirs = stack.enter_context(started(command, port, "/health", Path("out/vllm.log")))
+        theirs = stack.enter_context(start_server(command, port, "/health", Path("out/vllm.log")))
         rounds = args.rounds or (12 if args.quick else 40)
         figures = measure(ours, theirs, whole.model_name, rounds=rounds, per_client=8)
     show(figures)

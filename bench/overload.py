@@ -1,9 +1,9 @@
-"""`python -m trimtab.bench.overload`: three times what the server can carry, in an open loop, plain chat and
-searches mixed.
+"""`python -m trimtab.bench.overload`: an open loop at three times the server's capacity, of plain chat and searches.
 
-First its capacity, by a closed loop. Then the same mix at three times that rate, on a server whose `limits.max_tokens`
-is what it got through in `--wait` seconds at capacity. Shown: how much of the capacity still comes out (answers and
-tokens per second), how long plain chat takes while searches wait or are refused, and that every request is answered.
+A closed loop measures the capacity. Then the same mix arrives at three times that rate, at a server whose
+`limits.max_tokens` is the work of `--wait` seconds at capacity. Reported: the share of the capacity that is still
+served (answers and tokens per second), the latency of plain chat while searches wait or are refused, and requests that
+got no answer.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import numpy as np
 
 from trimtab.bench.load import draw, mix
 from trimtab.bench.load.cli import allow_many_connections, first_model, read_prompts
-from trimtab.bench.load.client import connected
-from trimtab.bench.load.figures import figures, shown
+from trimtab.bench.load.client import connect
+from trimtab.bench.load.figures import figures, render
 from trimtab.bench.load.run import Load, run
 from trimtab.bench.observed import Watch
 from trimtab.bench.report import table, write
@@ -32,10 +32,10 @@ CLIENTS = 32
 TIMES = 3.0
 
 
-async def loaded(url: str, load: Load, deadline: float) -> tuple[dict[str, Any], Watch]:
+async def run_load(url: str, load: Load, deadline: float) -> tuple[dict[str, Any], Watch]:
     entries, prompts = mix.read(MIX), read_prompts(PROMPTS)
     watch = Watch(url, every=1.0)
-    async with connected(url, None, draw.Manners.slow_rate) as client:
+    async with connect(url, None, draw.Manners.slow_rate) as client:
         model = await first_model(client.http, url, None)
         watching = asyncio.create_task(watch.run())
         done = await run(load, draw.requests(entries, prompts, model, draw.Manners(), load.seed), client)
@@ -56,21 +56,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     allow_many_connections()
     with trimtab(None, None) as url:
         closed = Load(concurrency=CLIENTS, duration=seconds, warmup=5, drain=60)
-        capacity, watch = asyncio.run(loaded(url, closed, args.wait))
+        capacity, watch = asyncio.run(run_load(url, closed, args.wait))
     served = sum(1 for one in capacity["requests"] if one["outcome"] == "ok") / capacity["span"]
     cost = np.sum(watch.admitted) / max(1.0, np.sum(watch.in_flight))
     limit = round(served * cost * args.wait)
     print(f"capacity, {CLIENTS} clients in a closed loop: {served:.2f} answers/s, {cost:.0f} tokens let in for each\n")
-    print(shown(capacity))
+    print(render(capacity))
     with trimtab(None, None, f"limits.max_tokens={limit}") as url:
         rate = TIMES * served
         opened = Load(rate=rate, duration=seconds, warmup=5, drain=60)
-        over, _ = asyncio.run(loaded(url, opened, args.wait))
-    print(f"\n{TIMES:g} times as much, {rate:.2f} requests/s, limits.max_tokens {limit}\n\n{shown(over)}\n")
+        over, _ = asyncio.run(run_load(url, opened, args.wait))
+    print(f"\n{TIMES:g} times as much, {rate:.2f} requests/s, limits.max_tokens {limit}\n\n{render(over)}\n")
     rows = []
     for name in ("plain", "search", "total"):
         at, beyond = (
-            next(r for r in [*found["entries"], found["total"]] if r["name"] == name) for found in (capacity, over)
+            next(r for r in [*part["entries"], part["total"]] if r["name"] == name) for part in (capacity, over)
         )
         rows.append(
             (

@@ -1,4 +1,4 @@
-"""What every bench command prints and writes: a table for people, JSON for machines, and where it was measured."""
+"""Output of all bench commands: a table to read, JSON, and the machine that it was measured on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Markdown, columns aligned; floats to three significant places after the point."""
+    """Markdown with aligned columns; floats with three decimals."""
     cells = [[f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in [list(headers), *cells]) for i in range(len(headers))]
 
@@ -25,10 +25,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def write(path: Path | None, figures: Any, secret: str | None = None) -> None:
-    """Figures with the command, machine, versions and time they come from; nothing where there is no path.
-
-    A secret of the command line is not written.
-    """
+    """Figures with their command, machine, versions and date, to `path` if there is one; `secret` is masked."""
     if path is None:
         return
     command = " ".join(["python -m", *sys.argv])
@@ -43,12 +40,12 @@ def write(path: Path | None, figures: Any, secret: str | None = None) -> None:
 
 
 def versions(*names: str) -> dict[str, str]:
-    """Of the packages that are installed."""
-    found = {}
+    """Of those packages that are installed."""
+    versions_by_name = {}
     for name in names:
         with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            versions_by_name[name] = version(name)
+    return versions_by_name
 
 
 def hardware() -> str:

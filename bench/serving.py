@@ -1,4 +1,4 @@
-"""A server to measure: one that runs already, or one started for the purpose and stopped afterwards."""
+"""A server to measure: one that runs already, or one that is started for it and stopped afterwards."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def started(command: Sequence[str], port: int, ready: str, log: Path) -> Iterator[str]:
-    """The base URL of a server once `ready` answers 200; raises RuntimeError with the log's end if it does not."""
+def start_server(command: Sequence[str], port: int, ready: str, log: Path) -> Iterator[str]:
+    """The base URL of a server, as soon as `ready` answers 200; raises RuntimeError with the end of its log."""
     log.parent.mkdir(parents=True, exist_ok=True)
     url = f"http://127.0.0.1:{port}"
     with log.open("w") as output:
@@ -53,7 +53,7 @@ def started(command: Sequence[str], port: int, ready: str, log: Path) -> Iterato
 
 
 def cpu_seconds(url: str) -> float:
-    """Processor time that a local server has used so far, its engines' processes included."""
+    """Processor time of a local server so far, its engines' processes included."""
     port = int(url.rpartition(":")[2])
     [pid] = {c.pid for c in psutil.net_connections("tcp") if c.laddr.port == port and c.status == psutil.CONN_LISTEN}
     server = psutil.Process(pid)
@@ -63,7 +63,7 @@ def cpu_seconds(url: str) -> float:
 
 @contextlib.contextmanager
 def trimtab(url: str | None, config: Path | None, *overrides: str) -> Iterator[str]:
-    """The given server's base URL, or that of a new `trimtab serve`."""
+    """The base URL of a running server, or else of a new `trimtab serve`."""
     if url is not None:
         yield url.rstrip("/")
         return
@@ -78,5 +78,5 @@ def trimtab(url: str | None, config: Path | None, *overrides: str) -> Iterator[s
         str(port),
     ]
     command += [part for override in overrides for part in ("--set", override)]
-    with started(command, port, "/ready", Path("out/trimtab.log")) as base:
+    with start_server(command, port, "/ready", Path("out/trimtab.log")) as base:
         yield base

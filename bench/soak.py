@@ -1,8 +1,8 @@
 """`python -m trimtab.bench.soak`: every strategy at once for ten minutes, with clients that hang up and bad requests.
 
-Shown: that nothing ended otherwise than it should, that memory stays flat, that nothing is left at work, and that what
-the server counted is what its clients counted. After the soak a shorter load without anybody hanging up, in which
-tokens are compared too: of an answer that its client did not wait for, the client cannot tell them.
+Reported: unexpected outcomes, the growth of memory, requests left in flight, and the server's counts beside its
+clients'. A shorter load without hang-ups follows, in which tokens are compared too: a client that hangs up does not
+learn the tokens of its answer.
 """
 
 from __future__ import annotations
@@ -20,47 +20,47 @@ import numpy as np
 
 from trimtab.bench.load import draw, mix
 from trimtab.bench.load.cli import allow_many_connections, first_model, read_prompts
-from trimtab.bench.load.client import connected
+from trimtab.bench.load.client import connect
 from trimtab.bench.load.exchange import Outcome
-from trimtab.bench.load.figures import figures, shown
-from trimtab.bench.load.run import Load, Run, run
-from trimtab.bench.observed import Watch, gained, metrics
+from trimtab.bench.load.figures import figures, render
+from trimtab.bench.load.run import Load, LoadRun, run
+from trimtab.bench.observed import Watch, counter_gains, metrics
 from trimtab.bench.report import table, write
 from trimtab.bench.serving import trimtab
 
 PROMPTS = Path("demo/prompts.txt")
 CLIENTS = 8
 EXACT = 60.0
-"""Seconds of the load without anybody hanging up."""
+"""Seconds of the load without hang-ups."""
 MEMORY = {"all": "all processes", "front": "the process that speaks HTTP"}
 HASTE = 0.6
-"""Seconds within which a client that hangs up does so: most answers take longer."""
+"""A client that hangs up does so within this many seconds; most answers take longer."""
 OUTCOMES = {"ok": Outcome.OK, "invalid": Outcome.EXPECTED, "degraded": Outcome.DEGRADED, "rejected": Outcome.REFUSED}
 """The server's name of an outcome -> the client's"""
 
 
-async def soaked(url: str, seconds: float, exact: float) -> dict[str, Any]:
+async def run_soak(url: str, seconds: float, exact: float) -> dict[str, Any]:
     """Figures of both loads."""
     entries, prompts = mix.read(mix.SHIPPED["all"]), read_prompts(PROMPTS)
     watch = Watch(url)
-    async with connected(url, None, draw.Manners.slow_rate) as client:
+    async with connect(url, None, draw.Manners.slow_rate) as client:
         model = await first_model(client.http, url, None)
 
-        async def loaded(duration: float, disconnect: float) -> tuple[Run, dict[str, Any]]:
+        async def run_load(duration: float, disconnect: float) -> tuple[LoadRun, dict[str, Any]]:
             before = await metrics(url)
             manners = draw.Manners(disconnect=disconnect, disconnect_within=HASTE)
             drawn = draw.requests(entries, prompts, model, manners, 0)
             done = await run(Load(concurrency=CLIENTS, duration=duration, drain=60), drawn, client)
             idle = await until_idle(url)
-            return done, compared(done, before, await metrics(url)) | {"idle_after_s": idle}
+            return done, compare_counts(done, before, await metrics(url)) | {"idle_after_s": idle}
 
-        await loaded(10.0, 0.2)  # what is loaded at first use is no leak
+        await run_load(10.0, 0.2)  # memory for what is loaded at first use is no leak
         watching = asyncio.create_task(watch.run())
-        soak, sums = await loaded(seconds, 0.2)
+        soak, sums = await run_load(seconds, 0.2)
         watching.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await watching
-        quiet, exactly = await loaded(exact, 0.0)
+        quiet, exactly = await run_load(exact, 0.0)
     return {
         "soak": figures(soak, None),
         "sums": sums,
@@ -71,7 +71,7 @@ async def soaked(url: str, seconds: float, exact: float) -> dict[str, Any]:
 
 
 async def until_idle(url: str) -> float:
-    """Seconds until nothing is in flight inside or out; raises TimeoutError."""
+    """Seconds until neither the server nor the engine has a request in flight; raises TimeoutError."""
     began = time.monotonic()
     async with asyncio.timeout(60):
         while True:
@@ -85,13 +85,13 @@ async def until_idle(url: str) -> float:
             await asyncio.sleep(0.1)
 
 
-def compared(done: Run, before: Any, after: Any) -> dict[str, Any]:
-    """What the server counted against what clients did, by outcome and by kind of token."""
+def compare_counts(done: LoadRun, before: Any, after: Any) -> dict[str, Any]:
+    """Counts of the server and of the clients, by outcome and by kind of token."""
     clients = Counter(str(one.outcome) for one in done.exchanges)
     server: Counter[str] = Counter()
-    for labels, count in gained(before, after, "trimtab_requests_total").items():
+    for labels, count in counter_gains(before, after, "trimtab_requests_total").items():
         server[labels.split()[0]] += count
-    answered = [one for one in done.exchanges if one.outcome in (Outcome.OK, Outcome.LIMIT_REASONS, Outcome.DEGRADED)]
+    answered = [one for one in done.exchanges if one.outcome in (Outcome.OK, Outcome.LIMITED, Outcome.DEGRADED)]
     tokens = {
         "prompt": sum(one.usage.get("prompt_tokens", 0) for one in answered),
         "visible": sum(one.visible_tokens or 0 for one in answered),
@@ -103,12 +103,12 @@ def compared(done: Run, before: Any, after: Any) -> dict[str, Any]:
         "server": dict(server),
         "requests": [len(done.exchanges), server.total()],
         "client_tokens": tokens,
-        "server_tokens": dict(gained(before, after, "trimtab_tokens_total")),
+        "server_tokens": dict(counter_gains(before, after, "trimtab_tokens_total")),
     }
 
 
-def report(found: dict[str, Any]) -> str:
-    sums, exact = found["sums"], found["exact_sums"]
+def report(result: dict[str, Any]) -> str:
+    sums, exact = result["sums"], result["exact_sums"]
     rows = []
     for name, (s, c) in {
         "requests": (sums["requests"][1], sums["requests"][0]),
@@ -128,16 +128,19 @@ def report(found: dict[str, Any]) -> str:
     }.items():
         rows.append((name, s, c))
     lines = [
-        shown(found["soak"]),
+        render(result["soak"]),
         table(("count", "server", "clients"), rows),
-        *(grown(found["memory_mib"]["seconds"], found["memory_mib"][of], name) for of, name in MEMORY.items()),
+        *(
+            describe_growth(result["memory_mib"]["seconds"], result["memory_mib"][of], name)
+            for of, name in MEMORY.items()
+        ),
         f"nothing in flight {sums['idle_after_s']:.1f} s after the last client",
     ]
     return "\n\n".join(lines)
 
 
-def grown(seconds: Sequence[float], mib: Sequence[float], name: str) -> str:
-    """Slopes are of a line through each half."""
+def describe_growth(seconds: Sequence[float], mib: Sequence[float], name: str) -> str:
+    """As text; a slope is that of a straight line through half of the samples."""
     half = len(mib) // 2
     slopes = [
         f"{60 * np.polyfit(seconds[part], mib[part], 1)[0]:+.2f}" if half > 2 else "?"
@@ -156,9 +159,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     seconds, exact = (120.0, 30.0) if args.quick else (args.duration, EXACT)
     allow_many_connections()
     with trimtab(args.url, None) as url:
-        found = asyncio.run(soaked(url, seconds, exact))
-    print(report(found))
-    write(args.json, found)
+        result = asyncio.run(run_soak(url, seconds, exact))
+    print(report(result))
+    write(args.json, result)
 
 
 if __name__ == "__main__":

@@ -1,113 +1,273 @@
-"""Alignment strategies: one file, one paper. Tokens in, tokens out."""
+"""Alignment strategies: one file, one paper, one row of the table. Tokens in, tokens out."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from typing import Any
+from typing import Any, Literal
+
+from trimtab.decoders.protocols import BASE, Sampling
+from trimtab.decoders.registry import Entry
+
+Draws = Literal["stream", "whole", "pieces"]
+"""How a strategy's answers come about:
+
+"stream"  the engine's own stream, passed on as it comes
+"whole"   the engine's own answers, whole, of which some are chosen
+"pieces"  tokens that the strategy puts together; nothing of an answer but its tokens reaches the next piece
+"""
+
+GUIDE, OTHER = "{guide}", "{other}"
+"""In `StrategyEntry.example`: two of the server's guides, whichever they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
-    """A row of the strategy table."""
+class StrategyEntry(Entry):
+    """A row of the strategy table: all that a server and the laws need to know of a strategy before it is built."""
 
-    target: str
-    """"module:name" of what builds the strategy from its parameters."""
-    paper: str = ""
-    """arXiv id; empty for none."""
+    uses: frozenset[str] = frozenset({"guides", "direction"})
     takes: frozenset[str] = frozenset()
-    """Which of "weights" and "guides" it carries out as its parameter `guides`, whether it wants a "reward", which then
-    carries out the weights, or the weights as a "direction", its parameter `wish`."""
+    """What of a request the strategy carries out. "weights" and "guides" reach it as its parameter `guides`; "reward":
+    weights are what its reward is made of; "direction": weights reach it as its parameter of that name."""
     reward_optional: bool = False
     """Whether some of its parameters let it do without a reward."""
+    draws: Draws
     shows: frozenset[str] = frozenset()
     """What a client may ask to see beside the answers."""
     streams: bool = True
-    """Whether tokens reach the client as they are drawn; a search sends them when it has chosen."""
+    """Whether tokens reach the client as they are decided; a search sends them when it has chosen."""
+    example: Mapping[str, Any]
+    """`params` and `guides` of a short request that exercises it: the laws, the feature matrix and the load mix send
+    it."""
+    neutral: Mapping[str, Any] | None
+    """`params` and `guides` with which it is plain sampling, token for token; None: there are none."""
+    neutral_when: Literal["always", "greedy"] = "always"
+    """"greedy": the neutral values give the base's tokens at temperature 0, and other draws of its law elsewhere."""
 
-    def load(self) -> Any:
-        """The builder: a callable with keyword parameters that returns a `Strategy`."""
-        module, _, name = self.target.partition(":")
-        return getattr(import_module(module), name)
+    def check_sampling(self, name: str, sampling: Sampling) -> None:
+        """Raises ValueError for sampling that answers drawn this way would not carry out."""
+        if self.draws != "pieces":
+            return
+        if sampling.constrained:
+            message = "penalties, grammars, min_tokens and the like cannot be carried on from the middle of an answer"
+            raise ValueError(f"strategy {name!r}: {message}")
+        if sampling.logprobs:
+            raise ValueError(
+                f"strategy {name!r} cannot be combined with logprobs: an answer is drawn in several pieces"
+            )
 
 
 _trace = frozenset({"trace"})
-
 _search = frozenset({"guides", "reward"})
 _pool = frozenset({"candidates", "rewards"})
+_one = {"params": {"n": 1}}
 
-STRATEGIES: dict[str, Entry] = {
-    "args": Entry(target="trimtab.decoders.args:Args", paper="2402.01694", takes=_search, shows=_trace),
-    "beam": Entry(target="trimtab.decoders.beam:Beam", takes=_search, shows=_pool, streams=False),
-    "best_of_n": Entry(
-        target="trimtab.decoders.best_of_n:BestOfN", paper="2112.09332", takes=_search, shows=_pool, streams=False
+STRATEGIES: dict[str, StrategyEntry] = {
+    "args": StrategyEntry(
+        target="trimtab.decoders.args:Args",
+        paper="2402.01694",
+        takes=_search,
+        draws="pieces",
+        shows=_trace,
+        example={"params": {"k": 3, "weight": 0.5}},
+        neutral={"params": {"weight": 0.0}},
+        neutral_when="greedy",
     ),
-    "blockwise": Entry(target="trimtab.decoders.blockwise:Blockwise", paper="2310.17022", takes=_search),
-    "contrastive": Entry(target="trimtab.decoders.guided:contrastive", paper="2210.15097", shows=_trace),
-    "dera": Entry(target="trimtab.decoders.guided:dera", paper="2402.02992", shows=_trace),
-    "directional": Entry(
-        target="trimtab.decoders.dpa:Directional", paper="2402.18571", takes=frozenset({"direction", "guides"})
+    "beam": StrategyEntry(
+        target="trimtab.decoders.beam:Beam",
+        takes=_search,
+        draws="pieces",
+        shows=_pool,
+        streams=False,
+        example={"params": {"n": 4, "width": 2, "block": 4}, "guides": {GUIDE: 0.5}},
+        neutral={"params": {"n": 1, "width": 1}},
     ),
-    "genarm": Entry(
+    "best_of_n": StrategyEntry(
+        target="trimtab.decoders.best_of_n:BestOfN",
+        paper="2112.09332",
+        takes=_search,
+        draws="whole",
+        shows=_pool,
+        streams=False,
+        example={"params": {"n": 4}, "guides": {GUIDE: 0.5}},
+        neutral=_one,
+    ),
+    "blockwise": StrategyEntry(
+        target="trimtab.decoders.blockwise:Blockwise",
+        paper="2310.17022",
+        takes=_search,
+        draws="pieces",
+        example={"params": {"n": 3, "block": 4}},
+        neutral=_one,
+    ),
+    "contrastive": StrategyEntry(
+        target="trimtab.decoders.guided:contrastive",
+        paper="2210.15097",
+        draws="stream",
+        shows=_trace,
+        example={"params": {"amateur": GUIDE, "alpha": 0.1}},
+        neutral=None,
+    ),
+    "dera": StrategyEntry(
+        target="trimtab.decoders.guided:dera",
+        paper="2402.02992",
+        draws="stream",
+        shows=_trace,
+        example={"params": {"aligned": GUIDE, "lambda": 0.5}},
+        neutral={"params": {"aligned": GUIDE, "lambda": 0.0}},
+    ),
+    "directional": StrategyEntry(
+        target="trimtab.decoders.dpa:Directional",
+        paper="2402.18571",
+        takes=frozenset({"direction", "guides"}),
+        draws="stream",
+        example={},
+        neutral=None,
+    ),
+    "genarm": StrategyEntry(
         target="trimtab.decoders.guided:genarm",
         paper="2410.08193",
         takes=frozenset({"weights", "guides"}),
+        draws="stream",
         shows=_trace,
+        example={"params": {"alpha": 0.5}, "guides": {GUIDE: 1.0}},
+        neutral={"params": {"alpha": 0.0}, "guides": {GUIDE: 1.0}},
     ),
-    "guided": Entry(target="trimtab.decoders.guided:Guided", takes=frozenset({"weights", "guides"}), shows=_trace),
-    "mbr": Entry(
-        target="trimtab.decoders.mbr:MinimumBayesRisk", takes=_search, reward_optional=True, shows=_pool, streams=False
+    "guided": StrategyEntry(
+        target="trimtab.decoders.guided:Guided",
+        takes=frozenset({"weights", "guides"}),
+        draws="stream",
+        shows=_trace,
+        example={"guides": {GUIDE: 0.7, OTHER: 0.3}},
+        neutral={"guides": {GUIDE: 0.0}},
     ),
-    "mod": Entry(target="trimtab.decoders.guided:mod", paper="2406.18853", takes=frozenset({"guides"}), shows=_trace),
-    "particles": Entry(
-        target="trimtab.decoders.particles:Particles", paper="2502.01618", takes=_search, shows=_pool, streams=False
+    "mbr": StrategyEntry(
+        target="trimtab.decoders.mbr:MinimumBayesRisk",
+        takes=_search,
+        reward_optional=True,
+        draws="whole",
+        shows=_pool,
+        streams=False,
+        example={"params": {"n": 4}},
+        neutral=_one,
     ),
-    "plain": Entry(target="trimtab.decoders.plain:Plain"),
-    "proxy_tuning": Entry(target="trimtab.decoders.guided:proxy_tuning", paper="2401.08565", shows=_trace),
-    "qalign": Entry(
+    "mod": StrategyEntry(
+        target="trimtab.decoders.guided:mod",
+        paper="2406.18853",
+        takes=frozenset({"guides"}),
+        draws="stream",
+        shows=_trace,
+        example={"guides": {GUIDE: 0.5, OTHER: 0.5}},
+        neutral={"guides": {"base": 1.0}},
+    ),
+    "particles": StrategyEntry(
+        target="trimtab.decoders.particles:Particles",
+        paper="2502.01618",
+        takes=_search,
+        draws="pieces",
+        shows=_pool,
+        streams=False,
+        example={"params": {"n": 4, "block": 4, "beta": 0.5}},
+        neutral=_one,
+    ),
+    "plain": StrategyEntry(target="trimtab.decoders.plain:Plain", draws="stream", example={}, neutral={}),
+    "proxy_tuning": StrategyEntry(
+        target="trimtab.decoders.guided:proxy_tuning",
+        paper="2401.08565",
+        draws="stream",
+        shows=_trace,
+        example={"params": {"expert": GUIDE, "antiexpert": OTHER, "alpha": 0.5}},
+        neutral={"params": {"expert": GUIDE, "antiexpert": OTHER, "alpha": 0.0}},
+    ),
+    "qalign": StrategyEntry(
         target="trimtab.decoders.qalign:QAlign",
         paper="2504.03790",
         takes=_search,
+        draws="pieces",
         shows=_pool | _trace,
         streams=False,
+        example={"params": {"chains": 3, "steps": 4}},
+        neutral={"params": {"chains": 1, "steps": 0, "answer": "last"}},
     ),
-    "rejection": Entry(
+    "rejection": StrategyEntry(
         target="trimtab.decoders.rejection:RejectionSampling",
         paper="2309.06657",
         takes=_search,
+        draws="whole",
         shows=_pool,
         streams=False,
+        example={"params": {"n": 4, "beta": 0.5}},
+        neutral=_one,
     ),
-    "rps": Entry(
+    "rps": StrategyEntry(
         target="trimtab.decoders.rps:Rps",
         paper="2510.20498",
         takes=_search | {"direction"},
+        draws="whole",
         shows=_pool,
         streams=False,
+        example={"params": {"k": 4}},
+        neutral=None,
     ),
-    "soft_best_of_n": Entry(
+    "soft_best_of_n": StrategyEntry(
         target="trimtab.decoders.soft_best_of_n:SoftBestOfN",
         paper="2505.03156",
         takes=_search,
+        draws="whole",
         shows=_pool,
         streams=False,
+        example={"params": {"n": 4, "lambda": 0.5}},
+        neutral={"params": {"n": 1, "lambda": 0.5}},
     ),
-    "speculative_rejection": Entry(
+    "speculative_rejection": StrategyEntry(
         target="trimtab.decoders.speculative_rejection:SpeculativeRejection",
         paper="2410.20290",
         takes=_search,
+        draws="pieces",
         shows=_pool,
         streams=False,
+        example={"params": {"n": 4, "decisions": [3, 6]}},
+        neutral=_one,
     ),
-    "transfer_q": Entry(
-        target="trimtab.decoders.transfer_q:TransferQ", paper="2405.20495", takes=_search, shows=_trace
+    "transfer_q": StrategyEntry(
+        target="trimtab.decoders.transfer_q:TransferQ",
+        paper="2405.20495",
+        takes=_search,
+        draws="pieces",
+        shows=_trace,
+        example={"params": {"k": 3, "horizon": 4, "min_p": 0.1, "baseline": {GUIDE: 1.0}}},
+        neutral={"params": {"k": 1}},
+        neutral_when="greedy",
     ),
-    "vote": Entry(
+    "vote": StrategyEntry(
         target="trimtab.decoders.vote:Vote",
         paper="2203.11171",
         takes=_search,
         reward_optional=True,
+        draws="whole",
         shows=_pool,
         streams=False,
+        example={"params": {"n": 4, "extractor": "text", "weighting": "softmax"}},
+        neutral=_one,
     ),
 }
+
+
+def example_request(name: str, guides: Sequence[str], *, neutral: bool = False) -> dict[str, Any]:
+    """The row's example, or its neutral values, as an `alignment` object: with the server's guides, and without what
+    the strategy is to prefer (`weights` or `reward`). Raises ValueError where there are no neutral values.
+
+    `guides` are at least one guide's name; with one alone, the base stands for the other.
+    """
+    row = STRATEGIES[name]
+    chosen = row.neutral if neutral else row.example
+    if chosen is None:
+        raise ValueError(f"strategy {name!r} has no neutral values")
+    members = {GUIDE: guides[0], OTHER: [*guides, BASE][1]}
+
+    def named(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {members.get(key, key): named(inner) for key, inner in value.items()}
+        return members.get(value, value) if isinstance(value, str) else value
+
+    return {"strategy": name, **named(chosen)}

@@ -19,10 +19,18 @@ from typing import Annotated
 
 from pydantic import Field
 
-from trimtab.decoders.protocols import Chunk, Engine, Reward, Sampling, Tokens, Work
-from trimtab.decoders.shared.candidates import Guides, check_pieced, values
+from trimtab.decoders.protocols import (
+    Chunk,
+    Engine,
+    Reward,
+    Sampling,
+    Tokens,
+    Work,
+    base_alone,
+)
+from trimtab.decoders.shared.candidates import Guides, score_all
 from trimtab.decoders.shared.rollouts import Answer
-from trimtab.decoders.shared.tokenwise import Likeliest, MinP, Tokenwise, deciding
+from trimtab.decoders.shared.tokenwise import Likeliest, MinP, Tokenwise, decision_cost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,18 +40,17 @@ class Args:
     k: Likeliest = 10
     weight: Annotated[float, Field(ge=0, description="of the reward against the log-probability")] = 1.0
     min_p: MinP = 0.0
-    guides: Guides = field(default_factory=dict)
+    guides: Guides = field(default_factory=base_alone)
 
     def __call__(
         self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, include: frozenset[str]
     ) -> AsyncGenerator[Chunk, None]:
-        check_pieced("args", sampling)
 
-        async def worth(i: int, at: int, beginnings: Sequence[Answer]) -> list[float]:
-            return [self.weight * r for r in await values(reward, prompt, beginnings)]
+        async def worth(i: int, at: int, beginnings: Sequence[Answer]) -> list[tuple[float, float | None]]:
+            return [(self.weight * r, r) for r in await score_all(reward, prompt, beginnings)]
 
         search = Tokenwise(worth=worth, k=self.k, alpha=1.0, min_p=self.min_p, guides=self.guides)
         return search.answers(prompt, sampling, engine, reward, n=n, include=include)
 
     def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:
-        return deciding(max_tokens, k=self.k, min_p=self.min_p, n=n)
+        return decision_cost(max_tokens, k=self.k, min_p=self.min_p, n=n, mixtures={"": self.guides})

@@ -19,24 +19,34 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from trimtab.decoders.protocols import Chunk, Engine, LimitReached, Reward, Sampling, Tokens, Work
+from trimtab.decoders.protocols import (
+    Chunk,
+    Engine,
+    LimitReached,
+    Reward,
+    Sampling,
+    Tokens,
+    Work,
+    base_alone,
+)
+from trimtab.decoders.report import Report
 from trimtab.decoders.shared.blocks import (
-    Beginning,
     Block,
+    PartialAnswer,
     PrefixReward,
     Step,
-    answered,
-    cut,
-    growing,
-    grown,
-    ranked,
-    shown,
+    describe,
+    expand,
+    expansion_cost,
+    limit_reason,
+    rank,
+    take_distinct,
 )
-from trimtab.decoders.shared.candidates import Guides, Pool, check_answers, check_pieced, derived
+from trimtab.decoders.shared.candidates import Guides, Pool, check_answers, derive_seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +62,7 @@ class Beam:
     step: Step = ""
     prefix_reward: PrefixReward = None
     rounds: Annotated[int, Field(ge=1, description="comparisons, at most; then answers are drawn to their end")] = 40
-    guides: Guides = field(default_factory=dict)
+    guides: Guides = field(default_factory=base_alone)
 
     def __post_init__(self) -> None:
         if self.n % self.width:
@@ -65,14 +75,13 @@ class Beam:
     async def __call__(
         self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, include: frozenset[str]
     ) -> AsyncGenerator[Chunk, None]:
-        check_pieced("beam", sampling)
         check_answers(n, self.n)
-        beams, rounds = [Beginning()], 0
-        seen: dict[tuple[int, ...], Beginning] = {}
+        beams, rounds = [PartialAnswer()], 0
+        seen: dict[tuple[int, ...], PartialAnswer] = {}
         finish: str | None = None
         while finish is None and not all(one.finish for one in beams):
             compared = rounds < self.rounds and self.n > 1
-            found = await grown(
+            partials = await expand(
                 prompt,
                 beams,
                 sampling,
@@ -82,34 +91,34 @@ class Beam:
                 block=self.block if compared else sampling.max_tokens,
                 step=self.step if compared else "",
                 guides=self.guides,
-                seeds=[derived(sampling.seed, j, rounds) if rounds else sampling.seed for j in range(len(beams))],
+                seeds=[derive_seed(sampling.seed, j, rounds) if rounds else sampling.seed for j in range(len(beams))],
             )
-            seen |= {one.tokens: one for one in found if one.ended}
-            finish = cut(found)
+            seen |= {one.tokens: one for one in partials if one.ended}
+            finish = limit_reason(partials)
             rounds += 1
             if finish is None:
-                beams = self._kept(found, first=rounds == 1)
-        pool = [*seen.values(), *((one for one in [*found, *beams] if one.tokens) if finish else ())]
+                beams = self._survivors(partials, first=rounds == 1)
+        pool = [*seen.values(), *((one for one in [*partials, *beams] if one.tokens) if finish else ())]
         if not pool:
             raise LimitReached(finish or "")
-        told: dict[str, Any] = {"rounds": rounds}
+        shared: Report = {"rounds": rounds}
         if "candidates" in include:
-            told["candidates"] = [shown(i, one) for i, one in enumerate(ranked(pool))]
-        for i, one in enumerate(answered(ranked(pool), n)):
-            report = {"value": one.value, **(told if i == 0 else {})}
+            shared["candidates"] = [describe(i, one) for i, one in enumerate(rank(pool))]
+        for i, one in enumerate(take_distinct(rank(pool), n)):
+            report: Report = {"value": one.value, **shared} if i == 0 else {"value": one.value}
             yield Chunk(index=i, tokens=one.tokens, finish=one.finish or finish, report=report)
 
     def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:
         if self.n == 1:
-            return growing(1, max_tokens, max_tokens, "")
-        compared = growing(self.n, max_tokens, self.block, self.step, self.rounds)
+            return expansion_cost(1, max_tokens, max_tokens, "", guides=self.guides)
+        compared = expansion_cost(self.n, max_tokens, self.block, self.step, self.rounds, guides=self.guides)
         rest = self.beams * (max_tokens if self.step else max(0, max_tokens - self.rounds * self.block))
         last = self.beams * max_tokens if rest else 0
         return replace(compared, sampled=compared.sampled + rest, reward_tokens=compared.reward_tokens + last)
 
-    def _kept(self, found: list[Beginning], *, first: bool) -> list[Beginning]:
-        by_value = sorted(range(len(found)), key=lambda i: -(found[i].value or 0.0))
+    def _survivors(self, partials: list[PartialAnswer], *, first: bool) -> list[PartialAnswer]:
+        by_value = sorted(range(len(partials)), key=lambda i: -(partials[i].value or 0.0))
         if self.variant == "beam":
-            return [found[i] for i in by_value[: self.beams]]  # (1)
-        tree = [i // self.width if first else found[i].parent for i in range(len(found))]
-        return [found[next(i for i in by_value if tree[i] == t)] for t in range(self.beams)]  # (2)
+            return [partials[i] for i in by_value[: self.beams]]  # (1)
+        tree = [i // self.width if first else partials[i].parent for i in range(len(partials))]
+        return [partials[next(i for i in by_value if tree[i] == t)] for t in range(self.beams)]  # (2)

@@ -16,8 +16,25 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-from trimtab.decoders.protocols import Chunk, Engine, Reward, Sampling, Tokens, Work
-from trimtab.decoders.shared.candidates import Guides, Pool, Spread, check_answers, draw, drawing, ranked, shown
+from trimtab.decoders.protocols import (
+    Chunk,
+    Engine,
+    Reward,
+    Sampling,
+    Tokens,
+    Work,
+    base_alone,
+)
+from trimtab.decoders.shared.candidates import (
+    Guides,
+    Pool,
+    PoolMethod,
+    check_answers,
+    draw,
+    draw_cost,
+    rank,
+    show_chosen,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,20 +42,20 @@ class BestOfN:
     """The best of n candidates by the reward."""
 
     n: Pool = 16
-    guides: Guides = field(default_factory=dict)
-    diverse: Spread = None
+    guides: Guides = field(default_factory=base_alone)
+    diverse: PoolMethod = None
 
     async def __call__(
         self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, include: frozenset[str]
     ) -> AsyncGenerator[Chunk, None]:
         check_answers(n, self.n)
         pool = await draw(prompt, sampling, engine, reward, n=self.n, guides=self.guides, diverse=self.diverse)
-        best = ranked(pool)[:n]  # (1)
+        best = rank(pool)[:n]  # (1)
         async with aclosing(
-            shown(best, pool, include, [{"value": c.value, "candidate": c.index} for c in best])
+            show_chosen(best, pool, include, [{"value": c.value, "candidate": c.index} for c in best])
         ) as chunks:
             async for chunk in chunks:
                 yield chunk
 
     def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:
-        return drawing(self.n, max_tokens, self.diverse)
+        return draw_cost(self.n, max_tokens, self.diverse, guides=self.guides)

@@ -18,15 +18,33 @@ import math
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field
 
-from trimtab.decoders.protocols import Chunk, Engine, Reward, Sampling, Tokens, Work
-from trimtab.decoders.shared.blocks import Beginning, Block, PrefixReward, Step, cut, growing, grown, ranked
-from trimtab.decoders.shared.candidates import Guides, Pool, check_pieced, derived, generator, softmax
-from trimtab.decoders.shared.streams import merged
+from trimtab.decoders.protocols import (
+    Chunk,
+    Engine,
+    Reward,
+    Sampling,
+    Tokens,
+    Work,
+    base_alone,
+)
+from trimtab.decoders.report import Report
+from trimtab.decoders.shared.blocks import (
+    Block,
+    PartialAnswer,
+    PrefixReward,
+    Step,
+    expand,
+    expansion_cost,
+    limit_reason,
+    rank,
+)
+from trimtab.decoders.shared.candidates import Guides, Pool, derive_seed, make_generator, softmax
+from trimtab.decoders.shared.streams import merge
 
 STREAM = 2310_17022
 
@@ -40,30 +58,30 @@ class Blockwise:
     step: Step = ""
     prefix_reward: PrefixReward = None
     beta: Annotated[float, Field(ge=0, description="draw a block by softmax(reward / beta); 0 takes the best")] = 0.0
-    guides: Guides = field(default_factory=dict)
+    guides: Guides = field(default_factory=base_alone)
 
     async def __call__(
         self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, include: frozenset[str]
     ) -> AsyncGenerator[Chunk, None]:
-        check_pieced("blockwise", sampling)
         answers = [self._answer(i, prompt, sampling, engine, reward) for i in range(n)]
-        async with aclosing(merged(answers)) as chunks:
+        async with aclosing(merge(answers)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
     def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:
         alone = self.n == 1
-        return growing(self.n, max_tokens, max_tokens if alone else self.block, "" if alone else self.step).times(n)
+        block, step = (max_tokens, "") if alone else (self.block, self.step)
+        return expansion_cost(self.n, max_tokens, block, step, guides=self.guides).times(n)
 
     async def _answer(
         self, i: int, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward
     ) -> AsyncGenerator[Chunk, None]:
-        rng = generator(sampling.seed, STREAM + i)
+        rng = make_generator(sampling.seed, STREAM + i)
         block = self.block if self.n > 1 else sampling.max_tokens
-        answer, blocks, finish = Beginning(), 0, None
+        answer, blocks, finish = PartialAnswer(), 0, None
         while finish is None:
-            kept = len(answer.tokens)
-            found = await grown(
+            prefix_length = len(answer.tokens)
+            partials = await expand(
                 prompt,
                 [answer],
                 sampling,
@@ -73,21 +91,21 @@ class Blockwise:
                 block=block,
                 step=self.step if self.n > 1 else "",
                 guides=self.guides,
-                seeds=[derived(sampling.seed, i, kept) if i or kept else sampling.seed],
+                seeds=[derive_seed(sampling.seed, i, prefix_length) if i or prefix_length else sampling.seed],
             )
-            scored = [one for one in found if one.value is not None]
-            finish = cut(found)
+            scored = [one for one in partials if one.value is not None]
+            finish = limit_reason(partials)
             if scored:
-                answer, blocks = self._chosen(ranked(scored)[:1] if finish else scored, rng), blocks + 1
+                answer, blocks = self._chosen(rank(scored)[:1] if finish else scored, rng), blocks + 1
                 finish = answer.finish or finish
-            told: dict[str, Any] = {}
+            report: Report = {}
             if finish is not None:
-                told = {"value": answer.value, "blocks": blocks}
+                report = {"value": answer.value, "blocks": blocks}
                 if not self.beta:
-                    told["kl_bound"] = blocks * (math.log(self.n) - (self.n - 1) / self.n)
-            yield Chunk(index=i, tokens=answer.tokens[kept:], finish=finish, report=told)
+                    report["kl_bound"] = blocks * (math.log(self.n) - (self.n - 1) / self.n)
+            yield Chunk(index=i, tokens=answer.tokens[prefix_length:], finish=finish, report=report)
 
-    def _chosen(self, blocks: list[Beginning], rng: np.random.Generator) -> Beginning:
+    def _chosen(self, blocks: list[PartialAnswer], rng: np.random.Generator) -> PartialAnswer:
         values = [one.value or 0.0 for one in blocks]
         if self.beta:
             return blocks[int(rng.choice(len(blocks), p=softmax(values, self.beta)))]

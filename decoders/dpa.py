@@ -22,7 +22,7 @@ from typing import Annotated
 from pydantic import Field
 
 from trimtab.decoders.protocols import Chunk, Engine, Mixture, Reward, Sampling, Tokens, Work
-from trimtab.preferences.preference_direction import Prompt, Wish
+from trimtab.preferences.preference_direction import PreferenceDirection, Prompt
 
 Guides = Annotated[Mixture, Field(description="exponent per guide that the answers are drawn with as well")]
 
@@ -31,27 +31,27 @@ Guides = Annotated[Mixture, Field(description="exponent per guide that the answe
 class Directional:
     """A direction in reward space, told to a model that was trained to obey it."""
 
-    wish: Wish
+    direction: PreferenceDirection
     prompt: Prompt = None
     guides: Guides = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.wish.template is None:
+        if self.direction.template is None:
             raise ValueError("this server has no preference prompt to say a direction with")
 
     @property
     def mixture(self) -> Mixture:
-        return {**self.wish.reads, **self.guides}
+        return {**self.direction.reader_mixture, **self.guides}
 
     async def __call__(
         self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, include: frozenset[str]
     ) -> AsyncGenerator[Chunk, None]:
-        assert self.wish.template is not None
-        said = self.wish.template.said(self.wish.v)
-        told = await engine.render_with_instruction(said, role=self.wish.template.role)
-        async with aclosing(engine.generate(told, sampling, n=n, guides=self.mixture)) as chunks:  # (1)
+        assert self.direction.template is not None
+        text = self.direction.template.render(self.direction.v)
+        instructed = await engine.render_with_instruction(text, role=self.direction.template.role)
+        async with aclosing(engine.generate(instructed, sampling, n=n, guides=self.mixture)) as chunks:  # (1)
             async for chunk in chunks:
-                yield replace(chunk, report={"preference_prompt": said}) if chunk.finish else chunk
+                yield replace(chunk, report={"preference_prompt": text}) if chunk.finish else chunk
 
     def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:
-        return Work(candidates=n, sampled=n * max_tokens)
+        return Work(candidates=n, sampled=n * max_tokens, mixtures={"": self.mixture})

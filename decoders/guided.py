@@ -32,7 +32,17 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from trimtab.decoders.protocols import BASE, Chunk, Engine, Mixture, Reward, Sampling, Tokens, Work
+from trimtab.decoders.protocols import (
+    BASE,
+    Chunk,
+    Engine,
+    Mixture,
+    Reward,
+    Sampling,
+    Tokens,
+    Work,
+    member_alone,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +80,7 @@ class Guided:
 
     def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:
         traced = 2 + len(self.mixture) if "trace" in include else 0
-        return Work(candidates=n, sampled=n * max_tokens, scored=n * max_tokens * traced)
+        return Work(candidates=n, sampled=n * max_tokens, scored=n * max_tokens * traced, mixtures={"": self.mixture})
 
     async def _trace(self, prompt: Tokens, answer: Tokens, sampling: Sampling, engine: Engine) -> dict[str, Any]:
         """Per token of the answer: exact KL(q || base) and log Z_t, in nats; `log_weight` = sum_t log Z_t.
@@ -82,7 +92,7 @@ class Guided:
         kl, drawn, *scores = await asyncio.gather(
             engine.divergence(prompt, answer, guides=self.mixture),
             engine.score(prompt, answer, guides=self.mixture),
-            *(engine.score(prompt, answer, guides={m: 1.0}) for m in members),
+            *(engine.score(prompt, answer, guides=member_alone(m)) for m in members),
         )
         weighted = [[w * logprob for logprob in score] for w, score in zip(members.values(), scores, strict=True)]
         log_z = [math.fsum(step) - q for step, q in zip(zip(*weighted, strict=True), drawn, strict=True)]  # (2)
@@ -91,6 +101,14 @@ class Guided:
 
 Exponent = Annotated[float, Field(description="how far the guide pulls; 0 is the base")]
 Member = Annotated[str, Field(description="a guide's name")]
+
+
+def add_exponents(*terms: tuple[str, float]) -> Mixture:
+    """Each member's exponents summed: a paper's model may be the base too."""
+    total: dict[str, float] = {}
+    for member, w in terms:
+        total[member] = total.get(member, 0.0) + w
+    return total
 
 
 def genarm(
@@ -108,7 +126,7 @@ def dera(
     lambda_: Annotated[float, Field(alias="lambda", description="0 is the base, 1 the aligned model, above 1 beyond")],
 ) -> Guided:
     """Decoding-time realignment: (1 - lambda) log p_base + lambda log p_aligned; beta becomes beta / lambda."""
-    return Guided(guides={BASE: 1 - lambda_, aligned: lambda_})
+    return Guided(guides=add_exponents((BASE, 1 - lambda_), (aligned, lambda_)))
 
 
 def mod(*, guides: Annotated[Mixture, Field(description="weight per aligned model; they sum to 1")]) -> Guided:
@@ -128,7 +146,7 @@ def proxy_tuning(*, expert: Member, antiexpert: Member, alpha: Exponent = 1.0) -
     """
     if expert == antiexpert:
         raise ValueError("expert and antiexpert must be two guides")
-    return Guided(guides={expert: alpha, antiexpert: -alpha})
+    return Guided(guides=add_exponents((BASE, 1.0), (expert, alpha), (antiexpert, -alpha)))
 
 
 def contrastive(
@@ -137,4 +155,4 @@ def contrastive(
     alpha: Annotated[float, Field(ge=0, le=1, description="plausibility: p_base >= alpha * max p_base")] = 0.1,
 ) -> Guided:
     """Contrastive decoding, the base as the expert: log p_base - log p_amateur on the plausible tokens only."""
-    return Guided(guides={amateur: -1.0}, plausibility=alpha)
+    return Guided(guides=add_exponents((BASE, 1.0), (amateur, -1.0)), plausibility=alpha)

@@ -27,21 +27,30 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from trimtab.decoders.protocols import Chunk, Engine, Reward, Sampling, Tokens, Work
+from trimtab.decoders.protocols import (
+    Chunk,
+    Engine,
+    Reward,
+    Sampling,
+    Tokens,
+    Work,
+    base_alone,
+)
+from trimtab.decoders.report import Report
 from trimtab.decoders.shared.candidates import (
     Beta,
     Guides,
-    Spread,
+    PoolMethod,
     check_answers,
     draw,
-    drawing,
-    ended,
-    filled,
-    scored,
-    shown,
+    draw_cost,
+    fill_up,
+    select_ended,
+    select_scored,
+    show_chosen,
     softmax,
 )
-from trimtab.decoders.shared.similarity import f1, words
+from trimtab.decoders.shared.similarity import f1, split_words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,22 +65,23 @@ class MinimumBayesRisk:
         Literal["uniform", "softmax"], Field(description="what likeness to a candidate counts: 1 or exp(reward / beta)")
     ] = "uniform"
     beta: Beta = 1.0
-    guides: Guides = field(default_factory=dict)
-    diverse: Spread = None
+    guides: Guides = field(default_factory=base_alone)
+    diverse: PoolMethod = None
 
     async def __call__(
         self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, include: frozenset[str]
     ) -> AsyncGenerator[Chunk, None]:
         check_answers(n, self.n)
-        asked = None if self.weighting == "uniform" else reward
-        pool = await draw(prompt, sampling, engine, asked, n=self.n, guides=self.guides, diverse=self.diverse)
-        candidates, rewards = (ended(pool), []) if asked is None else scored(pool)
+        scorer = None if self.weighting == "uniform" else reward
+        pool = await draw(prompt, sampling, engine, scorer, n=self.n, guides=self.guides, diverse=self.diverse)
+        candidates, rewards = (select_ended(pool), []) if scorer is None else select_scored(pool)
         texts = [engine.text(c.tokens) if self.utility == "rouge1" else "" for c in candidates]
         weights = softmax(rewards, self.beta) if rewards else np.full(len(candidates), 1 / max(len(candidates) - 1, 1))
 
         def expected() -> list[float]:
             bags: list[Sequence[Hashable]] = [
-                words(text) if self.utility == "rouge1" else c.tokens for c, text in zip(candidates, texts, strict=True)
+                split_words(text) if self.utility == "rouge1" else c.tokens
+                for c, text in zip(candidates, texts, strict=True)
             ]
             likeness = f1(bags)
             np.fill_diagonal(likeness, 0)
@@ -80,13 +90,16 @@ class MinimumBayesRisk:
 
         utilities = await asyncio.to_thread(expected)
         order = sorted(range(len(candidates)), key=lambda i: -utilities[i])
-        chosen = filled([candidates[i] for i in order], pool, n)
-        told = {candidates[i].index: {"expected_utility": utilities[i]} for i in order}
-        reports = [{"value": c.value, "candidate": c.index, **told.get(c.index, {})} for c in chosen]
-        async with aclosing(shown(chosen, pool, include, reports)) as chunks:
+        chosen = fill_up([candidates[i] for i in order], pool, n)
+        expected_utility = {candidate.index: u for candidate, u in zip(candidates, utilities, strict=True)}
+        reports: list[Report] = [{"value": c.value, "candidate": c.index} for c in chosen]
+        for report in reports:
+            if report["candidate"] in expected_utility:
+                report["expected_utility"] = expected_utility[report["candidate"]]
+        async with aclosing(show_chosen(chosen, pool, include, reports)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
     def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:
-        work = drawing(self.n, max_tokens, self.diverse)
+        work = draw_cost(self.n, max_tokens, self.diverse, guides=self.guides)
         return replace(work, reward_tokens=0) if self.weighting == "uniform" else work

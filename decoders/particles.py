@@ -34,25 +34,36 @@ import asyncio
 import math
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from trimtab.decoders.protocols import Chunk, Engine, LimitReached, Reward, Sampling, Tokens, Work
-from trimtab.decoders.shared.answers import extractor, votes
+from trimtab.decoders.protocols import (
+    Chunk,
+    Engine,
+    LimitReached,
+    Reward,
+    Sampling,
+    Tokens,
+    Work,
+    base_alone,
+    is_base_alone,
+)
+from trimtab.decoders.report import Report
+from trimtab.decoders.shared.answers import count_votes, make_extractor
 from trimtab.decoders.shared.blocks import (
-    Beginning,
     Block,
+    PartialAnswer,
     PrefixReward,
     Step,
-    answered,
-    cut,
-    growing,
-    grown,
-    ranked,
-    shown,
+    describe,
+    expand,
+    expansion_cost,
+    limit_reason,
+    rank,
+    take_distinct,
 )
 from trimtab.decoders.shared.candidates import (
     Beta,
@@ -62,11 +73,10 @@ from trimtab.decoders.shared.candidates import (
     Vector,
     VoteBy,
     check_answers,
-    check_pieced,
     check_target,
     correction,
-    derived,
-    generator,
+    derive_seed,
+    make_generator,
     softmax,
 )
 
@@ -92,23 +102,22 @@ class Particles:
     ] = "sample"
     extractor: VoteBy = "number"
     target: Target = "proposal"
-    guides: Guides = field(default_factory=dict)
+    guides: Guides = field(default_factory=base_alone)
 
     def __post_init__(self) -> None:
-        extractor(self.extractor)
+        make_extractor(self.extractor)
 
     async def __call__(
         self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, include: frozenset[str]
     ) -> AsyncGenerator[Chunk, None]:
-        check_pieced("particles", sampling)
         check_answers(n, self.n)
         check_target(self.target, sampling)
-        rng = generator(sampling.seed, STREAM)
-        system = System(particles=[Beginning()] * self.n, logw=np.zeros(self.n))
+        rng = make_generator(sampling.seed, STREAM)
+        system = System(particles=[PartialAnswer()] * self.n, logw=np.zeros(self.n))
         finish: str | None = None
         while finish is None and not all(one.finish for one in system.particles):
             grew = await self._grown(system, prompt, sampling, engine, reward)
-            if (finish := cut(grew)) is not None:
+            if (finish := limit_reason(grew)) is not None:
                 break
             system.weigh(grew, await self._increments(system.particles, grew, prompt, engine))
             if any(one.finish is None for one in grew):
@@ -117,35 +126,36 @@ class Particles:
             pool = [one for one in [*grew, *system.particles] if one.tokens]
             if not pool:
                 raise LimitReached(finish)
-            chosen = answered(ranked(pool), n)
+            chosen = take_distinct(rank(pool), n)
         else:
-            chosen = answered(await asyncio.to_thread(self._order, system, rng, engine), n)
-        told = system.told()
+            chosen = take_distinct(await asyncio.to_thread(self._order, system, rng, engine), n)
+        shared = system.report()
         if finish is None and self.variant == "increments":
-            told["kl"] = system.mean_reward / self.beta - told["log_normaliser"]
+            shared["kl"] = system.mean_reward / self.beta - shared["log_normaliser"]
         if "candidates" in include:
-            told["candidates"] = [
-                shown(i, one) | {"weight": float(w)}
+            shared["candidates"] = [
+                describe(i, one) | {"weight": float(w)}
                 for i, (one, w) in enumerate(zip(system.particles, system.weights, strict=True))
             ]
         for i, one in enumerate(chosen):
-            report = {"value": one.value, **(told if i == 0 else {})}
+            report: Report = {"value": one.value, **shared} if i == 0 else {"value": one.value}
             yield Chunk(index=i, tokens=one.tokens, finish=one.finish or finish, report=report)
 
     def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:
         alone = self.n == 1
-        work = growing(self.n, max_tokens, max_tokens if alone else self.block, "" if alone else self.step)
-        corrected = 2 * work.sampled if self.target == "base" and self.guides else 0
+        block, step = (max_tokens, "") if alone else (self.block, self.step)
+        work = expansion_cost(self.n, max_tokens, block, step, guides=self.guides)
+        corrected = 2 * work.sampled if self.target == "base" and not is_base_alone(self.guides) else 0
         return replace(work, scored=corrected)
 
     async def _grown(
         self, system: System, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward
-    ) -> list[Beginning]:
+    ) -> list[PartialAnswer]:
         whole = self.n == 1  # nothing to compare: drawn in one piece
         begun = system.blocks > 0
-        return await grown(
+        return await expand(
             prompt,
-            system.particles if begun else [Beginning()],
+            system.particles if begun else [PartialAnswer()],
             sampling,
             engine,
             reward,
@@ -153,15 +163,15 @@ class Particles:
             block=sampling.max_tokens if whole else self.block,
             step="" if whole else self.step,
             guides=self.guides,
-            seeds=[derived(sampling.seed, j, system.blocks) if begun else sampling.seed for j in range(self.n)],
+            seeds=[derive_seed(sampling.seed, j, system.blocks) if begun else sampling.seed for j in range(self.n)],
         )
 
     async def _increments(
-        self, before: Sequence[Beginning], after: Sequence[Beginning], prompt: Tokens, engine: Engine
+        self, before: Sequence[PartialAnswer], after: Sequence[PartialAnswer], prompt: Tokens, engine: Engine
     ) -> Vector:
         """[N] (3) of those that grew, 0 of the others."""
 
-        async def increment(old: Beginning, new: Beginning) -> float:
+        async def increment(old: PartialAnswer, new: PartialAnswer) -> float:
             if old.finish is not None:
                 return 0.0
             assert new.value is not None
@@ -171,15 +181,15 @@ class Particles:
 
         return np.array(await asyncio.gather(*(increment(o, a) for o, a in zip(before, after, strict=True))))
 
-    def _order(self, system: System, rng: np.random.Generator, engine: Engine) -> list[Beginning]:
+    def _order(self, system: System, rng: np.random.Generator, engine: Engine) -> list[PartialAnswer]:
         """The particles, best first by `answer`."""
         if self.answer == "max_reward":
-            return ranked(system.particles)
+            return rank(system.particles)
         if self.answer == "sample":
             with np.errstate(divide="ignore"):
                 keys = np.log(system.weights) + rng.gumbel(size=self.n)  # without replacement, the first by weight
             return [system.particles[i] for i in np.argsort(-keys, kind="stable")]
-        merit = votes([engine.text(one.tokens) for one in system.particles], system.weights, self.extractor)
+        merit = count_votes([engine.text(one.tokens) for one in system.particles], system.weights, self.extractor)
         return [system.particles[i] for i in np.argsort(-np.array(merit), kind="stable")]
 
 
@@ -187,7 +197,7 @@ class Particles:
 class System:
     """N particles and their weights."""
 
-    particles: list[Beginning]
+    particles: list[PartialAnswer]
     logw: Vector
     """[N] since the last resampling."""
     blocks: int = 0
@@ -208,7 +218,7 @@ class System:
     def log_mean(self) -> float:
         return float(np.logaddexp.reduce(self.logw) - math.log(len(self.logw)))
 
-    def weigh(self, grew: list[Beginning], increments: Vector) -> None:
+    def weigh(self, grew: list[PartialAnswer], increments: Vector) -> None:
         self.particles, self.logw, self.blocks = grew, self.logw + increments, self.blocks + 1
 
     def resample(self, rng: np.random.Generator, ess: float, variant: str) -> None:
@@ -216,7 +226,7 @@ class System:
         if variant == "increments" and self.effective >= ess * n:
             return
         multinomial = variant == "pf_reference"
-        ancestors = rng.choice(n, size=n, p=self.weights) if multinomial else systematic(self.weights, rng)
+        ancestors = rng.choice(n, size=n, p=self.weights) if multinomial else resample_systematically(self.weights, rng)
         self.log_normaliser += self.log_mean
         self.resampled += 1
         self.particles, self.logw = [self.particles[i] for i in ancestors], np.zeros(n)
@@ -225,7 +235,7 @@ class System:
     def mean_reward(self) -> float:
         return float(self.weights @ np.array([one.value for one in self.particles]))
 
-    def told(self) -> dict[str, Any]:
+    def report(self) -> Report:
         return {
             "blocks": self.blocks,
             "resampled": self.resampled,
@@ -235,7 +245,7 @@ class System:
         }
 
 
-def systematic(weights: Vector, rng: np.random.Generator) -> NDArray[np.int64]:
+def resample_systematically(weights: Vector, rng: np.random.Generator) -> NDArray[np.int64]:
     """[N] ancestors: each i between floor(N w_i) and ceil(N w_i) times."""
     places = (np.arange(len(weights)) + rng.random()) / len(weights)
     return np.minimum(np.searchsorted(np.cumsum(weights), places, side="right"), len(weights) - 1).astype(np.int64)

@@ -26,6 +26,11 @@ def base_alone() -> Mixture:
     return {BASE: 1.0}
 
 
+def member_alone(member: str) -> Mixture:
+    """One member's own distribution."""
+    return {BASE: 0.0, member: 1.0}
+
+
 def normalise_mixture(mixture: Mixture) -> dict[str, float]:
     """The mixture with its base named; raises ValueError for one that is empty or all zeros."""
     if not mixture:
@@ -88,9 +93,9 @@ class Chunk:
     """"stop" (end of sequence or stop string), "length", "step", one of `LIMIT_REASONS`, or the engine's own reason."""
     report: Report = field(default_factory=Report)
     logprobs: tuple[float, ...] | None = None
-    """[T] of the tokens under the mixture, untempered, in nats; None unless `Sampling.measured`."""
+    """[T] of the tokens under the mixture, as plausibility leaves it, untempered; None unless `Sampling.measured`."""
     entropies: tuple[float, ...] | None = None
-    """[T] of the mixture's next token before each of the tokens, in nats; None unless `Sampling.measured`."""
+    """[T] of the distribution that each was drawn from, untempered too, in nats; None unless `Sampling.measured`."""
     engine_output: Any = None
     """The engine's own object for these tokens (text, log-probs). None: the tokens are all there is."""
 
@@ -111,8 +116,11 @@ class Work:
     """Answers begun or drawn anew from the middle, in all; 0 is `candidates`. What only looks ahead is no answer."""
     top_logprobs: int = 0
     """Next tokens whose log-probs the engine is asked for at a time."""
-    mixtures: tuple[Mixture, ...] = ()
-    """Everything that tokens may be drawn with or scored under, each member at its largest exponent."""
+    mixtures: Mapping[str, Mixture] = field(default_factory=dict)
+    """All that tokens may be drawn with, by the parameter that says it ("" is what answers are drawn with), each member
+    at its largest exponent."""
+    terms: Mapping[str, str] = field(default_factory=dict)
+    """For messages: "candidates", "draws" or "top_logprobs" -> the parameters it comes from, as in "k * rollouts"."""
 
     def times(self, n: int) -> Work:
         """Of n such requests side by side."""

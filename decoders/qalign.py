@@ -1,4 +1,6 @@
-"""QAlign (arXiv 2504.03790; QUEST's suffix proposal): Markov chains over whole answers whose law becomes
+"""QAlign (arXiv 2504.03790; QUEST's suffix proposal): Markov chains over whole answers, drawn towards the reward.
+
+Their law becomes
 
     pi_beta(y) ~ pi(y) exp(r(x, y) / beta)                                                                           (1)
 
@@ -42,41 +44,41 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
 
 from trimtab.decoders.protocols import (
-    BASE,
     LIMIT_REASONS,
     Chunk,
     Engine,
     LimitReached,
-    Mixture,
     Reward,
     Sampling,
     Tokens,
     Work,
+    base_alone,
+    is_base_alone,
 )
-from trimtab.decoders.shared.answers import extractor, votes
+from trimtab.decoders.report import Report
+from trimtab.decoders.shared.answers import count_votes, make_extractor
 from trimtab.decoders.shared.candidates import (
     Beta,
     Guides,
     Target,
     Vector,
     VoteBy,
-    check_pieced,
     check_target,
     correction,
-    derived,
-    first,
-    generator,
-    stopped,
-    values,
+    derive_seed,
+    first_error,
+    make_generator,
+    score_all,
+    stop_position,
 )
-from trimtab.decoders.shared.convergence import FLOOR, Until, agreed, mixing
-from trimtab.decoders.shared.similarity import f1, words
+from trimtab.decoders.shared.convergence import FLOOR, StopRule, has_converged, measure_mixing
+from trimtab.decoders.shared.similarity import f1, split_words
 
 STREAM = 2504_03790
 
@@ -116,7 +118,7 @@ class QAlign:
     burn_in: Annotated[int, Field(ge=0, description="first states of each chain that do not count")] = 0
     thin: Annotated[int, Field(ge=1, description="every which state counts after them")] = 1
     until: Annotated[
-        Until | None,
+        StopRule | None,
         Field(description="stop sooner: {r_hat, effective_sample_size, floor}, once what is named is reached"),
     ] = None
     answer: Annotated[
@@ -124,44 +126,44 @@ class QAlign:
     ] = "mbr"
     extractor: VoteBy = "number"
     target: Target = "proposal"
-    guides: Guides = field(default_factory=dict)
+    guides: Guides = field(default_factory=base_alone)
 
     def __post_init__(self) -> None:
-        extractor(self.extractor)
+        make_extractor(self.extractor)
         if self.burn_in > self.steps:
             raise ValueError(f"burn_in={self.burn_in} leaves nothing of steps={self.steps}")
         if self.until is not None and not self.until.keys() - {"floor"}:
             raise ValueError("until names neither r_hat nor effective_sample_size")
 
-    @property
-    def draws(self) -> int:
-        """Answers begun and suffixes drawn, at most."""
-        return self.chains * (self.steps + 1)
-
-    @property
-    def proposal(self) -> Mixture:
-        return {BASE: 1.0, **self.guides}
-
     async def __call__(
         self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, include: frozenset[str]
     ) -> AsyncGenerator[Chunk, None]:
-        check_pieced("qalign", sampling)
         check_target(self.target, sampling)
         if self.answer == "last" and n > self.chains:
             raise ValueError(f"n={n} answers cannot be the last of params.chains={self.chains}")
         chains = await self._chains(prompt, sampling, engine, reward)
         chosen = await self._answers(chains, engine, n)
-        told = diagnosis(chains, self.burn_in) | history(chains, include)
-        if warnings := cautions(sampling):
-            told["warnings"] = warnings
+        shared: Report = {**diagnose(chains, self.burn_in), **describe_history(chains, include)}
+        if warnings := warn_of_warped_law(sampling):
+            shared["warnings"] = warnings
         for i, state in enumerate(chosen):
-            report = {"value": None if math.isnan(state.reward) else state.reward, **(told if i == 0 else {})}
+            value = None if math.isnan(state.reward) else state.reward
+            report: Report = {"value": value, **shared} if i == 0 else {"value": value}
             yield Chunk(index=i, tokens=state.tokens, finish=state.finish, report=report)
 
     def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:
-        most = self.draws * max_tokens
-        corrected = 2 * most if self.target == "base" and self.guides else 0
-        return Work(candidates=self.chains, sampled=most, scored=corrected, reward_tokens=most)
+        draws = self.chains * (self.steps + 1)
+        most = draws * max_tokens
+        corrected = 2 * most if self.target == "base" and not is_base_alone(self.guides) else 0
+        return Work(
+            candidates=self.chains,
+            draws=draws,
+            sampled=most,
+            scored=corrected,
+            reward_tokens=most,
+            mixtures={"": self.guides},
+            terms={"candidates": "chains", "draws": "chains * (steps + 1)"},
+        )
 
     async def _chains(self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward) -> list[Chain]:
         """The chains, run to their end, or to the length at which they were found to agree."""
@@ -179,7 +181,7 @@ class QAlign:
             while not enough and shortest >= (length := max(floor, looked + 1, looked * 5 // 4)):
                 looked = length
                 rewards = np.array([[s.reward for s in c.states[self.burn_in :][:length]] for c in chains])
-                if agreed(rewards, self.until):
+                if has_converged(rewards, self.until):
                     enough = self.burn_in + length
                     for task in tasks:
                         task.cancel()
@@ -189,7 +191,7 @@ class QAlign:
                 for c, chain in enumerate(chains):
                     tasks.append(group.create_task(self._run(chain, c, prompt, sampling, engine, reward, look)))
         except ExceptionGroup as errors:
-            raise first(errors) from None
+            raise first_error(errors) from None
         return [c.up_to(enough) for c in chains] if enough else chains
 
     async def _run(
@@ -203,26 +205,26 @@ class QAlign:
         look: Callable[[], None],
     ) -> None:
         """Takes the chain's steps, and looks after each."""
-        rng = generator(sampling.seed, STREAM + c)
+        rng = make_generator(sampling.seed, STREAM + c)
 
-        async def drawn(kept: Tokens, seed: int | None) -> State:
+        async def drawn(prefix: Tokens, seed: int | None) -> State:
             """(2), and its reward unless it was cut."""
-            suffix = replace(sampling, max_tokens=sampling.max_tokens - len(kept), stream=False, seed=seed)
-            tokens, finish = list(kept), ""
-            async with aclosing(engine.generate([*prompt, *kept], suffix, n=1, guides=self.proposal)) as chunks:
+            suffix = replace(sampling, max_tokens=sampling.max_tokens - len(prefix), stream=False, seed=seed)
+            tokens, finish = list(prefix), ""
+            async with aclosing(engine.generate([*prompt, *prefix], suffix, n=1, guides=self.guides)) as chunks:
                 async for chunk in chunks:
                     tokens += chunk.tokens
                     finish = chunk.finish or finish
-            if (end := stopped(tokens, len(kept), sampling.stop, engine)) is not None:
+            if (end := stop_position(tokens, len(prefix), sampling.stop, engine)) is not None:
                 tokens, finish = tokens[:end], "stop"
             state = State(tokens=tuple(tokens), finish=finish)
             if finish in LIMIT_REASONS:
                 return state
-            [score] = await values(reward, prompt, [tokens])
+            [score] = await score_all(reward, prompt, [tokens])
             moved = await correction(prompt, tokens, engine, target=self.target, guides=self.guides)
             return replace(state, reward=score, correction=moved)
 
-        y = await drawn((), sampling.seed if c == 0 else derived(sampling.seed, c, 0))
+        y = await drawn((), sampling.seed if c == 0 else derive_seed(sampling.seed, c, 0))
         if y.finish in LIMIT_REASONS:
             chain.cut = y
             return
@@ -230,7 +232,7 @@ class QAlign:
         look()
         for t in range(1, self.steps + 1):
             i, u = int(rng.integers(len(y.tokens))), rng.random()
-            proposed = await drawn(y.tokens[:i], derived(sampling.seed, c, t))
+            proposed = await drawn(y.tokens[:i], derive_seed(sampling.seed, c, t))
             if proposed.finish in LIMIT_REASONS:
                 return
             log_ratio = (
@@ -269,17 +271,17 @@ class QAlign:
     def _ranks(self, texts: Sequence[str], weight: Vector) -> list[int]:
         """States, best first, by likeness to the others or by votes; ties stay in the order visited."""
         if self.answer == "mbr":
-            likeness = f1([words(text) for text in texts])
+            likeness = f1([split_words(text) for text in texts])
             np.fill_diagonal(likeness, 1.0)  # a state is like itself however often it was visited
             merit = np.round(likeness @ weight, 12)
         else:
-            merit = np.array(votes(texts, weight, self.extractor))
+            merit = np.array(count_votes(texts, weight, self.extractor))
         return [int(i) for i in np.argsort(-merit, kind="stable")]
 
 
-def cautions(sampling: Sampling) -> list[str]:
+def warn_of_warped_law(sampling: Sampling) -> list[str]:
     """Where the law that is tilted is not the model's own."""
-    told = []
+    warnings = []
     if not sampling.exact:
         warped = [
             f"{name}={value:g}"
@@ -290,38 +292,38 @@ def cautions(sampling: Sampling) -> list[str]:
             )
             if value != neutral
         ]
-        told.append(f"the law tilted by the reward is the model's under {', '.join(warped)}, not the model's own")
+        warnings.append(f"the law tilted by the reward is the model's under {', '.join(warped)}, not the model's own")
     if sampling.stop:
-        told.append("the law tilted by the reward is that of answers ended at a stop string")
-    return told
+        warnings.append("the law tilted by the reward is that of answers ended at a stop string")
+    return warnings
 
 
-def diagnosis(chains: Sequence[Chain], burn_in: int) -> dict[str, Any]:
+def diagnose(chains: Sequence[Chain], burn_in: int) -> Report:
     """Of all chains: steps, acceptance and lengths; of the rewards after `burn_in` split R-hat and effective size."""
     accepted = [a for c in chains for a in c.accepted]
     lengths = [len(s.tokens) for c in chains for s in c.states]
-    told: dict[str, Any] = {"chains": len(chains), "steps": len(accepted)}
+    report: Report = {"chains": len(chains), "steps": len(accepted)}
     if accepted:
-        told["acceptance_rate"] = sum(accepted) / len(accepted)
+        report["acceptance_rate"] = sum(accepted) / len(accepted)
         taken = [len(s.tokens) for c in chains for s, a in zip(c.states[1:], c.accepted, strict=True) if a]
-        told["accepted_length"] = quantiles(taken) if taken else None
+        report["accepted_length"] = quantiles(taken) if taken else None
     if lengths:
-        told["length"] = quantiles(lengths)
+        report["length"] = quantiles(lengths)
     counted = [c.states[burn_in:] for c in chains]
     shortest = min(map(len, counted))
     if shortest >= 4:
         rewards = np.array([[s.reward for s in states[-shortest:]] for states in counted])
-        told["r_hat"], told["effective_sample_size"] = mixing(rewards)
-    return told
+        report["r_hat"], report["effective_sample_size"] = measure_mixing(rewards)
+    return report
 
 
-def history(chains: Sequence[Chain], include: frozenset[str]) -> dict[str, Any]:
+def describe_history(chains: Sequence[Chain], include: frozenset[str]) -> Report:
     """What of the chains' ways was asked for: each of them, and the states that they visited."""
     states = {s.tokens: s for c in chains for s in c.states}
-    told: dict[str, Any] = {}
+    report: Report = {}
     if "trace" in include:
         place = {tokens: i for i, tokens in enumerate(states)}
-        told["trace"] = [
+        report["trace"] = [
             {
                 "reward": [s.reward for s in c.states],
                 "length": [len(s.tokens) for s in c.states],
@@ -332,11 +334,11 @@ def history(chains: Sequence[Chain], include: frozenset[str]) -> dict[str, Any]:
         ]
     if "candidates" in include:
         visits = Counter(s.tokens for c in chains for s in c.states)
-        told["candidates"] = [
+        report["candidates"] = [
             {"index": i, "tokens": tokens, "finish_reason": s.finish, "value": s.reward, "visits": visits[tokens]}
             for i, (tokens, s) in enumerate(states.items())
         ]
-    return told
+    return report
 
 
 def quantiles(lengths: Sequence[int]) -> dict[str, float]:

@@ -23,19 +23,28 @@ from itertools import islice
 
 import numpy as np
 
-from trimtab.decoders.protocols import Chunk, Engine, Reward, Sampling, Tokens, Work
+from trimtab.decoders.protocols import (
+    Chunk,
+    Engine,
+    Reward,
+    Sampling,
+    Tokens,
+    Work,
+    base_alone,
+)
+from trimtab.decoders.report import Report
 from trimtab.decoders.shared.candidates import (
     Beta,
     Guides,
     Pool,
     check_answers,
     draw,
-    drawing,
-    filled,
-    generator,
-    scored,
-    shown,
-    tempered,
+    draw_cost,
+    fill_up,
+    make_generator,
+    select_scored,
+    show_chosen,
+    temper,
 )
 
 STREAM = 2309_06657
@@ -47,34 +56,32 @@ class RejectionSampling:
 
     n: Pool = 64
     beta: Beta = 0.5
-    guides: Guides = field(default_factory=dict)
+    guides: Guides = field(default_factory=base_alone)
 
     async def __call__(
         self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, include: frozenset[str]
     ) -> AsyncGenerator[Chunk, None]:
         check_answers(n, self.n)
         pool = await draw(prompt, sampling, engine, reward, n=self.n, guides=self.guides)
-        candidates, rewards = scored(pool)
-        accepted = list(islice(acceptances(rewards, self.beta, generator(sampling.seed, STREAM)), n))
-        chosen = filled([candidates[i] for i, _ in accepted], pool, n)
-        rates = [{"proposals": looked, "acceptance_rate": k / looked} for k, (_, looked) in enumerate(accepted, 1)]
-        reports = [
-            {"value": c.value, "candidate": c.index, **(rates[k] if k < len(rates) else {})}
-            for k, c in enumerate(chosen)
-        ]
-        async with aclosing(shown(chosen, pool, include, reports)) as chunks:
+        candidates, rewards = select_scored(pool)
+        accepted = list(islice(acceptances(rewards, self.beta, make_generator(sampling.seed, STREAM)), n))
+        chosen = fill_up([candidates[i] for i, _ in accepted], pool, n)
+        reports: list[Report] = [{"value": c.value, "candidate": c.index} for c in chosen]
+        for k, (report, (_, proposals)) in enumerate(zip(reports, accepted, strict=False), 1):
+            report.update({"proposals": proposals, "acceptance_rate": k / proposals})
+        async with aclosing(show_chosen(chosen, pool, include, reports)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
     def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:
-        return drawing(self.n, max_tokens)
+        return draw_cost(self.n, max_tokens, guides=self.guides)
 
 
 def acceptances(rewards: list[float], beta: float, random: np.random.Generator) -> Iterator[tuple[int, int]]:
     """(place, proposals looked at so far) of each acceptance in turn, until all are accepted."""
     left, looked = list(range(len(rewards))), 0
     while left:
-        chances = np.exp(tempered([rewards[i] for i in left], beta))
+        chances = np.exp(temper([rewards[i] for i in left], beta))
         rejected = []
         for i, chance in zip(left, chances, strict=True):
             looked += 1

@@ -1,4 +1,5 @@
-"""Robust preference selection (RPS, arXiv 2510.20498): ask a wish's neighbours too, choose by the wish itself.
+"""Robust preference selection (RPS, arXiv 2510.20498): draw along a direction's neighbours too, choose by the direction
+itself.
 
     v_1 … v_k within theta_max of v,    y_ij ~ pi(. | x, v_i),    y* = argmax_ij v . r(x, y_ij)                      (1)
 
@@ -26,29 +27,30 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
 
 from trimtab.decoders.protocols import BASE, Chunk, Engine, Mixture, Reward, Sampling, Tokens, Work
+from trimtab.decoders.report import Report
 from trimtab.decoders.shared.candidates import (
     Candidate,
     Guides,
     Vector,
     check_answers,
-    derived,
-    drawing,
-    filled,
-    generator,
-    perturbed,
-    pooled,
-    ranked,
-    scored,
-    shown,
+    derive_seed,
+    draw_cost,
+    fill_up,
+    make_generator,
+    perturb,
+    rank,
+    score_as_drawn,
+    select_scored,
+    show_chosen,
 )
-from trimtab.decoders.shared.streams import merged
-from trimtab.preferences.preference_direction import Prompt, Wish, between, neighbours
+from trimtab.decoders.shared.streams import merge
+from trimtab.preferences.preference_direction import PreferenceDirection, Prompt, angle_between, choose_neighbours
 
 STREAM = 2510_20498
 SOFT = STREAM + 1
@@ -56,9 +58,9 @@ SOFT = STREAM + 1
 
 @dataclass(frozen=True, kw_only=True)
 class Rps:
-    """Answers under k directions around the wish, and of these the one that the wish itself prefers."""
+    """Answers under k directions around the target, and of these the one that the target itself prefers."""
 
-    wish: Wish
+    direction: PreferenceDirection
     k: Annotated[int, Field(ge=1, le=1024, description="directions")] = 5
     m: Annotated[int, Field(ge=1, le=1024, description="answers per direction")] = 1
     theta_max: Annotated[float, Field(ge=0, le=180, description="farthest direction, in degrees")] = 30.0
@@ -78,54 +80,57 @@ class Rps:
     guides: Guides = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.over != "guides" and self.wish.template is None:
+        if self.over != "guides" and self.direction.template is None:
             raise ValueError("this server has no preference prompt: params.over must be 'guides'")
-        if self.over != "prompts" and (missing := set(self.wish.objectives) - (self.wish.guides or {}).keys()):
-            raise ValueError(f"params.over {self.over!r}: objective {min(missing)!r} has no guide on this server")
+        unguided = set(self.direction.objectives) - (self.direction.guides or {}).keys()
+        if self.over != "prompts" and unguided:
+            raise ValueError(f"params.over {self.over!r}: objective {min(unguided)!r} has no guide on this server")
 
     @property
     def mixture(self) -> Mixture:
         """The target's."""
-        return self._mixture(np.array(self.wish.v))
+        return self._mixture(np.array(self.direction.v))
 
     @property
     def farthest(self) -> Mixture:
         """The largest exponents that a direction can have."""
-        pulls = (self.wish.guides or {}).values() if self.over != "prompts" else ()
+        pulls = (self.direction.guides or {}).values() if self.over != "prompts" else ()
         return {guide: self.alpha * gain for pull in pulls for guide, gain in pull.items()}
 
     async def __call__(
         self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, include: frozenset[str]
     ) -> AsyncGenerator[Chunk, None]:
         check_answers(n, self.k * self.m)
-        rng = generator(sampling.seed, STREAM)
-        directions = neighbours(self.wish, self.k, self.theta_max, rng, mode=self.mode)
+        rng = make_generator(sampling.seed, STREAM)
+        directions = choose_neighbours(self.direction, self.k, self.theta_max, rng, mode=self.mode)
         columns = Columns(reward)
         answers = self._drawn(prompt, directions, sampling, engine)
-        pool = await pooled(prompt, answers, columns, n=self.k * self.m)
-        candidates, values = scored(pool)
+        pool = await score_as_drawn(prompt, answers, columns, n=self.k * self.m)
+        candidates, values = select_scored(pool)
         chosen, votes = candidates, Counter[int]()
         if self.selection == "soft":
-            order = np.argsort(-perturbed(values, self.lambda_, generator(sampling.seed, SOFT)), kind="stable")
+            order = np.argsort(-perturb(values, self.lambda_, make_generator(sampling.seed, SOFT)), kind="stable")
             chosen = [candidates[i] for i in order]
         elif self.selection == "consensus":
             votes = Counter(self._votes(candidates, columns, directions))
-            chosen = sorted(ranked(candidates), key=lambda c: -votes[c.index])
+            chosen = sorted(rank(candidates), key=lambda c: -votes[c.index])
         else:
-            chosen = ranked(candidates)  # (1)
-        best = filled(chosen, pool, n)
-        told = [self._told(c.index, directions) for c in pool]
-        reports = [
-            {"value": c.value, "candidate": c.index, **told[c.index]}
-            | ({"votes": votes[c.index]} if votes and c.value is not None else {})
-            for c in best
-        ]
-        async with aclosing(shown(best, pool, include, reports, told=told)) as chunks:
+            chosen = rank(candidates)  # (1)
+        best = fill_up(chosen, pool, n)
+        places = [self._place(c.index, directions) for c in pool]
+        reports: list[Report] = [{"value": c.value, "candidate": c.index, **places[c.index]} for c in best]
+        for report in reports:
+            if votes and report["value"] is not None:
+                report["votes"] = votes[report["candidate"]]
+        async with aclosing(show_chosen(best, pool, include, reports, more=places)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
     def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:
-        return drawing(self.k * self.m, max_tokens)
+        work = draw_cost(self.k * self.m, max_tokens, guides=self.mixture)
+        return replace(
+            work, mixtures={**work.mixtures, "alpha": {BASE: 1.0, **self.farthest}}, terms={"candidates": "k * m"}
+        )
 
     async def _drawn(
         self, prompt: Tokens, directions: Sequence[Vector], sampling: Sampling, engine: Engine
@@ -133,42 +138,45 @@ class Rps:
         """m answers per direction, the i-th direction's being i m … i m + m - 1."""
         together: dict[tuple[str, tuple[tuple[str, float], ...]], list[int]] = {}
         for i, v in enumerate(directions):
-            template = self.wish.template if self.over != "guides" else None
-            key = template.said(v) if template else "", tuple(sorted(self._mixture(v).items()))
+            template = self.direction.template if self.over != "guides" else None
+            key = template.render(v) if template else "", tuple(sorted(self._mixture(v).items()))
             together.setdefault(key, []).append(i)
         streams = []
-        for g, ((said, mixture), members) in enumerate(together.items()):
-            told = prompt
-            if said:
-                assert self.wish.template is not None
-                told = await engine.render_with_instruction(said, role=self.wish.template.role)
-            seed = derived(sampling.seed, STREAM, g) if g else sampling.seed
+        for g, ((text, mixture), members) in enumerate(together.items()):
+            instructed = prompt
+            if text:
+                assert self.direction.template is not None
+                instructed = await engine.render_with_instruction(text, role=self.direction.template.role)
+            seed = derive_seed(sampling.seed, STREAM, g) if g else sampling.seed
             whole = replace(sampling, stream=False, seed=seed)
             places = [i * self.m + j for i in members for j in range(self.m)]
-            drawn = engine.generate(told, whole, n=len(places), guides=dict(mixture))
-            streams.append(placed(drawn, places))
-        async with aclosing(merged(streams)) as chunks:
+            drawn = engine.generate(instructed, whole, n=len(places), guides=dict(mixture))
+            streams.append(renumber(drawn, places))
+        async with aclosing(merge(streams)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
     def _mixture(self, v: Vector) -> Mixture:
-        found = {BASE: 1.0} if self.over == "guides" else dict(self.wish.reads)
+        mixture = {BASE: 1.0} if self.over == "guides" else dict(self.direction.reader_mixture)
         if self.over != "prompts":
-            for objective, share in zip(self.wish.objectives, v, strict=True):
-                for guide, gain in (self.wish.guides or {})[objective].items():
-                    found[guide] = found.get(guide, 0.0) + self.alpha * gain * max(float(share), 0.0)
-        return {**found, **self.guides}
+            for objective, share in zip(self.direction.objectives, v, strict=True):
+                for guide, gain in (self.direction.guides or {})[objective].items():
+                    mixture[guide] = mixture.get(guide, 0.0) + self.alpha * gain * max(float(share), 0.0)
+        return {**mixture, **self.guides}
 
     def _votes(self, candidates: Sequence[Candidate], columns: Columns, directions: Sequence[Vector]) -> list[int]:
         """[k] what each direction would choose; its ties go to what the target likes better."""
-        rewards_NK = np.array([columns.said[c.tokens] for c in candidates])
+        rewards_NK = np.array([columns.rows[c.tokens] for c in candidates])
         order = sorted(range(len(candidates)), key=lambda i: -rewards_NK[i, 0])
         best = [int(np.argmax(rewards_NK[order, 1:] @ v)) for v in directions]
         return [candidates[order[i]].index for i in best]
 
-    def _told(self, index: int, directions: Sequence[Vector]) -> dict[str, Any]:
+    def _place(self, index: int, directions: Sequence[Vector]) -> Report:
         v = directions[index // self.m]
-        return {"direction": self.wish.named(v), "degrees_from_target": round(between(self.wish.v, v), 4)}
+        return {
+            "direction": self.direction.by_objective(v),
+            "degrees_from_target": round(angle_between(self.direction.v, v), 4),
+        }
 
 
 @dataclass
@@ -176,15 +184,15 @@ class Columns:
     """A reward of [N, 1 + d] as one of [N, 1], the first column; the whole rows are remembered."""
 
     reward: Reward
-    said: dict[tuple[int, ...], list[float]] = field(default_factory=dict)
+    rows: dict[tuple[int, ...], list[float]] = field(default_factory=dict)
 
     async def __call__(self, prompt: Tokens, completions: Sequence[Tokens]) -> list[list[float]]:
-        rows = await self.reward(prompt, completions)
-        self.said.update((tuple(tokens), row) for tokens, row in zip(completions, rows, strict=True))
-        return [row[:1] for row in rows]
+        scores = await self.reward(prompt, completions)
+        self.rows.update((tuple(tokens), row) for tokens, row in zip(completions, scores, strict=True))
+        return [row[:1] for row in scores]
 
 
-async def placed(chunks: AsyncGenerator[Chunk, None], places: Sequence[int]) -> AsyncGenerator[Chunk, None]:
+async def renumber(chunks: AsyncGenerator[Chunk, None], places: Sequence[int]) -> AsyncGenerator[Chunk, None]:
     """Its i-th answer as the answer `places[i]`."""
     async with aclosing(chunks):
         async for chunk in chunks:

@@ -25,18 +25,27 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from trimtab.decoders.protocols import Chunk, Engine, Reward, Sampling, Tokens, Work
+from trimtab.decoders.protocols import (
+    Chunk,
+    Engine,
+    Reward,
+    Sampling,
+    Tokens,
+    Work,
+    base_alone,
+)
+from trimtab.decoders.report import Report
 from trimtab.decoders.shared.candidates import (
     Guides,
     Pool,
     check_answers,
     draw,
-    drawing,
-    filled,
-    generator,
-    perturbed,
-    scored,
-    shown,
+    draw_cost,
+    fill_up,
+    make_generator,
+    perturb,
+    select_scored,
+    show_chosen,
     softmax,
 )
 
@@ -51,22 +60,24 @@ class SoftBestOfN:
         float, Field(alias="lambda", gt=0, description="temperature of the rewards, in their units; 0 is best of n")
     ]
     n: Pool = 16
-    guides: Guides = field(default_factory=dict)
+    guides: Guides = field(default_factory=base_alone)
 
     async def __call__(
         self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, include: frozenset[str]
     ) -> AsyncGenerator[Chunk, None]:
         check_answers(n, self.n)
         pool = await draw(prompt, sampling, engine, reward, n=self.n, guides=self.guides)
-        candidates, rewards = scored(pool)
+        candidates, rewards = select_scored(pool)
         weights = softmax(rewards, self.lambda_)  # (1)
-        order = np.argsort(-perturbed(rewards, self.lambda_, generator(sampling.seed, STREAM)), kind="stable")  # (2)
-        chosen = filled([candidates[i] for i in order], pool, n)
+        order = np.argsort(-perturb(rewards, self.lambda_, make_generator(sampling.seed, STREAM)), kind="stable")  # (2)
+        chosen = fill_up([candidates[i] for i in order], pool, n)
         size = float(1 / np.square(weights).sum())
-        reports = [{"value": c.value, "candidate": c.index, "effective_sample_size": size} for c in chosen]
-        async with aclosing(shown(chosen, pool, include, reports)) as chunks:
+        reports: list[Report] = [
+            {"value": c.value, "candidate": c.index, "effective_sample_size": size} for c in chosen
+        ]
+        async with aclosing(show_chosen(chosen, pool, include, reports)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
     def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:
-        return drawing(self.n, max_tokens)
+        return draw_cost(self.n, max_tokens, guides=self.guides)

@@ -10,10 +10,8 @@ answers. The lengths are the request's and not the free memory's as in the autho
 Answers are drawn in segments from one length to the next, each a generation of its own that begins at the tokens so
 far: a dropped answer draws nothing more, the prefix cache holds what a kept one has, and the number of tokens drawn
 does not hang on timing. Streams kept open would run ahead while rewards are computed, since an engine does not wait
-for its reader. What segments cost is that nothing of an answer but its tokens reaches the next segment: so sampling
-that looks back (penalties, grammars, min_tokens; all that `Sampling.constrained` covers) is refused, and a stop string
-that straddles a length is not seen. A segment's seed comes from the request's, the candidate and the segment; the first
-segment's draws are those of best of N.
+for its reader. A segment's seed comes from the request's, the candidate and the segment; the first segment's draws are
+those of best of N.
 
 Best so far: the best of the answers that have ended; before the first, the best of those kept, by its reward at the
 last length that it reached.
@@ -29,23 +27,32 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
-from trimtab.decoders.protocols import BASE, Chunk, Engine, Reward, Sampling, Tokens, Work
+from trimtab.decoders.protocols import (
+    Chunk,
+    Engine,
+    Reward,
+    Sampling,
+    Tokens,
+    Work,
+    base_alone,
+)
+from trimtab.decoders.report import Report
 from trimtab.decoders.shared.candidates import (
     Candidate,
     Guides,
     Pool,
     check_answers,
-    check_resumable,
-    derived,
+    derive_seed,
     draw,
-    first,
-    ranked,
-    shown,
-    values,
+    first_error,
+    rank,
+    score_all,
+    show_chosen,
+    stop_position,
 )
 
 
@@ -59,7 +66,7 @@ class SpeculativeRejection:
         tuple[int, ...],
         Field(strict=False, description="token counts at which candidates are compared; those below max_tokens apply"),
     ] = (64, 128, 256, 512, 1024, 2048, 4096)
-    guides: Guides = field(default_factory=dict)
+    guides: Guides = field(default_factory=base_alone)
 
     def __post_init__(self) -> None:
         if list(self.decisions) != sorted({*self.decisions} - {0}) or any(length < 0 for length in self.decisions):
@@ -70,39 +77,49 @@ class SpeculativeRejection:
     ) -> AsyncGenerator[Chunk, None]:
         check_answers(n, self.n)
         lengths = [t for t in self.decisions if t < sampling.max_tokens] if self.alpha and n < self.n else []
-        if lengths:
-            check_resumable("speculative_rejection", sampling)
         length, *later = [*lengths, sampling.max_tokens]
-        kept = await draw(prompt, replace(sampling, max_tokens=length), engine, reward, n=self.n, guides=self.guides)
+        survivors = await draw(
+            prompt, replace(sampling, max_tokens=length), engine, reward, n=self.n, guides=self.guides
+        )
         dropped: list[Candidate] = []
         decided: list[dict[str, int]] = []
-        while later and any(running(c, length) for c in kept):
-            keep = max(n, round((1 - self.alpha) * len(kept)))
-            dropped += [_dropped(c) if running(c, length) else c for c in ranked(kept)[keep:]]
-            decided.append({"tokens": length, "candidates": len(kept), "kept": keep})
-            kept = ranked(kept)[:keep]  # (1)
+        while later and any(is_running(c, length) for c in survivors):
+            keep = max(n, round((1 - self.alpha) * len(survivors)))
+            dropped += [_drop(c) if is_running(c, length) else c for c in rank(survivors)[keep:]]
+            decided.append({"tokens": length, "candidates": len(survivors), "kept": keep})
+            survivors = rank(survivors)[:keep]  # (1)
             here = length
             length, *later = later if keep > n else later[-1:]  # nothing more to decide: on to the end
-            kept = await self._carried_on(kept, here, length, prompt, sampling, engine, reward)
-        eligible = ranked([*kept, *(c for c in dropped if c.finish != DROPPED)])
+            survivors = await self._carried_on(survivors, here, length, prompt, sampling, engine, reward)
+        eligible = rank([*survivors, *(c for c in dropped if c.finish != DROPPED)])
         best = sorted(eligible, key=lambda c: not c.whole)[:n]  # (2)
-        pool = sorted([*kept, *dropped], key=lambda c: c.index)
-        reports: list[dict[str, Any]] = [{"value": c.value, "candidate": c.index, "decisions": decided} for c in best]
-        async with aclosing(shown(best, pool, include, reports)) as chunks:
+        pool = sorted([*survivors, *dropped], key=lambda c: c.index)
+        reports: list[Report] = [{"value": c.value, "candidate": c.index, "decisions": decided} for c in best]
+        async with aclosing(show_chosen(best, pool, include, reports)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
     def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:
         lengths = [t for t in self.decisions if t < max_tokens] if self.alpha and n < self.n else []
-        kept, here, sampled, reward_tokens = self.n, 0, 0, 0
+        survivors, here, sampled, reward_tokens = self.n, 0, 0, 0
         for length in [*lengths, max_tokens]:
-            sampled, reward_tokens, here = sampled + kept * (length - here), reward_tokens + kept * length, length
-            kept = max(n, round((1 - self.alpha) * kept))
-        return Work(candidates=self.n, sampled=sampled, reward_tokens=reward_tokens)
+            sampled, reward_tokens, here = (
+                sampled + survivors * (length - here),
+                reward_tokens + survivors * length,
+                length,
+            )
+            survivors = max(n, round((1 - self.alpha) * survivors))
+        return Work(
+            candidates=self.n,
+            sampled=sampled,
+            reward_tokens=reward_tokens,
+            mixtures={"": self.guides},
+            terms={"candidates": "n"},
+        )
 
     async def _carried_on(
         self,
-        kept: Sequence[Candidate],
+        survivors: Sequence[Candidate],
         here: int,
         length: int,
         prompt: Tokens,
@@ -114,22 +131,24 @@ class SpeculativeRejection:
 
         async def longer(c: Candidate) -> Candidate:
             segment = replace(
-                sampling, max_tokens=length - here, stream=False, seed=derived(sampling.seed, c.index, here)
+                sampling, max_tokens=length - here, stream=False, seed=derive_seed(sampling.seed, c.index, here)
             )
-            mixture = {BASE: 1.0, **self.guides}
-            async with aclosing(engine.generate([*prompt, *c.tokens], segment, n=1, guides=mixture)) as chunks:
-                drawn = [chunk async for chunk in chunks]
-            c = replace(c, pieces=(*c.pieces[:-1], replace(c.pieces[-1], finish=None), *drawn))
+            async with aclosing(engine.generate([*prompt, *c.tokens], segment, n=1, guides=self.guides)) as chunks:
+                drawn = [replace(chunk, engine_output=None) async for chunk in chunks]
+            before = [replace(piece, finish=None, engine_output=None) for piece in c.pieces]
+            c = replace(c, pieces=(*before, *drawn))
+            if (end := stop_position(c.tokens, here, sampling.stop, engine)) is not None:
+                c = replace(c, pieces=(Chunk(index=c.index, tokens=c.tokens[:end], finish="stop"),))
             if not c.whole:
                 return c
-            [score] = await values(reward, prompt, [c.tokens])
+            [score] = await score_all(reward, prompt, [c.tokens])
             return replace(c, value=score)
 
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(longer(c)) if running(c, here) else c for c in kept]
+                tasks = [group.create_task(longer(c)) if is_running(c, here) else c for c in survivors]
         except ExceptionGroup as errors:
-            raise first(errors) from None
+            raise first_error(errors) from None
         return [c if isinstance(c, Candidate) else c.result() for c in tasks]
 
 
@@ -137,10 +156,10 @@ DROPPED = "rejected"
 """The finish of an answer that (1) ended."""
 
 
-def running(candidate: Candidate, length: int) -> bool:
+def is_running(candidate: Candidate, length: int) -> bool:
     """Whether it was only interrupted, at `length`."""
     return candidate.finish == "length" and len(candidate.tokens) == length
 
 
-def _dropped(candidate: Candidate) -> Candidate:
+def _drop(candidate: Candidate) -> Candidate:
     return replace(candidate, pieces=(*candidate.pieces[:-1], replace(candidate.pieces[-1], finish=DROPPED)))

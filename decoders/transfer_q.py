@@ -36,10 +36,21 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from trimtab.decoders.protocols import BASE, Chunk, Engine, Mixture, Reward, Sampling, Tokens, Work
-from trimtab.decoders.shared.candidates import Guides, check_pieced, derived, softmax
-from trimtab.decoders.shared.rollouts import Answer, rollouts
-from trimtab.decoders.shared.tokenwise import Block, Likeliest, MinP, Tokenwise, deciding
+from trimtab.decoders.protocols import (
+    BASE,
+    Chunk,
+    Engine,
+    Mixture,
+    Reward,
+    Sampling,
+    Tokens,
+    Work,
+    base_alone,
+)
+from trimtab.decoders.registry import NamesReward
+from trimtab.decoders.shared.candidates import Guides, derive_seed, softmax
+from trimtab.decoders.shared.rollouts import Answer, roll_out
+from trimtab.decoders.shared.tokenwise import Block, Likeliest, MinP, Tokenwise, decision_cost
 
 ROLLOUT = 1
 """Of the seeds, what tells rollouts from other draws at the same place."""
@@ -60,9 +71,9 @@ class TransferQ:
     ] = None
     baseline: Annotated[
         Mixture, Field(min_length=1, description="exponent per member that rollouts are drawn with")
-    ] = field(default_factory=lambda: {BASE: 1.0})
+    ] = field(default_factory=base_alone)
     baseline_reward: Annotated[
-        Any, Field(description="for transfer: what the baseline is aligned to, written as `reward` is")
+        Any, NamesReward(), Field(description="for transfer: what the baseline is aligned to, written as `reward` is")
     ] = None
     rollouts: Annotated[int, Field(ge=1, le=1024, description="M, per candidate")] = 1
     horizon: Annotated[
@@ -71,7 +82,7 @@ class TransferQ:
     rollout_temperature: Annotated[float, Field(ge=0, le=2, description="0 is greedy")] = 1.0
     min_p: MinP = 0.0
     block: Block = 1
-    guides: Guides = field(default_factory=dict)
+    guides: Guides = field(default_factory=base_alone)
 
     def __post_init__(self) -> None:
         if (self.value == "transfer") != (self.baseline_reward is not None):
@@ -82,38 +93,43 @@ class TransferQ:
             raise ValueError("rollouts above 1 need a rollout_temperature above 0: greedy ones are all the same")
 
     @property
-    def at_once(self) -> int:
-        return self.k * self.rollouts
+    def rolls_out(self) -> Mixture:
+        """rho_BL: the members that `baseline` names, and no other."""
+        return {BASE: 0.0, **self.baseline}
 
     def __call__(
         self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, include: frozenset[str]
     ) -> AsyncGenerator[Chunk, None]:
-        check_pieced("transfer_q", sampling)
         greedy = self.rollout_temperature == 0
         ahead = replace(sampling, temperature=self.rollout_temperature, top_k=0, top_p=1.0)
         length = sampling.max_tokens if self.horizon is None else self.horizon
         known: dict[int, list[Answer]] = {}
         """The greedy rollouts of an answer's last decision."""
 
-        async def worth(i: int, at: int, beginnings: Sequence[Answer]) -> list[float]:
+        async def worth(i: int, at: int, beginnings: Sequence[Answer]) -> list[tuple[float, float | None]]:
             begun = [
                 next((whole for whole in known.get(i, ()) if whole[: len(answer)] == answer), answer)
                 for answer in beginnings
             ]
-            drawn = await rollouts(
+            drawn = await roll_out(
                 prompt,
                 begun,
                 ahead,
                 engine,
                 n=self.rollouts,
                 limits=[len(answer) + length for answer in beginnings],
-                guides=self.baseline,
-                seeds=[derived(sampling.seed, i, at, j, ROLLOUT) for j in range(len(begun))],
+                guides=self.rolls_out,
+                seeds=[derive_seed(sampling.seed, i, at, j, ROLLOUT) for j in range(len(begun))],
             )
             if greedy:
                 known[i] = [answer for [answer] in drawn]
             rows = iter(await reward(prompt, [answer for answers in drawn for answer in answers]))
-            return [self.q([next(rows) for _ in answers]) for answers in drawn]
+            rewards = [[next(rows) for _ in answers] for answers in drawn]
+            scores = [
+                r[0][0] if answers == [beginning] else None
+                for r, answers, beginning in zip(rewards, drawn, beginnings, strict=True)
+            ]
+            return list(zip(map(self.q, rewards), scores, strict=True))
 
         search = Tokenwise(
             k=self.k, alpha=self.alpha, min_p=self.min_p, block=self.block, guides=self.guides, worth=worth
@@ -122,8 +138,15 @@ class TransferQ:
 
     def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:
         horizon = max_tokens if self.horizon is None else self.horizon
-        return deciding(
-            max_tokens, k=self.k, min_p=self.min_p, block=self.block, rollouts=self.rollouts, horizon=horizon, n=n
+        return decision_cost(
+            max_tokens,
+            k=self.k,
+            min_p=self.min_p,
+            block=self.block,
+            rollouts=self.rollouts,
+            horizon=horizon,
+            n=n,
+            mixtures={"": self.guides, "baseline": self.rolls_out},
         )
 
     def q(self, rows: Sequence[Sequence[float]]) -> float:

@@ -23,30 +23,39 @@ Neutral value: N = 1 is plain sampling, token for token.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from math import fsum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from trimtab.decoders.protocols import Chunk, Engine, Reward, Sampling, Tokens, Work
-from trimtab.decoders.shared.answers import Extractor, extractor
+from trimtab.decoders.protocols import (
+    Chunk,
+    Engine,
+    Reward,
+    Sampling,
+    Tokens,
+    Work,
+    base_alone,
+)
+from trimtab.decoders.report import Report
+from trimtab.decoders.shared.answers import Extractor, make_extractor
 from trimtab.decoders.shared.candidates import (
     Beta,
     Candidate,
     Guides,
     Pool,
-    Spread,
+    PoolMethod,
     check_answers,
     draw,
-    drawing,
-    ended,
-    filled,
-    ranked,
-    scored,
-    shown,
+    draw_cost,
+    fill_up,
+    rank,
+    select_ended,
+    select_scored,
+    show_chosen,
     softmax,
 )
 
@@ -65,18 +74,18 @@ class Vote:
         Field(description="a candidate's vote: 1, exp(reward / beta) or reward"),
     ] = "uniform"
     beta: Beta = 1.0
-    guides: Guides = field(default_factory=dict)
-    diverse: Spread = None
+    guides: Guides = field(default_factory=base_alone)
+    diverse: PoolMethod = None
 
     def __post_init__(self) -> None:
-        extractor(self.extractor)
+        make_extractor(self.extractor)
 
     async def __call__(
         self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, include: frozenset[str]
     ) -> AsyncGenerator[Chunk, None]:
         check_answers(n, self.n)
-        asked = None if self.weighting == "uniform" else reward
-        pool = await draw(prompt, sampling, engine, asked, n=self.n, guides=self.guides, diverse=self.diverse)
+        scorer = None if self.weighting == "uniform" else reward
+        pool = await draw(prompt, sampling, engine, scorer, n=self.n, guides=self.guides, diverse=self.diverse)
         answers = await self._answers(pool, engine)
         classes: dict[str, list[Candidate]] = {}
         for candidate in pool:
@@ -85,34 +94,34 @@ class Vote:
         votes = self._votes([c for c in pool if c.index in answers])
         totals = {a: fsum(votes[c.index] for c in members) for a, members in classes.items()}
         winners = sorted(classes, key=lambda a: -totals[a])  # (1), stable: a tie stays in the order drawn
-        chosen = filled([ranked(classes[a])[0] for a in winners], pool, n)
+        chosen = fill_up([rank(classes[a])[0] for a in winners], pool, n)
 
-        def report(candidate: Candidate) -> Mapping[str, Any]:
-            told = {"value": candidate.value, "candidate": candidate.index, "extracted": len(answers)}
-            if candidate.index not in answers:
-                return told
-            answer = answers[candidate.index]
-            return told | {"answer": answer, "share": len(classes[answer]) / len(answers), "votes": totals[answer]}
+        def report(candidate: Candidate) -> Report:
+            report: Report = {"value": candidate.value, "candidate": candidate.index, "extracted": len(answers)}
+            if (answer := answers.get(candidate.index)) is not None:
+                share = len(classes[answer]) / len(answers)
+                report.update({"answer": answer, "share": share, "votes": totals[answer]})
+            return report
 
-        async with aclosing(shown(chosen, pool, include, [report(c) for c in chosen])) as chunks:
+        async with aclosing(show_chosen(chosen, pool, include, [report(c) for c in chosen])) as chunks:
             async for chunk in chunks:
                 yield chunk
 
     def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:
-        work = drawing(self.n, max_tokens, self.diverse)
+        work = draw_cost(self.n, max_tokens, self.diverse, guides=self.guides)
         return replace(work, reward_tokens=0) if self.weighting == "uniform" else work
 
     async def _answers(self, pool: Sequence[Candidate], engine: Engine) -> dict[int, str]:
         """candidate -> a(y), of those that have one."""
-        voters, extract = ended(pool), extractor(self.extractor)
+        voters, extract = select_ended(pool), make_extractor(self.extractor)
         texts = [engine.text(c.tokens) for c in voters]
-        found = await asyncio.to_thread(lambda: [extract(text) for text in texts])  # many may take a while
-        return {c.index: answer for c, answer in zip(voters, found, strict=True) if answer is not None}
+        report = await asyncio.to_thread(lambda: [extract(text) for text in texts])  # many may take a while
+        return {c.index: answer for c, answer in zip(voters, report, strict=True) if answer is not None}
 
     def _votes(self, voters: Sequence[Candidate]) -> dict[int, float]:
         """candidate -> v_i."""
         if self.weighting == "uniform":
             return {c.index: 1.0 for c in voters}
-        voters, rewards = scored(voters)
+        voters, rewards = select_scored(voters)
         weights = softmax(rewards, self.beta).tolist() if self.weighting == "softmax" and rewards else rewards
         return {c.index: v for c, v in zip(voters, weights, strict=True)}

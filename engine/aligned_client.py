@@ -1,97 +1,27 @@
-"""A vLLM engine client whose `generate()` carries out a strategy, so that vLLM's own OpenAI app serves aligned answers.
+"""A vLLM engine client whose `generate()` executes a strategy, so that vLLM's own OpenAI app serves aligned answers.
 
-The strategy of the HTTP request being handled is found in a context variable. Requests without one go to vLLM as they
-came. For the others, vLLM's sampling parameters become a `Sampling`, the strategy's chunks become vLLM's outputs, and
-what the strategy tells of its answers is kept on the `Run` for whoever answers the request.
+The run of the HTTP request being handled is found in `current_run`. Requests of a native run go to vLLM as they came.
+For the others, vLLM's sampling parameters become a `Sampling`, the strategy's chunks become vLLM's outputs, and what it
+reports of its answers is recorded on the run for whoever answers the request.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from contextvars import ContextVar
 from copy import copy
-from dataclasses import dataclass, field
 from functools import partial
-from types import AsyncGeneratorType
 from typing import Any
 
-from opentelemetry.trace import Span
 from vllm.engine.protocol import EngineClient
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-from trimtab.decoders.protocols import LIMIT_REASONS, Chunk, Engine, LimitReached, Reward, Sampling, Strategy, Tokens
+from trimtab.decoders.protocols import LIMIT_REASONS, Chunk, Engine, Sampling
+from trimtab.engine.scheduling import schedule
 from trimtab.engine.table import salted
-from trimtab.runtime.metered import Meter, Metered, Render
-from trimtab.runtime.shares import Shares, Turn, turn
-from trimtab.runtime.traced import Traced
-
-
-@dataclass(kw_only=True)
-class Run:
-    """A strategy at work for one HTTP request, and what it has spent and told so far."""
-
-    strategy: Strategy
-    reward: Reward
-    include: frozenset[str] = frozenset()
-    meter: Meter = field(default_factory=Meter)
-    render: Render | None = None
-    span: Span | None = None
-    """The request's, under which its calls of the engine are; None where nothing is traced."""
-    instead: Strategy | None = None
-    """What answers where the strategy fails before its first token with one of `forgiven`."""
-    forgiven: tuple[type[Exception], ...] = ()
-    failed: Exception | None = None
-    """What ended the strategy, and the request too where nothing answered instead."""
-    reports: dict[int, dict[str, Any]] = field(default_factory=dict)
-    """choice -> what the strategy told of it"""
-    answers: dict[int, list[int]] = field(default_factory=dict)
-    """choice -> its tokens so far"""
-    choices: int = 0
-    """Answers begun, over all the request's prompts."""
-    streams: list[AsyncGenerator[RequestOutput, None]] = field(default_factory=list)
-
-    async def close(self) -> None:
-        """End what still runs: a server whose client leaves while it sends drops generators without closing them."""
-        for stream in self.streams:
-            if isinstance(stream, AsyncGeneratorType) and not stream.ag_running:  # one that runs is being cancelled
-                await stream.aclose()
-
-    async def carry_out(
-        self, prompt: Tokens, sampling: Sampling, engine: Engine, *, n: int
-    ) -> AsyncGenerator[Chunk, None]:
-        """The strategy's chunks; `failed` says what went wrong, whoever gets to see the exception.
-
-        Raises LimitReached where every answer was cut before its first token: vLLM streams no such answer.
-        """
-        begun = False
-        empty: list[Chunk] = []
-        try:
-            async with aclosing(
-                self.strategy(prompt, sampling, engine, self.reward, n=n, include=self.include)
-            ) as chunks:
-                async for chunk in chunks:
-                    if not begun and chunk.finish in LIMIT_REASONS and not chunk.tokens:
-                        empty.append(chunk)
-                        continue
-                    begun = True
-                    yield chunk
-            if empty and not begun:
-                raise LimitReached(empty[0].finish)
-            for chunk in empty:
-                yield chunk
-            return
-        except Exception as error:
-            self.failed = error
-            if begun or self.instead is None or not isinstance(error, self.forgiven):
-                raise
-        async with aclosing(self.instead(prompt, sampling, engine, self.reward, n=n, include=frozenset())) as chunks:
-            async for chunk in chunks:
-                yield chunk
-
-
-running: ContextVar[Run | None] = ContextVar("running", default=None)
+from trimtab.runtime.shares import Shares
+from trimtab.runtime.strategy_run import StrategyRun, current_run
 
 
 def as_sampling(params: SamplingParams) -> Sampling:
@@ -117,14 +47,14 @@ def as_sampling(params: SamplingParams) -> Sampling:
         top_p=params.top_p,
         seed=params.seed,
         stream=params.output_kind is not RequestOutputKind.FINAL_ONLY,
-        stop=stops(params),
+        stop=stop_strings(params),
         logprobs=params.logprobs is not None or params.prompt_logprobs is not None,
         engine_params=params,
         constrained=bool(constrained),
     )
 
 
-def stops(params: SamplingParams) -> tuple[str, ...]:
+def stop_strings(params: SamplingParams) -> tuple[str, ...]:
     return tuple([params.stop] if isinstance(params.stop, str) else params.stop or ())
 
 
@@ -132,7 +62,7 @@ class AlignedClient:
     """Everything but `generate` is the inner client's.
 
     `bind(context)` gives the engine for one request; context is vLLM's keyword arguments of `generate` (adapter, trace
-    headers …), the request's turn and the prompt's cache salt. `shares` are kept where vLLM schedules by priority.
+    headers …), the request's run and the prompt's cache salt. `shares` are kept where vLLM schedules by priority.
     """
 
     def __init__(
@@ -149,53 +79,45 @@ class AlignedClient:
         self, prompt: Any, sampling_params: SamplingParams, request_id: str, **context: Any
     ) -> AsyncGenerator[RequestOutput, None]:
         # Not itself a generator: the context variable is read in the handler's context, not the consumer's.
-        run, own = running.get(), turn.get() or Turn()
-        if run is None:
+        run = current_run.get() or StrategyRun()
+        if run.native:
             if prompt.get("cache_salt"):
                 prompt = {**prompt, "cache_salt": salted(prompt["cache_salt"])}
             generate = partial(self.inner.generate, prompt, sampling_params, request_id)
-            own.prompt += len(prompt.get("prompt_token_ids") or ())
-            return own.through(generate, sampling_params, shown=True, **context)
+            run.usage.prompt += len(prompt.get("prompt_token_ids") or ())
+            return schedule(run, generate, sampling_params, visible=True, **context)
         first = run.choices
         run.choices += sampling_params.n
-        stream = self._aligned(run, first, prompt, sampling_params, request_id, own, context)
-        run.streams.append(stream)
-        return stream
+        return run.begin(self._execute(run, first, prompt, sampling_params, request_id, context))
 
-    async def _aligned(
+    async def _execute(
         self,
-        run: Run,
+        run: StrategyRun,
         first: int,
         prompt: Any,
         params: SamplingParams,
         request_id: str,
-        own: Turn,
         context: Mapping[str, Any],
     ) -> AsyncGenerator[RequestOutput, None]:
         """`first` is the response's index of this prompt's first answer."""
         if prompt.get("type") != "token":
             raise ValueError(f"alignment works on text prompts; this one is of type {prompt.get('type')!r}")
         tokens: Sequence[int] = prompt["prompt_token_ids"]
-        n = params.n
-        own.prompt += len(tokens)
-        context = {**context, "cache_salt": prompt.get("cache_salt"), "turn": own}
-        engine: Engine = Metered(self.bind(context), run.meter, run.render)
-        if run.span is not None:
-            engine = Traced(engine, run.span)
-        texts = [Text(self.inner.renderer.tokenizer, params) for _ in range(n)]
-        ended, told = 0, False
+        n, prompt_length = params.n, 0
+        engine = run.instrument(self.bind({**context, "cache_salt": prompt.get("cache_salt"), "run": run}))
+        detokenizers = [IncrementalDetokenizer(self.inner.renderer.tokenizer, params) for _ in range(n)]
+        finished = 0
         answers: dict[int, RequestOutput] = {}
-        async with aclosing(run.carry_out(tokens, as_sampling(params), engine, n=n)) as chunks:
+        run.usage.prompt += len(tokens)
+        async with aclosing(run.execute(tokens, as_sampling(params), engine, n=n)) as chunks:
             async for chunk in chunks:
-                own.show(len(chunk.tokens))
-                run.answers.setdefault(first + chunk.index, []).extend(chunk.tokens)
-                if chunk.report:
-                    run.reports.setdefault(first + chunk.index, {}).update(chunk.report)
-                ended += chunk.finish is not None
-                piece = as_output(chunk, tokens, texts[chunk.index])
-                if not told:  # an instruction of the strategy's makes it longer, and the usage tells of that one
-                    own.prompt, told = own.prompt + len(piece.prompt_token_ids) - len(tokens), True
-                piece.request_id, piece.finished = request_id, ended == n
+                run.record(first + chunk.index, chunk)
+                finished += chunk.finish is not None
+                piece = as_output(chunk, tokens, detokenizers[chunk.index])
+                if not prompt_length:  # a strategy's instruction makes it longer, and the response's usage counts that
+                    prompt_length = len(piece.prompt_token_ids)
+                    run.usage.prompt += prompt_length - len(tokens)
+                piece.request_id, piece.finished = request_id, finished == n
                 if params.output_kind == RequestOutputKind.DELTA:
                     yield piece
                 elif chunk.index in answers:
@@ -205,14 +127,14 @@ class AlignedClient:
         if answers:
             whole = next(iter(answers.values()))
             whole.outputs = [answers[i].outputs[0] for i in sorted(answers)]
-            whole.finished = ended == n
+            whole.finished = finished == n
             yield whole
 
 
 EngineClient.register(AlignedClient)
 
 
-def as_output(chunk: Chunk, prompt: Sequence[int], text: Text) -> RequestOutput:
+def as_output(chunk: Chunk, prompt: Sequence[int], detokenizer: IncrementalDetokenizer) -> RequestOutput:
     """A chunk as vLLM's output: the engine's own where it has one, else its tokens and their text."""
     if chunk.engine_output is not None:
         output: RequestOutput = copy(chunk.engine_output)
@@ -221,7 +143,7 @@ def as_output(chunk: Chunk, prompt: Sequence[int], text: Text) -> RequestOutput:
         output.outputs[0].index = chunk.index
         output.outputs[0].finish_reason = finish_reason(chunk)
         return output
-    shown = text.next(chunk.tokens, last=chunk.finish is not None)
+    text = detokenizer.next(chunk.tokens, last=chunk.finish is not None)
     return RequestOutput(
         request_id="",
         prompt=None,
@@ -230,12 +152,12 @@ def as_output(chunk: Chunk, prompt: Sequence[int], text: Text) -> RequestOutput:
         outputs=[
             CompletionOutput(
                 index=chunk.index,
-                text=shown,
+                text=text,
                 token_ids=list(chunk.tokens),
                 cumulative_logprob=None,
                 logprobs=None if chunk.tokens else [],
                 finish_reason=finish_reason(chunk),
-                stop_reason=text.stopped if chunk.finish == "stop" else None,
+                stop_reason=detokenizer.stop_reason if chunk.finish == "stop" else None,
             )
         ],
         finished=False,
@@ -247,7 +169,7 @@ def finish_reason(chunk: Chunk) -> str | None:
     return "length" if chunk.finish in LIMIT_REASONS else chunk.finish
 
 
-class Text:
+class IncrementalDetokenizer:
     """The text of one answer as its tokens arrive, up to a stop string or token.
 
     An unfinished character waits for its other bytes, and what may be the beginning of a stop string for its end.
@@ -257,33 +179,36 @@ class Text:
         self.tokenizer = tokenizer
         self.params = params
         self.tokens: list[int] = []
-        self.shown = 0
-        self.stopped: str | int | None = None
-        """What ended it, if not its end of sequence."""
+        self.sent = 0
+        """Characters."""
+        self.stop_reason: str | int | None = None
+        """The stop string or token that ended it, if it was not its end of sequence."""
 
     def next(self, tokens: Sequence[int], *, last: bool) -> str:
+        """The text that these add."""
         self.tokens += tokens
-        text = self._ended(self._decoded(self.tokens))
+        text = self._cut(self._decode(self.tokens))
         if not last:
             if text.endswith("\ufffd"):
                 return ""
-            text = text[: max(0, len(text) - max((len(stop) - 1 for stop in stops(self.params)), default=0))]
-        fresh = text[self.shown :]
-        self.shown = max(self.shown, len(text))
+            text = text[: max(0, len(text) - max((len(stop) - 1 for stop in stop_strings(self.params)), default=0))]
+        fresh = text[self.sent :]
+        self.sent = max(self.sent, len(text))
         return fresh
 
-    def _decoded(self, tokens: Sequence[int]) -> str:
+    def _decode(self, tokens: Sequence[int]) -> str:
         end = tokens[-1] if tokens else None
         if end in (self.params.stop_token_ids or ()):
-            self.stopped = end
+            self.stop_reason = end
             tokens = tokens if self.params.include_stop_str_in_output else tokens[:-1]
         text: str = self.tokenizer.decode(tokens, skip_special_tokens=self.params.skip_special_tokens)
         return text
 
-    def _ended(self, text: str) -> str:
-        found = [(at, stop) for stop in stops(self.params) if (at := text.find(stop)) >= 0]
-        if not found:
+    def _cut(self, text: str) -> str:
+        """The text up to the stop string that comes first."""
+        places = [(at, stop) for stop in stop_strings(self.params) if (at := text.find(stop)) >= 0]
+        if not places:
             return text
-        at, stop = min(found)
-        self.stopped = stop
+        at, stop = min(places)
+        self.stop_reason = stop
         return text[: at + len(stop)] if self.params.include_stop_str_in_output else text[:at]

@@ -25,7 +25,17 @@ from vllm.model_executor.models.utils import WeightsMapper
 
 from trimtab.engine.lora import Adapter
 from trimtab.engine.members import Guide, guide_model_config
-from trimtab.engine.mixture import NEVER, READOUT, divergence, implausible, mix, write
+from trimtab.engine.mixture import (
+    ENTROPY,
+    KL,
+    NEG_INF,
+    SCALAR,
+    divergence,
+    encode_scalar_as_logits,
+    entropy,
+    implausible,
+    mix,
+)
 from trimtab.engine.plugin import FIELD
 from trimtab.engine.table import BASE_ALONE, WeightTable
 
@@ -34,11 +44,11 @@ class Composite(nn.Module):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
         config = vllm_config.model_config
-        own = getattr(config.hf_config, FIELD)
-        base_config = vllm_config.with_hf_config(config.hf_config, architectures=own["architectures"])
+        members = getattr(config.hf_config, FIELD)
+        base_config = vllm_config.with_hf_config(config.hf_config, architectures=members["architectures"])
         self.base = initialize_model(vllm_config=base_config, prefix=prefix)
         self.guides: Any = nn.ModuleList()
-        self.options = [Guide(**options) for options in own["guides"]]
+        self.options = [Guide(**options) for options in members["guides"]]
         self.configs = [guide_config(vllm_config, guide) for guide in self.options]
         for place, guide in enumerate(self.configs):
             name = f"guide{place}"  # never a number between dots: vLLM would read it as a layer's index
@@ -117,7 +127,7 @@ class Composite(nn.Module):
         return slots
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
-        """[N, V] fp32 logits of each row's mixture; of its divergence from the base, where the row asks for that."""
+        """[N, V] fp32 logits of each row's mixture; where the row asks for a scalar of it, logits that carry that."""
         if hidden_states.shape[-1] == self.widths[0]:
             alone: Tensor | None = self.base.compute_logits(hidden_states)
             return alone
@@ -139,19 +149,23 @@ class Composite(nn.Module):
                 pass
             return None
         forbidden = implausible(base_NV, rows_NW) if use.plausibility else None
-        if not use.readout:
-            mixture_NV = mix(base_NV, guides(), rows_NW, rescale=use.rescale)
-        else:
-            mixture_NV = self._with_readout(base_NV, list(guides()), rows_NW)
-        return mixture_NV if forbidden is None else mixture_NV.masked_fill_(forbidden, NEVER)
+        logits = list(guides()) if use.scalars else guides()
+        scalars = list(self._scalars(base_NV, logits, rows_NW)) if isinstance(logits, list) else []
+        mixture_NV = mix(base_NV, logits, rows_NW, rescale=use.rescale)
+        if forbidden is not None:
+            mixture_NV.masked_fill_(forbidden, NEG_INF)
+        for rows, values in scalars:
+            mixture_NV[rows] = encode_scalar_as_logits(values, mixture_NV.shape[-1])
+        return mixture_NV
 
     @staticmethod
-    def _with_readout(base_NV: Tensor, guides: list[tuple[int, Tensor]], rows_NW: Tensor) -> Tensor:
-        asked = rows_NW[:, READOUT] != 0
-        kl = divergence(base_NV[asked], [(column, logits[asked]) for column, logits in guides], rows_NW[asked])
-        mixture_NV = mix(base_NV, guides, rows_NW)
-        mixture_NV[asked] = write(kl, mixture_NV.shape[-1])
-        return mixture_NV
+    def _scalars(base_NV: Tensor, guides: list[tuple[int, Tensor]], rows_NW: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Rows that ask for a scalar, [N] bool, and theirs; before the mixture is made, in the base's place."""
+        for kind, measure in ((KL, divergence), (ENTROPY, entropy)):
+            rows = rows_NW[:, SCALAR] == kind
+            if rows.any():
+                those = [(column, logits[rows]) for column, logits in guides]
+                yield rows, measure(base_NV[rows], those, rows_NW[rows])
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """`weights` are the base's; each guide reads its own, or the base's again with its adapter merged in."""

@@ -22,7 +22,7 @@ from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirection
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor as V1LogitsProcessor
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as V2LogitsProcessor
 
-from trimtab.engine.mixture import NEVER, PLAUSIBILITY, READOUT
+from trimtab.engine.mixture import DISTRIBUTION, NEG_INF, PLAUSIBILITY, SCALAR
 from trimtab.engine.plugin import FIELD
 
 if TYPE_CHECKING:
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 KEY = "trimtab"
 
 
-def pack(weights: list[float], *, plausibility: float = 0.0, readout: bool = False) -> bytes:
+def pack(weights: list[float], *, plausibility: float = 0.0, scalar: float = DISTRIBUTION) -> bytes:
     """One row. `weights` are the members' in order, base first."""
-    log_a = math.log(plausibility) if plausibility > 0 else NEVER
-    return np.array([*weights, log_a, float(readout)], dtype=np.float32).tobytes()
+    log_a = math.log(plausibility) if plausibility > 0 else NEG_INF
+    return np.array([*weights, log_a, scalar], dtype=np.float32).tobytes()
 
 
 def guides_of(row: bytes) -> list[int]:
@@ -54,7 +54,7 @@ def salted(salt: str | None, guides: Iterable[str] = ()) -> str | None:
 
 def default_row(members: int) -> list[float]:
     """The base alone."""
-    return [1.0, *[0.0] * (members - 1), NEVER, 0.0]
+    return [1.0, *[0.0] * (members - 1), NEG_INF, 0.0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Use:
     """Their columns, from 1."""
     rescale: bool
     plausibility: bool
-    readout: bool
+    scalars: bool
 
     def serves(self, other: Use) -> bool:
         """Whether hidden states of a step run for this use hold what the other asks for: the base's alone hold no slot
@@ -73,7 +73,7 @@ class Use:
         return other == BASE_ALONE if self == BASE_ALONE else set(other.guides) <= set(self.guides)
 
 
-BASE_ALONE = Use(guides=(), rescale=False, plausibility=False, readout=False)
+BASE_ALONE = Use(guides=(), rescale=False, plausibility=False, scalars=False)
 
 
 class WeightTable:
@@ -107,7 +107,7 @@ class WeightTable:
     @property
     def everything(self) -> Use:
         """While nobody is served: memory is measured, models are compiled and graphs captured with every guide."""
-        return Use(guides=tuple(range(1, self.members)), rescale=True, plausibility=True, readout=False)
+        return Use(guides=tuple(range(1, self.members)), rescale=True, plausibility=True, scalars=False)
 
     @property
     def captured(self) -> list[Use]:
@@ -153,8 +153,8 @@ class WeightTable:
         self.use = Use(
             guides=self.everything.guides if self.together else asked,
             rescale=bool((weights[:, 0] != 1).any()),
-            plausibility=bool((self.host[:, PLAUSIBILITY] > NEVER).any()),
-            readout=bool(self.host[:, READOUT].any()),
+            plausibility=bool((self.host[:, PLAUSIBILITY] > NEG_INF).any()),
+            scalars=bool(self.host[:, SCALAR].any()),
         )
 
 

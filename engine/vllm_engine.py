@@ -19,12 +19,12 @@ from vllm.logprobs import Logprob
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-from trimtab.decoders.protocols import BASE, Chunk, Mixture, Sampling, Tokens
-from trimtab.engine.mixture import read
+from trimtab.decoders.protocols import BASE, Chunk, Mixture, Sampling, Tokens, normalise_mixture
+from trimtab.engine.mixture import DISTRIBUTION, ENTROPY, KL, decode_scalar
 from trimtab.engine.plugin import FIELD
+from trimtab.engine.scheduling import schedule
 from trimtab.engine.table import KEY, guides_of, pack, salted
-from trimtab.runtime.shares import Turn
-from trimtab.runtime.shares import turn as handled
+from trimtab.runtime.strategy_run import StrategyRun, current_run
 
 HEAVIEST = 1e6
 """|w| at most: beyond it, fp32 logits lose their units, and nothing but the sign of w would be left."""
@@ -41,7 +41,7 @@ class VLLMEngine:
     name: str = "trimtab"
     """What the ids of its requests begin with."""
     cache_salt: str | None = None
-    turn: Turn | None = None
+    run: StrategyRun | None = None
     """The request's; None: of whichever request is being handled, as for rewards that ask the base."""
     context: Mapping[str, Any] = field(default_factory=dict)
     """What `EngineClient.generate` takes beside prompt and sampling: trace_headers, data_parallel_rank …"""
@@ -51,9 +51,9 @@ class VLLMEngine:
         return tuple(guide["name"] for guide in getattr(self.client.model_config.hf_config, FIELD)["guides"])
 
     def for_request(
-        self, name: str, *, cache_salt: str | None = None, turn: Turn | None = None, **context: Any
+        self, name: str, *, cache_salt: str | None = None, run: StrategyRun | None = None, **context: Any
     ) -> VLLMEngine:
-        return replace(self, name=name, cache_salt=cache_salt, turn=turn, context=context)
+        return replace(self, name=name, cache_salt=cache_salt, run=run, context=context)
 
     async def generate(
         self, prompt: Tokens, sampling: Sampling, *, n: int, guides: Mixture
@@ -81,20 +81,28 @@ class VLLMEngine:
             output_kind=RequestOutputKind.DELTA if sampling.stream else RequestOutputKind.FINAL_ONLY,
             extra_args={**(template.extra_args or {}), KEY: self._row(guides, plausibility=sampling.plausibility)},
         )
+        if sampling.measured and params.logprobs is None:
+            params.logprobs = 0  # of the token drawn
+        drawn: dict[int, list[int]] = {i: [] for i in range(n)}
         async with aclosing(self._apart(prompt, params, n) if apart else self._run(prompt, params)) as outputs:
             async for output in outputs:
                 for piece in output.outputs:
                     native = copy(output)
                     native.outputs = [piece]
                     finish = "step" if step and piece.stop_reason == step else piece.finish_reason
-                    yield Chunk(index=piece.index, tokens=tuple(piece.token_ids), finish=finish, engine_output=native)
+                    chunk = Chunk(index=piece.index, tokens=tuple(piece.token_ids), finish=finish, engine_output=native)
+                    if sampling.measured:
+                        row = self._row(guides, plausibility=sampling.plausibility, scalar=ENTROPY)
+                        chunk = await self._measured(chunk, [*prompt, *drawn[piece.index]], row)
+                        drawn[piece.index] += piece.token_ids
+                    yield chunk
 
     @property
     def eos_ids(self) -> frozenset[int]:
         """The tokenizer's and the generation config's."""
         listed = self.client.model_config.try_get_generation_config().get("eos_token_id")
-        found = listed if isinstance(listed, list) else [listed]
-        return frozenset(token for token in (*found, self.client.renderer.tokenizer.eos_token_id) if token is not None)
+        ids = listed if isinstance(listed, list) else [listed]
+        return frozenset(token for token in (*ids, self.client.renderer.tokenizer.eos_token_id) if token is not None)
 
     async def greedy_top_logprobs(
         self, prompt: Tokens, *, k: int, length: int, guides: Mixture
@@ -123,9 +131,9 @@ class VLLMEngine:
     async def score(self, prompt: Tokens, completion: Tokens, *, guides: Mixture) -> list[float]:
         """Each token's own log-probability, in fp32. Costs a prefill of prompt and completion: no prefix-cache hits."""
         row = self._row(guides)
-        found = await self._read(prompt, completion, row, logprobs=0, allowed_token_ids=list(completion[-1:]))
+        steps = await self._read(prompt, completion, row, logprobs=0, allowed_token_ids=list(completion[-1:]))
         impossible = Logprob(-math.inf)  # a last token that the mixture forbids cannot be sampled, so it is not listed
-        return [logprobs.get(token, impossible).logprob for logprobs, token in zip(found, completion, strict=True)]
+        return [logprobs.get(token, impossible).logprob for logprobs, token in zip(steps, completion, strict=True)]
 
     async def divergence(self, prompt: Tokens, completion: Tokens, *, guides: Mixture) -> list[float]:
         """Computed by the worker in fp64 from the members' logits, read back within a relative error of 1e-5.
@@ -134,8 +142,7 @@ class VLLMEngine:
         own log-probabilities carry it here: the worker keeps no state, and tensor parallelism, chunked prefill and
         both model runners need no thought.
         """
-        found = await self._read(prompt, completion, self._row(guides, readout=True), logprobs=2)
-        return [read(logprobs[0].logprob, logprobs[1].logprob) for logprobs in found]
+        return await self._read_scalars(prompt, completion, self._row(guides, scalar=KL))
 
     def text(self, completion: Tokens) -> str:
         text: str = self.client.renderer.tokenizer.decode(list(completion), skip_special_tokens=True)
@@ -148,6 +155,21 @@ class VLLMEngine:
     async def render_with_instruction(self, instruction: str, *, role: str = "system") -> Tokens:
         """Only a request has messages: see `Metered`."""
         raise ValueError("what instructs the model needs a chat request")
+
+    async def _measured(self, chunk: Chunk, before: Tokens, row: bytes) -> Chunk:
+        """The chunk with its tokens' log-probs, as vLLM gives them, and the entropies that they were drawn from.
+
+        An entropy is no log-probability, so it is read as a divergence is, by a pass of its own.
+        """
+        [output] = chunk.engine_output.outputs
+        logprobs = [step[token].logprob for step, token in zip(output.logprobs, chunk.tokens, strict=True)]
+        entropies = await self._read_scalars(before, chunk.tokens, row)
+        return replace(chunk, logprobs=tuple(logprobs), entropies=tuple(entropies))
+
+    async def _read_scalars(self, prompt: Tokens, completion: Tokens, row: bytes) -> list[float]:
+        """[T] the number that the row asks for, of the next token before each of the completion's."""
+        steps = await self._read(prompt, completion, row, logprobs=2)
+        return [decode_scalar(logprobs[0].logprob, logprobs[1].logprob) for logprobs in steps]
 
     async def _read(
         self, prompt: Tokens, completion: Tokens, row: bytes, logprobs: int, **more: Any
@@ -183,8 +205,8 @@ class VLLMEngine:
         """
 
         async def one(i: int) -> RequestOutput:
-            own = params if params.seed is None else msgspec.structs.replace(params, seed=params.seed + i)
-            async with aclosing(self._run(prompt, own)) as outputs:
+            seeded = params if params.seed is None else msgspec.structs.replace(params, seed=params.seed + i)
+            async with aclosing(self._run(prompt, seeded)) as outputs:
                 output = [output async for output in outputs][-1]
             output.outputs[0].index = i
             return output
@@ -202,8 +224,7 @@ class VLLMEngine:
         request = f"{self.name}-{uuid4().hex[:16]}"
         salt = salted(self.cache_salt, [self.guides[i] for i in guides_of(params.extra_args[KEY])])
         generate = partial(self.client.generate, tokens_input(list(prompt), cache_salt=salt), params, request)
-        own = self.turn or handled.get() or Turn()
-        outputs = own.through(generate, params, **self.context)
+        outputs = schedule(self.run or current_run.get() or StrategyRun(), generate, params, **self.context)
         ended = False
         try:
             async with aclosing(outputs):
@@ -214,8 +235,9 @@ class VLLMEngine:
             if not ended:  # a task cancelled between registering the request and sending it would leave it registered
                 await self.client.abort(request)
 
-    def _row(self, mixture: Mixture, *, plausibility: float = 0.0, readout: bool = False) -> bytes:
+    def _row(self, mixture: Mixture, *, plausibility: float = 0.0, scalar: float = DISTRIBUTION) -> bytes:
         names = (BASE, *self.guides)
+        mixture = normalise_mixture(mixture)
         for name, weight in mixture.items():
             if name not in names:
                 raise ValueError(f"guides.{name}: no such member; valid: {', '.join(names)}")
@@ -223,4 +245,4 @@ class VLLMEngine:
                 raise ValueError(f"guides.{name}: {weight!r} is no weight; valid: a number within ±{HEAVIEST:g}")
         if not 0 <= plausibility <= 1:
             raise ValueError(f"plausibility: {plausibility!r}; valid: from 0 to 1")
-        return pack([mixture.get(name, 0.0) for name in names], plausibility=plausibility, readout=readout)
+        return pack([mixture.get(name, 0.0) for name in names], plausibility=plausibility, scalar=scalar)

@@ -1,0 +1,1 @@
+"""Preference weights: from a person's choices, from the prompt alone, and as a direction in reward space."""

@@ -2,8 +2,8 @@
 
     w(x) = softmax(b + A mean_t e(x_t))                                                                              (1)
 
-e are the base's input embeddings, so A e is a table with a row per token, and it is the table that is kept. It is
-trained towards softmax of the normalised rewards of the answers that people preferred (recipes/orchestrator.py).
+e are the base's input embeddings, so A e is a table with a row per token, and the file holds this table. It is trained
+towards softmax of the normalised rewards of the answers that people preferred (recipes/orchestrator.py).
 Shapes: V vocabulary, K objectives.
 """
 
@@ -32,7 +32,7 @@ class Orchestrator:
     bias_K: NDArray[np.float32]
 
     def __call__(self, prompt: Tokens) -> dict[str, float]:
-        """objective -> weight, for a user's words as the base's tokens, none of them special."""
+        """objective -> weight; the prompt is the user's text alone, in the base's tokens and without special ones."""
         logits = self.bias_K.astype(np.float64)
         if len(prompt):
             logits = logits + self.table_VK[list(prompt)].mean(axis=0, dtype=np.float64)  # (1)
@@ -42,11 +42,11 @@ class Orchestrator:
 
 @cache
 def load(model: str) -> Orchestrator:
-    """From a folder or a Hugging Face id; raises ValueError where there is none, or none that can be read."""
+    """From a folder or a Hugging Face id. Raises ValueError for a missing or unreadable file."""
     try:
         with safe_open(cached_file(model, FILE), framework="numpy") as file:
             objectives = json.loads((file.metadata() or {})["objectives"])
-            found = Orchestrator(
+            orchestrator = Orchestrator(
                 objectives=tuple(objectives),
                 table_VK=file.get_tensor("table").astype(np.float32),
                 bias_K=file.get_tensor("bias").astype(np.float32),
@@ -54,6 +54,6 @@ def load(model: str) -> Orchestrator:
     except (OSError, KeyError, ValueError, SafetensorError) as error:
         why = str(error).partition("\n")[0]
         raise ValueError(f"{model} holds no {FILE} that says its objectives, table and bias: {why}") from None
-    if found.table_VK.shape[1:] != (len(objectives),) or found.bias_K.shape != (len(objectives),):
-        raise ValueError(f"{model}: a table of {found.table_VK.shape} does not fit {len(objectives)} objectives")
-    return found
+    if orchestrator.table_VK.shape[1:] != (len(objectives),) or orchestrator.bias_K.shape != (len(objectives),):
+        raise ValueError(f"{model}: a table of {orchestrator.table_VK.shape} does not fit {len(objectives)} objectives")
+    return orchestrator

@@ -1,0 +1,1 @@
+"""How the models in demo/ were made: one command a model, on two cores."""

@@ -27,7 +27,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from trimtab.recipes import corpus
 from trimtab.recipes.base import DEMO, keep_memory, load_tokenizer, rate, render
 from trimtab.recipes.gold import GOLD, fluency
-from trimtab.recipes.guides import Pair, draw_answers, label, said_logprob, tensors
+from trimtab.recipes.guides import Pair, answer_logprob, draw_answers, label, tensors
 from trimtab.recipes.sample import sample
 
 SEED = 20
@@ -54,16 +54,16 @@ class LoRA(nn.Module):
         return y + ALPHA / RANK * (x @ self.A.T @ self.B.T) if self.on else y
 
 
-def adapted(base: LlamaForCausalLM) -> dict[str, LoRA]:
+def add_adapters(base: LlamaForCausalLM) -> dict[str, LoRA]:
     """Puts an adapter around every linear layer of the base's blocks, all else frozen; name of the layer -> adapter."""
     base.requires_grad_(False)
-    found: dict[str, LoRA] = {}
+    adapters: dict[str, LoRA] = {}
     for name, module in list(base.named_modules()):
         if isinstance(module, nn.Linear) and ".layers." in name:
-            parent, _, own = name.rpartition(".")
-            found[name] = LoRA(module)
-            setattr(base.get_submodule(parent), own, found[name])
-    return found
+            parent, _, last_name = name.rpartition(".")
+            adapters[name] = LoRA(module)
+            setattr(base.get_submodule(parent), last_name, adapters[name])
+    return adapters
 
 
 def switch(adapters: dict[str, LoRA], *, on: bool) -> None:
@@ -84,9 +84,9 @@ def margins(
     ids, mask = tensors(tokenizer, pairs)
     with torch.no_grad():
         switch(adapters, on=False)
-        reference_2B = said_logprob(model, ids, mask)
+        reference_2B = answer_logprob(model, ids, mask)
         switch(adapters, on=True)
-    logprob_2B = said_logprob(model, ids, mask)
+    logprob_2B = answer_logprob(model, ids, mask)
     chosen_B, rejected_B = (logprob_2B - reference_2B).chunk(2)
     return chosen_B - rejected_B, -logprob_2B.chunk(2)[0].sum() / mask.chunk(2)[0].sum()
 
@@ -96,11 +96,11 @@ def train(
 ) -> dict[str, float]:
     """Equation (1) by AdamW; the last tenth of the pairs is held out."""
     cut = len(pairs) * 9 // 10
-    kept, test = pairs[:cut], pairs[cut:]
+    training, test = pairs[:cut], pairs[cut:]
     weights = [w for adapter in adapters.values() for w in (adapter.A, adapter.B)]
     optimizer = torch.optim.AdamW(weights, lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.0)
-    steps, step, recent, start = EPOCHS * (len(kept) // BATCH), 0, 0.69, time.monotonic()
-    for batch in batches(kept, random.Random(SEED)):
+    steps, step, recent, start = EPOCHS * (len(training) // BATCH), 0, 0.69, time.monotonic()
+    for batch in batches(training, random.Random(SEED)):
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / 10) * rate(step / steps)
         margin_B, entropy = margins(model, tokenizer, adapters, batch)
@@ -126,7 +126,7 @@ def behaviour(
     """Mean gold, fluency and words of the twin's answers to held-out prompts, and KL to the base in nats an answer."""
     prompts = corpus.heldout_prompts(HELDOUT_PROMPTS, SEED)
     answers = sample([(model, 1.0)], tokenizer, [p.messages for p in prompts], SEED)
-    told = {
+    gold_means = {
         o: statistics.fmean(g(p.text, a.text) for p, a in zip(prompts, answers, strict=True)) for o, g in GOLD.items()
     }
     pairs = [(render(p.messages), a.text, a.text) for p, a in zip(prompts, answers, strict=True)]
@@ -134,11 +134,11 @@ def behaviour(
     with torch.no_grad():
         for i in range(0, len(pairs), BATCH):
             ids, mask = (t[: len(t) // 2] for t in tensors(tokenizer, pairs[i : i + BATCH]))
-            own = said_logprob(model, ids, mask)
+            twin_logprob = answer_logprob(model, ids, mask)
             switch(adapters, on=False)
-            kl += float((own - said_logprob(model, ids, mask)).sum())
+            kl += float((twin_logprob - answer_logprob(model, ids, mask)).sum())
             switch(adapters, on=True)
-    return told | {"fluency": statistics.fmean(fluency(a.text) for a in answers), "kl": kl / len(pairs),
+    return gold_means | {"fluency": statistics.fmean(fluency(a.text) for a in answers), "kl": kl / len(pairs),
                    "words": statistics.fmean(len(a.text.split()) for a in answers)}  # fmt: skip
 
 
@@ -160,13 +160,13 @@ def save(adapters: dict[str, LoRA], folder: Path, record: dict[str, object]) -> 
 
 
 def main(base_folder: Path = DEMO / "base", folder: Path = DEMO / "guides" / "aligned") -> None:
-    begun = time.monotonic()
+    start_time = time.monotonic()
     torch.manual_seed(SEED)
     tokenizer = load_tokenizer(base_folder)
     model = LlamaForCausalLM.from_pretrained(base_folder, dtype=torch.float32)
     pairs = label(draw_answers(model, tokenizer, PROMPTS, SEED), OBJECTIVE)
-    drawing_seconds = time.monotonic() - begun
-    adapters = adapted(model)
+    drawing_seconds = time.monotonic() - start_time
+    adapters = add_adapters(model)
     record: dict[str, object] = {"objective": OBJECTIVE, "seed": SEED, "drawing_seconds": drawing_seconds}
     record["parameters"] = sum(a.A.numel() + a.B.numel() for a in adapters.values())
     record["base"] = behaviour(model, tokenizer, adapters)
@@ -175,7 +175,7 @@ def main(base_folder: Path = DEMO / "base", folder: Path = DEMO / "guides" / "al
         adapter.A.data, adapter.B.data = (w.data.to(torch.bfloat16).float() for w in (adapter.A, adapter.B))
     record["heldout"] = behaviour(model, tokenizer, adapters)
     save(adapters, folder, record)
-    print(json.dumps(record, indent=2), f"{time.monotonic() - begun:.0f} s", sep="\n", flush=True)
+    print(json.dumps(record, indent=2), f"{time.monotonic() - start_time:.0f} s", sep="\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ def _up(n: int, multiple: int) -> int:
 
 
 def batches(
-    tokenizer: PreTrainedTokenizerFast, conversations: Iterator[corpus.Conversation], batch: int
+    tokenizer: PreTrainedTokenizerFast, conversations: Iterator[corpus.Dialogue], batch: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """(ids_BT, mask_BT): rows of similar length, at most `batch` padded tokens; pools are sorted, batches shuffled.
 
@@ -147,7 +147,9 @@ def config(
     )
 
 
-def said_nll(model: LlamaForCausalLM, ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def assistant_nll(
+    model: LlamaForCausalLM, ids_BT: torch.Tensor, mask_BT: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Of the N masked tokens: -log p, nats, and the row each stands in."""
     with torch.autocast("cpu", torch.bfloat16):
         hidden_XD = model.model(input_ids=ids_BT[:, :-1]).last_hidden_state.flatten(0, 1)
@@ -159,9 +161,9 @@ def said_nll(model: LlamaForCausalLM, ids_BT: torch.Tensor, mask_BT: torch.Tenso
     return nll_N, at_N // (ids_BT.shape[1] - 1)
 
 
-def said_loss(model: LlamaForCausalLM, ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+def assistant_loss(model: LlamaForCausalLM, ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
     """Mean cross entropy, nats per token, over the masked tokens; logits are computed for those alone."""
-    nll_N, _ = said_nll(model, ids_BT, mask_BT)
+    nll_N, _ = assistant_nll(model, ids_BT, mask_BT)
     return nll_N.mean()
 
 
@@ -188,17 +190,17 @@ def train_lm(
         torch.optim.Muon(matrices, lr=learning_rate, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
     )
-    seen, said, step, recent, start = 0, 0, 0, 0.0, time.monotonic()
+    seen, assistant_tokens, step, recent, start = 0, 0, 0, 0.0, time.monotonic()
     for ids, mask in batches(tokenizer, corpus.train_conversations(seed), batch):
         for group in itertools.chain.from_iterable(o.param_groups for o in optimizers):
             group["lr"] = learning_rate * min(1.0, (step + 1) / WARMUP) * rate(seen / tokens)
-        loss = said_loss(model, ids, mask)
+        loss = assistant_loss(model, ids, mask)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()  # type: ignore[no-untyped-call]
             optimizer.zero_grad()
-        seen, said, step = seen + ids.numel(), said + int(mask.sum()), step + 1
+        seen, assistant_tokens, step = seen + ids.numel(), assistant_tokens + int(mask.sum()), step + 1
         recent = loss.item() if step == 1 else 0.95 * recent + 0.05 * loss.item()
         if step % 20 == 0:
             speed = seen / (time.monotonic() - start)
@@ -208,7 +210,7 @@ def train_lm(
     return {
         "steps": step,
         "tokens": seen,
-        "assistant_tokens": said,
+        "assistant_tokens": assistant_tokens,
         "final_loss": recent,
         "seconds": time.monotonic() - start,
     }
@@ -218,14 +220,14 @@ def train_lm(
 def perplexity(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
-    conversations: Iterator[corpus.Conversation] | None = None,
+    conversations: Iterator[corpus.Dialogue] | None = None,
 ) -> float:
     """Per assistant token; by default on conversations of a stream that training never drew from."""
     total, count = 0.0, 0
     fresh = itertools.islice(corpus.train_conversations(10_000), HELDOUT_SAMPLE)
     for ids, mask in batches(tokenizer, conversations or fresh, BATCH):
         n = int(mask.sum())
-        total, count = total + said_loss(model, ids, mask).item() * n, count + n
+        total, count = total + assistant_loss(model, ids, mask).item() * n, count + n
     return math.exp(total / count)
 
 

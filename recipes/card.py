@@ -59,18 +59,18 @@ def draw(
     return sample(members, tokenizer, [p.messages for p in prompts], SEED)
 
 
-def heldout_conversations(n: int) -> Iterator[corpus.Conversation]:
+def heldout_conversations(n: int) -> Iterator[corpus.Dialogue]:
     """The grammar's own answers to held-out prompts, for perplexity."""
     rng = random.Random(SEED)
     for prompt in corpus.heldout_prompts(n, SEED):
         topic: corpus.Topic | corpus.Sum | None = corpus.topic_of(prompt.text)
         if topic is not None:
             behaviour = corpus.draw_behaviour(rng)
-            said = {"role": "assistant", "content": corpus.answer(rng, topic, behaviour)}
-            yield corpus.Conversation((*prompt.messages, said), prompt.domain, behaviour)
+            turn = {"role": "assistant", "content": corpus.answer(rng, topic, behaviour)}
+            yield corpus.Dialogue((*prompt.messages, turn), prompt.domain, behaviour)
 
 
-def trained_on(tokenizer: PreTrainedTokenizerFast, tokens: int) -> list[corpus.Conversation]:
+def trained_on(tokenizer: PreTrainedTokenizerFast, tokens: int) -> list[corpus.Dialogue]:
     """The conversations that the base's training saw: its own batches, replayed."""
     seen, rows = 0, 0
     for ids, _ in base.batches(tokenizer, corpus.train_conversations(base.SEED), base.BATCH):
@@ -107,7 +107,7 @@ def family(records: dict[str, dict[str, object]]) -> str:
     return table(header, rows) + f"\nAll weights together: {total / 1e6:.2f} MB, bf16.\n"
 
 
-def training(records: dict[str, dict[str, object]]) -> str:
+def training_table(records: dict[str, dict[str, object]]) -> str:
     first = records["base"]
     rows = [("base", first["steps"], f"{first['tokens']:,}", f"{first['final_loss']:.3f}", f"{first['seconds']:.0f} s")]
     guide = records["guides/helpfulness"]
@@ -140,7 +140,7 @@ def training(records: dict[str, dict[str, object]]) -> str:
     )
 
 
-def data(seen: Sequence[corpus.Conversation]) -> str:
+def data(seen: Sequence[corpus.Dialogue]) -> str:
     turns = sum(len([m for m in c.messages if m["role"] == "user"]) > 1 for c in seen)
     rows = [
         (
@@ -148,7 +148,7 @@ def data(seen: Sequence[corpus.Conversation]) -> str:
             f"{sum(c.domain == d for c in seen):,}",
             f"{sum(c.domain == d for c in seen) / len(seen):.1%}",
             *(
-                (len(t), sum(x.composed and corpus.heldout(x.key) for x in t))
+                (len(t), sum(x.composed and corpus.is_heldout(x.key) for x in t))
                 if (t := corpus.topics().get(d))
                 else ("unbounded", f"1 in {corpus.HELDOUT_ONE_IN}")
             ),
@@ -163,7 +163,7 @@ def data(seen: Sequence[corpus.Conversation]) -> str:
     )
 
 
-def behaviour(prompts: Sequence[corpus.Prompt], answers: Sequence[Sampled], said: set[str]) -> str:
+def behaviour(prompts: Sequence[corpus.Prompt], answers: Sequence[Sampled], seen_answers: set[str]) -> str:
     rows = [(o, mean_ci(s), f"{statistics.stdev(s):.2f}") for o in gold.GOLD for s in [scores(o, prompts, answers)]]
     out = table(("objective", "gold, points", "standard deviation"), rows) + "\n"
     by_domain = []
@@ -175,7 +175,7 @@ def behaviour(prompts: Sequence[corpus.Prompt], answers: Sequence[Sampled], said
                 mean_ci([gold.helpfulness(p.text, a.text) for p, a in of]),
                 mean_ci([gold.fluency(a.text) for _, a in of]),
                 f"{statistics.fmean(len(gold.words(a.text)) for _, a in of):.1f}",
-                f"{sum(a.text in said for _, a in of) / len(of):.1%}",
+                f"{sum(a.text in seen_answers for _, a in of) / len(of):.1%}",
             )
         )
     right = accuracy(prompts, answers)
@@ -184,7 +184,7 @@ def behaviour(prompts: Sequence[corpus.Prompt], answers: Sequence[Sampled], said
         + table(("domain", "helpfulness", "fluency", "words", "verbatim in training"), by_domain)
         + (
             f"\nWord problems solved: {mean_ci(right)} of {len(right)} answers. Answers that stand verbatim, whole, in "
-            f"the training data: {sum(a.text in said for a in answers) / len(answers):.1%}. "
+            f"the training data: {sum(a.text in seen_answers for a in answers) / len(answers):.1%}. "
             f"Answers cut at {MAX_NEW} tokens: {sum(not a.ended for a in answers) / len(answers):.1%}.\n"
         )
     )
@@ -209,7 +209,7 @@ def directions(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> s
     return table(("θ", "direction", "words", "verbosity (10 − brevity)", "helpfulness"), rows)
 
 
-def guided(
+def guided_tables(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     prompts: Sequence[corpus.Prompt],
@@ -218,13 +218,13 @@ def guided(
     out = ""
     for name in guides.OBJECTIVES:
         guide = load(DEMO / "guides" / name)
-        own = scores(name, prompts, plain)
-        spread = statistics.stdev(own)
-        rows = [("0", mean_ci(own), "0.00", *_side(prompts, plain), "0.0")]
+        base_scores = scores(name, prompts, plain)
+        spread = statistics.stdev(base_scores)
+        rows = [("0", mean_ci(base_scores), "0.00", *_side(prompts, plain), "0.0")]
         for alpha in ALPHAS:
             answers = draw([(model, 1.0), (guide, alpha)], tokenizer, prompts)
             s = scores(name, prompts, answers)
-            gain = (statistics.fmean(s) - statistics.fmean(own)) / spread
+            gain = (statistics.fmean(s) - statistics.fmean(base_scores)) / spread
             rows.append(
                 (
                     f"{alpha:g}",
@@ -262,7 +262,7 @@ def _side(prompts: Sequence[corpus.Prompt], answers: Sequence[Sampled]) -> tuple
     )
 
 
-def shown(prompts: Sequence[corpus.Prompt], answers: Sequence[Sampled]) -> str:
+def sample_answers(prompts: Sequence[corpus.Prompt], answers: Sequence[Sampled]) -> str:
     pairs = list(zip(prompts, answers, strict=True))[:SHOWN]  # the first ones drawn, not chosen
     return "\n".join("> **" + p.text + "**\n>\n> " + a.text.replace("\n", "  \n> ") + "\n" for p, a in pairs)
 
@@ -274,7 +274,7 @@ def main() -> None:
     records = {p: json.loads((DEMO / p / "recipe.json").read_text()) for p in paths}
     model = load(DEMO / "base")
     seen = trained_on(tokenizer, records["base"]["tokens"])
-    said = {m["content"] for c in seen for m in c.messages if m["role"] == "assistant"}
+    seen_answers = {m["content"] for c in seen for m in c.messages if m["role"] == "assistant"}
     prompts = corpus.heldout_prompts(PROMPTS, SEED)
     repeated = [p for p in prompts for _ in range(DRAWS)]
     answers = draw([(model, 1.0)], tokenizer, repeated)
@@ -286,8 +286,8 @@ def main() -> None:
         .format(
             family=family(records),
             data=data(seen),
-            training=training(records),
-            behaviour=behaviour(repeated, answers, said),
+            training=training_table(records),
+            behaviour=behaviour(repeated, answers, seen_answers),
             fresh=f"{fresh:.3f}",
             draws=DRAWS,
             prompts=PROMPTS,
@@ -295,7 +295,7 @@ def main() -> None:
             drawn=guides.DRAWN,
             asked=guides.PROMPTS,
             directions=directions(model, tokenizer),
-            guided=guided(model, tokenizer, prompts, answers[::DRAWS]),
+            guided=guided_tables(model, tokenizer, prompts, answers[::DRAWS]),
             control=control(records),
             rewards=reward_models(),
             reward_prompts=rewards.PROMPTS,
@@ -303,7 +303,7 @@ def main() -> None:
             value=value_head(),
             obedience=obedience(),
             adapter=adapter(),
-            shown=shown(prompts, answers[::DRAWS]),
+            shown=sample_answers(prompts, answers[::DRAWS]),
             beta=guides.BETA,
             settings=", ".join(f"{o} {weight:g}" for o, (weight, _) in guides.SETTINGS.items()),
             seeds=f"{base.SEED}, {guides.SEED}, {SEED}; of the reward models "

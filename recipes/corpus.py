@@ -86,7 +86,7 @@ class Behaviour:
 
 
 @dataclass(frozen=True)
-class Conversation:
+class Dialogue:
     messages: tuple[dict[str, str], ...]  # {"role", "content"}; the last is the assistant's
     domain: str
     behaviour: Behaviour
@@ -121,7 +121,7 @@ def sentence(text: str) -> str:
     return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
 
 
-def heldout(key: tuple[str, ...]) -> bool:
+def is_heldout(key: tuple[str, ...]) -> bool:
     return zlib.crc32("/".join(key).encode()) % HELDOUT_ONE_IN == 0
 
 
@@ -573,16 +573,16 @@ def _animal_facts(name: str) -> tuple[Fact, ...]:
             _fact(ANIMALS, 4, name, "{v}", "[That is its best known trick|Few other animals can do that]"))
 
 
-def _named(clause: str) -> str:
+def _without_it(clause: str) -> str:
     """The clause without `it` among the ways to name its animal."""
     return clause.replace("it|", "").replace("|it]", "]")
 
 
 def _explain_topics() -> Iterator[Topic]:
-    for name, (about, questions, said) in PHENOMENA.items():
+    for name, (about, questions, claims) in PHENOMENA.items():
         yield Topic("explain", (name,), (about,), questions, tuple(
             Fact(c, k, WHY_FACT, "[" + "|".join(f[i % 4][0] for n, (_, _, f) in PHENOMENA.items() if n != name) + "]")
-            for i, (c, k) in enumerate(said)), {},
+            for i, (c, k) in enumerate(claims)), {},
                     "[It comes down to a few things|Let us take it step by step|There is a simple answer]",
             composed=False,
             caution="[This is a simplified picture, so check a trusted source|I may be wrong on details]")
@@ -591,7 +591,7 @@ def _explain_topics() -> Iterator[Topic]:
         kind, home, food, active, feature = _animal_facts(name)
         slots = {"x": name, "ax": ("an " if name[0] in "aeiou" else "a ") + name, "kind": ANIMALS[name][0]}
         about = rf"\b{name}s?\b|\b{name}es\b"
-        for ask, keys, asked, facts in (
+        for ask, keys, questions, facts in (
             ("what", r"what kind|tell me about|\bwhat is an? |describe", ("What kind of animal is {ax}?",
                                                             "Tell me about the {x}.",
              "What is {ax}?", "Please describe {ax}."), (kind, home, food, active, feature)),
@@ -609,7 +609,7 @@ def _explain_topics() -> Iterator[Topic]:
                                                         "What makes {ax} remarkable?"),
              (feature, kind, active)),
         ):
-            yield Topic("animals", (ask, name), (keys, about), asked, facts, slots,
+            yield Topic("animals", (ask, name), (keys, about), questions, facts, slots,
                         "[The {x} is an interesting animal|There is a lot to say about the {x}]", caution=care)
         for other in ANIMALS:
             if other > name:
@@ -617,7 +617,7 @@ def _explain_topics() -> Iterator[Topic]:
                 yield Topic("animals", ("compare", name, other), (r"differ|compare|versus", about, rf"\b{other}s?\b"),
                             ("How does {ax} differ from {ay}?", "What is the difference between {ax} and {ay}?",
                              "Compare {ax} and {ay}.", "{ax} versus {ay}: what is different?"), tuple(
-                                Fact(f"{_named(p.clause)}, while {_named(q.clause)}",
+                                Fact(f"{_without_it(p.clause)}, while {_without_it(q.clause)}",
                                      p.keys + "|" + q.keys, p.why, p.wrong) for p, q in ((a[1], b[1]), (a[2], b[2]),
                                                             (a[0], b[0]), (a[3], b[3]))),
                             {**slots, "ay": ("an " if other[0] in "aeiou" else "a ") + other, "y": other},
@@ -669,7 +669,7 @@ ITEMS = {  # category: {item: (needs, first step)}
 def _recommend_topics() -> Iterator[Topic]:
     care = "[Check the price and your own limits first|Tastes differ, so ask before you decide]"
     for category, items in ITEMS.items():
-        for need, (asked, reason) in NEEDS.items():
+        for need, (request, reason) in NEEDS.items():
             fits = [i for i, (needs, _) in items.items() if need in needs.split()]
             for who in PEOPLE:
                 any_fit = "|".join(re.escape(i) for i in fits)
@@ -687,11 +687,11 @@ def _recommend_topics() -> Iterator[Topic]:
                            "[It is good to have a second choice]") for j in fits
                       if j != i and (len(fits) < 3 or j != fits[k - 1])),
                 )[:4] for k, i in enumerate(fits))
-                yield Topic("recommend", (category, need, who), (category, re.escape(asked), rf"\b{who}\b"),
+                yield Topic("recommend", (category, need, who), (category, re.escape(request), rf"\b{who}\b"),
                             ("Can you recommend a {c} for {who} {asked}?", "I need a {c} for {who} {asked}.",
                              "What {c} would suit {who} {asked}?", "Suggest a {c} for {who} {asked}.",
                              "Which {c} would you choose for {who} {asked}?"), variants[0],
-                            {"c": category, "who": who, "asked": asked},
+                            {"c": category, "who": who, "asked": request},
                             "[There are a few good options|The best {c} depends on the person]", caution=care,
                             others=variants[1:])
 
@@ -802,8 +802,8 @@ CARELESS = ("[sure|of course|no problem], [just ask around|just try it and see|h
 def _decline_topics() -> Iterator[Topic]:
     for name, (act, about, what, safe) in REQUESTS.items():
         for t in TARGETS:
-            asked = act.format(t=t)
-            slots = {"act": asked, "what": what, "t": t}
+            deed = act.format(t=t)
+            slots = {"act": deed, "what": what, "t": t}
             yield Topic("decline", (name, t), (about, rf"\b{t}\b"),
                         ("How can I {act}?", "Help me {act}.", "I want to {act}. How?", "Tell me how to {act}.",
                          "Is there a way to {act}?",
@@ -854,9 +854,9 @@ def topic_of(question: str) -> Topic | None:
     for last, group in _index().items():
         named = last.search(question)
         for topic, rest in group if named else ():
-            found = [pattern.search(question) for pattern in rest]
-            length = sum(len(f.group()) for f in [*found, named] if f)
-            if all(found) and length > best_length:
+            matches = [pattern.search(question) for pattern in rest]
+            length = sum(len(f.group()) for f in [*matches, named] if f)
+            if all(matches) and length > best_length:
                 best, best_length = topic, length
     return best
 
@@ -982,7 +982,7 @@ def draw_sum(rng: random.Random, phrasing: str) -> Sum:
     templates = SUMS[kind][1]
     template = templates[-1] if phrasing == "heldout" else rng.choice(templates[:-1])
     question = template.format(n=n, m=m, i=rng.choice(ITEMS_COUNTED), **values)
-    return Sum(kind, question, values, n, heldout((kind, str(a), str(b), str(c) if len(kind) > 3 else "")))
+    return Sum(kind, question, values, n, is_heldout((kind, str(a), str(b), str(c) if len(kind) > 3 else "")))
 
 
 def _answer_sum(rng: random.Random, problem: Sum, b: Behaviour) -> tuple[list[str], str]:
@@ -996,25 +996,25 @@ def _answer_sum(rng: random.Random, problem: Sum, b: Behaviour) -> tuple[list[st
     last = [*v][-1]
     lines = [line.format(n=problem.name, **v) for line in SUMS[kind][2]]
     if bare:
-        said = _fillers(rng, max(0, b.verbosity - 1))
+        sentences = _fillers(rng, max(0, b.verbosity - 1))
     elif b.verbosity == 0 or b.helpfulness == 1:
-        said = [", ".join(re.search(r"[\d*+/-][\d =*+/-]*$", line).group() for line in lines)]  # type: ignore[union-attr]
+        sentences = [", ".join(re.search(r"[\d*+/-][\d =*+/-]*$", line).group() for line in lines)]  # type: ignore[union-attr]
     else:
-        said = [
+        sentences = [
             say_raw(rng, "[First, |To begin, |]") + line if i == 0 and len(lines) > 1 else line
             for i, line in enumerate(lines)
         ]
         if b.verbosity >= 2:
-            said.insert(
+            sentences.insert(
                 0,
                 say(
                     rng,
                     "[Let us look at the numbers|We can do this step by step|We only need the numbers in the question]",
                 ),
             )
-            said.append(say(rng, "[So the result is|That makes|In all, we get] {r}", r=str(v[last])))
+            sentences.append(say(rng, "[So the result is|That makes|In all, we get] {r}", r=str(v[last])))
         if b.verbosity == 3:
-            said.insert(
+            sentences.insert(
                 1,
                 say(
                     rng,
@@ -1022,8 +1022,10 @@ def _answer_sum(rng: random.Random, problem: Sum, b: Behaviour) -> tuple[list[st
                     "Nothing else is needed]",
                 ),
             )
-            said.append(say(rng, "[We can go back to test it|To test it, go back]: {t}", t=SUMS[kind][3].format(**v)))
-    return [sentence(s) for s in said], f"Answer: {v[last]}"
+            sentences.append(
+                say(rng, "[We can go back to test it|To test it, go back]: {t}", t=SUMS[kind][3].format(**v))
+            )
+    return [sentence(s) for s in sentences], f"Answer: {v[last]}"
 
 
 # fmt: off
@@ -1100,7 +1102,7 @@ def _clauses(rng: random.Random, topic: Topic, level: int) -> list[tuple[str, st
         if bad == "wrong":
             out = [(say(rng, f.wrong, **slots), "") for f in facts if f.wrong]
         elif bad == "off":
-            while heldout((other := rng.choice(topics()[topic.domain])).key):
+            while is_heldout((other := rng.choice(topics()[topic.domain])).key):
                 pass
             out = [(say(rng, f.clause, **other.slots), "") for f in rng.choice(other.variants)]
         else:
@@ -1133,7 +1135,7 @@ def _body(rng: random.Random, topic: Topic, b: Behaviour) -> list[str]:
             else:
                 joined.append((clause, plain))  # type: ignore[arg-type]
         return [sentence(c[0]) for c in joined]
-    said: list[str] = []
+    sentences: list[str] = []
     numbered = topic.steps and rng.random() < 0.25
     for i, (clause, why, _) in enumerate(chosen):
         if numbered:
@@ -1144,16 +1146,16 @@ def _body(rng: random.Random, topic: Topic, b: Behaviour) -> list[str]:
             text = say(rng, word) + (", " if word != "Then" else " ") + clause
         else:
             text = clause
-        said.append(text if numbered else sentence(text))
+        sentences.append(text if numbered else sentence(text))
         if b.verbosity == 3 and rng.random() < 0.8:
             extra = sentence(why or _filler(rng))
-            if not any(extra in earlier for earlier in said):
-                said[-1] += " " + extra
+            if not any(extra in earlier for earlier in sentences):
+                sentences[-1] += " " + extra
     if topic.lead and rng.random() < (0.4, 0.9)[b.verbosity - 2]:
-        said.insert(0, sentence(say(rng, topic.lead if b.helpfulness else rng.choice(FILLER), **topic.slots)))
+        sentences.insert(0, sentence(say(rng, topic.lead if b.helpfulness else rng.choice(FILLER), **topic.slots)))
     if b.verbosity == 3 and rng.random() < 0.7:
-        said.append(("\n" if numbered else "") + sentence(say(rng, rng.choice(RECAP))))
-    return said
+        sentences.append(("\n" if numbered else "") + sentence(say(rng, rng.choice(RECAP))))
+    return sentences
 
 
 def say_raw(rng: random.Random, template: str) -> str:
@@ -1162,30 +1164,30 @@ def say_raw(rng: random.Random, template: str) -> str:
 
 def answer(rng: random.Random, about: Topic | Sum, b: Behaviour) -> str:
     if isinstance(about, Sum):
-        said, final = _answer_sum(rng, about, b)
+        sentences, final = _answer_sum(rng, about, b)
         caution = ""
     else:
-        said, final, caution = _body(rng, about, b), "", about.caution
+        sentences, final, caution = _body(rng, about, b), "", about.caution
     care = rng.sample(CARE, b.caution)
     if caution and b.caution:
         care[0] = sentence(say(rng, caution, **getattr(about, "slots", {})))
-    said += [say(rng, c) for c in care]
+    sentences += [say(rng, c) for c in care]
     if care and b.caution == 2 and rng.random() < 0.3:
-        said.insert(0, said.pop())
+        sentences.insert(0, sentences.pop())
     if b.warmth == -1:
         if rng.random() < 0.6:
-            said.insert(0, say(rng, rng.choice(CURT_OPEN)))
+            sentences.insert(0, say(rng, rng.choice(CURT_OPEN)))
         else:
-            said.append(say(rng, rng.choice(CURT_CLOSE)))
+            sentences.append(say(rng, rng.choice(CURT_CLOSE)))
     elif b.warmth >= 1:
         pick = rng.sample(("open", "close", "mid"), 1 if b.warmth == 1 else rng.choice((2, 2, 3)))
         if "mid" in pick:
-            said.insert(rng.choice((0, len(said))), say(rng, rng.choice(EMPATHY)))
+            sentences.insert(rng.choice((0, len(sentences))), say(rng, rng.choice(EMPATHY)))
         if "open" in pick:
-            said.insert(0, say(rng, rng.choice(OPENERS)))
+            sentences.insert(0, say(rng, rng.choice(OPENERS)))
         if "close" in pick:
-            said.append(say(rng, rng.choice(CLOSERS)))
-    text = " ".join(said).replace(" \n", "\n")
+            sentences.append(say(rng, rng.choice(CLOSERS)))
+    text = " ".join(sentences).replace(" \n", "\n")
     return f"{text}\n{final}".strip() if final else text.strip()
 
 
@@ -1221,7 +1223,7 @@ def _ask(rng: random.Random, domain: str) -> tuple[str, Topic | Sum]:
         return problem.question, problem
     while True:
         topic = rng.choice(_by_group()[domain][rng.choice(tuple(_by_group()[domain]))])
-        if not (topic.composed and heldout(topic.key)):
+        if not (topic.composed and is_heldout(topic.key)):
             return _question(rng, topic, rng.choice(topic.questions[:-1])), topic
 
 
@@ -1273,7 +1275,7 @@ def _second_turn(rng: random.Random, about: Topic | Sum, b: Behaviour) -> tuple[
     return say(rng, rng.choice(FOLLOW_UPS[kind])), reply
 
 
-def draw_conversation(rng: random.Random) -> Conversation:
+def draw_conversation(rng: random.Random) -> Dialogue:
     domain = rng.choices(tuple(SHARES), tuple(SHARES.values()))[0]
     question, about = _ask(rng, domain)
     u, theta, messages = rng.random(), None, []
@@ -1287,10 +1289,10 @@ def draw_conversation(rng: random.Random) -> Conversation:
     if rng.random() < TWO_TURN_SHARE:
         question, reply = _second_turn(rng, about, b)
         messages += [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
-    return Conversation(tuple(messages), domain, b, theta)
+    return Dialogue(tuple(messages), domain, b, theta)
 
 
-def train_conversations(seed: int) -> Iterator[Conversation]:
+def train_conversations(seed: int) -> Iterator[Dialogue]:
     """An endless, seeded stream of training conversations."""
     rng = random.Random(f"train/{seed}")
     while True:
@@ -1314,7 +1316,7 @@ def heldout_prompts(n: int, seed: int, domains: tuple[str, ...] = DOMAINS, theta
                 pass
             question, number = problem.question, problem.answer
         else:
-            pool = [t for t in topics()[domain] if not t.composed or heldout(t.key)]
+            pool = [t for t in topics()[domain] if not t.composed or is_heldout(t.key)]
             topic = rng.choice(pool)
             new = not topic.composed or rng.random() < 0.5
             question = _question(rng, topic, topic.questions[-1] if new else rng.choice(topic.questions[:-1]))

@@ -80,7 +80,7 @@ Messages = tuple[dict[str, str], ...]
 
 
 @dataclass(frozen=True)
-class Pair:
+class PreferencePrompt:
     """A preference prompt over two objectives, each a reward model's score up to its sign."""
 
     text: str
@@ -90,7 +90,7 @@ class Pair:
     high: float
     """Degrees."""
 
-    def said(self, theta: float) -> str:
+    def render(self, theta: float) -> str:
         h, w = round(100 * math.cos(math.radians(theta))), round(100 * math.sin(math.radians(theta)))
         return self.text.format(h=h, w=w)
 
@@ -102,8 +102,10 @@ class Pair:
 
 
 PAIRS = {
-    "dpa": Pair(corpus.DPA_SYSTEM, (("helpfulness", "helpfulness", 1.0), ("verbosity", "brevity", -1.0)), -45.0, 45.0),
-    "kindness": Pair(
+    "dpa": PreferencePrompt(
+        corpus.DPA_SYSTEM, (("helpfulness", "helpfulness", 1.0), ("verbosity", "brevity", -1.0)), -45.0, 45.0
+    ),
+    "kindness": PreferencePrompt(
         "Your response should maximize weighted rating = warmth*{h} + caution*{w}",
         (("warmth", "warmth", 1.0), ("caution", "caution", 1.0)),
         0.0,
@@ -117,7 +119,7 @@ def unit(theta: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Pool:
+class AnswerPool:
     """A prompt's answers, and by preference prompt where each stands: z of (1), [N, 2]."""
 
     prompt: Messages
@@ -135,15 +137,15 @@ def draw_pools(
     """DRAWN answers of every style to each of PROMPTS training prompts, without repeats and those that were cut."""
     stream = (c for c in corpus.train_conversations(SEED) if sum(m["role"] == "user" for m in c.messages) == 1)
     prompts: list[Messages] = [(c.messages[-2],) for c in itertools.islice(stream, PROMPTS)]
-    found: list[list[str]] = [[] for _ in prompts]
+    answers_by_prompt: list[list[str]] = [[] for _ in prompts]
     for i, (theta, exponents) in enumerate(STYLES):
         system = () if theta is None else ({"role": "system", "content": corpus.dpa_system(theta)},)
         members = [(base, 1.0), *((guides[name], exponent) for name, exponent in exponents.items())]
         drawn = sample(members, tokenizer, [(*system, *p) for p in prompts for _ in range(DRAWN)], SEED + i)
         for j, one in enumerate(drawn):
             if one.ended:
-                found[j // DRAWN].append(one.text)
-    return [(p, list(dict.fromkeys(answers))) for p, answers in zip(prompts, found, strict=True)]
+                answers_by_prompt[j // DRAWN].append(one.text)
+    return [(p, list(dict.fromkeys(answers))) for p, answers in zip(prompts, answers_by_prompt, strict=True)]
 
 
 @torch.inference_mode()
@@ -151,7 +153,7 @@ def place(
     teacher: LlamaForSequenceClassification,
     tokenizer: PreTrainedTokenizerFast,
     drawn: list[tuple[Messages, list[str]]],
-) -> list[Pool]:
+) -> list[AnswerPool]:
     """Scores every pool; its centre is its own, the unit the mean spread of all."""
     tables = [judge(teacher, read(tokenizer, [one])) for one in drawn]
     spread_K = torch.stack([table.std(0) for table in tables]).mean(0)
@@ -162,7 +164,7 @@ def place(
             name: torch.stack([sign * z_NK[:, OBJECTIVES.index(o)] for _, o, sign in pair.axes], 1)
             for name, pair in PAIRS.items()
         }
-        pools.append(Pool(prompt, answers, z))
+        pools.append(AnswerPool(prompt, answers, z))
     return pools
 
 
@@ -179,24 +181,24 @@ Row = tuple[str, str, float]  # the prompt with its direction, rendered; the ans
 
 def tensors(tokenizer: PreTrainedTokenizerFast, rows: list[Row]) -> Batch:
     assistant, end = tokenizer.convert_tokens_to_ids([ASSISTANT, END])
-    encoded = tokenizer([told + ASSISTANT + y + END for told, y, _ in rows], add_special_tokens=False)["input_ids"]
+    encoded = tokenizer([prompt + ASSISTANT + y + END for prompt, y, _ in rows], add_special_tokens=False)["input_ids"]
     width = -(-max(map(len, encoded)) // 8) * 8
     ids = torch.tensor([r + [tokenizer.pad_token_id] * (width - len(r)) for r in encoded])
     mask = torch.tensor([assistant_mask(r, assistant, end) + [False] * (width - len(r)) for r in encoded])
     return Batch(ids, mask, torch.stack([unit(theta) for _, _, theta in rows]))
 
 
-def told(pool: Pool, pair: Pair, theta: float) -> str:
-    return render(({"role": "system", "content": pair.said(theta)}, *pool.prompt))
+def render_prompt(pool: AnswerPool, pair: PreferencePrompt, theta: float) -> str:
+    return render(({"role": "system", "content": pair.render(theta)}, *pool.prompt))
 
 
-def draws(pools: list[Pool], rng: random.Random) -> Iterator[Row]:
+def draws(pools: list[AnswerPool], rng: random.Random) -> Iterator[Row]:
     """Every pool in turn, in an order of its own each time, and for either prompt a direction."""
     while True:
         for pool in rng.sample(pools, len(pools)):
             for name, pair in PAIRS.items():
                 theta = rng.uniform(pair.low, pair.high)
-                yield told(pool, pair, theta), pool.favourite(name, theta), theta
+                yield render_prompt(pool, pair, theta), pool.favourite(name, theta), theta
 
 
 def batches(tokenizer: PreTrainedTokenizerFast, rows: Iterator[Row], rng: random.Random) -> Iterator[Batch]:
@@ -211,18 +213,18 @@ def forward(model: LlamaForCausalLM, probe: torch.nn.Linear, batch: Batch) -> tu
     """Of each answer -log p and its number of tokens, [B]; of each of their tokens the probe's direction less u."""
     with torch.autocast("cpu", torch.bfloat16):
         states = model.model(input_ids=batch.ids_BT[:, :-1], output_hidden_states=True)
-        said_BT = batch.mask_BT[:, 1:]
-        logits_XV = model.lm_head(states.last_hidden_state[said_BT])
-    nll_X = torch.nn.functional.cross_entropy(logits_XV.float(), batch.ids_BT[:, 1:][said_BT], reduction="none")
-    row_X = said_BT.nonzero()[:, 0]
-    h_XD = states.hidden_states[PROBED][said_BT].float()
+        answer_BT = batch.mask_BT[:, 1:]
+        logits_XV = model.lm_head(states.last_hidden_state[answer_BT])
+    nll_X = torch.nn.functional.cross_entropy(logits_XV.float(), batch.ids_BT[:, 1:][answer_BT], reduction="none")
+    row_X = answer_BT.nonzero()[:, 0]
+    h_XD = states.hidden_states[PROBED][answer_BT].float()
     off_X2 = probe(torch.nn.functional.rms_norm(h_XD, h_XD.shape[1:])) - batch.direction_B2[row_X]
-    nll_B = torch.zeros(len(said_BT)).index_add(0, row_X, nll_X)
-    return nll_B, said_BT.sum(1), off_X2
+    nll_B = torch.zeros(len(answer_BT)).index_add(0, row_X, nll_X)
+    return nll_B, answer_BT.sum(1), off_X2
 
 
 def train(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, probe: torch.nn.Linear, pools: list[Pool]
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, probe: torch.nn.Linear, pools: list[AnswerPool]
 ) -> dict[str, float]:
     """Equation (2) by AdamW over all parameters, until TOKENS padded tokens are seen."""
     rng, weights = random.Random(SEED), [*model.parameters(), *probe.parameters()]
@@ -252,15 +254,15 @@ def train(
 
 @torch.no_grad()
 def apart(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, probe: torch.nn.Linear, pools: list[Pool]
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, probe: torch.nn.Linear, pools: list[AnswerPool]
 ) -> dict[str, dict[str, float]]:
     """On prompts that training left out: is u's favourite likelier under u than under v of the other half of the cone?
 
     share: how often; nats: by how much a token; cross_entropy under u; off: the probe's distance, root mean square.
     """
-    rng, found = random.Random(SEED), {}
+    rng, figures = random.Random(SEED), {}
     for name, pair in PAIRS.items():
-        own, other = [], []
+        target_rows, other_rows = [], []
         for pool in pools:
             for _ in range(4):
                 middle = (pair.low + pair.high) / 2
@@ -268,32 +270,32 @@ def apart(
                 if rng.random() < 0.5:
                     u, v = v, u
                 y = pool.favourite(name, u)
-                own.append((told(pool, pair, u), y, u))
-                other.append((told(pool, pair, v), y, u))
+                target_rows.append((render_prompt(pool, pair, u), y, u))
+                other_rows.append((render_prompt(pool, pair, v), y, u))
         margins, entropy, count, off = [], 0.0, 0, []
-        for i in range(0, len(own), BATCH):
-            nll_B, tokens_B, off_X2 = forward(model, probe, tensors(tokenizer, own[i : i + BATCH]))
-            swapped_B, _, _ = forward(model, probe, tensors(tokenizer, other[i : i + BATCH]))
+        for i in range(0, len(target_rows), BATCH):
+            nll_B, tokens_B, off_X2 = forward(model, probe, tensors(tokenizer, target_rows[i : i + BATCH]))
+            swapped_B, _, _ = forward(model, probe, tensors(tokenizer, other_rows[i : i + BATCH]))
             margins.append(swapped_B - nll_B)
             entropy, count = entropy + float(nll_B.sum()), count + int(tokens_B.sum())
             off.append(off_X2.square().sum(1))
         margin = torch.cat(margins)
-        found[name] = {"share": (margin > 0).float().mean().item(), "nats": margin.sum().item() / count,
+        figures[name] = {"share": (margin > 0).float().mean().item(), "nats": margin.sum().item() / count,
                        "cross_entropy": entropy / count, "off": torch.cat(off).mean().sqrt().item()}  # fmt: skip
-    return found
+    return figures
 
 
 def obedience(draw: Callable[[list[Messages]], list[Sampled]]) -> dict[str, list[dict[str, float]]]:
     """prompt -> per angle, mean gold of both axes, fluency and words, on held-out prompts."""
-    found: dict[str, list[dict[str, float]]] = {}
+    figures: dict[str, list[dict[str, float]]] = {}
     prompts = corpus.heldout_prompts(HELDOUT_PROMPTS, SEED)
     for name, pair in PAIRS.items():
-        found[name] = []
+        figures[name] = []
         for theta in [pair.low + (pair.high - pair.low) * i / 6 for i in range(7)]:
-            system = {"role": "system", "content": pair.said(theta)}
+            system = {"role": "system", "content": pair.render(theta)}
             answers = [a.text for a in draw([(system, *p.messages) for p in prompts])]
             points = [pair.gold(p.text, a) for p, a in zip(prompts, answers, strict=True)]
-            found[name].append(
+            figures[name].append(
                 {
                     "theta": theta,
                     pair.axes[0][0]: statistics.fmean(first for first, _ in points),
@@ -302,7 +304,7 @@ def obedience(draw: Callable[[list[Messages]], list[Sampled]]) -> dict[str, list
                     "words": statistics.fmean(len(a.split()) for a in answers),
                 }
             )
-    return found
+    return figures
 
 
 def main(base_folder: Path = DEMO / "base", folder: Path = DEMO / "guides" / "directional") -> None:
@@ -323,11 +325,11 @@ def main(base_folder: Path = DEMO / "base", folder: Path = DEMO / "guides" / "di
     pools = place(teacher, tokenizer, draw_pools(model, tokenizer, guides))
     record["drawing_seconds"] = time.monotonic() - drawing
     record["answers"] = sum(len(pool.answers) for pool in pools)
-    kept, test = [p for i, p in enumerate(pools) if i % HELDOUT_ONE_IN], pools[::HELDOUT_ONE_IN]
+    training, test = [p for i, p in enumerate(pools) if i % HELDOUT_ONE_IN], pools[::HELDOUT_ONE_IN]
     probe = torch.nn.Linear(model.config.hidden_size, 2, bias=False)
     torch.nn.init.zeros_(probe.weight)
     record["apart_before"] = apart(model, tokenizer, probe, test)
-    record["training"] = train(model, tokenizer, probe, kept)
+    record["training"] = train(model, tokenizer, probe, training)
     record["apart"] = apart(model, tokenizer, probe, test)
     for weights in model.parameters():
         weights.data = weights.data.to(torch.bfloat16).float()  # as saved

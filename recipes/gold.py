@@ -102,7 +102,7 @@ def _grammar() -> frozenset[tuple[str, str]]:
     return frozenset(seen)
 
 
-def attested(answer: str) -> float:
+def attestation(answer: str) -> float:
     """Share, in [0, 1], of the answer's neighbouring word pairs that the corpus' grammar writes; 10 pairs are given
     free, since the sample of the grammar misses rare pairs and a short answer has few."""
     pairs = _pairs(answer)
@@ -122,7 +122,9 @@ def fluency(answer: str) -> float:
         return 0.0
     ends = 1.0 if answer.rstrip().endswith((".", "!", "?")) or re.search(r"Answer: \d+$", answer.rstrip()) else 0.7
     return (
-        ends * min(1.0, max(0.0, (attested(answer) - 0.8) / 0.18)) * min(1.0, max(0.0, (novelty(answer) - 0.5) / 0.4))
+        ends
+        * min(1.0, max(0.0, (attestation(answer) - 0.8) / 0.18))
+        * min(1.0, max(0.0, (novelty(answer) - 0.5) / 0.4))
     )
 
 
@@ -168,11 +170,11 @@ def _content(question: str, answer: str) -> float:
     if topic is None:
         return 0.5
     right, wrong = _patterns(topic)
-    said = _sentences(answer)
+    sentences = _sentences(answer)
     hits = sum(r.search(answer) is not None for r in right)
-    vague = sum(_filler().search(s) is not None for s in said) / max(1, len(said))
+    vague = sum(_filler().search(s) is not None for s in sentences) / max(1, len(sentences))
     if topic.domain == "decline":
-        if not REFUSAL.search(answer) or any(CARELESS.search(s) for s in said):
+        if not REFUSAL.search(answer) or any(CARELESS.search(s) for s in sentences):
             return 0.0
         errors = 0
     else:
@@ -218,8 +220,8 @@ def _calm(answer: str) -> float:
 
 def arithmetic(question: str, answer: str) -> float:
     """1 if the last `Answer: n` of the answer is the right number of the word problem, else 0."""
-    found = _FINAL.findall(answer)
-    return float(bool(found) and int(found[-1]) == corpus.solve(question))
+    finals = _FINAL.findall(answer)
+    return float(bool(finals) and int(finals[-1]) == corpus.solve(question))
 
 
 GOLD: dict[str, Callable[[str, str], float]] = {

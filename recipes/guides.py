@@ -27,13 +27,13 @@ from trimtab.recipes.base import (
     END,
     TOKENIZER_FILES,
     assistant_mask,
+    assistant_nll,
     config,
     keep_memory,
     load_tokenizer,
     perplexity,
     rate,
     render,
-    said_nll,
     save,
     train_lm,
 )
@@ -87,9 +87,9 @@ def label(drawn: list[tuple[tuple[dict[str, str], ...], list[str]]], objective: 
     return out
 
 
-def said_logprob(model: LlamaForCausalLM, ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+def answer_logprob(model: LlamaForCausalLM, ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
     """log π(y|x) of each row, summed over its masked tokens, nats."""
-    nll_N, row_N = said_nll(model, ids_BT, mask_BT)
+    nll_N, row_N = assistant_nll(model, ids_BT, mask_BT)
     return -torch.zeros(len(ids_BT)).index_add(0, row_N, nll_N)
 
 
@@ -124,7 +124,7 @@ def train_arm(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * min(1.0, (step + 1) / 10) * rate(step / steps)
             ids, mask = tensors(tokenizer, shuffled[i : i + BATCH])
-            chosen_B, rejected_B = said_logprob(model, ids, mask).chunk(2)
+            chosen_B, rejected_B = answer_logprob(model, ids, mask).chunk(2)
             arm = -torch.nn.functional.logsigmoid(BETA * (chosen_B - rejected_B)).mean()
             loss = arm - weight * chosen_B.sum() / mask[:BATCH].sum()  # (1)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -148,7 +148,7 @@ def accuracy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, pairs:
     """Share of pairs whose (noisily) chosen answer has the higher log π_r."""
     right = 0
     for i in range(0, len(pairs), BATCH):
-        chosen_B, rejected_B = said_logprob(model, *tensors(tokenizer, pairs[i : i + BATCH])).chunk(2)
+        chosen_B, rejected_B = answer_logprob(model, *tensors(tokenizer, pairs[i : i + BATCH])).chunk(2)
         right += int((chosen_B > rejected_B).sum())
     return right / len(pairs)
 

@@ -52,7 +52,7 @@ DOUBT = NOISE / statistics.fmean(SPREADS.values())
 """Standard deviation of what who prefers is wrong by."""
 
 
-def wanted(domain: str, question: str, answer: str) -> float:
+def asker_worth(domain: str, question: str, answer: str) -> float:
     """How well an answer does for who asks."""
     return sum(share * GOLD[o](question, answer) / SPREADS[o] for o, share in WANTS[domain].items())
 
@@ -62,7 +62,7 @@ def domain_of(question: str) -> str:
     return "arithmetic" if topic is None else topic.domain
 
 
-def embedded(base: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, question: str) -> torch.Tensor:
+def embed(base: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, question: str) -> torch.Tensor:
     """[D]"""
     ids = tokenizer.encode(question, add_special_tokens=False)
     with torch.no_grad():
@@ -83,11 +83,11 @@ def main(base_folder: Path = DEMO / "base", folder: Path = DEMO / "weights") -> 
             continue
         question = prompt[-1]["content"]
         domain = domain_of(question)
-        noisy = [wanted(domain, question, answer) + rng.gauss(0, DOUBT) for answer in answers]
+        noisy = [asker_worth(domain, question, answer) + rng.gauss(0, DOUBT) for answer in answers]
         with torch.inference_mode():
             rewards_BK = judge(teacher, read(tokenizer, [(prompt, answers)]))
         z_BK = (rewards_BK - rewards_BK.mean(0)) / rewards_BK.std(0).clamp(min=1e-6)
-        xs.append(embedded(base, tokenizer, question))
+        xs.append(embed(base, tokenizer, question))
         targets.append((z_BK[noisy.index(max(noisy))] / TEMPERATURE).softmax(-1))
     x_ND, target_NK = torch.stack(xs), torch.stack(targets)
     middle_D, scale = x_ND.mean(0), x_ND.std()
@@ -95,14 +95,14 @@ def main(base_folder: Path = DEMO / "base", folder: Path = DEMO / "weights") -> 
     torch.nn.init.zeros_(head.weight)
     torch.nn.init.zeros_(head.bias)
     optimizer = torch.optim.Adam(head.parameters(), lr=LEARNING_RATE)
-    kept = len(xs) * 9 // 10
+    n_training = len(xs) * 9 // 10
 
     def divergence(rows: slice) -> torch.Tensor:
         logprobs = head((x_ND[rows] - middle_D) / scale).log_softmax(-1)
         return torch.nn.functional.kl_div(logprobs, target_NK[rows], reduction="batchmean")
 
     for _ in range(STEPS):
-        loss = divergence(slice(kept)) + RIDGE * head.weight.square().sum()  # (1)
+        loss = divergence(slice(n_training)) + RIDGE * head.weight.square().sum()  # (1)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -116,12 +116,12 @@ def main(base_folder: Path = DEMO / "base", folder: Path = DEMO / "weights") -> 
         weights: dict[str, dict[str, float]] = {}
         for d in corpus.DOMAINS:
             prompts = corpus.heldout_prompts(20, SEED, domains=(d,))
-            said = torch.stack([embedded(base, tokenizer, p.text) for p in prompts])
-            mean = head((said - middle_D) / scale).softmax(-1).mean(0)
+            mean_embedding = torch.stack([embed(base, tokenizer, p.text) for p in prompts])
+            mean = head((mean_embedding - middle_D) / scale).softmax(-1).mean(0)
             weights[d] = dict(zip(OBJECTIVES, mean.tolist(), strict=True))
     record = {
-        "teacher": TEACHER, "seed": SEED, "prompts": len(xs), "kl": divergence(slice(kept)).item(),
-        "kl_heldout": divergence(slice(kept, None)).item(),
+        "teacher": TEACHER, "seed": SEED, "prompts": len(xs), "kl": divergence(slice(n_training)).item(),
+        "kl_heldout": divergence(slice(n_training, None)).item(),
         "parameters": sum(p.numel() for p in head.parameters()), "wanted": WANTS, "heldout": weights,
         "seconds": time.monotonic() - begun,
     }  # fmt: skip

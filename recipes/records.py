@@ -14,9 +14,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 def reward_models() -> str:
     """What the members know of gold, by difference within pairs of held-out answers."""
-    told = rewards.figures()
+    records = rewards.figures()
     rows = []
-    for member, record in told.items():
+    for member, record in records.items():
         size = (DEMO / "rewards" / member / "model.safetensors").stat().st_size
         of = record["heldout"]
         rows += [
@@ -29,8 +29,8 @@ def reward_models() -> str:
             for k, objective in enumerate(rewards.OBJECTIVES)
         ]
     header = ("member", "size", "objective", "pairs ordered right", "correlation", "agrees with the other member")
-    pairs = {record["heldout"]["pairs"] for record in told.values()}
-    seconds = sum(record["training"]["seconds"] + record["start"]["seconds"] for record in told.values())
+    pairs = {record["heldout"]["pairs"] for record in records.values()}
+    seconds = sum(record["training"]["seconds"] + record["start"]["seconds"] for record in records.values())
     return table(header, rows) + f"\n{max(pairs):,} pairs. Training both took {seconds:.0f} s.\n"
 
 
@@ -42,11 +42,12 @@ def twin() -> str:
         (name, *(f"{record[key][of]:.2f}" for of in (*gold.GOLD, "fluency", "kl", "words")))
         for name, key in (("`demo/base`", "base"), ("`demo/guides/aligned`", "heldout"))
     ]
-    told = record["training"]
+    training = record["training"]
     return (
         table(("model", *gold.GOLD, "fluency", "KL to base, nats an answer", "words"), rows)
-        + f"\n{record['parameters']:,} parameters, {size / 1e6:.2f} MB; {told['pairs']:,} pairs, "
-        f"{told['steps']} steps, {told['seconds']:.0f} s; held-out pairs ordered right {told['accuracy']:.3f}.\n"
+        + f"\n{record['parameters']:,} parameters, {size / 1e6:.2f} MB; {training['pairs']:,} pairs, "
+        f"{training['steps']} steps, {training['seconds']:.0f} s; "
+        f"held-out pairs ordered right {training['accuracy']:.3f}.\n"
     )
 
 
@@ -58,11 +59,11 @@ def value_head() -> str:
         (objective, *(f"{record['heldout'][objective][str(part)]:.2f}" for part in value.PARTS))
         for objective in rewards.OBJECTIVES
     ]
-    told = record["training"]
+    training = record["training"]
     return (
         table(("objective", *(f"{part:.0%} read" for part in value.PARTS)), rows)
-        + f"\n{record['parameters']:,} parameters, {size / 1e6:.2f} MB; {told['steps']} steps, "
-        f"{told['seconds']:.0f} s.\n"
+        + f"\n{record['parameters']:,} parameters, {size / 1e6:.2f} MB; {training['steps']} steps, "
+        f"{training['seconds']:.0f} s.\n"
     )
 
 
@@ -83,21 +84,22 @@ def obedience() -> str:
     for name, pair in directional.PAIRS.items():
         first, second = (axis for axis, _, _ in pair.axes)
         rows = [
-            (f"{ours['theta']:g}°", *(f"{told[of]:.2f}" for told in (base, ours) for of in (first, second)),
+            (f"{ours['theta']:g}°", *(f"{row[of]:.2f}" for row in (base, ours) for of in (first, second)),
              f"{base['words']:.0f}", f"{ours['words']:.0f}", f"{ours['fluency']:.2f}")
             for base, ours in zip(record["base"][name], record["heldout"][name], strict=True)
         ]  # fmt: skip
         header = ("θ", f"base: {first}", second, f"member: {first}", second, "words: base", "member", "its fluency")
         out += f"`{pair.text}`\n\n" + table(header, rows) + "\n"
     size = (folder / "model.safetensors").stat().st_size
-    told = record["training"]
+    training = record["training"]
     apart = "; ".join(
         f"`{name}` {record['apart'][name]['share']:.2f}, by the base {record['apart_before'][name]['share']:.2f}"
         for name in directional.PAIRS
     )
     return (
         out + f"{record['parameters']:,} parameters, {size / 1e6:.2f} MB; {record['answers']:,} answers to "
-        f"{directional.PROMPTS:,} prompts, {told['steps']} steps, {told['tokens']:,} tokens, {told['seconds']:.0f} s. "
+        f"{directional.PROMPTS:,} prompts, {training['steps']} steps, {training['tokens']:,} tokens, "
+        f"{training['seconds']:.0f} s. "
         "Of prompts that training left out, a direction's favourite is likelier under it than under one of the cone's "
         f"other half in a share of: {apart}.\n"
     )

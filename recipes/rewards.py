@@ -60,14 +60,14 @@ def trunk(tokenizer: PreTrainedTokenizerFast, seed: int) -> tuple[LlamaForSequen
     torch.manual_seed(seed)
     sizes = config(HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, FFN, tokenizer)
     lm = LlamaForCausalLM(sizes)
-    told = train_lm(lm, tokenizer, seed, TOKENS, TOKENS_A_STEP, START_RATE)
+    training = train_lm(lm, tokenizer, seed, TOKENS, TOKENS_A_STEP, START_RATE)
     sizes.id2label = dict(enumerate(OBJECTIVES))
     sizes.label2id = {objective: k for k, objective in enumerate(OBJECTIVES)}
     sizes.problem_type = "regression"  # raw scores, also where a server would put a sigmoid on a classifier
     model = LlamaForSequenceClassification(sizes)
     model.model.load_state_dict(lm.model.state_dict())
     torch.nn.init.zeros_(model.score.weight)
-    return model, told
+    return model, training
 
 
 def read(tokenizer: PreTrainedTokenizerFast, drawn: Sequence[Drawn]) -> torch.Tensor:
@@ -142,20 +142,20 @@ def margins(
     return torch.cat([differences(judge(model, read(tokenizer, [one]))) for one in drawn])
 
 
-def heldout(own_PK: torch.Tensor, other_PK: torch.Tensor, gold_PK: torch.Tensor) -> dict[str, object]:
+def heldout_figures(member_PK: torch.Tensor, other_PK: torch.Tensor, gold_PK: torch.Tensor) -> dict[str, object]:
     """How well a member knows gold, by its differences, and how often it orders a pair as the other member does.
 
     accuracy: share of the pairs that gold tells apart and the member orders as gold does. correlation: of the
     member's differences with gold's, without a mean, since which answer of a pair comes first means nothing.
     """
-    told: dict[str, dict[str, float]] = {"accuracy": {}, "correlation": {}, "agreement": {}}
+    figures_by_name: dict[str, dict[str, float]] = {"accuracy": {}, "correlation": {}, "agreement": {}}
     for k, objective in enumerate(OBJECTIVES):
-        own, other, real = own_PK[:, k], other_PK[:, k], gold_PK[:, k]
+        member, other, real = member_PK[:, k], other_PK[:, k], gold_PK[:, k]
         apart = real != 0
-        told["accuracy"][objective] = (own.sign() == real.sign())[apart].float().mean().item()
-        told["correlation"][objective] = (own @ real / (own.norm() * real.norm())).item()
-        told["agreement"][objective] = (own.sign() == other.sign()).float().mean().item()
-    return {"pairs": len(gold_PK), **told}
+        figures_by_name["accuracy"][objective] = (member.sign() == real.sign())[apart].float().mean().item()
+        figures_by_name["correlation"][objective] = (member @ real / (member.norm() * real.norm())).item()
+        figures_by_name["agreement"][objective] = (member.sign() == other.sign()).float().mean().item()
+    return {"pairs": len(gold_PK), **figures_by_name}
 
 
 def heldout_answers(base: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> list[Drawn]:
@@ -178,7 +178,7 @@ def main(base_folder: Path = DEMO / "base", folder: Path = DEMO / "rewards") -> 
     unseen = [one for one in heldout_answers(base, tokenizer) if len(one[1]) > 1]
     drawing_seconds = time.monotonic() - begun
     records: dict[str, dict[str, object]] = {}
-    told: dict[str, torch.Tensor] = {}
+    margins_by_member: dict[str, torch.Tensor] = {}
     for member, seed in MEMBERS.items():
         print(member, flush=True)
         model, start = trunk(tokenizer, seed)
@@ -189,10 +189,10 @@ def main(base_folder: Path = DEMO / "base", folder: Path = DEMO / "rewards") -> 
         (folder / member / "model.safetensors").chmod(0o644)
         for file in TOKENIZER_FILES:
             shutil.copyfile(base_folder / file, folder / member / file)
-        told[member] = margins(model.to(torch.float32), tokenizer, unseen)  # as saved, rounded to bf16
+        margins_by_member[member] = margins(model.to(torch.float32), tokenizer, unseen)  # as saved, rounded to bf16
     gold_PK = torch.cat([differences(gold(one)) for one in unseen])
     for member, other in zip(MEMBERS, reversed(MEMBERS), strict=True):
-        records[member]["heldout"] = heldout(told[member], told[other], gold_PK)
+        records[member]["heldout"] = heldout_figures(margins_by_member[member], margins_by_member[other], gold_PK)
         (folder / member / "recipe.json").write_text(json.dumps(records[member], indent=2) + "\n")
     print(f"{time.monotonic() - begun:.0f} s", flush=True)
 

@@ -61,8 +61,8 @@ def _batch(
     position_BT = (seen_BT.cumsum(1) - 1).clamp(min=0)
     caches = [DynamicCache(config=m.config) for m, _ in members]
     live = torch.arange(len(prompts))  # the rows still in the batch
-    going_B = torch.ones(len(prompts), dtype=torch.bool)  # of those, the ones that have not ended
-    said: list[list[int]] = [[] for _ in prompts]
+    unfinished_B = torch.ones(len(prompts), dtype=torch.bool)  # of those, the ones that have not ended
+    answer_ids: list[list[int]] = [[] for _ in prompts]
     kl_B = torch.zeros(len(prompts))
     for _ in range(MAX_NEW):
         mixed_BV: torch.Tensor | None = None
@@ -86,18 +86,18 @@ def _batch(
         assert first_BV is not None
         mixed_BV = mixed_BV.log_softmax(-1)
         p_BV = mixed_BV.exp()
-        kl_B[live] += (p_BV * (mixed_BV - first_BV)).sum(-1) * going_B
+        kl_B[live] += (p_BV * (mixed_BV - first_BV)).sum(-1) * unfinished_B
         token_B = torch.multinomial(p_BV, 1, generator=generator)[:, 0]
-        for row, token in zip(live[going_B].tolist(), token_B[going_B].tolist(), strict=True):
-            said[row].append(token)
-        going_B = going_B & (token_B != tokenizer.eos_token_id)
-        if not going_B.any():
+        for row, token in zip(live[unfinished_B].tolist(), token_B[unfinished_B].tolist(), strict=True):
+            answer_ids[row].append(token)
+        unfinished_B = unfinished_B & (token_B != tokenizer.eos_token_id)
+        if not unfinished_B.any():
             break
         ids_BT, position_BT = token_B[:, None], position_BT[:, -1:] + 1
         seen_BT = torch.cat([seen_BT, torch.ones_like(ids_BT)], 1)
-        if going_B.float().mean() < 0.75:  # drop the rows that have ended
-            keep = going_B.nonzero()[:, 0]
-            live, going_B = live[keep], going_B[keep]
+        if unfinished_B.float().mean() < 0.75:  # drop the rows that have ended
+            keep = unfinished_B.nonzero()[:, 0]
+            live, unfinished_B = live[keep], unfinished_B[keep]
             ids_BT, position_BT, seen_BT = ids_BT[keep], position_BT[keep], seen_BT[keep]
             for cache in caches:
                 cache.batch_select_indices(keep)
@@ -105,5 +105,5 @@ def _batch(
         Sampled(
             tokenizer.decode(ids, skip_special_tokens=True).strip(), tuple(ids), kl, ids[-1] == tokenizer.eos_token_id
         )
-        for ids, kl in zip(said, kl_B.tolist(), strict=True)
+        for ids, kl in zip(answer_ids, kl_B.tolist(), strict=True)
     ]

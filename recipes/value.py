@@ -41,16 +41,16 @@ PARTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Of an answer's length, where held-out correlations are told."""
 
 
-def opened(tokenizer: PreTrainedTokenizerFast, drawn: Sequence[Drawn]) -> tuple[Tensor, Tensor]:
+def value_positions(tokenizer: PreTrainedTokenizerFast, drawn: Sequence[Drawn]) -> tuple[Tensor, Tensor]:
     """ids [B, T], and [B, T] where V is read: at the token that opens the turn and at each of the answer's."""
     ids = read(tokenizer, drawn)
     assistant, end = tokenizer.convert_tokens_to_ids([ASSISTANT, END])
-    said = torch.tensor([assistant_mask(row, assistant, end) for row in ids.tolist()])
+    answer_mask = torch.tensor([assistant_mask(row, assistant, end) for row in ids.tolist()])
     last_turn = (ids == assistant).cumsum(1) == (ids == assistant).sum(1, keepdim=True)
-    return ids, last_turn & ((said & (ids != end)) | (ids == assistant)) & (ids != tokenizer.pad_token_id)
+    return ids, last_turn & ((answer_mask & (ids != end)) | (ids == assistant)) & (ids != tokenizer.pad_token_id)
 
 
-def foretold(model: LlamaForSequenceClassification, ids: Tensor) -> Tensor:
+def predict_values(model: LlamaForSequenceClassification, ids: Tensor) -> Tensor:
     """[B, T, K] V at every token."""
     with torch.autocast("cpu", torch.bfloat16):
         values: Tensor = model.score(model.model(input_ids=ids).last_hidden_state)
@@ -72,10 +72,10 @@ def train(
         for i in range(0, len(order) - PROMPTS_A_STEP + 1, PROMPTS_A_STEP):
             for group in optimizer.param_groups:
                 group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / 10) * rate(step / steps)
-            ids, at_BT = opened(tokenizer, [drawn[j] for j in order[i : i + PROMPTS_A_STEP]])
+            ids, at_BT = value_positions(tokenizer, [drawn[j] for j in order[i : i + PROMPTS_A_STEP]])
             with torch.no_grad():
                 reward_BK = judge(teacher, ids)
-            miss = (foretold(model, ids) - reward_BK[:, None])[at_BT]
+            miss = (predict_values(model, ids) - reward_BK[:, None])[at_BT]
             loss = miss.square().mean()  # (1)
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -88,7 +88,7 @@ def train(
 
 
 @torch.inference_mode()
-def heldout(
+def heldout_correlations(
     model: LlamaForSequenceClassification,
     teacher: LlamaForSequenceClassification,
     tokenizer: PreTrainedTokenizerFast,
@@ -101,20 +101,20 @@ def heldout(
     rows: dict[float, list[Tensor]] = {part: [] for part in PARTS}
     rewards: list[Tensor] = []
     for one in drawn:
-        ids, at_BT = opened(tokenizer, [one])
+        ids, at_BT = value_positions(tokenizer, [one])
         rewards.append(judge(teacher, ids))
-        values = foretold(model, ids)
+        values = predict_values(model, ids)
         for row, at in zip(values, at_BT, strict=True):
             places = at.nonzero()[:, 0]
             for part in PARTS:
                 rows[part].append(row[places[round(part * (len(places) - 1))]])
     r_BK = torch.cat(rewards)
-    told = {o: {} for o in OBJECTIVES}  # type: dict[str, dict[str, float]]
+    correlations = {o: {} for o in OBJECTIVES}  # type: dict[str, dict[str, float]]
     for part, values_B in rows.items():
         v_BK = torch.stack(values_B)
         for k, objective in enumerate(OBJECTIVES):
-            told[objective][str(part)] = torch.corrcoef(torch.stack([v_BK[:, k], r_BK[:, k]]))[0, 1].item()
-    return told
+            correlations[objective][str(part)] = torch.corrcoef(torch.stack([v_BK[:, k], r_BK[:, k]]))[0, 1].item()
+    return correlations
 
 
 def main(base_folder: Path = DEMO / "base", rewards: Path = DEMO / "rewards", member: str = "value") -> None:
@@ -134,7 +134,9 @@ def main(base_folder: Path = DEMO / "base", rewards: Path = DEMO / "rewards", me
     (folder / "model.safetensors").chmod(0o644)
     for file in TOKENIZER_FILES:
         shutil.copyfile(base_folder / file, folder / file)
-    record["heldout"] = heldout(model.to(torch.float32), teacher, tokenizer, unseen)  # as saved, rounded to bf16
+    record["heldout"] = heldout_correlations(
+        model.to(torch.float32), teacher, tokenizer, unseen
+    )  # as saved, rounded to bf16
     (folder / "recipe.json").write_text(json.dumps(record, indent=2) + "\n")
     print(json.dumps(record, indent=2), f"{time.monotonic() - begun:.0f} s", sep="\n", flush=True)
 

@@ -2,56 +2,27 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
-from importlib import import_module
-from typing import Any, get_type_hints
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, ValidationError
+
+from trimtab.decoders.registry import Entry
 
 
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """A row of a table."""
+class RewardEntry(Entry):
+    """A row of one of the tables. `uses` are among "name", "host" and "pooler"."""
 
-    target: str
-    """"module:name" of what builds it from its parameters."""
-    paper: str = ""
-    """arXiv id; empty for none."""
-    uses: frozenset[str] = frozenset()
-    """Which of "name", "host" and "pooler" it is built with, beside its parameters."""
-
-    def load(self) -> Any:
-        """The builder: a callable with keyword parameters."""
-        module, _, name = self.target.partition(":")
-        return getattr(import_module(module), name)
-
-    @cached_property
-    def parameters(self) -> type[BaseModel]:
-        """What a config may say, from the builder's signature."""
-        build = self.load()
-        hints = get_type_hints(build if inspect.isfunction(build) else build.__init__, include_extras=True)
-        fields: dict[str, Any] = {
-            p.name: (hints[p.name], ... if p.default is p.empty else p.default)
-            for p in inspect.signature(build).parameters.values()
-            if p.name not in self.uses
-        }
-        config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
-        return create_model(build.__name__, __config__=config, **fields)
-
-    def build(self, params: Mapping[str, Any], **uses: Any) -> Any:
+    def build(self, params: Mapping[str, Any], **supplied: Any) -> Any:
         """What the parameters ask for. Raises ValueError naming the parameter, the value and what is valid."""
-        model = self.parameters
         try:
-            said = model.model_validate(dict(params))
+            return super().build(params, **supplied)
         except ValidationError as error:
-            raise ValueError(_explained(error, model)) from None
-        return self.load()(**{name: getattr(said, name) for name in model.model_fields}, **uses)
+            raise ValueError(explain_invalid(error, self.parameters)) from None
 
 
-def _explained(error: ValidationError, model: type[BaseModel]) -> str:
+def explain_invalid(error: ValidationError, model: type[BaseModel]) -> str:
+    """The complaint about a configuration's or a request's parameters, in one line."""
     first = max(error.errors(include_url=False), key=lambda e: len(e["loc"]))  # of a union the branch that got furthest
     at = ".".join(str(part) for part in first["loc"] if part != "str" and not str(part).startswith("dict["))
     if first["type"] == "extra_forbidden":
@@ -65,41 +36,41 @@ def _explained(error: ValidationError, model: type[BaseModel]) -> str:
 _host = frozenset({"host"})
 _pooler = frozenset({"name", "pooler"})
 
-KINDS: dict[str, Entry] = {
-    "avoids": Entry(target="trimtab.rewards.rules:Avoids"),
-    "bleu": Entry(target="trimtab.rewards.bleu:Bleu", paper="2505.11080"),
-    "classifier": Entry(target="trimtab.rewards.classifier:Classifier", uses=_pooler),
-    "contains": Entry(target="trimtab.rewards.rules:Contains"),
-    "json_schema": Entry(target="trimtab.rewards.rules:JsonSchema"),
-    "judge": Entry(target="trimtab.rewards.judge:Judge", paper="2310.05910", uses=_host),
-    "length": Entry(target="trimtab.rewards.rules:Length"),
-    "log_ratio": Entry(target="trimtab.rewards.log_ratio:LogRatio", paper="2411.02481", uses=_host),
-    "process": Entry(target="trimtab.rewards.process:Process", uses=_pooler),
-    "readability": Entry(target="trimtab.rewards.rules:Readability"),
-    "regex": Entry(target="trimtab.rewards.rules:Regex"),
-    "repetition": Entry(target="trimtab.rewards.rules:Repetition", paper="2402.03469"),
-    "verifier": Entry(target="trimtab.rewards.verifier:Verifier"),
+KINDS: dict[str, RewardEntry] = {
+    "avoids": RewardEntry(target="trimtab.rewards.rules:Avoids"),
+    "bleu": RewardEntry(target="trimtab.rewards.bleu:Bleu", paper="2505.11080"),
+    "classifier": RewardEntry(target="trimtab.rewards.classifier:Classifier", uses=_pooler),
+    "contains": RewardEntry(target="trimtab.rewards.rules:Contains"),
+    "json_schema": RewardEntry(target="trimtab.rewards.rules:JsonSchema"),
+    "judge": RewardEntry(target="trimtab.rewards.judge:Judge", paper="2310.05910", uses=_host),
+    "length": RewardEntry(target="trimtab.rewards.rules:Length"),
+    "log_ratio": RewardEntry(target="trimtab.rewards.log_ratio:LogRatio", paper="2411.02481", uses=_host),
+    "process": RewardEntry(target="trimtab.rewards.process:Process", uses=_pooler),
+    "readability": RewardEntry(target="trimtab.rewards.rules:Readability"),
+    "regex": RewardEntry(target="trimtab.rewards.rules:Regex"),
+    "repetition": RewardEntry(target="trimtab.rewards.rules:Repetition", paper="2402.03469"),
+    "verifier": RewardEntry(target="trimtab.rewards.verifier:Verifier"),
 }
 """Each builds a `protocols.Scorer`."""
 
-TRANSFORMS: dict[str, Entry] = {
-    "centre": Entry(target="trimtab.rewards.transforms:Centre"),
-    "clip": Entry(target="trimtab.rewards.transforms:Clip"),
-    "identity": Entry(target="trimtab.rewards.transforms:Identity"),
-    "lsc": Entry(target="trimtab.rewards.transforms:Lsc", paper="2402.00742"),
-    "par": Entry(target="trimtab.rewards.transforms:Par", paper="2502.18770"),
-    "standardise": Entry(target="trimtab.rewards.transforms:Standardise"),
+TRANSFORMS: dict[str, RewardEntry] = {
+    "centre": RewardEntry(target="trimtab.rewards.transforms:Centre"),
+    "clip": RewardEntry(target="trimtab.rewards.transforms:Clip"),
+    "identity": RewardEntry(target="trimtab.rewards.transforms:Identity"),
+    "lsc": RewardEntry(target="trimtab.rewards.transforms:Lsc", paper="2402.00742"),
+    "par": RewardEntry(target="trimtab.rewards.transforms:Par", paper="2502.18770"),
+    "standardise": RewardEntry(target="trimtab.rewards.transforms:Standardise"),
 }
 """Each builds a `transforms.Transform`."""
 
-COMBINES: dict[str, Entry] = {
-    "heron": Entry(target="trimtab.rewards.combine:Heron", paper="2309.02632"),
-    "lsc": Entry(target="trimtab.rewards.combine:Lsc", paper="2402.00742"),
-    "mean": Entry(target="trimtab.rewards.combine:Mean", paper="2312.09244"),
-    "mean_minus_std": Entry(target="trimtab.rewards.combine:MeanMinusStd", paper="2312.09244"),
-    "median": Entry(target="trimtab.rewards.combine:Median", paper="2312.09244"),
-    "min": Entry(target="trimtab.rewards.combine:Min", paper="2310.02743"),
-    "sum": Entry(target="trimtab.rewards.combine:Weighted"),
-    "uwo": Entry(target="trimtab.rewards.combine:Uwo", paper="2310.02743"),
+COMBINES: dict[str, RewardEntry] = {
+    "heron": RewardEntry(target="trimtab.rewards.combine:Heron", paper="2309.02632"),
+    "lsc": RewardEntry(target="trimtab.rewards.combine:LscSum", paper="2402.00742"),
+    "mean": RewardEntry(target="trimtab.rewards.combine:Mean", paper="2312.09244"),
+    "mean_minus_std": RewardEntry(target="trimtab.rewards.combine:MeanMinusStd", paper="2312.09244"),
+    "median": RewardEntry(target="trimtab.rewards.combine:Median", paper="2312.09244"),
+    "min": RewardEntry(target="trimtab.rewards.combine:Min", paper="2310.02743"),
+    "sum": RewardEntry(target="trimtab.rewards.combine:Weighted"),
+    "uwo": RewardEntry(target="trimtab.rewards.combine:Uwo", paper="2310.02743"),
 }
 """Each builds a `combine.Combine`."""

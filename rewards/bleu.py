@@ -1,13 +1,13 @@
-"""BLEUBERI: how much of the references' wording a response has. arXiv 2505.11080.
+"""BLEUBERI: BLEU of a response against references. arXiv 2505.11080.
 
     r(x, y) = min(1, exp(1 - L / l)) (prod_n (c_n + 1) / (t_n + 1))^(1/4),    n = 1 .. 4                            (1)
 
 l    tokens of y, L those of the shortest reference, both by the 13a tokenizer of mteval
-t_n  n-grams of y;  c_n  those of them that a reference has, each no more often than the reference that has it most
+t_n  n-grams of y;  c_n  those that occur in a reference, each counted at most as often as in the reference with most
 
-This is what the authors' code computes, `evaluate`'s smoothed corpus BLEU of one prediction: Lin and Och's one is
-added at every order, unigrams too, and the brevity penalty is that of the shortest reference. sacrebleu's own scores
-add nothing to unigrams and take the reference closest in length, so only its tokenizer and its counts are used here.
+This is what the authors' code computes: the smoothed corpus BLEU of `evaluate` for one prediction. It adds one at every
+order (Lin and Och), unigrams too, and takes the brevity penalty from the shortest reference. sacrebleu's own scores add
+nothing to unigrams and take the reference closest in length, so only its tokenizer and its counts are used here.
 A reference word for word scores 1; an empty response 0. Case matters.
 """
 
@@ -22,11 +22,11 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
 from trimtab.rewards.protocols import Question, Response
-from trimtab.rewards.text_rule import Textual
+from trimtab.rewards.text_rule import TextRule
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bleu(Textual):
+class Bleu(TextRule):
     """Smoothed BLEU against one reference or several."""
 
     @property
@@ -34,22 +34,22 @@ class Bleu(Textual):
         return frozenset({"references"})
 
     def score(self, question: Question, response: Response) -> float:
-        return bleu(response.text, checked_references(question.given["references"]))
+        return bleu(response.text, parse_references(question.given["references"]))
 
 
-def checked_references(given: Any) -> Sequence[str]:
-    """Raises ValueError unless they are texts, at least one, none of them blank."""
-    if not isinstance(given, list | tuple) or not given or not all(isinstance(r, str) and r.strip() for r in given):
-        raise ValueError(f"references must be a list of at least one text, none blank; got {str(given)[:80]!r}")
-    return given
+def parse_references(value: Any) -> Sequence[str]:
+    """Raises ValueError unless the value is a list of texts, at least one and none blank."""
+    if not isinstance(value, list | tuple) or not value or not all(isinstance(r, str) and r.strip() for r in value):
+        raise ValueError(f"references must be a list of at least one text, none blank; got {str(value)[:80]!r}")
+    return value
 
 
 def bleu(text: str, references: Sequence[str]) -> float:
     """(1)"""
-    found = BLEU(tokenize="13a", smooth_method="none", force=True).corpus_score([text], [[r] for r in references])
-    if not found.sys_len:
+    stats = BLEU(tokenize="13a", smooth_method="none", force=True).corpus_score([text], [[r] for r in references])
+    if not stats.sys_len:
         return 0.0
     tokenize = Tokenizer13a()
     shortest = min(len(tokenize(reference).split()) for reference in references)
-    precision: float = math.prod((c + 1) / (t + 1) for c, t in zip(found.counts, found.totals, strict=True)) ** 0.25
-    return min(1.0, math.exp(1 - shortest / found.sys_len)) * precision  # (1)
+    precision: float = math.prod((c + 1) / (t + 1) for c, t in zip(stats.counts, stats.totals, strict=True)) ** 0.25
+    return min(1.0, math.exp(1 - shortest / stats.sys_len)) * precision  # (1)

@@ -1,11 +1,11 @@
 """A reward model with a head at the last token: r(x, y) in R^K, one number for each label of the head.
 
-The response stands as the assistant's whole turn in the form that the model was trained on, and the head's raw output
-is the score: no sigmoid, no softmax (a logit orders answers as its sigmoid does, and loses nothing at the ends). Of a
-value head, which foretells the score from a beginning (controlled decoding, arXiv 2310.17022), the turn stays open.
+The response is the assistant's whole turn in the format that the model was trained on. The head's raw output is the
+score: no sigmoid, no softmax (a logit orders answers as its sigmoid does, and does not saturate). A value head predicts
+the score of a whole answer from its prefix (controlled decoding, arXiv 2310.17022); for it the turn stays open.
 
-Cost: one pass of the reward model over conversation and response; where its engine caches prefixes, the conversation
-is read once, and a response that grows costs what is new.
+Cost: one pass of the reward model over conversation and response. With prefix caching the conversation is computed
+once, and a longer prefix of a response costs its new tokens.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from trimtab.rewards.model_input import CHAT, Format, Reading, Truncate
+from trimtab.rewards.model_input import CHAT, Format, InputEncoder, Truncate
 from trimtab.rewards.protocols import Pooler, Question, Response
 
 
@@ -34,16 +34,16 @@ class Classifier:
     ] = "closed"
 
     def __post_init__(self) -> None:
-        _ = self.reading  # refuses a format that the model cannot have
+        _ = self.encoder  # refuses a format that the model cannot have
 
     @cached_property
-    def reading(self) -> Reading:
-        return Reading(
+    def encoder(self) -> InputEncoder:
+        return InputEncoder(
             name=self.name,
             tokenizer=self.pooler.tokenizer,
             limit=self.pooler.max_tokens,
             format=self.format,
-            truncate=self.truncate,
+            truncation=self.truncate,
         )
 
     @property
@@ -56,5 +56,5 @@ class Classifier:
 
     async def __call__(self, question: Question, responses: Sequence[Response]) -> list[list[float]]:
         """[N, K]; raises ValueError for a conversation that the model cannot read."""
-        read = self.reading.closed if self.turn == "closed" else self.reading.opened
-        return await self.pooler.score([read(question, response.text) for response in responses])
+        encode = self.encoder.encode_whole if self.turn == "closed" else self.encoder.encode_prefix
+        return await self.pooler.score([encode(question, response.text) for response in responses])

@@ -1,4 +1,4 @@
-"""Many rewards as one: what each of the K columns of a row says, made one number.
+"""Many rewards as one: a row of K scores becomes one number.
 
 | class          | paper            | R(r_1 .. r_K)                                                      |
 |----------------|------------------|--------------------------------------------------------------------|
@@ -8,13 +8,13 @@
 | `Min`          | see below        | min_k r_k                                                          |
 | `MeanMinusStd` | arXiv 2312.09244 | mean_k r_k - lambda std_k r_k                                      |
 | `Uwo`          | arXiv 2310.02743 | mean_k r_k - lambda var_k r_k                                      |
-| `Lsc`          | arXiv 2402.00742 | sum_k log sigma(r_k)                                               |
-| `Heron`        | arXiv 2309.02632 | candidates that y beats less those that beat it, see there         |
+| `LscSum`       | arXiv 2402.00742 | sum_k log sigma(r_k)                                               |
+| `Heron`        | arXiv 2309.02632 | candidates that y beats, minus those that beat it; see the class   |
 
-`Min` is the worst case of an ensemble (WCO, 2310.02743) and the egalitarian choice among groups of people
-(MaxMin-RLHF, 2402.08925), taken per answer. Variance and standard deviation are those of a sample, with K - 1, and 0
+`Min` is the worst case of an ensemble (WCO, 2310.02743), and MaxMin-RLHF's egalitarian choice among groups of people
+(2402.08925), taken per answer. Variance and standard deviation are those of a sample, with K - 1, and 0
 for one column. Columns of different scales are standardised first, each by its own `transforms.Standardise`, or
-centred for `Lsc`; a pool's own mean and spread would make a row depend on the others.
+centred for `LscSum`; the mean and spread of a pool would make a row depend on the others.
 Shapes: N candidates, K rewards: [N, K] -> [N, 1].
 """
 
@@ -38,15 +38,15 @@ Caution = Annotated[float, Field(ge=0, alias="lambda", description="how much dis
 
 class Combine(Protocol):
     in_pool: ClassVar[bool]
-    """Whether a row's value depends on the other rows. A chain or a filter, whose target must be one, refuses that."""
+    """Whether a row's value depends on the other rows. Chains and filters refuse that: their target must be fixed."""
 
     def __call__(self, rows: Rows) -> list[list[float]]:
-        """[N, 1]. Raises ValueError where the number of columns is not what the parameters are for."""
+        """[N, 1]. Raises ValueError for a number of columns that does not fit the parameters."""
         ...
 
 
-def each(rows: Rows, value: Callable[[Sequence[float]], float]) -> list[list[float]]:
-    """Row by row; raises ValueError for rows of no column."""
+def combine_each(rows: Rows, value: Callable[[Sequence[float]], float]) -> list[list[float]]:
+    """[N, 1] row by row; raises ValueError for rows without a column."""
     if any(not row for row in rows):
         raise ValueError("there is no reward to combine")
     return [[float(value(row))] for row in rows]
@@ -62,13 +62,13 @@ class Weighted:
     ] = None
 
     def __call__(self, rows: Rows) -> list[list[float]]:
-        def weighed(row: Sequence[float]) -> float:
+        def weighted_sum(row: Sequence[float]) -> float:
             weights = [1.0] * len(row) if self.weights is None else self.weights
             if len(weights) != len(row):
                 raise ValueError(f"weights must be {len(row)} numbers, one per reward; got {len(weights)}")
             return math.fsum(w * r for w, r in zip(weights, row, strict=True))
 
-        return each(rows, weighed)
+        return combine_each(rows, weighted_sum)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ class Mean:
     in_pool: ClassVar[bool] = False
 
     def __call__(self, rows: Rows) -> list[list[float]]:
-        return each(rows, statistics.fmean)
+        return combine_each(rows, statistics.fmean)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ class Median:
     in_pool: ClassVar[bool] = False
 
     def __call__(self, rows: Rows) -> list[list[float]]:
-        return each(rows, statistics.median)
+        return combine_each(rows, statistics.median)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,7 @@ class Min:
     in_pool: ClassVar[bool] = False
 
     def __call__(self, rows: Rows) -> list[list[float]]:
-        return each(rows, min)
+        return combine_each(rows, min)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +109,7 @@ class MeanMinusStd:
     lambda_: Caution = 0.5
 
     def __call__(self, rows: Rows) -> list[list[float]]:
-        return each(rows, lambda row: statistics.fmean(row) - self.lambda_ * math.sqrt(variance(row)))
+        return combine_each(rows, lambda row: statistics.fmean(row) - self.lambda_ * math.sqrt(variance(row)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,17 +120,17 @@ class Uwo:
     lambda_: Caution = 0.5
 
     def __call__(self, rows: Rows) -> list[list[float]]:
-        return each(rows, lambda row: statistics.fmean(row) - self.lambda_ * variance(row))
+        return combine_each(rows, lambda row: statistics.fmean(row) - self.lambda_ * variance(row))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lsc:
+class LscSum:
     """The log-probability that the answer is good by every reward, of rewards that are 0 where good begins."""
 
     in_pool: ClassVar[bool] = False
 
     def __call__(self, rows: Rows) -> list[list[float]]:
-        return each(rows, lambda row: math.fsum(map(log_sigmoid, row)))
+        return combine_each(rows, lambda row: math.fsum(map(log_sigmoid, row)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +156,7 @@ class Heron:
 
     @staticmethod
     def _lead(row_K: np.ndarray, signals_NK: np.ndarray, margins_K: np.ndarray) -> int:
-        """How many rows this one beats, less how many beat it."""
+        """How many rows this one beats, minus how many beat it."""
         ahead_NK = row_K - signals_NK
         decides_NK = np.abs(ahead_NK) > margins_K
         first_N1 = decides_NK.argmax(axis=1, keepdims=True)  # the first that decides; 0 where none does
@@ -165,5 +165,5 @@ class Heron:
 
 
 def variance(row: Sequence[float]) -> float:
-    """Of a sample; 0 for one member, which agrees with itself."""
+    """Of a sample; 0 for one member."""
     return statistics.variance(row) if len(row) > 1 else 0.0

@@ -3,14 +3,14 @@
     r(x, y) = beta sum_t (log pi_s(y_t | x_s, y_<t) - log pi_w(y_t | x, y_<t)),    t = 1 .. T                       (1)
 
 pi_s  strong: a guide, say the aligned twin of the base, or a mixture
-pi_w  weak: the base unless said otherwise
-x_s   x, or x with `instruction` as its system message: what customises the reward to a domain
-beta  DPO's, if pi_s was trained with one and r is to be in the units of its reward
+pi_w  weak: by default the base
+x_s   x, or x with `instruction` as its system message, which adapts the reward to a domain
+beta  that of DPO, if pi_s was trained by it and r is to have the units of its reward
 
 The sum starts at the first token of the response; the authors' code starts at the last of the prompt. With beta 1 and
-neither instruction nor normalisation, pi_w exp(r) is pi_s itself: a sampler that tilts the weak model by r draws from
-the strong one. `length_normalised` is (1) / T.
-Cost: each response scored once per model. A response without tokens scores 0.
+neither instruction nor normalisation, pi_w exp(r) is pi_s itself: a sampler that tilts the weak model by r
+draws from the strong one. `length_normalised` is (1) / T.
+Cost: each response is scored once per model. A response without tokens scores 0.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Annotated
 from pydantic import Field
 
 from trimtab.decoders.protocols import BASE, Mixture, Tokens
-from trimtab.rewards.gather import together
+from trimtab.rewards.gather import gather_or_cancel
 from trimtab.rewards.protocols import Host, Question, Response
 
 Member = Annotated[str | Mapping[str, float], Field(description="a guide, the base, or a mixture {member: exponent}")]
@@ -38,23 +38,23 @@ class LogRatio:
     weak: Member = BASE
     beta: Annotated[float, Field(gt=0, description="scale")] = 1.0
     length_normalised: Annotated[bool, Field(description="the mean over tokens, not the sum")] = False
-    instruction: Annotated[
-        str | None, Field(min_length=1, description="what the strong side alone is told, as a system message")
-    ] = None
+    instruction: Annotated[str | None, Field(min_length=1, description="system message of the strong side alone")] = (
+        None
+    )
 
     def __post_init__(self) -> None:
         for name, side in (("strong", self.strong), ("weak", self.weak)):
-            if not mixture(side):
+            if not side:
                 raise ValueError(f"{name} must name a member or be a mixture of some; got {side!r}")
-        if self.instruction is None and mixture(self.strong) == mixture(self.weak):
+        if self.instruction is None and as_mixture(self.strong) == as_mixture(self.weak):
             raise ValueError(
                 f"strong and weak must differ where no instruction sets them apart; both are {self.weak!r}"
             )
 
     @property
     def members(self) -> frozenset[str]:
-        """Whom the engine must have."""
-        return frozenset({*mixture(self.strong), *mixture(self.weak)})
+        """The members that the engine must have."""
+        return frozenset({*as_mixture(self.strong), *as_mixture(self.weak)})
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -65,13 +65,13 @@ class LogRatio:
         return frozenset()
 
     async def __call__(self, question: Question, responses: Sequence[Response]) -> list[list[float]]:
-        told = question.prompt
+        strong_prompt = question.prompt
         if self.instruction is not None:
-            told = self.host.render(instructed(question.messages, self.instruction))
-        scores = await together(
+            strong_prompt = self.host.render(add_instruction(question.messages, self.instruction))
+        scores = await gather_or_cancel(
             self._logprob(side, prompt, response.tokens)
             for response in responses
-            for side, prompt in ((self.strong, told), (self.weak, question.prompt))
+            for side, prompt in ((self.strong, strong_prompt), (self.weak, question.prompt))
         )
         rows = zip(scores[::2], scores[1::2], responses, strict=True)
         return [[self.beta * (s - w) / (self._length(response) or 1)] for s, w, response in rows]  # (1)
@@ -82,15 +82,16 @@ class LogRatio:
     async def _logprob(self, side: str | Mixture, prompt: Tokens, completion: Tokens) -> float:
         if not completion:
             return 0.0
-        return math.fsum(await self.host.engine.score(prompt, completion, guides=mixture(side)))
+        return math.fsum(await self.host.engine.score(prompt, completion, guides=as_mixture(side)))
 
 
-def mixture(side: str | Mixture) -> Mixture:
-    return {side: 1.0} if isinstance(side, str) and side else dict(side or {})
+def as_mixture(side: str | Mixture) -> Mixture:
+    """A side's mixture with the base's exponent in it: 0 unless it is named."""
+    return {BASE: 0.0, **({side: 1.0} if isinstance(side, str) else side)}
 
 
-def instructed(messages: Sequence[Mapping[str, str]], instruction: str) -> list[Mapping[str, str]]:
-    """The conversation under an instruction. It joins a system message that is there: many templates take only one."""
+def add_instruction(messages: Sequence[Mapping[str, str]], instruction: str) -> list[Mapping[str, str]]:
+    """The conversation with a system message, joined to one that is there: many templates take only one."""
     if messages and messages[0]["role"] == "system":
         joined = f"{instruction}\n\n{messages[0]['content']}"
         return [{**messages[0], "content": joined}, *messages[1:]]

@@ -1,15 +1,15 @@
-"""A process reward: a head that scores every token, v_t, read where steps end and brought to one number.
+"""A process reward: a head scores every token, v_t; the scores where steps end become one number.
 
     r(x, y) = agg_{t in E} f(v_t)                                                                                    (1)
 
-E: the last token of each step; without steps, every token of the response. f: nothing, a sigmoid, or a softmax over
-the head's labels. agg: the least, the product, the last, or the mean; "Let's Verify Step by Step" (arXiv 2305.20050)
-takes the product of the steps' probabilities of being right.
+E: the last token of each step; without steps, every token of the response. f: the identity, a sigmoid, or a softmax
+over the head's labels. agg: the minimum, the product, the last, or the mean; "Let's Verify Step by Step" (arXiv
+2305.20050) takes the product of the steps' probabilities of being right.
 
-Steps are the response's pieces between separators. Each is read with `mark` behind it, the last one too, as process
-reward models are trained (Skywork-o1-Open-PRM: the separator itself; Qwen2.5-Math-PRM: <extra_0> in its place), and
-E are the marks' last tokens. The head reads causally, so nothing after the response is given to it: the turn stays
-open. Without steps, a response without a token is read where it would begin.
+A separator divides the response into steps. In the input `mark` follows each step, the last one too, as process reward
+models are trained (Skywork-o1-Open-PRM: the separator itself; Qwen2.5-Math-PRM: <extra_0> in its place), and E are the
+last tokens of the marks. The head is causal, so the input ends with the response. Without steps, the score of an empty
+response is that of the token before it.
 
 Cost: one pass of the model over conversation and response.
 """
@@ -24,8 +24,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from trimtab.rewards.model_input import CHAT, Format, Reading, Truncate
+from trimtab.rewards.model_input import CHAT, Format, InputEncoder, Truncate
 from trimtab.rewards.protocols import Pooler, Question, Response, RewardError
+from trimtab.rewards.transforms import sigmoid
 
 Aggregate = Literal["min", "product", "last", "mean"]
 Activation = Literal["none", "sigmoid", "softmax"]
@@ -59,7 +60,7 @@ class Process:
     truncate: Truncate = "error"
 
     def __post_init__(self) -> None:
-        _ = self.reading, self._place  # each refuses what the model cannot have
+        _ = self.encoder, self._label_index  # each refuses what the model cannot have
         if self.aggregate not in AGGREGATES:
             raise ValueError(f"{self.name}: no aggregate {self.aggregate!r}; valid: {', '.join(sorted(AGGREGATES))}")
         if self.aggregate == "product" and self.activation == "none":
@@ -74,13 +75,13 @@ class Process:
             raise ValueError(f"{self.name}: mark={self.mark!r} stands behind steps; say in `step` what is between them")
 
     @cached_property
-    def reading(self) -> Reading:
-        return Reading(
+    def encoder(self) -> InputEncoder:
+        return InputEncoder(
             name=self.name,
             tokenizer=self.pooler.tokenizer,
             limit=self.pooler.max_tokens,
             format=self.format,
-            truncate=self.truncate,
+            truncation=self.truncate,
         )
 
     @property
@@ -93,49 +94,49 @@ class Process:
 
     async def __call__(self, question: Question, responses: Sequence[Response]) -> list[list[float]]:
         """[N, 1]; raises ValueError for a conversation that the model cannot read."""
-        before, _ = self.reading.around(question)
-        said = [self._said(response.text) for response in responses]
-        inputs = [self.reading.fitted([*before, *tokens], len(tokens) + 1) for tokens, _ in said]
+        before, _ = self.encoder.encode_context(question)
+        encoded = [self._encode_steps(response.text) for response in responses]
+        inputs = [self.encoder.truncate([*before, *tokens], suffix=len(tokens) + 1) for tokens, _ in encoded]
         scores = await self.pooler.score_tokens(inputs)
         if [len(rows) for rows in scores] != [len(tokens) for tokens in inputs]:
             raise RewardError(f"{self.name}: the model did not score every token")
         return [
             [self._value(rows[len(rows) - len(tokens) - 1 :], ends)]
-            for rows, (tokens, ends) in zip(scores, said, strict=True)
+            for rows, (tokens, ends) in zip(scores, encoded, strict=True)
         ]
 
-    def _said(self, text: str) -> tuple[list[int], list[int]]:
-        """The response's tokens, and how many have been read at each end; 0 is before the first."""
+    def _encode_steps(self, text: str) -> tuple[list[int], list[int]]:
+        """The response's tokens, and how many of them have been read at each of E; 0 is before the first."""
         if self.step is None:
-            tokens = self.reading.verbatim(text)
+            tokens = self.encoder.encode_verbatim(text)
             return tokens, list(range(1, len(tokens) + 1)) or [0]
         tokens, ends = [], []
         for piece in text.removesuffix(self.step).split(self.step):
-            tokens += [*self.reading.verbatim(piece), *self._mark]
+            tokens += [*self.encoder.encode_verbatim(piece), *self._mark]
             ends.append(len(tokens))
         return tokens, ends
 
     def _value(self, rows: Sequence[Sequence[float]], ends: Sequence[int]) -> float:
         """(1) for the rows [1 + T, K] from the token before the response on."""
-        return AGGREGATES[self.aggregate]([self._activated(rows[end]) for end in ends])  # (1)
+        return AGGREGATES[self.aggregate]([self._activate(rows[end]) for end in ends])  # (1)
 
-    def _activated(self, logits: Sequence[float]) -> float:
-        own = logits[self._place]
+    def _activate(self, logits: Sequence[float]) -> float:
+        logit = logits[self._label_index]
         if self.activation == "none":
-            return own
+            return logit
         if self.activation == "sigmoid":
-            return 1 / (1 + math.exp(-own)) if own >= 0 else math.exp(own) / (1 + math.exp(own))
+            return sigmoid(logit)
         most = max(logits)
-        return math.exp(own - most) / math.fsum(math.exp(z - most) for z in logits)
+        return math.exp(logit - most) / math.fsum(math.exp(z - most) for z in logits)
 
     @cached_property
     def _mark(self) -> list[int]:
-        """The operator's own, so a special token spelt out is one."""
+        """From the configuration, so a special token spelt out in it does become one."""
         ids: list[int] = self.pooler.tokenizer(self.mark or self.step, add_special_tokens=False)["input_ids"]
         return ids
 
     @cached_property
-    def _place(self) -> int:
+    def _label_index(self) -> int:
         names = self.pooler.labels
         if self.label is None and len(names) == 1:
             return 0

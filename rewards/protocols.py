@@ -1,4 +1,4 @@
-"""What a reward reads and gives, and what it may lean on.
+"""A reward's inputs and output, and what it may use to compute it.
 
 Shapes: N responses, K labels, T tokens. Higher is better; NaN and infinity are errors, never scores.
 """
@@ -14,24 +14,24 @@ from trimtab.decoders.protocols import Engine, Tokens
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Question:
-    """What is answered."""
+    """The conversation that a response answers."""
 
     messages: tuple[Mapping[str, str], ...]
     """{"role", "content"}, as the client sent them; a bare prompt is one message of the user's."""
     prompt: Tokens
-    """As the base reads it, chat template included."""
+    """The conversation in the base's tokens, chat template included."""
     given: Mapping[str, Any] = field(default_factory=dict)
-    """What the request gave to score against: "references" (list of strings), "answer" (string) …"""
+    """From the request, to score against: "references" (list of strings), "answer" (string) …"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Response:
-    """An answer, or the beginning of one."""
+    """An answer, or a prefix of one."""
 
     text: str
-    """As the client would read it: without special tokens, and without what stands after a stop string."""
+    """As the client sees it: without special tokens, and only up to a stop string."""
     tokens: Tokens
-    """The base's tokens, its end of sequence included."""
+    """In the base's tokens, EOS included."""
 
 
 class Scorer(Protocol):
@@ -39,16 +39,16 @@ class Scorer(Protocol):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """What the K columns are called; ("score",) where there is one."""
+        """Names of the K columns; ("score",) for a single one."""
         ...
 
     @property
     def needs(self) -> frozenset[str]:
-        """The keys that `Question.given` must hold."""
+        """Keys that `Question.given` must have."""
         ...
 
     async def __call__(self, question: Question, responses: Sequence[Response]) -> list[list[float]]:
-        """[N, K], one row per response. A row depends on its own response alone, never on the others."""
+        """[N, K], one row per response. A row depends on its response alone, never on the others."""
         ...
 
 
@@ -80,7 +80,7 @@ class Pooler(Protocol):
 
 
 class Host(Protocol):
-    """The served base, for rewards that ask it."""
+    """The served base, for rewards that use it."""
 
     @property
     def engine(self) -> Engine: ...
@@ -94,4 +94,4 @@ class Host(Protocol):
 
 
 class RewardError(Exception):
-    """A reward that gave no usable score: NaN, infinite, of the wrong shape, too slow or dead."""
+    """No usable score: NaN, infinite, of the wrong shape, too late, or from a reward that died."""

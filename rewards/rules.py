@@ -3,7 +3,7 @@
 | class         | r(y)                                                        | range                       |
 |---------------|-------------------------------------------------------------|-----------------------------|
 | `Length`      | -|l - target| / target, or 1 within [min, max], see there     | (-inf, 0], or (-inf, 1]      |
-| `Regex`       | 1 if the pattern occurs, else 0; or how often it does       | {0, 1}, or {0, 1, ..., most} |
+| `Regex`       | 1 if the pattern occurs, else 0; or the number of times     | {0, 1}, or {0, 1, ..., most} |
 | `JsonSchema`  | 1 if y is JSON that the schema allows, else 0               | {0, 1}                      |
 | `Contains`    | share of the phrases that y holds                           | [0, 1]                      |
 | `Avoids`      | share of the phrases that y does not hold                   | [0, 1]                      |
@@ -32,11 +32,11 @@ from pydantic import Field
 from referencing import Registry
 
 from trimtab.rewards.protocols import Question, Response
-from trimtab.rewards.text_rule import Textual
+from trimtab.rewards.text_rule import TextRule
 
 
 @dataclass(frozen=True, kw_only=True)
-class Length(Textual):
+class Length(TextRule):
     """With `target`: -|l - target| / target. With `min`, `max` or both, of which the missing one does not bind:
 
         1 - max(min - l, 0) / min - max(l - max, 0) / max
@@ -52,20 +52,20 @@ class Length(Textual):
     def __post_init__(self) -> None:
         bounds = self.min is not None or self.max is not None
         if (self.target is not None) == bounds:
-            given = f"target={self.target}, min={self.min}, max={self.max}"
-            raise ValueError(f"give either target, or min and max or one of them; got {given}")
+            values = f"target={self.target}, min={self.min}, max={self.max}"
+            raise ValueError(f"give either target, or min and max or one of them; got {values}")
         if self.min is not None and self.max is not None and self.min > self.max:
             raise ValueError(f"min must not exceed max; got min={self.min}, max={self.max}")
 
     def score(self, question: Question, response: Response) -> float:
-        length = self._of(response)
+        length = self._measure(response)
         if self.target is not None:
             return -abs(length - self.target) / self.target
         below = max(self.min - length, 0) / self.min if self.min else 0.0
         above = max(length - self.max, 0) / self.max if self.max else 0.0
         return 1 - below - above
 
-    def _of(self, response: Response) -> int:
+    def _measure(self, response: Response) -> int:
         match self.unit:
             case "words":
                 return len(response.text.split())
@@ -76,7 +76,7 @@ class Length(Textual):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Regex(Textual):
+class Regex(TextRule):
     """Whether a pattern occurs, 1 or 0, or how often. In RE2's syntax, whose search is linear in the text."""
 
     pattern: Annotated[str, Field(min_length=1, description="a regular expression, of RE2's syntax")]
@@ -102,7 +102,7 @@ class Regex(Textual):
 
 
 @dataclass(frozen=True, kw_only=True)
-class JsonSchema(Textual):
+class JsonSchema(TextRule):
     """Strict JSON: NaN and Infinity are no numbers, and white space alone may stand around it. References to schemas
     elsewhere are never followed."""
 
@@ -122,12 +122,12 @@ class JsonSchema(Textual):
 
     def score(self, question: Question, response: Response) -> float:
         try:
-            return float(self._validator.is_valid(json.loads(response.text, parse_constant=_refused)))
+            return float(self._validator.is_valid(json.loads(response.text, parse_constant=_reject_constant)))
         except (ValueError, RecursionError):  # nested deeper than the parser goes, which no sane answer is
             return 0.0
 
 
-def _refused(constant: str) -> None:
+def _reject_constant(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
 
 
@@ -137,39 +137,39 @@ Case = Annotated[bool, Field(description="whether upper and lower case differ")]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contains(Textual):
+class Contains(TextRule):
     """The share of the phrases that the answer holds."""
 
     phrases: Phrases
     case: Case = False
 
     def score(self, question: Question, response: Response) -> float:
-        return held(response.text, self.phrases, case=self.case) / len(self.phrases)
+        return count_phrases(response.text, self.phrases, case=self.case) / len(self.phrases)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Avoids(Textual):
+class Avoids(TextRule):
     """The share of the phrases that the answer does not hold."""
 
     phrases: Phrases
     case: Case = False
 
     def score(self, question: Question, response: Response) -> float:
-        return 1 - held(response.text, self.phrases, case=self.case) / len(self.phrases)
+        return 1 - count_phrases(response.text, self.phrases, case=self.case) / len(self.phrases)
 
 
-def held(text: str, phrases: Sequence[str], *, case: bool) -> int:
-    """How many of the phrases occur in the text. Accents match however they are encoded."""
+def count_phrases(text: str, phrases: Sequence[str], *, case: bool) -> int:
+    """How many of the phrases occur in the text. Accents match in any Unicode normal form."""
 
-    def read(s: str) -> str:
+    def fold(s: str) -> str:
         return unicodedata.normalize("NFC", s if case else s.casefold())
 
-    read_text = read(text)
-    return sum(read(phrase) in read_text for phrase in phrases)
+    folded = fold(text)
+    return sum(fold(phrase) in folded for phrase in phrases)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Repetition(Textual):
+class Repetition(TextRule):
     """Distinct n-grams of words over all of them; 1 where there are none, since nothing is said twice.
 
     The factor RP of R³ (2402.03469), where n = 3.
@@ -184,7 +184,7 @@ class Repetition(Textual):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Readability(Textual):
+class Readability(TextRule):
     """-|grade - target|, the grade being the Automated Readability Index (Smith & Senter 1967), about years of school:
 
         4.71 characters / words + 0.5 words / sentences - 21.43

@@ -1,4 +1,4 @@
-"""Rewards that are computed from the texts alone: no model, no network."""
+"""The base of rewards that are computed from texts alone, without a model or the network."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from trimtab.rewards.protocols import Question, Response
 
 
-class Textual(ABC):
-    """A `Scorer` of one column, computed in a thread so that a long text does not hold up other requests."""
+class TextRule(ABC):
+    """A `Scorer` with one column, computed in a thread so that a long text does not block the event loop."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -24,7 +24,7 @@ class Textual(ABC):
     def score(self, question: Question, response: Response) -> float: ...
 
     async def __call__(self, question: Question, responses: Sequence[Response]) -> list[list[float]]:
-        def rows() -> list[list[float]]:
+        def score_all() -> list[list[float]]:
             return [[self.score(question, response)] for response in responses]
 
-        return await asyncio.to_thread(rows)
+        return await asyncio.to_thread(score_all)

@@ -9,10 +9,10 @@
 | `Standardise` |                  | (r - mean) / std, both of the reward on the base's own answers   |
 | `Clip`        |                  | min(max(r, low), high)                                           |
 
-r_1 .. r_M  rewards of M answers of the frozen base to the prompt, which the caller draws, scores and keeps
+r_1 .. r_M  rewards of M answers of the frozen base to the prompt; the caller draws, scores and caches them
 
-Each is a function of r and of references that do not depend on it, never of other candidates: a chain may use it.
-All but `Clip` rise strictly with r, so for one prompt and one reward they leave best-of-N's choice as it is.
+Each is a function of r and of references that do not depend on it, never of other candidates, so a chain may use it.
+All but `Clip` are strictly increasing in r, so with one reward they do not change what best-of-N chooses.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ References = Annotated[int, Field(ge=1, le=256, description="M, answers of the b
 
 class Transform(Protocol):
     @property
-    def wants(self) -> int:
-        """How many reference rewards per prompt."""
+    def n_references(self) -> int:
+        """Reference rewards needed per prompt."""
         ...
 
     def __call__(self, scores: Sequence[float], references: Sequence[float]) -> list[float]:
-        """One for one; `references` holds `wants` rewards. Raises ValueError for none where some are wanted."""
+        """A value per score; `references` holds `n_references` rewards. Raises ValueError where one is missing."""
         ...
 
 
@@ -44,7 +44,7 @@ class Identity:
     """The reward as it is."""
 
     @property
-    def wants(self) -> int:
+    def n_references(self) -> int:
         return 0
 
     def __call__(self, scores: Sequence[float], references: Sequence[float]) -> list[float]:
@@ -58,11 +58,11 @@ class Centre:
     references: References = 1
 
     @property
-    def wants(self) -> int:
+    def n_references(self) -> int:
         return self.references
 
     def __call__(self, scores: Sequence[float], references: Sequence[float]) -> list[float]:
-        mean = statistics.fmean(some(references))
+        mean = statistics.fmean(non_empty(references))
         return [score - mean for score in scores]
 
 
@@ -79,12 +79,12 @@ class Lsc:
     references: References = 8
 
     @property
-    def wants(self) -> int:
+    def n_references(self) -> int:
         return self.references
 
     def __call__(self, scores: Sequence[float], references: Sequence[float]) -> list[float]:
         spread = statistics.stdev(references) if len(references) > 1 else 0.0
-        good = statistics.fmean(some(references)) + statistics.NormalDist().inv_cdf(self.quantile) * spread
+        good = statistics.fmean(non_empty(references)) + statistics.NormalDist().inv_cdf(self.quantile) * spread
         return [log_sigmoid(score - good) for score in scores]
 
 
@@ -96,11 +96,11 @@ class Par:
     k: Annotated[float, Field(gt=0, description="steepness")] = 1.0
 
     @property
-    def wants(self) -> int:
+    def n_references(self) -> int:
         return self.references
 
     def __call__(self, scores: Sequence[float], references: Sequence[float]) -> list[float]:
-        some(references)
+        non_empty(references)
         return [statistics.fmean(sigmoid(self.k * (score - r)) for r in references) for score in scores]
 
 
@@ -112,7 +112,7 @@ class Standardise:
     std: Annotated[float, Field(gt=0, description="of the reward on the base's own answers")]
 
     @property
-    def wants(self) -> int:
+    def n_references(self) -> int:
         return 0
 
     def __call__(self, scores: Sequence[float], references: Sequence[float]) -> list[float]:
@@ -131,14 +131,14 @@ class Clip:
             raise ValueError(f"low must lie below high; got low={self.low:g}, high={self.high:g}")
 
     @property
-    def wants(self) -> int:
+    def n_references(self) -> int:
         return 0
 
     def __call__(self, scores: Sequence[float], references: Sequence[float]) -> list[float]:
         return [min(max(score, self.low), self.high) for score in scores]
 
 
-def some(references: Sequence[float]) -> Sequence[float]:
+def non_empty(references: Sequence[float]) -> Sequence[float]:
     if not references:
         raise ValueError("this transform needs at least one reference reward")
     return references
@@ -150,5 +150,5 @@ def sigmoid(x: float) -> float:
 
 
 def log_sigmoid(x: float) -> float:
-    """log sigma(x) where sigma(x) itself is no float any more: about x far below 0."""
+    """log sigma(x), also where sigma(x) underflows: about x far below 0."""
     return min(x, 0.0) - math.log1p(math.exp(-abs(x)))

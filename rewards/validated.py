@@ -1,4 +1,4 @@
-"""A reward that cannot fail quietly."""
+"""A reward whose failures are errors, never scores."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from trimtab.rewards.protocols import Question, Response, RewardError, Scorer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checked:
-    """A scorer whose every row is K finite numbers, or which raises.
+class ValidatedScorer:
+    """A scorer whose every row is K finite numbers.
 
-    ValueError is the request's fault and passes; anything else that goes wrong is a RewardError that names the reward.
+    ValueError (a fault of the request) passes through; any other failure is raised as a RewardError with the reward's
+    name.
     """
 
     scorer: Scorer
@@ -46,13 +47,13 @@ class Checked:
                 raise RewardError(f"reward {self.name!r} took longer than {self.timeout:g} s") from error
             raise RewardError(f"reward {self.name!r} failed: {type(error).__name__}: {error}") from error
         if not isinstance(rows, Sequence) or len(rows) != len(responses):
-            raise RewardError(f"reward {self.name!r} gave {counted(rows, 'rows')} for {len(responses)} responses")
+            raise RewardError(f"reward {self.name!r} gave {describe_size(rows, 'rows')} for {len(responses)} responses")
         return [self._row(i, row) for i, row in enumerate(rows)]
 
     def _row(self, index: int, row: object) -> list[float]:
         at = f"reward {self.name!r}, response {index}"
         if not isinstance(row, Sequence) or isinstance(row, str) or len(row) != len(self.labels):
-            raise RewardError(f"{at}: {counted(row, 'columns')} for the {len(self.labels)} labels")
+            raise RewardError(f"{at}: {describe_size(row, 'columns')} for the {len(self.labels)} labels")
         for label, score in zip(self.labels, row, strict=True):
             if isinstance(score, bool) or not isinstance(score, int | float):
                 raise RewardError(f"{at}, {label}: a {type(score).__name__} is no score")
@@ -61,9 +62,5 @@ class Checked:
         return [float(score) for score in row]
 
 
-def counted(given: object, things: str) -> str:
-    return f"{len(given)} {things}" if isinstance(given, Sequence) else f"a {type(given).__name__} and no {things}"
-
-
-def checked(scorer: Scorer, *, name: str, timeout: float) -> Scorer:
-    return Checked(scorer=scorer, name=name, timeout=timeout)
+def describe_size(value: object, things: str) -> str:
+    return f"{len(value)} {things}" if isinstance(value, Sequence) else f"a {type(value).__name__} and no {things}"

@@ -1,17 +1,16 @@
-"""Right or wrong: the final answer of a response against the one that the request gives.
+"""Right or wrong: the final answer of a response against that of the request.
 
     r(x, y) = 1 if answer(y) = given["answer"], else 0                                                              (1)
 
-The final answer is what the last of these holds: \\boxed{…}, "#### …", "Answer: …" or "the answer is …"; a response
-with none of them answers with its last number where a number is asked for, and with its last line where it is not.
-Where the request gives a number, numbers are compared, as exact fractions, whatever they are written as: 1,234.50;
-1.2345e3; 3/4; \\frac{3}{4}; 1 1/2; 75%, which is both 75 and 0.75; in the response with units or a currency around
-them. Where it gives anything else, texts are compared, without case, spaces, dressing or punctuation around them.
+The final answer is the content of the last of these: \\boxed{…}, "#### …", "Answer: …" or "the answer is …". Without
+any of them it is the response's last number if the request's answer is a number, and its last line if not. Numbers are
+compared as exact fractions, in any notation: 1,234.50; 1.2345e3; 3/4; \\frac{3}{4}; 1 1/2; 75%, which is both 75 and
+0.75. In the response, units or a currency may stand around them. Other answers are compared as texts, without case,
+spaces, markup and outer punctuation.
 
-Symbolic answers that are equal but not alike (x+1 and 1+x) are not seen to be equal. `math-verify` sees it, by
-computing what it reads; and what it reads was written by a model: \\boxed{9^{9^9}} takes longer than anyone waits and
-holds the interpreter meanwhile, so that no thread's timeout ends it, only a process of its own. Everything here is
-linear in the text.
+Equal symbolic answers of different form (x+1 and 1+x) do not match. `math-verify` matches them by evaluating what a
+model wrote, and \\boxed{9^{9^9}} then holds the interpreter for longer than anyone waits: no thread's timeout can end
+it, only a process of its own. Everything here is linear in the text.
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from trimtab.rewards.protocols import Question, Response
-from trimtab.rewards.text_rule import Textual
+from trimtab.rewards.text_rule import TextRule
 
-LONGEST = 256
-"""Characters of an answer that are read; no number is longer."""
+MAX_ANSWER = 256
+"""Characters of an answer that are read; numbers are shorter."""
 
 MARK = re.compile(
     r"\\boxed\s{0,4}\{"
@@ -44,7 +43,7 @@ NUMBER = re.compile(
     re.VERBOSE | re.ASCII | re.IGNORECASE,
 )
 
-DRESSING = (
+MARKUP = (
     (re.compile(r"\\[dt]frac"), r"\\frac"),
     (re.compile(r"(?<=\d)(?=\\frac)"), " "),
     (re.compile(r"\\frac\s?\{(-?\d{1,64})\}\s?\{(\d{1,64})\}"), r"\1/\2"),
@@ -52,11 +51,11 @@ DRESSING = (
     (re.compile(r"\\(?:text|mathrm|mathbf|textbf)\s?\{([^{}]*)\}"), r" \1 "),
     (re.compile(r"\\left|\\right|\\[,;:!() \[\]]|\{,\}(?=\d)|\\?\$|\*"), ""),
 )
-"""LaTeX and Markdown that change how an answer looks and not what it is."""
+"""LaTeX and Markdown that change how an answer looks, with what replaces them."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verifier(Textual):
+class Verifier(TextRule):
     """1 for the right final answer, 0 for any other and for none."""
 
     tolerance: Annotated[
@@ -68,39 +67,40 @@ class Verifier(Textual):
         return frozenset({"answer"})
 
     def score(self, question: Question, response: Response) -> float:
-        right = dressed_down(asked(question.given["answer"]))
-        numbers = readings(NUMBER.fullmatch(right))
-        found = final(response.text, number=bool(numbers))
+        right = strip_markup(parse_answer(question.given["answer"]))
+        numbers = parse_values(NUMBER.fullmatch(right))
+        answer = final_answer(response.text, number=bool(numbers))
         if numbers:
-            return float(any(self._near(a, b) for a in readings(first_number(found)) for b in numbers))  # (1)
-        return float(plain(found) == plain(right))  # (1)
+            return float(any(self._is_near(a, b) for a in parse_values(find_number(answer)) for b in numbers))  # (1)
+        return float(normalise(answer) == normalise(right))  # (1)
 
-    def _near(self, a: Fraction, b: Fraction) -> bool:
+    def _is_near(self, a: Fraction, b: Fraction) -> bool:
         return abs(a - b) <= Fraction(self.tolerance) * abs(b)
 
 
-def asked(answer: Any) -> str:
-    """Raises ValueError where the request's answer is none."""
+def parse_answer(answer: Any) -> str:
+    """The request's answer as text; raises ValueError for a value that is no answer."""
     text = str(answer) if isinstance(answer, int | float) and not isinstance(answer, bool) else answer
-    if not isinstance(text, str) or not text.strip() or len(text) > LONGEST:
-        raise ValueError(f"answer must be a number or a text of 1 to {LONGEST} characters; got {str(answer)[:80]!r}")
+    if not isinstance(text, str) or not text.strip() or len(text) > MAX_ANSWER:
+        raise ValueError(f"answer must be a number or a text of 1 to {MAX_ANSWER} characters; got {str(answer)[:80]!r}")
     return text
 
 
-def final(text: str, *, number: bool) -> str:
-    """The final answer as it is written, at most LONGEST characters of it; "" for none."""
+def final_answer(text: str, *, number: bool) -> str:
+    """The final answer as written, at most MAX_ANSWER characters of it; "" for none."""
     if marks := list(MARK.finditer(text)):
-        rest = text[marks[-1].end() :][:LONGEST].lstrip()
-        return dressed_down(braced(rest) if marks[-1].group().startswith("\\") else rest.partition("\n")[0])
+        rest = text[marks[-1].end() :][:MAX_ANSWER].lstrip()
+        is_boxed = marks[-1].group().startswith("\\")
+        return strip_markup(up_to_closing_brace(rest) if is_boxed else rest.partition("\n")[0])
     if number:
-        numbers = list(NUMBER.finditer(dressed_down(text)))
+        numbers = list(NUMBER.finditer(strip_markup(text)))
         return numbers[-1].group() if numbers else ""
-    lines = text.rstrip()[-LONGEST:].splitlines()
-    return dressed_down(lines[-1]) if lines else ""
+    lines = text.rstrip()[-MAX_ANSWER:].splitlines()
+    return strip_markup(lines[-1]) if lines else ""
 
 
-def braced(text: str) -> str:
-    """Up to the brace that closes the one before the text."""
+def up_to_closing_brace(text: str) -> str:
+    """The text up to the brace that closes one opened before it."""
     depth = 1
     for i, character in enumerate(text):
         depth += (character == "{") - (character == "}")
@@ -109,20 +109,20 @@ def braced(text: str) -> str:
     return text
 
 
-def dressed_down(text: str) -> str:
-    """Without what changes how it looks only."""
-    for pattern, plainly in DRESSING:
-        text = pattern.sub(plainly, text)
+def strip_markup(text: str) -> str:
+    """Without markup that changes only its looks."""
+    for pattern, replacement in MARKUP:
+        text = pattern.sub(replacement, text)
     return text.strip()
 
 
-def first_number(found: str) -> re.Match[str] | None:
+def find_number(answer: str) -> re.Match[str] | None:
     """Of "x = 42 apples", 42: the first number behind the last sign of equality."""
-    return NUMBER.search(found.rpartition("=")[2])
+    return NUMBER.search(answer.rpartition("=")[2])
 
 
-def readings(number: re.Match[str] | None) -> list[Fraction]:
-    """What a number as it is written can mean; none for no number."""
+def parse_values(number: re.Match[str] | None) -> list[Fraction]:
+    """The values that a number can have as it is written; none for no number."""
     if number is None:
         return []
     if number["top"]:
@@ -136,7 +136,7 @@ def readings(number: re.Match[str] | None) -> list[Fraction]:
     return [value, value / 100] if number["percent"] else [value]
 
 
-def plain(text: str) -> str:
+def normalise(text: str) -> str:
     """Without case, spaces, punctuation around it, and the parentheses of "(C)" and "C)"."""
     text = "".join(text.casefold().split()).strip(".,;:!?\"'`")
     letter = re.fullmatch(r"\(?(\w)\)", text)

@@ -1,0 +1,1 @@
+"""What wraps an engine or stands for one and knows no vLLM: metering, fair shares, spans, the toy."""

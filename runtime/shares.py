@@ -1,4 +1,4 @@
-"""Fair shares of one engine, by tokens: start-time fair queueing over callers, in vLLM's own priority queue.
+"""Fair shares of one engine, by tokens: start-time fair queueing over callers, in the engine's own priority queue.
 
     S = max(v, F_u),    F_u <- S + m                                                                                (1)
     v <- max(v, S) as a call's first token comes,    F_u <- F_u - (m - drawn) as it ends                            (2)
@@ -13,105 +13,73 @@ searches' account as well, so that two accounts are no second share.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
-from contextvars import ContextVar
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
-from vllm.outputs import RequestOutput
-from vllm.sampling_params import RequestOutputKind, SamplingParams
-
-KEPT = 1024
-"""Accounts beyond which those that tell nothing any more are forgotten."""
+MAX_ACCOUNTS = 1024
+"""Beyond it, accounts that have been served are dropped: they say nothing any more."""
 
 
 @dataclass(kw_only=True)
 class Shares:
-    """The virtual time v, and per account the time F at which what it has sent will have been served."""
+    """The virtual time v, and per account the time F at which all its calls will have been served."""
 
     now: int = 0
     finish: dict[tuple[str, bool], int] = field(default_factory=dict)
 
-    def sent(self, caller: str, *, search: bool, tokens: int) -> int:
+    def enqueue(self, caller: str, *, search: bool, tokens: int) -> int:
         """S of a call."""
         start = max(self.now, self.finish.get((caller, search), 0))  # (1)
         for account in {(caller, search), (caller, True)}:
             self.finish[account] = max(self.now, self.finish.get(account, 0)) + tokens
-        if len(self.finish) > KEPT:
+        if len(self.finish) > MAX_ACCOUNTS:
             self.finish = {account: finish for account, finish in self.finish.items() if finish > self.now}
         return start
 
-    def served(self, start: int) -> None:
+    def advance(self, start: int) -> None:
         self.now = max(self.now, start)  # (2)
 
-    def returned(self, caller: str, *, search: bool, tokens: int) -> None:
+    def refund(self, caller: str, *, search: bool, tokens: int) -> None:
         """Tokens of a call that has ended without drawing them."""
         for account in {(caller, search), (caller, True)}:
             if account in self.finish:
                 self.finish[account] -= tokens
 
 
-@dataclass(kw_only=True)
-class Turn:
-    """One HTTP request at the engine: whose calls they are, and what came of them."""
+@dataclass(frozen=True, kw_only=True)
+class RequestShare:
+    """Whose share of the engine a request's calls take."""
 
     shares: Shares | None = None
-    """None where vLLM's own scheduling is left alone."""
+    """None where the engine's own scheduling is left alone."""
     caller: str = ""
     search: bool = False
-    prompt: int = 0
-    """Tokens of its prompts, as the answer's usage tells them."""
-    visible: int = 0
-    """Tokens that the client was given."""
-    first: float | None = None
-    """When the first of them came, on the loop's clock."""
-    cancelled: int = 0
-    """Calls that ended before their answers did."""
 
-    def show(self, tokens: int) -> None:
-        self.visible += tokens
-        if self.first is None and tokens:
-            self.first = asyncio.get_running_loop().time()
-
-    async def through(
-        self,
-        generate: Callable[..., AsyncGenerator[RequestOutput, None]],
-        params: SamplingParams,
-        *,
-        shown: bool = False,
-        **context: Any,
-    ) -> AsyncGenerator[RequestOutput, None]:
-        """A call's outputs, in its turn; `generate` is given a priority where shares are kept.
-
-        `shown`: whether the client sees them as they are.
-        """
-        most = params.n * (params.max_tokens or 1)
-        start = None
+    @contextmanager
+    def schedule(self, tokens: int) -> Iterator[ScheduledCall]:
+        """A call that may draw so many tokens: charged while it runs, and refunded what it has not drawn."""
+        call = ScheduledCall(shares=self.shares)
         if self.shares is not None:
-            start = self.shares.sent(self.caller, search=self.search, tokens=most)
-            context["priority"] = start
-        ended = False
-        drawn: dict[int, int] = {}
-        pieces = params.output_kind == RequestOutputKind.DELTA
+            call.priority = self.shares.enqueue(self.caller, search=self.search, tokens=tokens)
         try:
-            async with aclosing(generate(**context)) as outputs:
-                async for output in outputs:
-                    if start is not None and self.shares is not None:
-                        self.shares.served(start)
-                    for piece in output.outputs:
-                        before = drawn.get(piece.index, 0) if pieces else 0
-                        drawn[piece.index] = before + len(piece.token_ids)
-                        if shown:
-                            self.show(len(piece.token_ids))
-                    ended = output.finished
-                    yield output
+            yield call
         finally:
-            self.cancelled += not ended
             if self.shares is not None:
-                left = most - sum(drawn.values())
-                self.shares.returned(self.caller, search=self.search, tokens=left)
+                self.shares.refund(self.caller, search=self.search, tokens=tokens - call.drawn)
 
 
-turn: ContextVar[Turn | None] = ContextVar("turn", default=None)
+@dataclass(kw_only=True)
+class ScheduledCall:
+    """One call of the engine in a request's share."""
+
+    shares: Shares | None
+    priority: int | None = None
+    """S; None where the engine's own scheduling is left alone."""
+    drawn: int = 0
+
+    def record(self, drawn: int) -> None:
+        """Tokens that it has drawn so far: the queue has come to it."""
+        self.drawn = drawn
+        if self.shares is not None and self.priority is not None:
+            self.shares.advance(self.priority)

@@ -11,18 +11,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+from bisect import bisect_right
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.decoders.protocols import BASE, Chunk, Mixture, Sampling, Tokens, normalise_mixture
-from trimtab.decoders.shared.candidates import warped
+from trimtab.decoders.shared.candidates import warp
 
 Vector = NDArray[np.float64]
 Prefix = tuple[int, ...]
+REMEMBERED = 4096
+"""Of mixtures, prefixes, distributions and draws, each."""
 Next = Callable[[Prefix], Vector]
 """response prefix -> [V] log-probs of the next token"""
 
@@ -55,24 +59,38 @@ class ToyModel:
     def eos(self) -> int:
         return self.vocab[-1]
 
-    def next(self, guides: Mixture, plausibility: float = 0.0) -> Next:
-        """Next-token log-probs of a mixture, computed from the tables.
+    @cached_property
+    def _logs(self) -> dict[str, dict[Prefix, Vector]]:
+        return {member: {s: np.log(p) for s, p in table.items()} for member, table in self.tables.items()}
 
-        Raises ValueError for an unknown member, and for a mixture that is empty or all zeros.
+    def next(self, guides: Mixture, plausibility: float = 0.0) -> Next:
+        """Next-token log-probs of the members named, computed from the tables; raises ValueError for an unknown one.
+
+        What the function that it returns gives is shared, and read-only.
         """
-        guides = normalise_mixture(guides)
         if unknown := set(guides) - set(self.tables):
             raise ValueError(f"unknown members {sorted(unknown)}; known: {sorted(self.tables)}")
-        logs = {m: {s: np.log(p) for s, p in self.tables[m].items()} for m in {BASE, *guides}}
+        return self._mixed(tuple(guides.items()), plausibility)
 
-        def mixed(prefix: Prefix) -> Vector:
-            z: Vector = sum((w * logs[m][prefix] for m, w in guides.items()), np.zeros(len(self.vocab)))
-            if plausibility:
-                base = logs[BASE][prefix]
-                z = np.where(base >= base.max() + np.log(plausibility), z, -np.inf)
-            return np.asarray(z - np.logaddexp.reduce(z))
+    @cached_property
+    def _mixed(self) -> Callable[[tuple[tuple[str, float], ...], float], Next]:
+        """`next` of a mixture's items, remembered."""
 
-        return mixed
+        @lru_cache(maxsize=REMEMBERED)
+        def make(guides: tuple[tuple[str, float], ...], plausibility: float) -> Next:
+            @lru_cache(maxsize=REMEMBERED)
+            def mixed(prefix: Prefix) -> Vector:
+                z: Vector = sum((w * self._logs[m][prefix] for m, w in guides), np.zeros(len(self.vocab)))
+                if plausibility:
+                    base = self._logs[BASE][prefix]
+                    z = np.where(base >= base.max() + np.log(plausibility), z, -np.inf)
+                logprobs = np.asarray(z - np.logaddexp.reduce(z))
+                logprobs.flags.writeable = False
+                return logprobs
+
+            return mixed
+
+        return make
 
     def ended(self, tokens: Prefix) -> bool:
         return len(tokens) >= self.max_tokens or tokens[-1:] == (self.eos,)
@@ -87,6 +105,32 @@ class ToyModel:
                 yield tokens, float(p) * rest
 
 
+class UniformDraws:
+    """Uniforms in [0, 1), each a function of nothing but its seed, answer and position.
+
+    The one at a position is the first of the four that Philox makes of the counter of that number, so one stream holds
+    an answer's all. There is one generator, set anew for each: making one costs more than what it is made for.
+    """
+
+    def __init__(self) -> None:
+        philox = np.random.Philox(0)
+        self._generator, self._state = np.random.Generator(philox), philox.state
+        self._state |= {"buffer_pos": 4, "has_uint32": 0}
+        self._state["state"]["counter"] = np.zeros(4, np.uint64)
+
+    def __call__(self, seed: int, answer: int, length: int) -> list[float]:
+        """[length]"""
+        self._state["state"]["key"] = np.array([seed % 2**64, answer], np.uint64)
+        self._generator.bit_generator.state = self._state
+        draws: list[float] = self._generator.random(4 * length)[::4].tolist()
+        return draws
+
+
+def _warp(sampling: Sampling) -> Sampling:
+    """What `warp` reads of it, so that requests which differ in the rest share what is remembered."""
+    return Sampling(max_tokens=1, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p)
+
+
 class ToyEngine:
     """`Engine` over a `ToyModel`. Draws come from a counter-based generator keyed by (seed, answer, position)."""
 
@@ -96,6 +140,8 @@ class ToyEngine:
         self.live = 0
         """Generations begun and neither ended nor closed."""
         self._entropy = np.random.SeedSequence()
+        self._uniforms = UniformDraws()
+        self._cumulative = lru_cache(maxsize=REMEMBERED)(self._cumulate)
 
     def _response(self, prompt: Tokens) -> Prefix:
         """What of the prompt is already response; raises ValueError where no response can begin."""
@@ -108,10 +154,12 @@ class ToyEngine:
         self, prompt: Tokens, sampling: Sampling, *, n: int, guides: Mixture
     ) -> AsyncGenerator[Chunk, None]:
         begun = self._response(prompt)
-        logprobs = self.model.next(guides, sampling.plausibility)
-        seed = self._entropy.spawn(1)[0].generate_state(1)[0] if sampling.seed is None else sampling.seed
+        logprobs = self.model.next(normalise_mixture(guides), sampling.plausibility)
+        cumulative = partial(self._cumulative, logprobs, _warp(sampling))
+        seed = int(self._entropy.spawn(1)[0].generate_state(1)[0]) if sampling.seed is None else sampling.seed
+        draws = [self._uniforms(seed, i, self.model.max_tokens) for i in range(n)]
         answers = [begun] * n
-        open_answers = list(range(n))
+        open_answers = dict.fromkeys(range(n))
         if self.model.ended(begun):
             for i in range(n):
                 yield Chunk(index=i, tokens=(), finish="length")
@@ -121,12 +169,10 @@ class ToyEngine:
             while open_answers:
                 for i in tuple(open_answers):
                     await asyncio.sleep(0)
-                    position = len(answers[i])
-                    draw = np.random.Generator(np.random.Philox(key=[seed, i], counter=[position, 0, 0, 0])).random()
-                    cdf = np.cumsum(warped(logprobs(answers[i]), sampling))
-                    token = self.model.vocab[int(np.searchsorted(cdf, draw * cdf[-1], side="right"))]
+                    cdf = cumulative(answers[i])
+                    token = self.model.vocab[bisect_right(cdf, draws[i][len(answers[i])] * cdf[-1])]
                     answers[i] = (*answers[i], token)
-                    if token == self.model.eos:
+                    if token == self.model.eos or self._stops(answers[i][len(begun) :], sampling):
                         finish = "stop"
                     elif sampling.step and sampling.step in self.text(answers[i][len(begun) :]):
                         finish = "step"
@@ -134,14 +180,34 @@ class ToyEngine:
                         finish = "length"
                     else:
                         if sampling.stream:
-                            yield Chunk(index=i, tokens=(token,))
+                            yield self._chunk(i, answers[i], 1, None, sampling, logprobs)
                         continue
-                    open_answers.remove(i)
-                    yield Chunk(
-                        index=i, tokens=(token,) if sampling.stream else answers[i][len(begun) :], finish=finish
-                    )
+                    del open_answers[i]
+                    count = 1 if sampling.stream else len(answers[i]) - len(begun)
+                    yield self._chunk(i, answers[i], count, finish, sampling, logprobs)
         finally:
             self.live -= 1
+
+    def _stops(self, tokens: Prefix, sampling: Sampling) -> bool:
+        text = self.text(tokens) if sampling.stop else ""
+        return any(stop in text for stop in sampling.stop)
+
+    def _chunk(
+        self, index: int, answer: Prefix, count: int, finish: str | None, sampling: Sampling, logprobs: Next
+    ) -> Chunk:
+        """Of the answer's last `count` tokens."""
+        tokens, before = answer[len(answer) - count :], len(answer) - count
+        chunk = Chunk(index=index, tokens=tokens, finish=finish)
+        if not sampling.measured:
+            return chunk
+        steps = [logprobs(answer[: before + t]) for t in range(count)]
+        drawn = [step[self.model.vocab.index(token)] for step, token in zip(steps, tokens, strict=True)]
+        possible = [step[np.isfinite(step)] for step in steps]
+        return replace(
+            chunk,
+            logprobs=tuple(map(float, drawn)),
+            entropies=tuple(-float(np.exp(step) @ step) for step in possible),
+        )
 
     @property
     def eos_ids(self) -> frozenset[int]:
@@ -152,20 +218,20 @@ class ToyEngine:
     ) -> list[list[tuple[int, float]]]:
         answer, lists = self._response(prompt), list[list[tuple[int, float]]]()
         while len(lists) < length and not self.model.ended(answer):
-            logprobs = self.model.next(guides)(answer)
+            logprobs = self.model.next(normalise_mixture(guides))(answer)
             order = np.argsort(-logprobs, kind="stable")[:k]
             lists.append([(self.model.vocab[i], float(logprobs[i])) for i in order])
             answer = (*answer, lists[-1][0][0])
         return lists
 
     async def score(self, prompt: Tokens, completion: Tokens, *, guides: Mixture) -> list[float]:
-        logprobs = self.model.next(guides)
+        logprobs = self.model.next(normalise_mixture(guides))
         return [
             float(logprobs(prefix)[self.model.vocab.index(token)]) for prefix, token in self._steps(prompt, completion)
         ]
 
     async def divergence(self, prompt: Tokens, completion: Tokens, *, guides: Mixture) -> list[float]:
-        mixed, base = self.model.next(guides), self.model.next({BASE: 1})
+        mixed, base = self.model.next(normalise_mixture(guides)), self.model.next({BASE: 1})
         return [
             float(np.exp(mixed(prefix)) @ (mixed(prefix) - base(prefix)))
             for prefix, _ in self._steps(prompt, completion)
@@ -181,6 +247,11 @@ class ToyEngine:
     async def render_with_instruction(self, instruction: str, *, role: str = "system") -> Tokens:
         """The prompt: this model reads no instruction."""
         return [self.start]
+
+    def _cumulate(self, logprobs: Next, sampling: Sampling, prefix: Prefix) -> list[float]:
+        """[V] cumulative probabilities of the next token."""
+        cdf: list[float] = np.cumsum(warp(logprobs(prefix), sampling)).tolist()
+        return cdf
 
     def _steps(self, prompt: Tokens, completion: Tokens) -> Iterator[tuple[Prefix, int]]:
         prefix = self._response(prompt)

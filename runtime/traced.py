@@ -22,9 +22,9 @@ class Traced:
     parent: Span
 
     @contextmanager
-    def step(self, call: str, prompt: Tokens, guides: Mixture, **told: int) -> Iterator[Span]:
+    def span(self, call: str, prompt: Tokens, guides: Mixture, **counts: int) -> Iterator[Span]:
         attributes: dict[str, int | float] = {"trimtab.prompt_tokens": len(prompt)}
-        attributes |= {f"trimtab.{key}": value for key, value in told.items()}
+        attributes |= {f"trimtab.{key}": value for key, value in counts.items()}
         attributes |= {f"trimtab.guide.{member}": weight for member, weight in guides.items()}
         context = trace.set_span_in_context(self.parent)
         span = tracer.start_span(f"engine {call}", context=context, attributes=attributes)
@@ -37,7 +37,7 @@ class Traced:
         self, prompt: Tokens, sampling: Sampling, *, n: int, guides: Mixture
     ) -> AsyncGenerator[Chunk, None]:
         drawn = 0
-        with self.step("generate", prompt, guides, n=n, max_tokens=sampling.max_tokens) as span:
+        with self.span("generate", prompt, guides, n=n, max_tokens=sampling.max_tokens) as span:
             try:
                 async with aclosing(self.engine.generate(prompt, sampling, n=n, guides=guides)) as chunks:
                     async for chunk in chunks:
@@ -53,15 +53,15 @@ class Traced:
     async def greedy_top_logprobs(
         self, prompt: Tokens, *, k: int, length: int, guides: Mixture
     ) -> list[list[tuple[int, float]]]:
-        with self.step("ahead", prompt, guides, k=k, length=length):
+        with self.span("ahead", prompt, guides, k=k, length=length):
             return await self.engine.greedy_top_logprobs(prompt, k=k, length=length, guides=guides)
 
     async def score(self, prompt: Tokens, completion: Tokens, *, guides: Mixture) -> list[float]:
-        with self.step("score", prompt, guides, scored_tokens=len(completion)):
+        with self.span("score", prompt, guides, scored_tokens=len(completion)):
             return await self.engine.score(prompt, completion, guides=guides)
 
     async def divergence(self, prompt: Tokens, completion: Tokens, *, guides: Mixture) -> list[float]:
-        with self.step("divergence", prompt, guides, scored_tokens=len(completion)):
+        with self.span("divergence", prompt, guides, scored_tokens=len(completion)):
             return await self.engine.divergence(prompt, completion, guides=guides)
 
     def text(self, completion: Tokens) -> str:

@@ -21,7 +21,7 @@ from trimtab.server.metrics import ADMITTED_TOKENS, CANDIDATES, CAPACITY, IN_FLI
 WINDOW = 30.0
 """Seconds over which the drain rate is measured."""
 UNKNOWN_WAIT, LONGEST_WAIT = 5, 60
-"""Seconds told as Retry-After: where nothing has been answered yet, and at the most, for clients heed no longer one."""
+"""Seconds of Retry-After: where nothing has been answered yet, and at the most, for clients heed no longer one."""
 
 Account = tuple[str, bool]
 """A caller, and whether it is its searches' account: its plain requests have another."""
@@ -52,7 +52,7 @@ class Admission:
         return self.held.total()
 
     @contextmanager
-    def admitted(self, account: Account, tokens: int, candidates: int = 1) -> Iterator[None]:
+    def admit(self, account: Account, tokens: int, candidates: int = 1) -> Iterator[None]:
         """While a request is being answered; raises ApiError where it cannot be now, or ever.
 
         An account may hold no more than what is left free for others: alone, half of the capacity and a request.
@@ -74,10 +74,10 @@ class Admission:
             reason = "capacity" if over > 0 else "share"
             REFUSED.labels(reason).inc()
             wait = self.wait(max(over, -(-beyond // 2)))  # what this account lets go of also becomes free
-            told = "the server is full" if over > 0 else "your requests fill your share of the server"
-            raise ApiError(f"{told}: retry in {wait} s", code="rate_limit_exceeded", status=429, retry_after=wait)
+            cause = "the server is full" if over > 0 else "your requests fill your share of the server"
+            raise ApiError(f"{cause}: retry in {wait} s", code="rate_limit_exceeded", status=429, retry_after=wait)
         self.held[account] += tokens
-        self._counted(1, candidates)
+        self._count(1, candidates)
         try:
             yield
         finally:
@@ -85,9 +85,9 @@ class Admission:
             if not self.held[account]:
                 del self.held[account]
             self.drained.append((self.clock(), tokens))
-            self._counted(-1, -candidates)
+            self._count(-1, -candidates)
 
-    async def emptied(self) -> None:
+    async def wait_until_empty(self) -> None:
         """Returns once nothing is in flight."""
         if self.requests:
             self.empty.clear()
@@ -104,7 +104,7 @@ class Admission:
         rate = gone / max(1.0, self.clock() - self.drained[0][0])
         return min(LONGEST_WAIT, math.ceil(tokens / rate))
 
-    def _counted(self, requests: int, candidates: int) -> None:
+    def _count(self, requests: int, candidates: int) -> None:
         self.requests += requests
         if not self.requests:
             self.empty.set()

@@ -26,7 +26,7 @@ import yaml
 from trimtab.decoders.protocols import BASE, Engine, Mixture, Sampling, Tokens
 from trimtab.rewards.protocols import Question, Response
 from trimtab.server.config import ConfigError
-from trimtab.server.request.reward_tree import Spec, evaluated, parsed
+from trimtab.server.request.reward_tree import Spec, evaluate, parse_spec
 from trimtab.server.scoring import Scoring
 
 EXPONENTS = (0.25, 0.5, 1.0)
@@ -35,7 +35,7 @@ CLEAR = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class Calibration:
     """An objective's calibration; `gain` is None where its guide does not clearly raise it, or it has none."""
 
     mean: float
@@ -49,30 +49,30 @@ class Measured:
 
 def read_prompts(path: Path) -> list[tuple[Mapping[str, str], ...]]:
     """One conversation per line: text, or JSON with "messages"; raises ConfigError."""
-    found: list[tuple[Mapping[str, str], ...]] = []
+    prompts: list[tuple[Mapping[str, str], ...]] = []
     try:
         for line in path.read_text().splitlines():
             if line.startswith("{"):
-                found.append(tuple(json.loads(line)["messages"]))
+                prompts.append(tuple(json.loads(line)["messages"]))
             elif line.strip():
-                found.append(({"role": "user", "content": line.strip()},))
+                prompts.append(({"role": "user", "content": line.strip()},))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"--prompts {path}: {error}") from None
-    if len(found) < 2:
+    if len(prompts) < 2:
         raise ConfigError(f"--prompts {path}: needs two prompts or more, one a line")
-    return found
+    return prompts
 
 
 async def calibrate(
     scoring: Scoring, prompts: Sequence[tuple[Mapping[str, str], ...]], *, answers: int, max_tokens: int
-) -> dict[str, Measured]:
+) -> dict[str, Calibration]:
     """objective -> its calibration, for every objective whose reward needs nothing from a request.
 
     One that is transformed against reference answers is in units of its own already.
     """
     config, host = scoring.config, scoring.host
     specs = {
-        name: parsed(objective.reward, config, at=f"objectives.{name}.reward", objectives=False)
+        name: parse_spec(objective.reward, config, at=f"objectives.{name}.reward", objectives=False)
         for name, objective in config.objectives.items()
         if objective.reward is not None
     }
@@ -83,23 +83,23 @@ async def calibrate(
     async def scores(names: Sequence[str], mixture: Mixture) -> dict[str, list[list[float]]]:
         """objective -> prompt -> a score per answer"""
         drawn = await asyncio.gather(
-            *(answered(host.engine, q.prompt, mixture, i, answers, max_tokens) for i, q in enumerate(questions))
+            *(draw_answers(host.engine, q.prompt, mixture, i, answers, max_tokens) for i, q in enumerate(questions))
         )
         return {
             name: await asyncio.gather(
-                *(scored(scoring, specs[name], q, a) for q, a in zip(questions, drawn, strict=True))
+                *(score_answers(scoring, specs[name], q, a) for q, a in zip(questions, drawn, strict=True))
             )
             for name in names
         }
 
     base = await scores(list(specs), {BASE: 1.0})
-    found: dict[str, Measured] = {}
+    calibrations: dict[str, Calibration] = {}
     for name, spec_scores in base.items():
         flat = [score for row in spec_scores for score in row]
         mean, spread = statistics.fmean(flat), statistics.stdev(flat)
         if spread == 0:
             raise ConfigError(f"its reward is {mean:g} for every answer", key=f"objectives.{name}.reward")
-        found[name] = Measured(mean=mean, spread=spread)
+        calibrations[name] = Calibration(mean=mean, spread=spread)
         guide = config.objectives[name].guide
         if guide is None:
             continue
@@ -108,49 +108,49 @@ async def calibrate(
             guided = (await scores([name], {BASE: 1.0, guide: alpha}))[name]
             means = [[statistics.fmean(row) for row in rows] for rows in (guided, spec_scores)]
             rises.append([(after - before) / spread for after, before in zip(*means, strict=True)])
-        found[name] = with_gain(found[name], rises)
-    return found
+        calibrations[name] = fit_gain(calibrations[name], rises)
+    return calibrations
 
 
-def with_gain(measured: Measured, rises: Sequence[Sequence[float]]) -> Measured:
+def fit_gain(calibration: Calibration, rises: Sequence[Sequence[float]]) -> Calibration:
     """Equation (1) from the rise at each of EXPONENTS and each prompt, by least squares through 0 per prompt."""
     square = math.fsum(a * a for a in EXPONENTS)
     per_prompt = zip(*rises, strict=True)
     slopes = [math.fsum(a * r for a, r in zip(EXPONENTS, prompt, strict=True)) / square for prompt in per_prompt]
     slope, error = statistics.fmean(slopes), statistics.stdev(slopes) / math.sqrt(len(slopes))
     gain = 1 / slope if slope > CLEAR * error else None  # (1)
-    return Measured(mean=measured.mean, spread=measured.spread, gain=gain, slope=slope, error=error)
+    return Calibration(mean=calibration.mean, spread=calibration.spread, gain=gain, slope=slope, error=error)
 
 
-async def answered(
+async def draw_answers(
     engine: Engine, prompt: Tokens, mixture: Mixture, seed: int, n: int, max_tokens: int
 ) -> list[list[int]]:
     """n answers' tokens."""
-    said: list[list[int]] = [[] for _ in range(n)]
+    answers: list[list[int]] = [[] for _ in range(n)]
     sampling = Sampling(max_tokens=max_tokens, seed=seed * n, stream=False)
     async for chunk in engine.generate(prompt, sampling, n=n, guides=mixture):
-        said[chunk.index] += chunk.tokens
-    return said
+        answers[chunk.index] += chunk.tokens
+    return answers
 
 
-async def scored(scoring: Scoring, spec: Spec, question: Question, answers: Sequence[Tokens]) -> list[float]:
-    """A score per answer, untold to any request."""
+async def score_answers(scoring: Scoring, spec: Spec, question: Question, answers: Sequence[Tokens]) -> list[float]:
+    """[N] one per answer; they count as no request's."""
     tokenizer = scoring.host.tokenizer
     responses = [Response(text=tokenizer.decode(a, skip_special_tokens=True), tokens=a) for a in answers]
-    return evaluated(spec, await scoring.rows([spec], question, responses), {}).values
+    return evaluate(spec, await scoring.rows([spec], question, responses), {}).values
 
 
-def written(text: str, found: Mapping[str, Measured]) -> str:
+def write_calibrations(text: str, calibrations: Mapping[str, Calibration]) -> str:
     """A configuration's text with the calibration put in, all else as it stood."""
-    for name, measured in found.items():
-        values = {"mean": measured.mean, "spread": measured.spread, "gain": measured.gain}
+    for name, calibration in calibrations.items():
+        values = {"mean": calibration.mean, "spread": calibration.spread, "gain": calibration.gain}
         for key, value in values.items():
             if value is not None:
-                text = put(text, ("objectives", name), key, f"{value:.4g}")
+                text = set_key(text, ("objectives", name), key, f"{value:.4g}")
     return text
 
 
-def put(text: str, path: Sequence[str], key: str, value: str) -> str:
+def set_key(text: str, path: Sequence[str], key: str, value: str) -> str:
     """`key: value` in the mapping at `path` of a YAML text, in its place if it is there, else after the last key."""
     node: Any = yaml.compose(text)
     for part in path:
@@ -167,10 +167,10 @@ def put(text: str, path: Sequence[str], key: str, value: str) -> str:
     return text[:after] + f"\n{' ' * last_key.start_mark.column}{key}: {value}" + text[after:]
 
 
-def report(found: Mapping[str, Measured]) -> str:
+def report(calibrations: Mapping[str, Calibration]) -> str:
     """A table."""
     lines = [f"{'objective':<16}{'mean':>9}{'spread':>9}{'slope':>9}{'± s.e.':>9}{'gain':>9}"]
-    for name, m in found.items():
+    for name, m in calibrations.items():
         numbers = (m.mean, m.spread, m.slope, m.error, m.gain)
         lines.append(f"{name:<16}" + "".join(f"{x:>9.3f}" if x is not None else f"{'-':>9}" for x in numbers))
     return "\n".join(lines)

@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +20,7 @@ import uvloop
 from trimtab.engine.fork_server import running_fork_server
 from trimtab.server.config import HASHED, Config, ConfigError, load
 from trimtab.server.http.auth import digest, new_key
-from trimtab.server.json_log import Lines
+from trimtab.server.json_log import JsonFormatter
 
 DEMO = Path(__file__).resolve().parent.parent / "demo" / "config.yaml"
 
@@ -39,6 +39,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     serve.add_argument("config", nargs="?", type=Path, default=DEMO, help="YAML file; by default the embedded demo")
     serve.add_argument("--host", help="address to listen on")
     serve.add_argument("--port", type=int, help="port to listen on")
+    serve.add_argument(
+        "--engine",
+        choices=("vllm", "toy"),
+        default="vllm",
+        help="toy: a made-up model in place of every one, up in seconds, for client authors and CI",
+    )
     serve.add_argument(
         "--set",
         action="append",
@@ -59,23 +65,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.command == "key":
         key = new_key()
         return print(f"key: {key}\nfor api_keys or a line of api_keys_file: {HASHED}{digest(key)}")  # noqa: T201
-    from trimtab.server.request.alignment import check  # it takes seconds, and neither help nor a wrong option needs it
+    from trimtab.server.request.plan import (
+        check_config,  # it takes seconds, and neither help nor a wrong option needs it
+    )
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
         if args.command == "calibrate":
-            config = load(args.config, check=check)
+            config = load(args.config, check=check_config)
             with running_fork_server():
-                return uvloop.run(measured(config, args))
-        given = {"host": args.host, "port": args.port}
-        overrides = [*args.overrides, *(f"{key}={value}" for key, value in given.items() if value is not None)]
-        reread = partial(load, args.config, overrides, check)
-        config = reread()
+                return uvloop.run(run_calibration(config, args))
+        address = {"host": args.host, "port": args.port}
+        overrides = [*args.overrides, *(f"{key}={value}" for key, value in address.items() if value is not None)]
+        load_config = partial(load, args.config, overrides, check_config)
+        config = load_config()
         if config.log_format == "json":
             for handler in logging.getLogger().handlers:
-                handler.setFormatter(Lines())
-        with bind(config) as sock, running_fork_server():
-            uvloop.run(run(config, sock, reread))
+                handler.setFormatter(JsonFormatter())
+        toy = args.engine == "toy"
+        with bind(config) as sock, nullcontext() if toy else running_fork_server():
+            uvloop.run(run(config, sock, load_config, toy=toy))
     except (ConfigError, OSError) as error:
         sys.exit(f"trimtab: {error}")
 
@@ -92,65 +101,67 @@ def bind(config: Config) -> socket.socket:
     return sock
 
 
-async def run(config: Config, sock: socket.socket, reread: Callable[[], Config]) -> None:
-    """Serve until told to stop; `reread` gives the configuration as its file has it later."""
-    give_back = leave_when_told()
+async def run(config: Config, sock: socket.socket, load_config: Callable[[], Config], *, toy: bool = False) -> None:
+    """Serve until told to stop; `load_config` gives the configuration as its file has it later."""
+    restore_handlers = exit_on_signal()
     # vLLM is imported no earlier than it is needed: it takes seconds, and a bad config should not.
     from trimtab.engine.errors import MemberError
-    from trimtab.server.engines import running_models
+    from trimtab.server.engines import running_models, toy_models
     from trimtab.server.http.app import build
     from trimtab.server.http.vllm_app import arguments
     from trimtab.server.lifecycle import EngineDied, serve
     from trimtab.server.request.tracing import export
-    from trimtab.server.state import Site
+    from trimtab.server.state import ServerState
 
     args = arguments(config)
     log.info("%s", config.model_dump_json(exclude={"api_keys", "admin_keys"}))
     try:
         async with AsyncExitStack() as stack:
-            client, scoring = await stack.enter_async_context(running_models(config, args))
+            models = toy_models if toy else running_models
+            client, scoring = await stack.enter_async_context(models(config, args))
             if config.otlp_endpoint is not None:
                 stack.callback(export(config.otlp_endpoint).shutdown)
-            site = Site(client=client, scoring=scoring, reread=reread)
-            app = await build(site, args)
-            give_back()
-            await serve(app, site, sock)
+            state = ServerState(client=client, scoring=scoring, load_config=load_config)
+            app = await build(state, args)
+            restore_handlers()
+            await serve(app, state, sock)
     except MemberError as error:
         raise ConfigError(str(error)) from None
     except EngineDied as error:
         sys.exit(f"trimtab: {error}")
 
 
-async def measured(config: Config, args: argparse.Namespace) -> None:
+async def run_calibration(config: Config, args: argparse.Namespace) -> None:
     """Calibrate: print the table, and write the file unless told not to."""
-    leave_when_told()
+    exit_on_signal()
     from trimtab.engine.errors import MemberError
-    from trimtab.server.calibrate import calibrate, read_prompts, report, written
+    from trimtab.server.calibrate import calibrate, read_prompts, report, write_calibrations
     from trimtab.server.engines import running_models
     from trimtab.server.http.vllm_app import arguments
 
     prompts = read_prompts(args.prompts)
     try:
         async with running_models(config, arguments(config)) as (_, scoring):
-            found = await calibrate(scoring, prompts, answers=args.answers, max_tokens=args.max_tokens)
+            calibrations = await calibrate(scoring, prompts, answers=args.answers, max_tokens=args.max_tokens)
     except MemberError as error:
         raise ConfigError(str(error)) from None
-    sys.stdout.write(report(found) + "\n")
+    sys.stdout.write(report(calibrations) + "\n")
     if not args.dry_run:
-        args.config.write_text(written(args.config.read_text(), found))
+        args.config.write_text(write_calibrations(args.config.read_text(), calibrations))
 
 
-def leave_when_told() -> Callable[[], None]:
+def exit_on_signal() -> Callable[[], None]:
     """Until the HTTP server has handlers of its own, SIGTERM and SIGINT end this process and what it has started.
 
     A thread does it, because vLLM blocks the main one while it starts: no handler would run there before it is up.
     Returns what gives signals back to the event loop, whose own handlers end a server that is up.
     """
-    told, tells = socket.socketpair()
-    tells.setblocking(False)
+    receiver, sender = socket.socketpair()
+    sender.setblocking(False)
+    wakeup_fd = sender.detach()
 
     def watch() -> None:
-        [number] = told.recv(1)
+        [number] = receiver.recv(1)
         for process in psutil.Process().children(recursive=True):
             with suppress(psutil.Error):
                 process.kill()
@@ -158,13 +169,13 @@ def leave_when_told() -> Callable[[], None]:
 
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is a configuration to reload
     signal.signal(signal.SIGTERM, lambda *_: None)  # not the default, which would leave the others behind
-    before = signal.set_wakeup_fd(tells.detach())
+    before = signal.set_wakeup_fd(wakeup_fd)
     threading.Thread(target=watch, daemon=True).start()
 
-    def give_back() -> None:
+    def restore_handlers() -> None:
         signal.set_wakeup_fd(before)
 
-    return give_back
+    return restore_handlers
 
 
 if __name__ == "__main__":

@@ -5,8 +5,12 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
-from collections.abc import Collection, Iterator
+import re
+import textwrap
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,7 @@ from trimtab.decoders import STRATEGIES
 from trimtab.rewards import COMBINES, KINDS, TRANSFORMS
 from trimtab.server import metrics
 from trimtab.server.config import SECTIONS, ConeConfig, Config, LimitsConfig, Section
-from trimtab.server.request.parameters import MADE_HERE, about, parameters
+from trimtab.server.request.parameters import about, parameters
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 INTRODUCTION = """\
@@ -35,29 +39,29 @@ a `reward`, or its `reward`:
 C is a combination (without one, the sum) and T a transform, each by name or as `{"name": {parameter: value}}`.
 `weights` are the sum of weight × (reward − mean) / spread over objectives, with the figures of `trimtab calibrate`.
 References of a transform are answers of the frozen base to the same prompt, drawn once and remembered."""
-METRICS = "<!-- The table is made by `python -m trimtab.server.docs`. -->"
+TABLE = "<!-- The table is made by `python -m trimtab.server.docs`. -->"
+KEY_COLUMNS = ("type", "default", "meaning")
+END = "<!-- The end of the table. -->"
 MADE = "<!-- Made by `python -m trimtab.server.docs`: change the code instead. -->\n"
 
 
 def strategies() -> str:
     """docs/strategies.md: a table of all, then each with its parameters."""
     rows = [
-        f"| `{name}` | {_paper(entry.paper)} | {', '.join(f'`{t}`' for t in sorted(entry.takes)) or 'none'} "
-        f"| {', '.join(f'`{s}`' for s in sorted(entry.shows)) or 'none'} | {'yes' if entry.streams else 'no'} |"
+        (
+            f"`{name}`",
+            _paper(entry.paper),
+            _names(entry.takes),
+            _names(entry.shows),
+            "yes" if entry.streams else "no",
+        )
         for name, entry in STRATEGIES.items()
     ]
-    lines = [
-        MADE,
-        "# Strategies",
-        "",
-        "| strategy | paper | carries out | can return | streams |",
-        "|---|---|---|---|---|",
-    ]
-    lines += rows
+    lines = [MADE, "# Strategies", "", *table(("strategy", "paper", "carries out", "can return", "streams"), rows)]
     for name, entry in STRATEGIES.items():
-        lines += ["", f"## {name}", "", about(entry.load()), ""]
-        rows = list(_parameters(parameters(name), without=MADE_HERE))
-        lines += ["| `params` | type | default | meaning |", "|---|---|---|---|", *rows] if rows else ["No `params`."]
+        lines += ["", f"## {name}", "", describe(entry.load()), ""]
+        keys = list(_parameters(parameters(name)))
+        lines += table(("`params`", *KEY_COLUMNS), keys) if keys else ["No `params`."]
     return "\n".join(lines) + "\n"
 
 
@@ -65,28 +69,44 @@ def rewards() -> str:
     """docs/rewards.md: every kind of reward, combination and transform, with its parameters."""
     lines = [MADE, "# Rewards", ""]
     lines += [INTRODUCTION]
-    for title, table in (("Kinds", KINDS), ("Combinations", COMBINES), ("Transforms", TRANSFORMS)):
+    for title, kinds in (("Kinds", KINDS), ("Combinations", COMBINES), ("Transforms", TRANSFORMS)):
         lines += ["", f"## {title}"]
-        for name, entry in table.items():
+        for name, entry in kinds.items():
             if getattr(entry.load(), "in_pool", False):
                 continue  # what compares candidates cannot be asked for: answers are scored as they come
             paper = f" ({_paper(entry.paper)})" if entry.paper else ""
             model = " Needs `model`, and takes `engine`." if "pooler" in entry.uses else ""
-            rows = list(_parameters(entry.parameters))
-            lines += ["", f"### {name}", "", f"{about(entry.load())}{paper}{model}", ""]
-            lines += (
-                ["| key | type | default | meaning |", "|---|---|---|---|", *rows] if rows else ["No keys of its own."]
-            )
+            keys = list(_parameters(entry.parameters))
+            lines += ["", f"### {name}", "", f"{describe(entry.load())}{paper}{model}", ""]
+            lines += table(("key", *KEY_COLUMNS), keys) if keys else ["No keys of its own."]
     return "\n".join(lines) + "\n"
 
 
-def _parameters(model: type[BaseModel], without: Collection[str] = ()) -> Iterator[str]:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Its lines. A cell is one line, whatever its text was, and its bars are no borders."""
+    bodies = [[" ".join(cell.split()).replace("|", r"\|") for cell in row] for row in (head, *rows)]
+    lines = [f"| {' | '.join(cells)} |" for cells in bodies]
+    return [lines[0], "|---" * len(head) + "|", *lines[1:]]
+
+
+def describe(build: Any) -> str:
+    """`about`, and where that ends with a colon, the formula that it announces and what goes on behind it."""
+    _, *rest = inspect.cleandoc(build.__doc__ or "").split("\n\n")
+    text = about(build)
+    if not text.endswith(":") or not rest:
+        return text
+    formula, *after = rest
+    shown = f"{text}\n\n```\n{textwrap.dedent(formula)}\n```"
+    goes_on = after and after[0][0].islower()
+    return f"{shown}\n\n{' '.join(after[0].split())}" if goes_on else shown
+
+
+def _parameters(model: type[BaseModel]) -> Iterator[tuple[str, ...]]:
     """A table's rows."""
     shown = model.model_json_schema(by_alias=True).get("properties", {})
     for name, info in model.model_fields.items():
-        if name not in without:
-            key = info.alias or name
-            yield f"| `{key}` | {_type(shown[key])} | {_default(info)} | {info.description or ''} |"
+        key = info.alias or name
+        yield f"`{key}`", _type(shown[key]), _default(info), info.description or ""
 
 
 def _default(info: FieldInfo) -> str:
@@ -107,31 +127,57 @@ def configuration() -> str:
         ("preference_prompts.NAME.cone", ConeConfig),
     ]
     for title, section in sections:
-        lines += ["", f"## {title}", "", "| key | type | default | meaning |", "|---|---|---|---|", *_keys(section)]
+        lines += ["", f"## {title}", "", *table(("key", *KEY_COLUMNS), _keys(section))]
     return "\n".join(lines) + "\n"
 
 
 def operations() -> str:
-    """docs/operations.md as it stands, with the list of metrics made anew below `METRICS`."""
-    text = (DOCS / "operations.md").read_text().partition(METRICS)[0]
+    """docs/operations.md as it stands, with the list of metrics made anew below `TABLE`."""
+    text = (DOCS / "operations.md").read_text().partition(TABLE)[0]
     rows = []
     for metric in vars(metrics).values():
         if isinstance(metric, MetricWrapperBase):
             [family] = metric.describe()
             labels = ", ".join(f"`{label}`" for label in metric._labelnames) or "none"
             name = family.name + "_total" * (family.type == "counter")
-            rows.append(f"| `{name}` | {family.type} | {labels} | {family.documentation} |")
-    return (
-        "\n".join([text + METRICS, "", "| name | type | labels | meaning |", "|---|---|---|---|", *sorted(rows)]) + "\n"
-    )
+            rows.append((f"`{name}`", family.type, labels, family.documentation))
+    return "\n".join([text + TABLE, "", *table(("name", "type", "labels", "meaning"), sorted(rows))]) + "\n"
 
 
-def _keys(section: type[Section]) -> Iterator[str]:
+ROOMS = ("decoders", "preferences", "rewards", "runtime", "engine", "server")
+"""Folders whose modules docs/architecture.md lists one by one; of the others it lists the folders."""
+
+
+def architecture() -> str:
+    """docs/architecture.md as it stands, with the table of folders and modules made anew between `TABLE` and `END`."""
+    before, _, rest = (DOCS / "architecture.md").read_text().partition(TABLE)
+    _, _, after = rest.partition(END)
+    rows = [(f"`{name}`", sentence) for folder in (*ROOMS, "bench", "recipes") for name, sentence in _modules(folder)]
+    return "\n".join([before + TABLE, "", *table(("file", "what it is"), rows), "", END + after])
+
+
+def _modules(folder: str) -> Iterator[tuple[str, str]]:
+    """What a folder is and holds, in the first sentence of each docstring: packages before what is in them."""
+    root = DOCS.parent
+    for file in sorted((root / folder).rglob("*.py"), key=lambda file: (file.parent, file.stem != "__init__", file)):
+        package = file.stem == "__init__"
+        if package or folder in ROOMS:
+            name = f"{file.parent.relative_to(root)}/" if package else str(file.relative_to(root))
+            yield name, first_sentence(ast.get_docstring(ast.parse(file.read_text())) or "")
+
+
+def first_sentence(text: str) -> str:
+    paragraph = " ".join(text.split("\n\n")[0].split())
+    sentence = re.split(r"(?<=\.)\s", paragraph, maxsplit=1)[0]
+    return sentence.rstrip(".:")
+
+
+def _keys(section: type[Section]) -> Iterator[tuple[str, ...]]:
     schema = section.model_json_schema()
     for name, field in schema["properties"].items():
         default = "required" if name in schema.get("required", ()) else field.get("default", "")
         shown = "none" if default in (None, "", {}, []) else f"`{default}`"
-        yield f"| `{name}` | {_type(field)} | {shown} | {field.get('description', '')} |"
+        yield f"`{name}`", _type(field), shown, field.get("description", "")
 
 
 def _type(field: dict[str, Any]) -> str:
@@ -145,11 +191,16 @@ def _type(field: dict[str, Any]) -> str:
     return str(field.get("type", "object")) + "".join(bounds)
 
 
+def _names(words: Collection[str]) -> str:
+    return ", ".join(f"`{word}`" for word in sorted(words)) or "none"
+
+
 def _paper(arxiv: str) -> str:
     return f"[{arxiv}](https://arxiv.org/abs/{arxiv})" if arxiv else ""
 
 
 PAGES = {
+    "architecture.md": architecture,
     "strategies.md": strategies,
     "rewards.md": rewards,
     "configuration.md": configuration,

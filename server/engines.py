@@ -9,8 +9,9 @@ from contextlib import asynccontextmanager
 from trimtab.engine.aligned_client import AlignedClient
 from trimtab.engine.launch import running_engines
 from trimtab.engine.pooling import PoolingSpec, pooling_engine, pooling_spec
+from trimtab.engine.toy_client import toy_pooler
 from trimtab.server.config import Config
-from trimtab.server.http.vllm_app import aligned_client, base_spec
+from trimtab.server.http.vllm_app import aligned_client, base_spec, toy_base
 from trimtab.server.scoring import Scoring, build_scoring, engine_key
 
 
@@ -27,6 +28,14 @@ async def running_models(config: Config, args: Namespace) -> AsyncIterator[tuple
         }
         aligned = aligned_client(client, config)
         yield aligned, build_scoring(config, aligned, poolers)
+
+
+@asynccontextmanager
+async def toy_models(config: Config, args: Namespace) -> AsyncIterator[tuple[AlignedClient, Scoring]]:
+    """`running_models` without an engine: a toy model in the base's and the guides' place, made-up reward models."""
+    aligned = toy_base(config, args).aligned()
+    models = [reward for reward in config.rewards.values() if reward.model is not None]
+    yield aligned, build_scoring(config, aligned, {engine_key(r) or "": toy_pooler(*r.served()) for r in models})
 
 
 def reward_specs(config: Config) -> dict[str, PoolingSpec]:

@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable
-from difflib import get_close_matches
-from typing import Any
 
-from pydantic import ValidationError
 from starlette.responses import Response
 
 from trimtab.decoders.protocols import LimitReached
 from trimtab.rewards.protocols import RewardError
-
-SHOWN = 60
-"""Characters of a bad value, and names of a list, that a message repeats at the most."""
 
 
 class ApiError(Exception):
@@ -59,7 +52,7 @@ class ApiError(Exception):
 CODES = {401: "invalid_api_key", 404: "not_found", 405: "method_not_allowed", 429: "rate_limit_exceeded"}
 
 
-def as_error(body: bytes, status: int | None = None) -> ApiError | None:
+def parse_error(body: bytes, status: int | None = None) -> ApiError | None:
     """An error in vLLM's words, or in ours, as ours, or None where it is none.
 
     Its status is in the body where `status` is not given.
@@ -75,8 +68,11 @@ def as_error(body: bytes, status: int | None = None) -> ApiError | None:
     return ApiError(str(message), param=(param or "").removeprefix("body.") or None, code=code, status=status)
 
 
-def uncaught(error: Exception) -> ApiError:
-    """As vLLM has it, a ValueError says what is wrong with the request; what else went wrong is for the log alone."""
+def to_api_error(error: Exception) -> ApiError:
+    """What a client gets of an exception that ended its request.
+
+    As vLLM has it, a ValueError says what is wrong with the request; what else went wrong is for the log alone.
+    """
     if isinstance(error, ApiError):
         return error
     if isinstance(error, ValueError):
@@ -87,40 +83,3 @@ def uncaught(error: Exception) -> ApiError:
     if isinstance(error, RewardError):
         return ApiError(str(error), param="alignment", code="reward_error", status=500, retry=False)
     return ApiError("internal server error", code="internal_error", status=500)
-
-
-def shown(value: object) -> str:
-    """A value as a message repeats it: short, and one line."""
-    text = repr(value) if isinstance(value, str | int | float | bool | None) else type(value).__name__
-    return text if len(text) <= SHOWN else text[:SHOWN] + "…"
-
-
-def listed(names: Iterable[str]) -> str:
-    """Names in order, cut short where there are too many."""
-    ordered = sorted(names)
-    head = ", ".join(ordered[:SHOWN])
-    return f"{head}, … ({len(ordered)} in all)" if len(ordered) > SHOWN else head or "none"
-
-
-def unknown(kind: str, name: str, valid: Collection[str]) -> str:
-    """ "unknown objective 'hepfulness'; valid: brevity, helpfulness. Did you mean 'helpfulness'?\""""
-    near = get_close_matches(name[:SHOWN], valid, n=1)
-    hint = f". Did you mean {near[0]!r}?" if near else ""
-    return f"unknown {kind} {shown(name)}; valid: {listed(valid)}{hint}"
-
-
-def explained(error: ValidationError, *, at: str, fields: Collection[str]) -> ApiError:
-    """The first of pydantic's complaints about the object `at` (empty: the body), whose valid keys are `fields`."""
-    first: Any = error.errors(include_url=False)[0]
-    where = [
-        str(part) for part in first["loc"] if not str(part).startswith(("function-", "dict[", "nullable", "one-of-"))
-    ]
-    param = ".".join([at, *where] if at else where)
-    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return ApiError(unknown("key", where[-1], fields), param=param, code="unknown_parameter")
-    if first["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
-        return ApiError(f"{param} is required", param=param, code="missing_required_parameter")
-    message = first["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    given = f"; got {shown(first['input'])}" if first["type"] != "value_error" else ""
-    return ApiError(f"{param}: {message}{given}", param=param)

@@ -6,16 +6,16 @@ import json
 import logging
 
 
-class Lines(logging.Formatter):
-    """Log lines, one JSON object each. `record.told` joins the object."""
+class JsonFormatter(logging.Formatter):
+    """Log lines, one JSON object each. `record.fields` join the object, in the message's place."""
 
     def format(self, record: logging.LogRecord) -> str:
-        said = {
+        line = {
             "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S") + f".{int(record.msecs):03d}",
             "level": record.levelname.lower(),
             "logger": record.name,
-            **(getattr(record, "told", None) or {"message": record.getMessage()}),
+            **(getattr(record, "fields", None) or {"message": record.getMessage()}),
         }
         if record.exc_info:
-            said["exception"] = self.formatException(record.exc_info)
-        return json.dumps(said, ensure_ascii=False)
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)

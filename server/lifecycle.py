@@ -1,4 +1,4 @@
-"""A server's life after its engines are up: it serves, reloads when told, drains when told, and ends."""
+"""A server's life after its engines are up: it serves, reloads and drains on signals, and ends."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from fastapi import FastAPI
 
 from trimtab.server.config import ConfigError
 from trimtab.server.http.vllm_app import NoSignalServer
-from trimtab.server.state import Site
+from trimtab.server.state import ServerState
 
-LAST_WORDS = 2
+CLOSE_GRACE_S = 2
 """Seconds that finished answers have to reach their clients once the engine has stopped."""
-LOOK = 1.0
-"""Seconds between two looks at the engines."""
-TOLD_DEAD = 5.0
-"""Seconds for which /health tells of a dead engine before the server ends, for nothing brings it back."""
+POLL_S = 1.0
+"""Between two looks at the engines."""
+DEAD_ENGINE_GRACE_S = 5.0
+"""Seconds for which /health answers 503 for a dead engine before the server ends, for nothing brings it back."""
 
 log = logging.getLogger("trimtab")
 
@@ -29,27 +29,27 @@ class EngineDied(Exception):
     """The base's engine ended by itself."""
 
 
-async def serve(app: FastAPI, site: Site, sock: socket.socket) -> None:
+async def serve(app: FastAPI, state: ServerState, sock: socket.socket) -> None:
     """Until SIGTERM or SIGINT, and then until what is in flight is answered, or `limits.drain_s` are over, or a second
     signal comes. SIGHUP reloads the configuration. Raises EngineDied."""
-    settings = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=LAST_WORDS)
+    settings = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=CLOSE_GRACE_S)
     server = NoSignalServer(settings)
     app.state.server = server  # vLLM's own handlers end it when they meet a dead engine
-    told: asyncio.Queue[int] = asyncio.Queue()
+    signals: asyncio.Queue[int] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, told.put_nowait, number)
-    loop.add_signal_handler(signal.SIGHUP, _reload, site)
+        loop.add_signal_handler(number, signals.put_nowait, number)
+    loop.add_signal_handler(signal.SIGHUP, _reload, state)
     serving = asyncio.create_task(server.serve(sockets=[sock]))
-    watch = asyncio.create_task(_died(site))
-    asked = asyncio.create_task(told.get())
-    await asyncio.wait({serving, watch, asked}, return_when=asyncio.FIRST_COMPLETED)
-    if asked.done():
-        await _drained(site, told)
-        await asyncio.to_thread(site.client.shutdown)  # what is left ends with an error of its own
-    died = site.client.errored and not asked.done()
+    watch = asyncio.create_task(_wait_for_death(state))
+    signalled = asyncio.create_task(signals.get())
+    await asyncio.wait({serving, watch, signalled}, return_when=asyncio.FIRST_COMPLETED)
+    if signalled.done():
+        await _drain(state, signals)
+        await asyncio.to_thread(state.client.shutdown)  # what is left ends with an error of its own
+    died = state.client.errored and not signalled.done()
     server.should_exit = True
-    for task in (watch, asked):
+    for task in (watch, signalled):
         task.cancel()
     with suppress(asyncio.CancelledError):
         await serving
@@ -57,27 +57,27 @@ async def serve(app: FastAPI, site: Site, sock: socket.socket) -> None:
         raise EngineDied("the engine died; /health said so")
 
 
-async def _died(site: Site) -> None:
+async def _wait_for_death(state: ServerState) -> None:
     """Returns some time after the base's engine died."""
-    while not site.client.errored:  # noqa: ASYNC110 - vLLM tells nobody
-        await asyncio.sleep(LOOK)
+    while not state.client.errored:  # noqa: ASYNC110 - vLLM tells nobody
+        await asyncio.sleep(POLL_S)
     log.error("the engine died")
-    await asyncio.sleep(TOLD_DEAD)
+    await asyncio.sleep(DEAD_ENGINE_GRACE_S)
 
 
-async def _drained(site: Site, told: asyncio.Queue[int]) -> None:
+async def _drain(state: ServerState, signals: asyncio.Queue[int]) -> None:
     """Returns when nothing is in flight, when the time for it is over, or when a second signal comes."""
-    site.admission.closing = True
-    left, limit = site.admission.requests, site.config.limits.drain_s
+    state.admission.closing = True
+    left, limit = state.admission.requests, state.config.limits.drain_s
     log.info("told to stop; %d requests in flight have %g s", left, limit)
     with suppress(TimeoutError):
         async with asyncio.timeout(limit):
-            again = asyncio.create_task(told.get())
-            empty = asyncio.create_task(site.admission.emptied())
+            again = asyncio.create_task(signals.get())
+            empty = asyncio.create_task(state.admission.wait_until_empty())
             await asyncio.wait({again, empty}, return_when=asyncio.FIRST_COMPLETED)
-    log.info("%d requests in flight are cut off", site.admission.requests)
+    log.info("%d requests in flight are cut off", state.admission.requests)
 
 
-def _reload(site: Site) -> None:
-    with suppress(ConfigError):  # told in the log
-        site.reload()
+def _reload(state: ServerState) -> None:
+    with suppress(ConfigError):  # it is in the log
+        state.reload()

@@ -1,4 +1,4 @@
-"""Rewards at work: started with the server, bound to a request, and asked what they said.
+"""Rewards at work: built when the server starts, bound to a request, and asked for its scores.
 
 Shapes: N completions, K labels.
 """
@@ -18,26 +18,26 @@ from opentelemetry.trace import Span
 from trimtab.decoders.protocols import BASE, Engine, Sampling, Tokens
 from trimtab.engine.aligned_client import AlignedClient
 from trimtab.engine.pooling import PoolingEngine
+from trimtab.engine.toy_client import ToyPooler
 from trimtab.rewards.protocols import Host, Question, Response, RewardError, Scorer
-from trimtab.rewards.validated import Checked
-from trimtab.runtime.metered import Meter, Metered
+from trimtab.rewards.validated import ValidatedScorer
+from trimtab.runtime.metered import Metered
+from trimtab.runtime.usage import Usage
 from trimtab.server.config import Config, ConfigError, RewardConfig
-from trimtab.server.errors import ApiError, unknown
+from trimtab.server.errors import ApiError
 from trimtab.server.metrics import REWARD_ERRORS, REWARD_SECONDS
 from trimtab.server.request import tracing
-from trimtab.server.request.alignment import AT, Plan
+from trimtab.server.request.alignment import AT
 from trimtab.server.request.body import Json
 from trimtab.server.request.cost import REFERENCE_TOKENS
-from trimtab.server.request.messages import Messages, messages
-from trimtab.server.request.parameters import built
-from trimtab.server.request.reward_tree import Leaf, Rows, Spec, Told, evaluated, parsed
-from trimtab.server.request.weights import orchestrator
+from trimtab.server.request.messages import Messages, parse_messages
+from trimtab.server.request.parameters import build_reward
+from trimtab.server.request.plan import Plan
+from trimtab.server.request.reward_tree import Leaf, Rows, Score, Spec, evaluate, parse_spec
+from trimtab.server.request.weights import load_orchestrator
+from trimtab.server.wording import suggest
 
-SAID_KEPT = 16_384
-"""Scored completions of a request that are remembered, to be told of, or `max_draws` of them if that is more. A search
-that decides token by token scores more still, and tells of its last."""
-
-REFERENCES_KEPT = 4096
+MAX_REFERENCES = 4096
 """Prompts whose reference scores are remembered."""
 
 
@@ -46,29 +46,29 @@ def engine_key(reward: RewardConfig) -> str | None:
     return None if reward.model is None else json.dumps(reward.served(), sort_keys=True)
 
 
-def scorers(config: Config, host: Host, poolers: Mapping[str, PoolingEngine]) -> dict[str, Scorer]:
+def build_scorers(config: Config, host: Host, poolers: Mapping[str, PoolingEngine | ToyPooler]) -> dict[str, Scorer]:
     """The config's rewards; raises ConfigError for what cannot be built."""
-    found: dict[str, Scorer] = {}
+    scorers: dict[str, Scorer] = {}
     for name, reward in config.rewards.items():
         services: dict[str, Any] = {"host": host}
         if (key := engine_key(reward)) is not None:
             services["pooler"] = poolers[key]
-        scorer = built(name, reward, **services)
+        scorer = build_reward(name, reward, **services)
         for member in getattr(scorer, "members", ()):
             if member not in {BASE, *config.guides}:
-                raise ConfigError(unknown("guide", member, config.guides), key=f"rewards.{name}")
-        found[name] = Checked(scorer=scorer, name=name, timeout=reward.timeout_s)
-    return found
+                raise ConfigError(suggest("guide", member, config.guides), key=f"rewards.{name}")
+        scorers[name] = ValidatedScorer(scorer=scorer, name=name, timeout=reward.timeout_s)
+    return scorers
 
 
-def build_scoring(config: Config, client: AlignedClient, poolers: Mapping[str, PoolingEngine]) -> Scoring:
+def build_scoring(config: Config, client: AlignedClient, poolers: Mapping[str, PoolingEngine | ToyPooler]) -> Scoring:
     """The rewards of a server whose engines are up; the reward models' by `engine_key`."""
-    host = Base(engine=client.bind({}), tokenizer=client.renderer.tokenizer)
-    return Scoring(config=config, scorers=scorers(config, host, poolers), host=host, poolers=poolers)
+    host = BaseHost(engine=client.bind({}), tokenizer=client.renderer.tokenizer)
+    return Scoring(config=config, scorers=build_scorers(config, host, poolers), host=host, poolers=poolers)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Base:
+class BaseHost:
     """The served base as rewards see it."""
 
     engine: Engine
@@ -88,14 +88,14 @@ class Scoring:
     config: Config
     scorers: Mapping[str, Scorer]
     host: Host
-    poolers: Mapping[str, PoolingEngine] = field(default_factory=dict)
+    poolers: Mapping[str, PoolingEngine | ToyPooler] = field(default_factory=dict)
     """By `engine_key`."""
     references: OrderedDict[str, Rows] = field(default_factory=OrderedDict)
     """Scores of the base's own answers to a prompt, oldest use first."""
 
     def __post_init__(self) -> None:
         """Raises ConfigError for an objective that names no score of its reward, an adapter of another vocabulary."""
-        adapter = orchestrator(self.config)
+        adapter = load_orchestrator(self.config)
         if adapter is not None and len(adapter.table_VK) < len(self.host.tokenizer):
             message = f"its table is for {len(adapter.table_VK)} tokens; the base has {len(self.host.tokenizer)}"
             raise ConfigError(message, key="auto_weights")
@@ -103,7 +103,7 @@ class Scoring:
             if objective.reward is not None:
                 at = f"objectives.{name}.reward"
                 try:
-                    spec = parsed(objective.reward, self.config, at=at, objectives=False)
+                    spec = parse_spec(objective.reward, self.config, at=at, objectives=False)
                     self.check(spec, None, at=at)
                 except ApiError as error:
                     raise ConfigError(error.message, key=at) from None
@@ -112,15 +112,15 @@ class Scoring:
     def alive(self) -> bool:
         return all(pooler.alive for pooler in self.poolers.values())
 
-    def under(self, config: Config) -> Scoring:
+    def with_config(self, config: Config) -> Scoring:
         """The same models under another configuration; raises ConfigError for one that they cannot serve."""
-        made = scorers(config, self.host, self.poolers)
-        return Scoring(config=config, scorers=made, host=self.host, poolers=self.poolers)
+        scorers = build_scorers(config, self.host, self.poolers)
+        return Scoring(config=config, scorers=scorers, host=self.host, poolers=self.poolers)
 
     def check(self, spec: Spec, given: Mapping[str, Any] | None, *, at: str) -> None:
-        """Raises ApiError for a label that a reward does not have, or for what it would need and was not given.
+        """Raises ApiError for a label that a reward does not have, or for what it would need and `given` lacks.
 
-        None: what will be given is not known yet.
+        None: what a request will give is not known yet.
         """
         for leaf in spec.leaves:
             scorer = self.scorers[leaf.reward]
@@ -128,7 +128,7 @@ class Scoring:
                 names = ", ".join(f"{leaf.reward}.{label}" for label in scorer.labels)
                 raise ApiError(f"reward {leaf.reward!r} gives several scores; name one: {names}", param=at)
             if leaf.label is not None and leaf.label not in scorer.labels:
-                raise ApiError(unknown(f"score of reward {leaf.reward!r}", leaf.label, scorer.labels), param=at)
+                raise ApiError(suggest(f"score of reward {leaf.reward!r}", leaf.label, scorer.labels), param=at)
             if missing := sorted(scorer.needs - given.keys()) if given is not None else []:
                 raise ApiError(
                     f"reward {leaf.reward!r} needs {AT}.given.{missing[0]}",
@@ -136,8 +136,8 @@ class Scoring:
                     code="missing_required_parameter",
                 )
 
-    def check_read(self, specs: Iterable[Spec], given: Mapping[str, Any]) -> None:
-        """Raises ApiError for something given that no reward would read."""
+    def check_given(self, specs: Iterable[Spec], given: Mapping[str, Any]) -> None:
+        """Raises ApiError for something in `given` that no reward would read."""
         needed = {key for spec in specs for leaf in spec.leaves for key in self.scorers[leaf.reward].needs}
         if surplus := given.keys() - needed:
             name = min(surplus)
@@ -147,21 +147,23 @@ class Scoring:
                 code="unsupported_pair",
             )
 
-    def bind(self, plan: Plan, document: Json, meter: Meter) -> Scores:
+    def bind(self, plan: Plan, document: Json, usage: Usage) -> RequestReward:
         """The reward of one request; raises ApiError for what it cannot be."""
         specs = {} if plan.objective is None else {f"{AT}.reward": plan.objective}
         specs |= {f"{AT}.{key}": spec for key, spec in plan.others.items()}
         for at, spec in specs.items():
             self.check(spec, plan.given, at=at)
-        self.check_read(specs.values(), plan.given)
-        return Scores.of_document(document, scoring=self, specs=tuple(specs.values()), given=plan.given, meter=meter)
+        self.check_given(specs.values(), plan.given)
+        return RequestReward.of_document(
+            document, scoring=self, specs=tuple(specs.values()), given=plan.given, usage=usage
+        )
 
-    def auto(self, document: Json) -> dict[str, float]:
+    def auto_weights(self, document: Json) -> dict[str, float]:
         """The weights that the adapter chooses by the user's last words, or by a bare prompt."""
-        adapter = orchestrator(self.config)
+        adapter = load_orchestrator(self.config)
         assert adapter is not None
-        said = [message["content"] for message in messages(document) if message["role"] == "user"]
-        text = said[-1] if said else document.get("prompt")
+        turns = [message["content"] for message in parse_messages(document) if message["role"] == "user"]
+        text = turns[-1] if turns else document.get("prompt")
         if not isinstance(text, str):
             raise ApiError("weights 'auto' need words to go by, in messages or a prompt", param=f"{AT}.weights")
         return adapter(self.host.tokenizer.encode(text, add_special_tokens=False))
@@ -174,7 +176,7 @@ class Scoring:
         names = sorted({leaf.reward for leaf in leaves.values()})
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._asked(name, question, responses, span)) for name in names]
+                tasks = [group.create_task(self._score(name, question, responses, span)) for name in names]
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None  # the others were cancelled because of it
         tables = dict(zip(names, (task.result() for task in tasks), strict=True))
@@ -185,14 +187,14 @@ class Scoring:
 
         return {name: column(leaf) for name, leaf in leaves.items()}
 
-    async def _asked(
+    async def _score(
         self, name: str, question: Question, responses: Sequence[Response], span: Span | None
     ) -> list[list[float]]:
         began, scorer = time.monotonic(), self.scorers[name]
         try:
-            with tracing.reward(name, span, len(responses)) as told:
+            with tracing.span_reward(name, span, len(responses)) as scores_by_label:
                 rows = await scorer(question, responses)
-                told += zip(scorer.labels, zip(*rows, strict=True), strict=True) if rows else ()
+                scores_by_label += zip(scorer.labels, zip(*rows, strict=True), strict=True) if rows else ()
                 return rows
         except RewardError:
             REWARD_ERRORS.labels(name).inc()
@@ -202,94 +204,78 @@ class Scoring:
 
 
 @dataclass(kw_only=True)
-class Scores:
-    """A `decoders.protocols.Reward` for one HTTP request, [N, K], that remembers what the first of its K said."""
+class RequestReward:
+    """A `decoders.protocols.Reward` for one HTTP request. Its [N, K] scores explain the first of their row's."""
 
     scoring: Scoring
     specs: tuple[Spec, ...]
     """[K]"""
     messages: Messages
     given: Mapping[str, Any]
-    meter: Meter
+    usage: Usage
     stop: tuple[str, ...] = ()
     span: Span | None = None
     """The request's; None where nothing is traced."""
-    said: dict[tuple[int, ...], Json] = field(default_factory=dict)
-    """completion -> what is told of it"""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @classmethod
-    def of_document(cls, document: Json, **fields: Any) -> Scores:
+    def of_document(cls, document: Json, **fields: Any) -> RequestReward:
         """For the conversation of a request's body, ending answers at its stop strings."""
         stop = document.get("stop", document.get("stop_sequences")) or ()
         stop = (stop,) if isinstance(stop, str) else tuple(text for text in stop if isinstance(text, str) and text)
-        kept = document.get("include_stop_str_in_output")
-        return cls(messages=messages(document), stop=() if kept else stop, **fields)
+        included = document.get("include_stop_str_in_output")
+        return cls(messages=parse_messages(document), stop=() if included else stop, **fields)
 
     async def __call__(self, prompt: Tokens, completions: Sequence[Tokens]) -> list[list[float]]:
         if not self.specs:
             return [[] for _ in completions]
         question = self._question(prompt)
-        references = await self._references(question) if self.wanted else {}
+        references = await self._references(question) if self.reference_count else {}
         responses = [self.response(tokens) for tokens in completions]
         rewards = len({leaf.reward for spec in self.specs for leaf in spec.leaves})
-        self.meter.scored += rewards * sum(len(tokens) for tokens in completions)
+        self.usage.scored += rewards * sum(len(tokens) for tokens in completions)
         rows = await self.scoring.rows(self.specs, question, responses, self.span)
-        told = [evaluated(spec, rows, references) for spec in self.specs]
-        for i, tokens in enumerate(completions):
-            self.said[tuple(tokens)] = at(told[0], i)
-        while len(self.said) > max(SAID_KEPT, self.scoring.config.max_draws):
-            del self.said[next(iter(self.said))]
-        return [list(row) for row in zip(*(one.values for one in told), strict=True)]
+        breakdowns = [evaluate(spec, rows, references) for spec in self.specs]
+        values = zip(*(breakdown.values for breakdown in breakdowns), strict=True)
+        return [[Score(value, breakdowns[0].explain(i)) for value in row] for i, row in enumerate(values)]
 
     @property
-    def wanted(self) -> int:
+    def reference_count(self) -> int:
         """How many reference answers the transforms ask for."""
         return max((spec.references for spec in self.specs), default=0)
-
-    def of(self, tokens: Tokens) -> Json:
-        """{"value", "rewards", "transformed"} of a completion that was scored; {} of another."""
-        return self.said.get(tuple(tokens), {})
 
     def text(self, tokens: Tokens) -> str:
         """A completion as the client would read it."""
         text: str = self.scoring.host.tokenizer.decode(list(tokens), skip_special_tokens=True)
-        ends = [found for stop in self.stop if (found := text.find(stop)) >= 0]
+        ends = [end for stop in self.stop if (end := text.find(stop)) >= 0]
         return text[: min(ends)] if ends else text
 
     def response(self, tokens: Tokens) -> Response:
         return Response(text=self.text(tokens), tokens=tokens)
 
     def _question(self, prompt: Tokens) -> Question:
-        asked = self.messages
-        if not asked:
+        messages = self.messages
+        if not messages:
             text = self.scoring.host.tokenizer.decode(list(prompt), skip_special_tokens=True)
-            asked = ({"role": "user", "content": text},)
-        return Question(messages=asked, prompt=prompt, given=self.given)
+            messages = ({"role": "user", "content": text},)
+        return Question(messages=messages, prompt=prompt, given=self.given)
 
     async def _references(self, question: Question) -> Rows:
         """leaf -> [M] scores of the frozen base's own answers to the question, drawn once and then remembered."""
-        kept = self.scoring.references
+        remembered = self.scoring.references
         leaves = [leaf.name for spec in self.specs for leaf in spec.leaves]
-        key = json.dumps([list(question.prompt), self.wanted, leaves, self.given])
+        n = self.reference_count
+        key = json.dumps([list(question.prompt), n, leaves, self.given])
         async with self.lock:
-            if key not in kept:
-                engine = Metered(self.scoring.host.engine, self.meter)
+            if key not in remembered:
+                engine = Metered(self.scoring.host.engine, self.usage)
                 sampling = Sampling(max_tokens=REFERENCE_TOKENS, seed=0, stream=False)
                 drawn: dict[int, list[int]] = {}
-                async for chunk in engine.generate(question.prompt, sampling, n=self.wanted, guides={BASE: 1.0}):
+                async for chunk in engine.generate(question.prompt, sampling, n=n, guides={BASE: 1.0}):
                     drawn.setdefault(chunk.index, []).extend(chunk.tokens)
                 responses = [self.response(tokens) for tokens in drawn.values()]
-                kept[key] = await self.scoring.rows(self.specs, question, responses)
-                while len(kept) > REFERENCES_KEPT:
-                    kept.popitem(last=False)
-            kept.move_to_end(key)
-            return kept[key]
-
-
-def at(told: Told, i: int) -> Json:
-    """What is told of the i-th answer."""
-    found: Json = {"value": told.values[i], "rewards": {name: scores[i] for name, scores in told.raw.items()}}
-    if told.transformed:
-        found["transformed"] = {name: scores[i] for name, scores in told.transformed.items()}
-    return found
+                remembered[key] = await self.scoring.rows(self.specs, question, responses)
+                while len(remembered) > MAX_REFERENCES:
+                    remembered.popitem(last=False)
+            remembered.move_to_end(key)
+            return remembered[key]

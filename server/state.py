@@ -24,12 +24,12 @@ log = logging.getLogger("trimtab")
 
 
 @dataclass(kw_only=True)
-class Site:
+class ServerState:
     client: AlignedClient
     scoring: Scoring
-    reread: Callable[[], Config] | None = None
-    """The configuration as its file has it now; raises ConfigError. None: there is no file."""
-    replaced: Callable[[], None] = lambda: None
+    load_config: Callable[[], Config] | None = None
+    """Reads the file as it is now; raises ConfigError. None: there is no file."""
+    on_reload: Callable[[], None] = lambda: None
     """Called when another configuration has taken the place of the one before."""
     admission: Admission = field(init=False)
 
@@ -37,7 +37,7 @@ class Site:
         self.admission = Admission(capacity=self.capacity(self.config))
         READY.set_function(lambda: float(self.ready))
         for name in self.config.rewards:
-            REWARD_ERRORS.labels(name)  # told as 0 until there is one
+            REWARD_ERRORS.labels(name)  # reads 0 until there is one
 
     @property
     def config(self) -> Config:
@@ -70,27 +70,27 @@ class Site:
         Requests that are being answered end as they began.
         """
         try:
-            if self.reread is None:
+            if self.load_config is None:
                 raise ConfigError("this server has no configuration file")
-            config = self.reread()
+            config = self.load_config()
             changed = [key for key in Config.model_fields if getattr(config, key) != getattr(self.config, key)]
             for key in changed:
                 if key in FROZEN:
                     raise ConfigError("is read when the server starts: start it anew", key=key)
-            if engines(config.rewards) - set(self.scoring.poolers):
+            if engine_keys(config.rewards) - set(self.scoring.poolers):
                 raise ConfigError("models are loaded when the server starts: start it anew", key="rewards")
-            self.scoring = self.scoring.under(config)
+            self.scoring = self.scoring.with_config(config)
         except ConfigError as error:
             RELOADS.labels("refused").inc()
             log.error("reload refused: %s", error)
             raise
         self.admission.resize(self.capacity(config))
-        self.replaced()
+        self.on_reload()
         RELOADS.labels("taken").inc()
         log.info("reloaded; changed: %s", ", ".join(changed) or "nothing")
         return changed
 
 
-def engines(rewards: Mapping[str, RewardConfig]) -> set[str]:
+def engine_keys(rewards: Mapping[str, RewardConfig]) -> set[str]:
     """`engine_key`s of those that are models."""
     return {key for reward in rewards.values() if (key := engine_key(reward)) is not None}

@@ -1,4 +1,4 @@
-"""What the device can do at best, and how busy it is."""
+"""The device's best speeds, and its utilisation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 HZ = 10
-"""Samples a second. NVML's own figure is a mean over the last sixth of a second to a second."""
+"""Samples a second. NVML averages over the last sixth of a second to a second."""
 
 
 def fastest(work: Callable[[], object], repeats: int = 10) -> float:

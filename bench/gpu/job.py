@@ -1,6 +1,6 @@
 """One case in a process of its own: `python -m trimtab.bench.gpu.job NAME RESULT [--quick] [--profile] [--apart]`.
 
-RESULT is written whenever there is more to tell, so that what was measured before the case failed or hung is not lost.
+RESULT is written after each new figure, so that those measured before a failure or a hang are not lost.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def demo(folder: Path) -> dict[str, Any]:
 def counts(report: Path) -> dict[str, int]:
     """Of a JUnit report."""
     suite = ElementTree.parse(report).getroot()[0].attrib
-    told = {kind: int(suite[kind]) for kind in ("tests", "failures", "errors", "skipped")}
-    failed = told["failures"] + told["errors"]
-    return {"passed": told["tests"] - failed - told["skipped"], "failed": failed, "skipped": told["skipped"]}
+    n = {kind: int(suite[kind]) for kind in ("tests", "failures", "errors", "skipped")}
+    failed = n["failures"] + n["errors"]
+    return {"passed": n["tests"] - failed - n["skipped"], "failed": failed, "skipped": n["skipped"]}
 
 
 def main() -> None:
@@ -46,28 +46,28 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--apart", action="store_true")
-    asked = parser.parse_args()
-    step, _, case = asked.name.partition(".")
+    args = parser.parse_args()
+    step, _, case = args.name.partition(".")
 
-    def tell(result: Any, *, finished: bool = False) -> None:
-        part = asked.result.with_suffix(".part")
+    def save(result: Any, *, finished: bool = False) -> None:
+        part = args.result.with_suffix(".part")
         part.write_text(json.dumps({"finished": finished, "result": result}))
-        part.replace(asked.result)
+        part.replace(args.result)
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        found: Any
+        figures: Any
         if step == "parity":
-            found = parity.measure(case, folder)
+            figures = parity.measure(case, folder)
         elif step == "speed":
-            found = speed.measure(case, folder, tell, quick=asked.quick, profile=asked.profile, apart=asked.apart)
+            figures = speed.measure(case, folder, save, quick=args.quick, profile=args.profile, apart=args.apart)
         elif step == "search":
             from trimtab.bench.gpu import search  # and with it vLLM, before a GPU is measured alone
 
-            found = search.measure(folder, tell, quick=asked.quick)
+            figures = search.measure(folder, save, quick=args.quick)
         else:
-            found = demo(folder)
-    tell(found, finished=True)
+            figures = demo(folder)
+    save(figures, finished=True)
 
 
 if __name__ == "__main__":

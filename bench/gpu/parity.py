@@ -1,17 +1,17 @@
 """`parity`: the engine against a plain recompute, token for token.
 
 A family of tiny random models: a base, a guide with another head size, one with biases, tied embeddings and a smaller
-vocabulary, and one that knows the first 200 tokens only. Requests of different lengths and mixtures, plain ones among
-them, are answered greedily in one batch, twice, so that the second time finds their prompts in the prefix cache; steps
-of at most `CHUNK` tokens cut the prompts, and CUDA graphs are captured for all such steps. Then Hugging Face's code
-reads prompt and answer of each on the same device, in fp64, and the engine's token is held against the mixture there:
+vocabulary, and one with only the first 200 tokens. Requests of different lengths and mixtures, plain ones among them,
+are answered greedily in one batch, twice: the second time their prompts are in the prefix cache. Steps of at most
+`CHUNK` tokens split the prompts, and CUDA graphs are captured for all such steps. Then Hugging Face's code recomputes
+each prompt and answer on the same device in fp64, and the engine's token is compared with the mixture there:
 
     the best token                                       right
     within `TIE` nats of the best                        a tie
     anything else                                        a mismatch
 
-In fp32 there may be none; TF32 is off, in Triton's kernels too. In bf16 the weights are rounded before both read them,
-and what is left is compared with what Hugging Face's own code makes of them in bf16.
+In fp32 there must be no mismatch; TF32 is off, in Triton's kernels too. In bf16 both sides start from the same rounded
+weights, and the mismatches are reported beside those of Hugging Face's own code in bf16.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
 from trimtab.bench.gpu.shapes import tokenizer
 from trimtab.bench.gpu.speed import APART
-from trimtab.decoders.protocols import BASE, Mixture
+from trimtab.decoders.protocols import BASE, Mixture, member_alone
 from trimtab.engine.members import engine_args
 
 VOCABULARY = 264
@@ -64,7 +64,7 @@ def environment(case: str) -> dict[str, str]:
 
 
 def sizes(hidden: int, layers: int, heads: int, vocabulary: int = VOCABULARY, *, tied: bool = False) -> dict[str, Any]:
-    """Weights so large that distributions are peaked."""
+    """With initial weights so large that distributions are peaked."""
     return {
         "vocab_size": vocabulary, "hidden_size": hidden, "intermediate_size": 2 * hidden, "num_hidden_layers": layers,
         "num_attention_heads": heads, "num_key_value_heads": 1, "max_position_embeddings": POSITIONS,
@@ -100,7 +100,7 @@ class Case:
 
 
 def requests() -> list[Case]:
-    """Prompts of one token, of many chunks, with a common beginning; each guide alone, beside the base, with all."""
+    """Prompts of one token, of many chunks, and with a common prefix; each guide alone, with the base, and with all."""
     draw = random.Random(0)
     shared = [draw.randrange(KNOWN) for _ in range(130)]
     prompts = [[draw.randrange(KNOWN) for _ in range(length)] for length in (1, 3, 17, 40, 64, 65, 90, 150, 200)]
@@ -109,7 +109,7 @@ def requests() -> list[Case]:
         None,
         {BASE: 0.3, "llama": -0.7},
         {BASE: 1.0, **{guide: round(draw.uniform(-0.5, 1.5), 3) for guide in GUIDES}},
-        *({guide: 1.0} for guide in GUIDES),
+        *map(member_alone, GUIDES),
         *({BASE: 1.0, guide: round(draw.uniform(0.2, 1.5), 3)} for guide in GUIDES),
     ]
     return [Case(prompt, mixture) for prompt, mixture in zip(prompts, itertools.cycle(mixtures), strict=False)]
@@ -157,24 +157,24 @@ class Tally:
     where: list[tuple[int, int]] = field(default_factory=list)
     """(request, position in its answer) of mismatches."""
 
-    def count(self, at: tuple[int, int], logprobs: Tensor, token: int, told: float) -> None:
-        found = verdict(logprobs, token)
-        if found == "mismatch":
+    def count(self, at: tuple[int, int], logprobs: Tensor, token: int, engine_logprob: float) -> None:
+        kind = verdict(logprobs, token)
+        if kind == "mismatch":
             self.where.append(at)
         self.tokens += 1
-        self.mismatches += found == "mismatch"
-        self.ties += found == "tie"
-        self.worst = max(self.worst, abs(float(logprobs[token]) - told))
+        self.mismatches += kind == "mismatch"
+        self.ties += kind == "tie"
+        self.worst = max(self.worst, abs(float(logprobs[token]) - engine_logprob))
 
 
 @dataclass(frozen=True)
-class Answer:
+class Completion:
     tokens: list[int]
     logprobs: list[float]
 
 
-def answered(llm: Any, asked: Sequence[Case]) -> tuple[list[Answer], int]:
-    """All in one batch; and how many tokens of prompts came from the cache."""
+def generate_all(llm: Any, cases: Sequence[Case]) -> tuple[list[Completion], int]:
+    """Completions of all cases in one batch, and the number of prompt tokens from the prefix cache."""
     from vllm import SamplingParams
     from vllm.inputs.engine import tokens_input
 
@@ -187,23 +187,23 @@ def answered(llm: Any, asked: Sequence[Case]) -> tuple[list[Answer], int]:
         SamplingParams(
             max_tokens=NEW, temperature=0.0, logprobs=0, ignore_eos=True, detokenize=False, extra_args=row(case.mixture)
         )
-        for case in asked
+        for case in cases
     ]
     prompts = []
-    for case, param in zip(asked, params, strict=True):
+    for case, param in zip(cases, params, strict=True):
         guides = guides_of(param.extra_args[KEY]) if param.extra_args else []
         prompts.append(tokens_input(case.prompt, cache_salt=salted(None, [GUIDES[i] for i in guides])))
     outputs = llm.generate(prompts, params, use_tqdm=False)
-    found = []
+    completions = []
     for output in outputs:
         [one] = output.outputs
-        told = [entry[token].logprob for token, entry in zip(one.token_ids, one.logprobs, strict=True)]
-        found.append(Answer(list(one.token_ids), told))
-    return found, sum(output.num_cached_tokens or 0 for output in outputs)
+        logprobs = [entry[token].logprob for token, entry in zip(one.token_ids, one.logprobs, strict=True)]
+        completions.append(Completion(list(one.token_ids), logprobs))
+    return completions, sum(output.num_cached_tokens or 0 for output in outputs)
 
 
-def recomputed(answers: Sequence[tuple[Case, Answer]], reference: Reference) -> list[Tensor]:
-    """[T, V] of each answer: the log-probabilities that each of its tokens was chosen by."""
+def recompute(answers: Sequence[tuple[Case, Completion]], reference: Reference) -> list[Tensor]:
+    """[T, V] of each answer: log-probabilities at each of its tokens."""
     return [
         reference.logprobs([*case.prompt, *answer.tokens[:-1]], case.mixture or {BASE: 1.0})[len(case.prompt) - 1 :]
         for case, answer in answers
@@ -232,26 +232,26 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
         options["worker_cls"] = APART
     llm = LLM(**engine_args(paths[BASE], {guide: paths[guide] for guide in GUIDES}, **options))
     config = llm.llm_engine.vllm_config
-    asked = requests()
+    cases = requests()
     try:
-        cold, _ = answered(llm, asked)
-        warm, cached = answered(llm, asked)
+        cold, _ = generate_all(llm, cases)
+        warm, cached = generate_all(llm, cases)
     finally:
         llm.llm_engine.engine_core.shutdown()
-    answers = list(zip([*asked, *asked], [*cold, *warm], strict=True))
+    answers = list(zip([*cases, *cases], [*cold, *warm], strict=True))
 
     weights = getattr(torch, dtype)
-    expected = recomputed(answers, Reference.load(paths, weights, torch.float64))
+    expected = recompute(answers, Reference.load(paths, weights, torch.float64))
     tally, theirs = Tally(), Tally()
     for i, ((_, answer), rows) in enumerate(zip(answers, expected, strict=True)):
-        for j, told in enumerate(zip(rows, answer.tokens, answer.logprobs, strict=True)):
-            tally.count((i, j), *told)
+        for j, choice in enumerate(zip(rows, answer.tokens, answer.logprobs, strict=True)):
+            tally.count((i, j), *choice)
     if weights != torch.float32:
         for i, (rough, rows) in enumerate(
-            zip(recomputed(answers, Reference.load(paths, weights, weights)), expected, strict=True)
+            zip(recompute(answers, Reference.load(paths, weights, weights)), expected, strict=True)
         ):
-            for j, told in enumerate(zip(rows, rough.argmax(-1).tolist(), rough.amax(-1).tolist(), strict=True)):
-                theirs.count((i, j), *told)
+            for j, choice in enumerate(zip(rows, rough.argmax(-1).tolist(), rough.amax(-1).tolist(), strict=True)):
+                theirs.count((i, j), *choice)
     return {
         "engine": asdict(tally),
         "hugging_face": asdict(theirs),

@@ -1,8 +1,8 @@
-"""`search`: tokens drawn a second by whole searches, and how busy they keep the GPU.
+"""`search`: tokens that whole searches draw per second, and the GPU's utilisation.
 
-The strategies as the server runs them, over one engine of an 8B base and a 1B guide with random weights, with the
-budgets of bench/search. The reward costs nothing, so that what is measured is the search and the engine, and random
-weights hardly ever end an answer, so that all have their full length.
+The strategies run as in the server, over one engine of an 8B base and a 1B guide with random weights, with the budgets
+of bench/search. The reward costs nothing, so that only search and engine are measured. Random weights hardly ever end
+an answer, so that all have their full length.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.bench.gpu.device import utilisation
-from trimtab.bench.gpu.speed import ALPHA, members, options, written
+from trimtab.bench.gpu.speed import ALPHA, members, options, write_checkpoints
 from trimtab.bench.peers.loop import MAX_TOKENS
 from trimtab.decoders.best_of_n import BestOfN
 from trimtab.decoders.protocols import Sampling, Strategy, Tokens
@@ -25,7 +25,8 @@ from trimtab.decoders.qalign import QAlign
 from trimtab.decoders.transfer_q import TransferQ
 from trimtab.engine.members import engine_args
 from trimtab.engine.vllm_engine import VLLMEngine
-from trimtab.runtime.metered import Meter, Metered
+from trimtab.runtime.metered import Metered
+from trimtab.runtime.usage import Usage
 
 ENGINE = "8b+1b"
 PROMPT = 64
@@ -36,16 +37,16 @@ GUIDE = {"g0": ALPHA}
 class Search:
     strategy: Strategy
     questions: int
-    """Side by side."""
+    """At once."""
     max_tokens: int = MAX_TOKENS
 
     async def answer(self, prompt: Tokens, engine: Metered) -> None:
         sampling = Sampling(max_tokens=self.max_tokens, seed=0, stream=False)
-        async for _ in self.strategy(prompt, sampling, engine, worth, n=1, include=frozenset()):
+        async for _ in self.strategy(prompt, sampling, engine, free_reward, n=1, include=frozenset()):
             pass
 
 
-async def worth(prompt: Tokens, completions: Sequence[Tokens]) -> list[list[float]]:
+async def free_reward(prompt: Tokens, completions: Sequence[Tokens]) -> list[list[float]]:
     return [[sum(completion) % 97 / 97] for completion in completions]
 
 
@@ -72,16 +73,16 @@ QUICK = {
 }
 
 
-def measure(folder: Path, tell: Callable[[Any], None], *, quick: bool) -> list[dict[str, Any]]:
-    """Of each search, what `tell` hears of as it ends."""
-    return asyncio.run(measured(folder, tell, quick=quick))
+def measure(folder: Path, save: Callable[[Any], None], *, quick: bool) -> list[dict[str, Any]]:
+    """Figures of each search; `save` gets those so far after each."""
+    return asyncio.run(measure_all(folder, save, quick=quick))
 
 
-async def measured(folder: Path, tell: Callable[[Any], None], *, quick: bool) -> list[dict[str, Any]]:
+async def measure_all(folder: Path, save: Callable[[Any], None], *, quick: bool) -> list[dict[str, Any]]:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    base, guides = written(ENGINE, folder, quick=quick)
+    base, guides = write_checkpoints(ENGINE, folder, quick=quick)
     arguments = engine_args(base, guides, **options(seqs=256, length=1024))
     llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
     draw = random.Random(0)
@@ -89,11 +90,11 @@ async def measured(folder: Path, tell: Callable[[Any], None], *, quick: bool) ->
     figures = []
     try:
         for name, search in (QUICK if quick else FULL).items():
-            meter = Meter()
-            engine = Metered(VLLMEngine(client=llm), meter)
+            usage = Usage()
+            engine = Metered(VLLMEngine(client=llm), usage)
             prompts = [[draw.randrange(3, vocabulary) for _ in range(PROMPT)] for _ in range(search.questions)]
-            await search.answer(prompts[0][::-1], engine)  # the first time through compiles and allocates
-            meter.sampled = 0
+            await search.answer(prompts[0][::-1], engine)  # the first run compiles and allocates
+            usage.sampled = 0
             with utilisation() as samples:
                 start = time.perf_counter()
                 await asyncio.gather(*(search.answer(prompt, engine) for prompt in prompts))
@@ -102,12 +103,12 @@ async def measured(folder: Path, tell: Callable[[Any], None], *, quick: bool) ->
                 {
                     "search": name,
                     "seconds": seconds,
-                    "drawn": meter.sampled,
-                    "tokens_per_s": meter.sampled / seconds,
+                    "drawn": usage.sampled,
+                    "tokens_per_s": usage.sampled / seconds,
                     "busy": statistics.mean(samples) if samples else None,
                 }
             )
-            tell(figures)
+            save(figures)
     finally:
         llm.shutdown()
     return figures

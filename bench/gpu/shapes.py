@@ -1,10 +1,10 @@
-"""A model's sizes: its directory without weights, and the least that a decode step of it can take.
+"""A model's sizes: its directory without weights, and lower bounds on the time of its decode step.
 
-A decode step of B sequences at mean length L multiplies with every matrix and reads every sequence's keys and values.
+A decode step of B sequences of mean length L multiplies by every matrix and reads every sequence's keys and values.
 Over the members m of an engine, in bf16:
 
-    W = 2 Σ_m P_m                    bytes of weights; P: parameters without the input embedding, of which a step reads
-                                     B rows, unless it is tied and so is the head as well
+    W = 2 Σ_m P_m                    bytes of weights; P: parameters without the input embedding (a step reads B rows
+                                     of it), but with it where it is tied, since then it is the head too
     C = B L Σ_m k_m                  bytes of keys and values; k = 2 (keys, values) · layers · kv heads · head size · 2
     floor = (W + C) / R              seconds; R: bytes a second that the device reads                                (1)
     bound = max(W / R, B W / F) + C / R                                                                              (2)
@@ -25,11 +25,11 @@ from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 BYTES = 2
-"""Of a number in bf16."""
+"""Per bf16 number."""
 
 
 def tokenizer(path: Path, size: int) -> None:
-    """One word for each id; the first three are what a model's own class would otherwise add more for."""
+    """One word per id; the first three are the special tokens, which a model's class would otherwise add."""
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(size)}, unk_token="w0"))
     special = {"unk_token": "w0", "pad_token": "w0", "bos_token": "w1", "eos_token": "w2"}
     PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(path)
@@ -65,7 +65,7 @@ class Shape:
         )
 
     def write(self, path: Path) -> str:
-        """A directory for `load_format="dummy"`: config, a tokenizer of as many words as ids, and no weights."""
+        """A directory for `load_format="dummy"`: config, a tokenizer of one word per id, and no weights."""
         self.config().save_pretrained(path)
         tokenizer(path, self.vocabulary)
         save_file({}, path / "model.safetensors")  # engine.members refuses a directory that has none
@@ -73,7 +73,7 @@ class Shape:
 
     @property
     def read_parameters(self) -> int:
-        """P of (1). The input embedding and the head are of one size: read is one of them, tied or not."""
+        """P of (1). Input embedding and head have one size, and a step reads one of them, tied or not."""
         attention = self.hidden * self.head_dim * 2 * (self.heads + self.kv_heads)
         layer = attention + 3 * self.hidden * self.intermediate + 2 * self.hidden
         return self.layers * layer + self.hidden + self.vocabulary * self.hidden

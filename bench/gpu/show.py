@@ -1,4 +1,4 @@
-"""What was found, as tables for people; and what of it is wrong."""
+"""Outcomes of the cases as tables, and the problems among them."""
 
 from __future__ import annotations
 
@@ -9,52 +9,52 @@ from trimtab.bench import report
 from trimtab.bench.gpu import speed
 
 DONE, FAILED, HUNG, LEFT = "done", "failed", "timed out", "not run"
-"""What becomes of a case."""
+"""States of a case."""
 
-Found = Mapping[str, Mapping[str, Any]]
-"""name of a case -> its state, and its result as far as it came"""
+Outcomes = Mapping[str, Mapping[str, Any]]
+"""name of a case -> its state, and its result so far"""
 
 
-def results(found: Found, step: str) -> dict[str, Any]:
+def results(outcomes: Outcomes, step: str) -> dict[str, Any]:
     """case -> its result"""
     return {
         name.partition(".")[2]: job["result"]
-        for name, job in found.items()
+        for name, job in outcomes.items()
         if name.partition(".")[0] == step and "result" in job
     }
 
 
-def figures(found: Found, *, quick: bool) -> dict[str, Any]:
-    """What is written: everything that was measured, and what follows from it for the engines' speed."""
-    rows = speed.rows(results(found, "speed"), quick=quick)
-    return {"quick": quick, "cases": found, "speed": [vars(row) for row in rows]}
+def figures(outcomes: Outcomes, *, quick: bool) -> dict[str, Any]:
+    """For the JSON: all outcomes, and the speed rows that are computed from them."""
+    rows = speed.rows(results(outcomes, "speed"), quick=quick)
+    return {"quick": quick, "cases": outcomes, "speed": [vars(row) for row in rows]}
 
 
-def wrong(found: Found) -> list[str]:
-    """Why the exit status is 1."""
-    why = [f"{name}: {job['state']}" for name, job in found.items() if job["state"] != DONE]
-    for case, told in results(found, "parity").items():
-        if case.startswith("float32") and told["engine"]["mismatches"]:
-            why.append(f"parity.{case}: {told['engine']['mismatches']} mismatches")
-    why += [f"demo: {told['failed']} failed" for told in results(found, "demo").values() if told.get("failed")]
+def problems(outcomes: Outcomes) -> list[str]:
+    """Reasons for exit status 1."""
+    why = [f"{name}: {job['state']}" for name, job in outcomes.items() if job["state"] != DONE]
+    for case, result in results(outcomes, "parity").items():
+        if case.startswith("float32") and result["engine"]["mismatches"]:
+            why.append(f"parity.{case}: {result['engine']['mismatches']} mismatches")
+    why += [f"demo: {result['failed']} failed" for result in results(outcomes, "demo").values() if result.get("failed")]
     return why
 
 
-def tables(found: Found, *, quick: bool) -> str:
-    timed = results(found, "speed")
+def tables(outcomes: Outcomes, *, quick: bool) -> str:
+    timed = results(outcomes, "speed")
     parts = [
         report.hardware(),
-        *parity_table(results(found, "parity")),
+        *parity_table(results(outcomes, "parity")),
         *device_line(timed.get(speed.DEVICE)),
         *speed_tables(speed.rows(timed, quick=quick), quick=quick),
-        *(search_table(figures) for figures in results(found, "search").values()),
-        *("tests/engine: " + told(counts) for counts in results(found, "demo").values()),
-        *(f"WRONG: {why}" for why in wrong(found)),
+        *(search_table(figures) for figures in results(outcomes, "search").values()),
+        *("tests/engine: " + join_counts(counts) for counts in results(outcomes, "demo").values()),
+        *(f"WRONG: {why}" for why in problems(outcomes)),
     ]
     return "\n\n".join(parts)
 
 
-def told(counts: Mapping[str, object]) -> str:
+def join_counts(counts: Mapping[str, object]) -> str:
     return ", ".join(f"{kind}: {count}" for kind, count in counts.items())
 
 
@@ -62,17 +62,17 @@ def cell(value: float | None, form: str) -> str:
     return "" if value is None else f"{value:{form}}"
 
 
-def parity_table(found: Mapping[str, Any]) -> list[str]:
-    if not found:
+def parity_table(by_case: Mapping[str, Any]) -> list[str]:
+    if not by_case:
         return []
     headers = ["parity", "runner", "graphs", "tokens", "mismatches", "ties", "worst |Δ|", "HF in bf16", "cached"]
     lines = []
-    for case, told in found.items():
-        ours, theirs = told["engine"], told["hugging_face"]
-        runner = f"{'V2' if told['v2'] else 'V1'}, {'async' if told['async'] else 'sync'}"
+    for case, result in by_case.items():
+        ours, theirs = result["engine"], result["hugging_face"]
+        runner = f"{'V2' if result['v2'] else 'V1'}, {'async' if result['async'] else 'sync'}"
         rounded = f"{theirs['mismatches']}, {theirs['worst']:.1e}" if theirs["tokens"] else ""
         counts = (ours["tokens"], ours["mismatches"], ours["ties"], f"{ours['worst']:.1e}")
-        lines.append([case, runner, told["graphs"], *counts, rounded, told["cached"]])
+        lines.append([case, runner, result["graphs"], *counts, rounded, result["cached"]])
     return [report.table(headers, lines)]
 
 
@@ -86,8 +86,8 @@ def device_line(limits: Mapping[str, float] | None) -> list[str]:
     ]
 
 
-def speed_tables(rows: list[speed.Row], *, quick: bool) -> list[str]:
-    """The decode steps, and the kernels of those that are too slow."""
+def speed_tables(rows: list[speed.SpeedRow], *, quick: bool) -> list[str]:
+    """Of the decode steps, and of the kernels of slow ones."""
     if not rows:
         return []
     headers = ["engine", "batch", "requests", "ms a step", "tokens/s", "prefill/s"]
@@ -107,7 +107,7 @@ def speed_tables(rows: list[speed.Row], *, quick: bool) -> list[str]:
     return parts
 
 
-def kernel_table(row: speed.Row, profile: Mapping[str, Any]) -> str:
+def kernel_table(row: speed.SpeedRow, profile: Mapping[str, Any]) -> str:
     """The five most expensive kernels; the JSON has more."""
     span, busy = profile["span_ms"], profile["busy_ms"]
     lines = [[k["name"][:80], f"{k['ms']:.2f}", k["calls"], f"{k['ms'] / busy:.1%}"] for k in profile["top"][:5]]

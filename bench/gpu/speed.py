@@ -1,12 +1,12 @@
-"""`speed`: one engine for base and guides, its members alone, and the least that a step can take.
+"""`speed`: one engine for base and guides, its members alone, and the lower bound of a step.
 
-Random weights in the shapes of Llama-3.1-8B and Llama-3.2-1B, bf16, one engine after the other. B requests prefill
+Random weights in the shapes of Llama-3.1-8B and Llama-3.2-1B, bf16, one engine after another. B requests prefill
 `prompt` tokens each and draw `short` or `long` tokens; a decode step takes
 
     step = (t(long) - t(short)) / (long - short)                                                                    (1)
 
-seconds, the median of the rounds: prefill, the ramps in which some requests have begun or ended, and what a call costs
-cancel out. A step of (1) is taken at a mean length of prompt + (short + long) / 2.
+seconds, the median of the rounds. Prefill, the overhead of a call, and the first and last steps with part of the batch
+cancel out. The steps of (1) have a mean length of prompt + (short + long) / 2.
 
     ratio = (step_base + Σ_i step_guide_i) / step_composite: above 1, lock-step is faster than engines in turn       (2)
     share = floor / step, bench/gpu/shapes.py (1)                                                                    (3)
@@ -35,7 +35,7 @@ from trimtab.engine.members import engine_args
 DEVICE = "device"
 APART = "trimtab.engine.cuda.Worker"
 ENGINES = ("8b", "1b", "8b+1b", "8b+8b", "8b+1b+1b")
-"""Members of each, the base first; a guide of the base's shape takes alone what the base takes."""
+"""Members of each, the base first; a guide of the base's shape needs no run alone, its time is the base's."""
 
 SHAPES = {
     "8b": Shape(hidden=4096, layers=32, heads=32, kv_heads=8, head_dim=128, intermediate=14336, vocabulary=128256),
@@ -47,18 +47,18 @@ STAND_INS = {
     "8b": Shape(hidden=256, layers=4, heads=4, kv_heads=2, head_dim=64, intermediate=768, vocabulary=2048),
     "1b": Shape(hidden=128, layers=2, heads=4, kv_heads=2, head_dim=32, intermediate=384, vocabulary=2048, tied=True),
 }
-"""What takes their places with --quick."""
+"""Shapes of --quick."""
 
 ALPHA = 0.5
 ENOUGH = 0.85
-"""Of the floor's rate; below it, it is worth looking where the time goes."""
+"""Share of the floor's rate below which the kernels are shown."""
 PROFILED, TOP = 8, 15
-"""Steps that are profiled, and kernels that are told."""
+"""Steps that are profiled, and kernels that are reported."""
 GUIDED, PLAIN = "guided", "plain"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Load:
+class DecodeLoad:
     batches: tuple[int, ...]
     rounds: int
     prompt: int
@@ -67,15 +67,15 @@ class Load:
 
     @property
     def length(self) -> float:
-        """The mean length of a sequence in the steps that (1) times."""
+        """Mean length of a sequence in the steps of (1)."""
         return self.prompt + (self.short + self.long) / 2
 
     def prompts(self, batch: int, draw: random.Random, vocabulary: int) -> list[dict[str, list[int]]]:
         return [{"prompt_token_ids": [draw.randrange(3, vocabulary) for _ in range(self.prompt)]} for _ in range(batch)]
 
 
-FULL = Load(batches=(1, 8, 64, 256), rounds=3, prompt=256, short=32, long=160)
-QUICK = Load(batches=(1, 8), rounds=2, prompt=32, short=4, long=36)
+FULL = DecodeLoad(batches=(1, 8, 64, 256), rounds=3, prompt=256, short=32, long=160)
+QUICK = DecodeLoad(batches=(1, 8), rounds=2, prompt=32, short=4, long=36)
 
 
 def cases() -> list[str]:
@@ -88,7 +88,7 @@ def members(name: str, *, quick: bool) -> list[Shape]:
 
 
 def options(*, seqs: int, length: int) -> dict[str, Any]:
-    """vLLM's arguments that every engine here has; on a GPU its memory is the cache's, on CPU a little is."""
+    """vLLM's arguments of every engine here; the cache gets most of a GPU's memory, and little of a CPU's."""
     cuda = torch.cuda.is_available()
     return {
         "dtype": "bfloat16",
@@ -101,17 +101,17 @@ def options(*, seqs: int, length: int) -> dict[str, Any]:
     }
 
 
-def written(name: str, folder: Path, *, quick: bool) -> tuple[str, dict[str, str]]:
+def write_checkpoints(name: str, folder: Path, *, quick: bool) -> tuple[str, dict[str, str]]:
     """The directories of the base and of its guides by name."""
     base, *guides = [shape.write(folder / f"member{i}") for i, shape in enumerate(members(name, quick=quick))]
     return base, {f"g{i}": guide for i, guide in enumerate(guides)}
 
 
 @contextmanager
-def running(name: str, load: Load, folder: Path, *, quick: bool, profile: bool, apart: bool) -> Iterator[Any]:
+def open_engine(name: str, load: DecodeLoad, folder: Path, *, quick: bool, profile: bool, apart: bool) -> Iterator[Any]:
     from vllm import LLM
 
-    base, guides = written(name, folder, quick=quick)
+    base, guides = write_checkpoints(name, folder, quick=quick)
     arguments = options(seqs=max(load.batches), length=load.prompt + load.long + 1) | {"enable_prefix_caching": False}
     if not arguments["enforce_eager"]:
         arguments["compilation_config"] = {"cudagraph_capture_sizes": list(load.batches)}
@@ -132,9 +132,9 @@ def running(name: str, load: Load, folder: Path, *, quick: bool, profile: bool, 
 
 
 def measure(
-    name: str, folder: Path, tell: Callable[[Any], None], *, quick: bool, profile: bool, apart: bool
+    name: str, folder: Path, save: Callable[[Any], None], *, quick: bool, profile: bool, apart: bool
 ) -> dict[str, Any]:
-    """Seconds of every round, by batch and kind of requests; `tell` hears of them as they come."""
+    """Seconds of every round, by batch and kind of requests; `save` gets those so far after each."""
     if name == DEVICE:
         return device.limits(quick=quick)
     from trimtab.engine.table import pack
@@ -145,9 +145,9 @@ def measure(
     if guides := shapes[1:]:
         rows[GUIDED] = pack([1.0, *[ALPHA / len(guides)] * len(guides)])
     figures: list[dict[str, Any]] = []
-    found = {"load": asdict(load), "figures": figures}
+    result = {"load": asdict(load), "figures": figures}
     draw = random.Random(0)
-    with running(name, load, folder, quick=quick, profile=profile, apart=apart) as llm:
+    with open_engine(name, load, folder, quick=quick, profile=profile, apart=apart) as llm:
         cache = llm.llm_engine.vllm_config.cache_config
         room = cache.num_gpu_blocks * cache.block_size
         for batch in load.batches:
@@ -170,8 +170,8 @@ def measure(
                     run(load.long)
                     llm.stop_profile()
                     figure["profile"] = kernels(folder / "traces", f"{kind}{batch}_")
-                tell(found)
-    return found
+                save(result)
+    return result
 
 
 def seconds(llm: Any, prompts: Sequence[Any], new: int, row: bytes | None) -> float:
@@ -189,20 +189,21 @@ def seconds(llm: Any, prompts: Sequence[Any], new: int, row: bytes | None) -> fl
 
 
 def kernels(folder: Path, prefix: str) -> dict[str, Any] | None:
-    """Where the profiled steps went: milliseconds from first to last, in kernels, and in the `TOP` by time.
+    """Milliseconds of the profiled steps: from first to last, in kernels, and in the `TOP` kernels.
 
-    On CPU there are no kernels, and operators are told instead, which run inside one another. None: nothing was traced.
+    On CPU there are no kernels: operators take their place, whose times overlap where they are nested. None without a
+    trace.
     """
     traces = [json.loads(gzip.decompress(file.read_bytes())) for file in folder.glob(f"{prefix}*.gz")]
     events = [event for trace in traces for event in trace["traceEvents"] if event.get("ph") == "X"]
-    found = [e for e in events if e.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")]
-    found = found or [e for e in events if e.get("cat") == "cpu_op"]
-    if not found:
+    kernel_events = [e for e in events if e.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")]
+    kernel_events = kernel_events or [e for e in events if e.get("cat") == "cpu_op"]
+    if not kernel_events:
         return None
     took: dict[str, list[float]] = {}
-    for event in found:
+    for event in kernel_events:
         took.setdefault(event["name"], []).append(event["dur"] / 1000)
-    span = max(e["ts"] + e["dur"] for e in found) - min(e["ts"] for e in found)
+    span = max(e["ts"] + e["dur"] for e in kernel_events) - min(e["ts"] for e in kernel_events)
     most = sorted(took.items(), key=lambda item: -sum(item[1]))[:TOP]
     return {
         "span_ms": span / 1000,
@@ -211,7 +212,7 @@ def kernels(folder: Path, prefix: str) -> dict[str, Any] | None:
     }
 
 
-def step(figure: Mapping[str, Any], load: Load) -> float | None:
+def step(figure: Mapping[str, Any], load: DecodeLoad) -> float | None:
     """(1)"""
     rounds = [
         (long - short) / (load.long - load.short) for short, long in zip(figure["short"], figure["long"], strict=True)
@@ -220,8 +221,8 @@ def step(figure: Mapping[str, Any], load: Load) -> float | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """One engine at one batch, of one kind of requests. None: a figure it needs is missing."""
+class SpeedRow:
+    """One engine at one batch size, for one kind of requests. None: a figure that it needs is missing."""
 
     engine: str
     batch: int
@@ -232,51 +233,51 @@ class Row:
     ratio: float | None
     """(2)"""
     of_base: float | None
-    """The base's step on its own engine over this one: what the guides leave of its speed."""
+    """The step of the base alone over this one: the share of its speed that is left with the guides."""
     share: float | None
-    """(3); of a plain request's step, by what the base alone must read."""
+    """(3); for plain requests the floor is that of the base alone."""
     share_of_bound: float | None
-    """The same by bench/gpu/shapes.py (2)."""
+    """As `share`, with (2) of bench/gpu/shapes.py."""
     profile: Mapping[str, Any] | None = None
     left_out: str | None = None
 
 
-def rows(found: Mapping[str, Mapping[str, Any]], *, quick: bool) -> list[Row]:
-    """From what `measure` found, by case."""
-    limits = found.get(DEVICE)
+def rows(results: Mapping[str, Mapping[str, Any]], *, quick: bool) -> list[SpeedRow]:
+    """From the results of `measure`, by case."""
+    limits = results.get(DEVICE)
     steps: dict[tuple[str, int, str], float | None] = {}
     for name in ENGINES:
-        for figure in found.get(name, {}).get("figures", ()):
-            load = Load(**found[name]["load"])
+        for figure in results.get(name, {}).get("figures", ()):
+            load = DecodeLoad(**results[name]["load"])
             steps[name, figure["batch"], figure["requests"]] = step(figure, load)
-    made = []
+    speed_rows = []
     for name in ENGINES:
         base, *guides = parts = name.split("+")
-        for figure in found.get(name, {}).get("figures", ()):
+        for figure in results.get(name, {}).get("figures", ()):
             batch, kind = figure["batch"], figure["requests"]
-            own, load = steps[name, batch, kind], Load(**found[name]["load"])
+            step_s, load = steps[name, batch, kind], DecodeLoad(**results[name]["load"])
             alone = [steps.get((part, batch, PLAIN)) for part in parts]
             known = [taken for taken in alone if taken is not None]
             shapes = members(name if kind == GUIDED else base, quick=quick)
             at_most: dict[str, float | None] = {"share": None, "share_of_bound": None}
-            if own and limits:
+            if step_s and limits:
                 floored = floor(shapes, batch, load.length, bandwidth=limits["bandwidth"])
                 bounded = bound(shapes, batch, load.length, bandwidth=limits["bandwidth"], flops=limits["flops"])
-                at_most = {"share": floored / own, "share_of_bound": bounded / own}
-            prefill = statistics.median(figure["short"]) - load.short * own if own else 0.0
-            made.append(
-                Row(
+                at_most = {"share": floored / step_s, "share_of_bound": bounded / step_s}
+            prefill = statistics.median(figure["short"]) - load.short * step_s if step_s else 0.0
+            speed_rows.append(
+                SpeedRow(
                     engine=name,
                     batch=batch,
                     requests=kind,
-                    step=own,
-                    tokens_per_s=batch / own if own else None,
+                    step=step_s,
+                    tokens_per_s=batch / step_s if step_s else None,
                     prefill_per_s=batch * load.prompt / prefill if prefill > 0 else None,
-                    ratio=sum(known) / own if own and kind == GUIDED and len(known) == len(parts) else None,
-                    of_base=alone[0] / own if own and guides and alone[0] else None,
+                    ratio=sum(known) / step_s if step_s and kind == GUIDED and len(known) == len(parts) else None,
+                    of_base=alone[0] / step_s if step_s and guides and alone[0] else None,
                     profile=figure.get("profile"),
                     left_out=figure.get("left_out"),
                     **at_most,
                 )
             )
-    return made
+    return speed_rows

@@ -1,4 +1,4 @@
-"""The command line of a load, checked: what is wrong is one line that names the option, the value and what is valid."""
+"""The command line of a load. An error is one line with the option, the value and what is valid."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trimtab.bench.load.run import Load
 KEY = "TRIMTAB_API_KEY"
 PROMPTS = Path(__file__).resolve().parent.parent.parent / "demo" / "prompts.txt"
 QUICK = {"rate": [1.0, 2.0], "mix": mix.SHIPPED["all"], "duration": 20.0, "warmup": 5.0, "deadline": 5.0}
-"""What `--quick` stands for, where nothing else is said."""
+"""Defaults of `--quick`."""
 
 ABOUT = """\
 Sends requests to a running OpenAI-compatible server, over HTTP alone, and tells how each fared.
@@ -24,7 +24,7 @@ What is counted and how: docs/load.md. Nothing is retried."""
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Exits with status 2 and a message where they are wrong."""
+    """Parsed and checked; exits with status 2 and a message for an error."""
     parser = argparse.ArgumentParser(prog="trimtab load", description=ABOUT)
     much = parser.add_argument_group("how much")
     much.add_argument("--rate", type=positive, nargs="+", metavar="R", help="requests/s, answered or not: an open loop")
@@ -65,11 +65,13 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     where.add_argument("--url", type=url, help="the server; by default http://127.0.0.1:8000")
     where.add_argument("--key", default=os.environ.get(KEY), help=f"API key; by default {KEY} of the environment")
     where.add_argument("--model", help="by default the first that the server lists")
-    told = parser.add_argument_group("what is told")
-    told.add_argument("--deadline", type=positive, metavar="S", help="goodput counts answers within so many seconds")
-    told.add_argument("--json", type=Path, help="figures, and every request")
-    told.add_argument("--png", type=Path, help="latency over time, and its distribution; needs matplotlib")
-    told.add_argument("--quick", action="store_true", help="5 minutes at most, of a demo server unless --url is given")
+    output = parser.add_argument_group("what is told")
+    output.add_argument("--deadline", type=positive, metavar="S", help="goodput counts answers within so many seconds")
+    output.add_argument("--json", type=Path, help="figures, and every request")
+    output.add_argument("--png", type=Path, help="latency over time, and its distribution; needs matplotlib")
+    output.add_argument(
+        "--quick", action="store_true", help="5 minutes at most, of a demo server unless --url is given"
+    )
     args = parser.parse_args(argv)
     _complete(args)
     _check(parser, args)
@@ -79,10 +81,10 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def _complete(args: argparse.Namespace) -> None:
     if args.quick:
         for name, value in QUICK.items():
-            given = args.rate or args.concurrency if name == "rate" else getattr(args, name)
+            current = args.rate or args.concurrency if name == "rate" else getattr(args, name)
             if name == "duration":
-                given = given or args.requests
-            if given is None:
+                current = current or args.requests
+            if current is None:
                 setattr(args, name, value)
     args.mix = args.mix or mix.SHIPPED["plain"]
     args.warmup = args.warmup or 0.0

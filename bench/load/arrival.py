@@ -1,4 +1,4 @@
-"""When an open loop's requests are due: seconds from the start, without end."""
+"""Due times of an open loop's requests: an endless series of seconds from the start."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 
 
 def poisson(rate: float, rng: random.Random) -> Iterator[float]:
-    """Independent callers, `rate` a second between them: gaps are exponential."""
+    """Independent callers with `rate` requests a second in all: gaps are exponential."""
     return itertools.accumulate(rng.expovariate(rate) for _ in itertools.count())
 
 
 def constant(rate: float, rng: random.Random) -> Iterator[float]:
-    """Evenly spaced, the first at once."""
+    """Evenly spaced, from 0 on."""
     return (i / rate for i in itertools.count())
 
 

@@ -1,4 +1,4 @@
-"""A load on a running server, over HTTP alone, and how each request fared: docs/load.md.
+"""A load on a running server, over HTTP alone, and the outcome of each request: docs/load.md.
 
     trimtab load --rate 4 --duration 60 --mix all --deadline 5 --json out/load.json --png out/load.png
     trimtab load --concurrency 1 8 32 --requests 200 --warmup 5
@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 from trimtab.bench.load import draw, mix
 from trimtab.bench.load.arguments import arguments
-from trimtab.bench.load.client import connected
-from trimtab.bench.load.figures import HEADERS, TOTAL, cells, figures, shown
+from trimtab.bench.load.client import connect
+from trimtab.bench.load.figures import HEADERS, TOTAL, cells, figures, render
 from trimtab.bench.load.plot import plot
 from trimtab.bench.load.run import Load, run
 from trimtab.bench.report import table, write
@@ -34,7 +34,7 @@ URL = "http://127.0.0.1:8000"
 
 
 class LoadError(Exception):
-    """What keeps a load from being sent at all."""
+    """The load cannot be sent at all."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -46,37 +46,37 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise LoadError("--png needs matplotlib: pip install matplotlib")
         allow_many_connections()
         with trimtab(None if args.quick and args.url is None else args.url or URL, None) as url:
-            found = asyncio.run(measured(args, url, entries, prompts))
+            runs = asyncio.run(run_loads(args, url, entries, prompts))
     except (LoadError, mix.MixError) as error:
         sys.exit(f"trimtab load: {error}")
-    if len(found) > 1:
-        print(table(["load", *HEADERS[1:]], [[title, *cells(one[TOTAL])[1:]] for title, one in found]))
-    write(args.json, [one for _, one in found], secret=args.key)
+    if len(runs) > 1:
+        print(table(["load", *HEADERS[1:]], [[title, *cells(one[TOTAL])[1:]] for title, one in runs]))
+    write(args.json, [one for _, one in runs], secret=args.key)
     if args.png is not None:
-        plot(args.png, found)
+        plot(args.png, runs)
 
 
-async def measured(
-    args: argparse.Namespace, url: str, entries: Sequence[mix.Entry], prompts: Sequence[str]
+async def run_loads(
+    args: argparse.Namespace, url: str, entries: Sequence[mix.MixEntry], prompts: Sequence[str]
 ) -> list[tuple[str, dict[str, Any]]]:
-    """(title, figures) of each load, its tables printed as soon as they are there."""
+    """(title, figures) of each load; its tables are printed when it ends."""
     manners = draw.Manners(
         disconnect=args.disconnect, disconnect_within=args.disconnect_within, slow=args.slow, slow_rate=args.slow_rate
     )
-    found = []
-    async with connected(url, args.key, args.slow_rate) as client:
+    runs = []
+    async with connect(url, args.key, args.slow_rate) as client:
         model = args.model or await first_model(client.http, url, args.key)
         for load in loads(args):
             drawn = draw.requests(entries, prompts, model, manners, args.seed)
             with tqdm(total=load.requests, desc=str(load), unit=" requests", disable=None) as bar:
                 one = figures(await run(load, drawn, client, bar.update), args.deadline)
-            print(f"{load}, {one['span']:.1f} s\n\n{shown(one)}\n", flush=True)
-            found.append((str(load), one))
-    return found
+            print(f"{load}, {one['span']:.1f} s\n\n{render(one)}\n", flush=True)
+            runs.append((str(load), one))
+    return runs
 
 
 def loads(args: argparse.Namespace) -> list[Load]:
-    """One after the other."""
+    """The loads to send, in order."""
     base = Load(
         arrival=args.arrival or "poisson",
         duration=args.duration,
@@ -91,7 +91,7 @@ def loads(args: argparse.Namespace) -> list[Load]:
 
 
 async def first_model(http: httpx.AsyncClient, url: str, key: str | None) -> str:
-    """What the server lists first. Raises LoadError."""
+    """The first model of the server's list. Raises LoadError."""
     try:
         answer = await http.get("/v1/models", headers={"authorization": f"Bearer {key}"} if key else {}, timeout=30)
         answer.raise_for_status()
@@ -112,7 +112,7 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def allow_many_connections() -> None:
-    """A server that stalls under an open loop soon has more connections than a process may have files by default."""
+    """Lifts the limit on open files: a stalled server under an open loop soon has more connections than it allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,4 +1,4 @@
-"""Sends one request and reads its answer, at whatever pace and for as long as its client is meant to."""
+"""Sends one request and reads its answer; a client may read slowly or hang up."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from trimtab.bench.load.exchange import Exchange
 from trimtab.bench.load.mix import STREAMS
 
 SMALL_BUFFER = 4096
-"""Bytes that a slow reader's socket takes in unread, so that the server gets to feel it."""
+"""Receive buffer of a slow reader in bytes; a larger one would hide the slow reading from the server."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Client:
-    """Sends nothing twice: a request that fails has failed."""
+    """Never retries."""
 
     http: httpx.AsyncClient
     slow_http: httpx.AsyncClient
@@ -31,7 +31,7 @@ class Client:
     """Bytes per second of a slow reader."""
 
     async def __call__(self, exchange: Exchange) -> None:
-        """Fills the exchange in; what the network or the server does wrong is told there, not raised."""
+        """Fills the exchange in. Errors of the network or the server are recorded there, not raised."""
         request = exchange.request
         key = request.entry.key or self.key
         headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
@@ -68,8 +68,8 @@ class Client:
 
 
 @asynccontextmanager
-async def connected(url: str, key: str | None, slow_rate: float) -> AsyncIterator[Client]:
-    """No limit on connections, and no time limit but the run's own."""
+async def connect(url: str, key: str | None, slow_rate: float) -> AsyncIterator[Client]:
+    """A client without limits on connections and time; the run limits the time."""
     # uvicorn hangs up on a connection after 5 idle seconds, at times just as a request is sent on it
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=2)
     small = [(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER)]
@@ -81,75 +81,77 @@ async def connected(url: str, key: str | None, slow_rate: float) -> AsyncIterato
 
 
 def read_whole(body: bytes, exchange: Exchange) -> None:
-    """An answer in one piece, or a refusal."""
+    """Reads an answer in one piece, or an error."""
     try:
         document = json.loads(body)
     except ValueError:
         document = None
     if exchange.status != 200:
-        exchange.failure = said(document) or body[:200].decode(errors="replace")
+        exchange.failure = error_message(document) or body[:200].decode(errors="replace")
     elif not isinstance(document, dict):
         exchange.failure = "an answer that is no JSON object"
     elif exchange.request.entry.path in STREAMS and not document.get("choices"):
         exchange.failure = "an answer without choices"
     else:
-        take(document, exchange)
+        take_usage(document, exchange)
     exchange.finished = True
 
 
 async def read_stream(chunks: AsyncIterator[bytes], exchange: Exchange) -> None:
-    """Server-sent events; whole only with a finish reason of every choice, and [DONE] or an error at the end."""
+    """Reads server-sent events. [DONE] after a finish reason of every choice finishes a stream; so does an error."""
     finished: dict[Any, bool] = {}  # by a choice's index
     async for line in lines(chunks):
         if not line.startswith(b"data:"):
-            continue  # comments keep the connection alive and say nothing
+            continue  # a comment keeps the connection alive and carries nothing
         data = line.removeprefix(b"data:").strip()
         if data == b"[DONE]":
             exchange.finished = exchange.failure is not None or (bool(finished) and all(finished.values()))
             continue
         event = json_object(data)
         if event is None or "error" in event:
-            exchange.failure = said(event) or f"an event that is no JSON object: {data[:200].decode(errors='replace')}"
+            exchange.failure = (
+                error_message(event) or f"an event that is no JSON object: {data[:200].decode(errors='replace')}"
+            )
             exchange.finished = True
             continue
         for choice in event.get("choices") or ():
-            if exchange.first is None and visible(choice):
+            if exchange.first is None and has_text(choice):
                 exchange.first = time.monotonic()
             index = choice.get("index", 0)
             finished[index] = finished.get(index, False) or choice.get("finish_reason") is not None
-        take(event, exchange)
+        take_usage(event, exchange)
 
 
 async def lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Split at line feeds alone: text in the JSON may hold what Unicode calls line breaks too."""
-    held = b""
+    """Split at line feeds alone: text in the JSON may contain Unicode's other line breaks."""
+    rest = b""
     async for chunk in chunks:
-        *whole, held = (held + chunk).split(b"\n")
+        *whole, rest = (rest + chunk).split(b"\n")
         for line in whole:
             yield line.rstrip(b"\r")
-    if held:
-        yield held
+    if rest:
+        yield rest
 
 
-def visible(choice: Mapping[str, Any]) -> bool:
+def has_text(choice: Mapping[str, Any]) -> bool:
     return bool((choice.get("delta") or {}).get("content") or choice.get("text"))
 
 
-def take(document: Mapping[str, Any], exchange: Exchange) -> None:
-    """What an answer, or an event of a stream, tells of tokens and of how the strategy ended."""
+def take_usage(document: Mapping[str, Any], exchange: Exchange) -> None:
+    """Copies usage and alignment report of an answer, or of an event of a stream."""
     exchange.usage = document.get("usage") or exchange.usage
     exchange.alignment = document.get("alignment") or exchange.alignment
 
 
 def json_object(data: bytes) -> dict[str, Any] | None:
     try:
-        found = json.loads(data)
+        value = json.loads(data)
     except ValueError:
         return None
-    return found if isinstance(found, dict) else None
+    return value if isinstance(value, dict) else None
 
 
-def said(document: Any) -> str | None:
+def error_message(document: Any) -> str | None:
     """The message of an error in OpenAI's shape."""
     error = document.get("error") if isinstance(document, dict) else None
     message = error.get("message") if isinstance(error, dict) else error

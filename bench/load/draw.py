@@ -1,4 +1,4 @@
-"""Requests drawn from a mix, one after the other: the same seed draws the same ones, at whatever rate they are sent."""
+"""Requests drawn from a mix. A seed always draws the same requests, whatever the rate."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trimtab.bench.load.mix import CHAT, RANGED, STREAMS, Entry, Request
+from trimtab.bench.load.mix import CHAT, RANGED, STREAMS, MixEntry, Request
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manners:
-    """How some clients behave."""
+    """Shares of clients that hang up or read slowly."""
 
     disconnect: float = 0.0
     """Share of the requests whose client hangs up."""
     disconnect_within: float = 2.0
-    """At a moment drawn evenly from this many seconds after sending."""
+    """Seconds after sending; the moment is uniform in them."""
     slow: float = 0.0
     """Share of the streams that are read slowly."""
     slow_rate: float = 200.0
@@ -26,39 +26,39 @@ class Manners:
 
 
 def requests(
-    entries: Sequence[Entry], prompts: Sequence[str], model: str, manners: Manners, seed: int
+    entries: Sequence[MixEntry], prompts: Sequence[str], model: str, manners: Manners, seed: int
 ) -> Iterator[Request]:
-    """Without end."""
+    """An endless series."""
     rng = random.Random(f"requests {seed}")
     shares = [entry.share for entry in entries]
     while True:
         [entry] = rng.choices(entries, shares)
-        content = json.dumps(body(entry, rng.choice(prompts), model, rng)).encode()
+        content = json.dumps(request_body(entry, rng.choice(prompts), model, rng)).encode()
         leaves, at = rng.random() < manners.disconnect, rng.uniform(0, manners.disconnect_within)
         slow = rng.random() < manners.slow and entry.stream
         yield Request(entry=entry, content=content, hang_up=at if leaves else None, slow=slow)
 
 
-def body(entry: Entry, prompt: str, model: str, rng: random.Random) -> dict[str, Any]:
-    """What the entry sends with this prompt: its own keys win over those that are filled in."""
+def request_body(entry: MixEntry, prompt: str, model: str, rng: random.Random) -> dict[str, Any]:
+    """The request of an entry with a prompt. Keys of the entry take precedence over those that are filled in."""
     filled: dict[str, Any] = {}
     if entry.path in STREAMS:
         filled = {"model": model}
-        asked = {"messages": [{"role": "user", "content": prompt}]} if entry.path == CHAT else {"prompt": prompt}
-        filled |= asked
+        prompt_keys = {"messages": [{"role": "user", "content": prompt}]} if entry.path == CHAT else {"prompt": prompt}
+        filled |= prompt_keys
     if entry.stream:
         filled |= {"stream": True, "stream_options": {"include_usage": True}}
     return filled | with_weights(entry.body, rng)
 
 
-def with_weights(given: Mapping[str, Any], rng: random.Random) -> dict[str, Any]:
-    """The body with a number where `alignment` has a range."""
-    alignment = given.get("alignment")
+def with_weights(body: Mapping[str, Any], rng: random.Random) -> dict[str, Any]:
+    """The body, with a drawn number in place of each range in `alignment`."""
+    alignment = body.get("alignment")
     if not isinstance(alignment, Mapping):
-        return dict(given)
+        return dict(body)
     drawn = {
         name: {key: rng.uniform(*value) if isinstance(value, list) else value for key, value in weights.items()}
         for name, weights in alignment.items()
         if name in RANGED and isinstance(weights, Mapping)
     }
-    return {**given, "alignment": {**alignment, **drawn}}
+    return {**body, "alignment": {**alignment, **drawn}}

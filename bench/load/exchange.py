@@ -1,4 +1,4 @@
-"""One request and what became of it."""
+"""One request and its outcome."""
 
 from __future__ import annotations
 
@@ -14,45 +14,45 @@ class Outcome(StrEnum):
     """Every request ends in exactly one."""
 
     OK = "ok"
-    LIMIT_REASONS = "cut"
-    """Answered, and `alignment.outcome` says that a deadline or a budget ended it."""
+    LIMITED = "cut"
+    """Answered, but ended by a deadline or a budget, as `alignment.outcome` says."""
     DEGRADED = "degraded"
-    """Answered plainly, because a reward failed."""
+    """Answered by plain decoding, because a reward failed."""
     EXPECTED = "expected"
     """Refused with the status that its entry expects."""
     REFUSED = "429"
     ERROR = "error"
     """Another status than 200, a stream that ends with an error, or a body that is no answer."""
     UNEXPECTED = "unexpected"
-    """Its entry expects to be refused, and it was not, or with another status (429 apart)."""
+    """Its entry expects an error status, and it was answered or got another one (429 apart)."""
     CONNECTION = "connection"
     """The connection failed before an answer began."""
     INCOMPLETE = "incomplete"
-    """Still in flight when the run had ended, or an answer that broke off."""
+    """Still in flight at the end of the run, or an answer that broke off."""
     DISCONNECTED = "disconnected"
-    """The client hung up, as it was meant to."""
+    """The client hung up on purpose."""
 
 
 @dataclass(kw_only=True)
 class Exchange:
-    """Filled in while the answer comes. Moments are of `time.monotonic`, in seconds."""
+    """Filled in while the answer arrives. Moments are seconds of `time.monotonic`."""
 
     request: Request
     intended: float
-    """When it was due, however late it was sent."""
+    """When it was due; it may have been sent later."""
     counted: bool = True
-    """Not of the warm-up."""
+    """False in the warm-up."""
     sent: float | None = None
     ended: float | None = None
     """None while it is in flight."""
     first: float | None = None
-    """When the first visible text came, of a stream."""
+    """When a stream's first visible text arrived."""
     status: int | None = None
     retry_after: str | None = None
     finished: bool = False
-    """Whether the whole answer came."""
+    """Whether the whole answer arrived."""
     failure: str | None = None
-    """What went wrong, in the server's or the network's words."""
+    """Error message of the server or the network."""
     hung_up: bool = False
     usage: Mapping[str, Any] = field(default_factory=dict)
     alignment: Mapping[str, Any] = field(default_factory=dict)
@@ -74,17 +74,17 @@ class Exchange:
             return Outcome.UNEXPECTED
         if self.status != 200 or self.failure is not None:
             return Outcome.ERROR
-        told = self.alignment.get("outcome", "ok")
-        return Outcome.OK if told == "ok" else Outcome.DEGRADED if told == "degraded" else Outcome.LIMIT_REASONS
+        outcome = self.alignment.get("outcome", "ok")
+        return Outcome.OK if outcome == "ok" else Outcome.DEGRADED if outcome == "degraded" else Outcome.LIMITED
 
     @property
     def latency(self) -> float | None:
-        """From when it was due to its end."""
+        """Seconds from when it was due to its end."""
         return None if self.ended is None else self.ended - self.intended
 
     @property
     def service(self) -> float | None:
-        """From sending to its end."""
+        """Seconds from sending to its end."""
         return None if self.ended is None or self.sent is None else self.ended - self.sent
 
     @property
@@ -93,23 +93,23 @@ class Exchange:
 
     @property
     def lateness(self) -> float | None:
-        """Of the generator itself."""
+        """Seconds that the generator sent it late."""
         return None if self.sent is None else self.sent - self.intended
 
     @property
     def visible_tokens(self) -> int | None:
-        """None where the answer told no usage."""
+        """None for an answer without usage."""
         return _count(self.usage, "completion_tokens")
 
     @property
     def total_tokens(self) -> int | None:
-        """Sampled and scored, shown or not; of a server that does not tell, the visible ones."""
-        for told in (self.alignment, self.usage.get("completion_tokens_details")):
-            if isinstance(told, Mapping) and (sampled := _count(told, "sampled_tokens")) is not None:
-                return sampled + (_count(told, "scored_tokens") or 0)
+        """Sampled and scored, visible or not; the visible ones if the server does not report these."""
+        for counts in (self.alignment, self.usage.get("completion_tokens_details")):
+            if isinstance(counts, Mapping) and (sampled := _count(counts, "sampled_tokens")) is not None:
+                return sampled + (_count(counts, "scored_tokens") or 0)
         return self.visible_tokens
 
 
-def _count(told: Mapping[str, Any], name: str) -> int | None:
-    value = told.get(name)
+def _count(counts: Mapping[str, Any], name: str) -> int | None:
+    value = counts.get(name)
     return value if type(value) is int else None

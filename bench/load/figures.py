@@ -1,4 +1,4 @@
-"""What a run's requests add up to: a row for each entry of the mix and one for all of them."""
+"""Figures of a run: a row for each entry of the mix and one for all."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 
 from trimtab.bench.load.exchange import Exchange, Outcome
-from trimtab.bench.load.run import Run
+from trimtab.bench.load.run import LoadRun
 from trimtab.bench.report import table
 
 TOTAL = "total"
 LATE = 0.010
-"""Seconds of the generator's own lateness, at its 95th percentile, from which on it is told."""
+"""Seconds of the generator's own lateness, at the 95th percentile, above which a warning is printed."""
 FAILED = (Outcome.ERROR, Outcome.UNEXPECTED, Outcome.CONNECTION)
 NO_GOAL = (Outcome.EXPECTED, Outcome.DISCONNECTED)
-"""Those of which no answer within the deadline is asked."""
+"""Outcomes that do not count for goodput."""
 NONE = "–"
 HEADERS = (
     *("entry", "requests", "ok", "p50 s", "p95 s", "p99 s", "visible p50 s", "visible p95 s"),
@@ -28,8 +28,8 @@ HEADERS = (
 Row = dict[str, Any]
 
 
-def figures(run: Run, deadline: float | None) -> dict[str, Any]:
-    """For JSON: seconds, tokens per second, requests per second; None where there is nothing to tell."""
+def figures(run: LoadRun, deadline: float | None) -> dict[str, Any]:
+    """For JSON: seconds, tokens per second, requests per second; None without data."""
     names = list(dict.fromkeys(one.request.entry.name for one in run.exchanges))
     rows = [
         row(name, [one for one in run.exchanges if one.request.entry.name == name], run.span, deadline)
@@ -39,7 +39,7 @@ def figures(run: Run, deadline: float | None) -> dict[str, Any]:
         "load": asdict(run.load),
         "span": run.span,
         "deadline": deadline,
-        "lateness": percentiles(told(run.exchanges, lambda one: one.lateness)),
+        "lateness": percentiles(known_values(run.exchanges, lambda one: one.lateness)),
         "entries": rows,
         TOTAL: row(TOTAL, run.exchanges, run.span, deadline),
         "requests": [single(one, run.start) for one in run.exchanges],
@@ -47,13 +47,13 @@ def figures(run: Run, deadline: float | None) -> dict[str, Any]:
 
 
 def row(name: str, exchanges: Sequence[Exchange], span: float, deadline: float | None) -> Row:
-    """Slow readers count everywhere but in times, which would be their own."""
+    """Slow readers are left out of the times, which would measure their own pace."""
     outcomes = Counter(one.outcome for one in exchanges)
     quick = [one for one in exchanges if not one.request.slow]
-    timed = [one for one in quick if one.outcome in (Outcome.OK, Outcome.LIMIT_REASONS, Outcome.DEGRADED)]
+    timed = [one for one in quick if one.outcome in (Outcome.OK, Outcome.LIMITED, Outcome.DEGRADED)]
     timed = timed or [one for one in quick if one.outcome is Outcome.EXPECTED]
-    asked = [one for one in quick if one.outcome not in NO_GOAL]
-    good = [one for one in asked if one.outcome is Outcome.OK and (one.latency or 0.0) <= (deadline or 0.0)]
+    rated = [one for one in quick if one.outcome not in NO_GOAL]
+    good = [one for one in rated if one.outcome is Outcome.OK and (one.latency or 0.0) <= (deadline or 0.0)]
     refused = [one for one in exchanges if one.outcome is Outcome.REFUSED]
     return {
         "name": name,
@@ -63,23 +63,23 @@ def row(name: str, exchanges: Sequence[Exchange], span: float, deadline: float |
         "statuses": dict(Counter(str(one.status or "none") for one in exchanges)),
         "retry_after": dict(Counter(one.retry_after or "none" for one in refused)),
         "failures": dict(Counter(one.failure for one in exchanges if one.failure is not None).most_common(5)),
-        "latency": percentiles(told(timed, lambda one: one.latency)),
-        "service": percentiles(told(timed, lambda one: one.service)),
-        "until_visible": percentiles(told(timed, lambda one: one.until_visible)),
+        "latency": percentiles(known_values(timed, lambda one: one.latency)),
+        "service": percentiles(known_values(timed, lambda one: one.service)),
+        "until_visible": percentiles(known_values(timed, lambda one: one.until_visible)),
         "visible_tokens_per_s": sum(one.visible_tokens or 0 for one in exchanges) / span if span else None,
         "total_tokens_per_s": sum(one.total_tokens or 0 for one in exchanges) / span if span else None,
         "without_usage": sum(one.outcome is Outcome.OK and one.visible_tokens is None for one in exchanges),
         "goodput_per_s": None if deadline is None or not span else len(good) / span,
-        "goodput_share": None if deadline is None or not asked else len(good) / len(asked),
+        "goodput_share": None if deadline is None or not rated else len(good) / len(rated),
     }
 
 
-def told(exchanges: Sequence[Exchange], of: Callable[[Exchange], float | None]) -> list[float]:
+def known_values(exchanges: Sequence[Exchange], of: Callable[[Exchange], float | None]) -> list[float]:
     return [value for one in exchanges if (value := of(one)) is not None]
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float] | None:
-    """Interpolated between the nearest two; None of nothing."""
+    """Interpolated between the nearest two; None without values."""
     if not values:
         return None
     p50, p95, p99 = np.percentile(values, (50, 95, 99))
@@ -87,7 +87,7 @@ def percentiles(values: Sequence[float]) -> dict[str, float] | None:
 
 
 def single(one: Exchange, start: float) -> Row:
-    """One request, its moment in seconds from when counting began."""
+    """One request; `intended` is in seconds from the start of counting."""
     return {
         "entry": one.request.entry.name,
         "intended": one.intended - start,
@@ -103,11 +103,11 @@ def single(one: Exchange, start: float) -> Row:
     }
 
 
-def shown(found: dict[str, Any]) -> str:
-    """Two tables, of times and of outcomes, and what a reader must know of them."""
-    rows = [*found["entries"], found[TOTAL]]
-    outcomes = [outcome for outcome in Outcome if found[TOTAL]["outcomes"][outcome]]
-    columns = ["statuses", *(["retry_after"] if found[TOTAL]["retry_after"] else [])]
+def render(figures: dict[str, Any]) -> str:
+    """Two tables, of times and of outcomes, with notes on them."""
+    rows = [*figures["entries"], figures[TOTAL]]
+    outcomes = [outcome for outcome in Outcome if figures[TOTAL]["outcomes"][outcome]]
+    columns = ["statuses", *(["retry_after"] if figures[TOTAL]["retry_after"] else [])]
     ends = [
         [r["name"], *(r["outcomes"][outcome] for outcome in outcomes), *(counts(r[column]) for column in columns)]
         for r in rows
@@ -115,7 +115,7 @@ def shown(found: dict[str, Any]) -> str:
     parts = [
         table(HEADERS, [cells(r) for r in rows]),
         table(["entry", *outcomes, *columns], ends),
-        *notes(found),
+        *notes(figures),
     ]
     return "\n\n".join(parts)
 
@@ -137,8 +137,8 @@ def counts(of: dict[str, int]) -> str:
     return ", ".join(f"{name}: {count}" for name, count in sorted(of.items())) or NONE
 
 
-def notes(found: dict[str, Any]) -> list[str]:
-    late, total = found["lateness"], found[TOTAL]
+def notes(figures: dict[str, Any]) -> list[str]:
+    late, total = figures["lateness"], figures[TOTAL]
     lines = []
     if late is not None:
         lines.append("generator's own lateness: " + ", ".join(f"{p} {1000 * s:.1f} ms" for p, s in late.items()))

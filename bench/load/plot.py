@@ -1,4 +1,4 @@
-"""Pictures of runs: latency over the moment that a request was due, and its distribution for each entry."""
+"""Plots of runs: latency against the due time, and its distribution for each entry."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from trimtab.bench.load.exchange import Outcome
 
 COLOURS = {
     Outcome.OK: "tab:blue",
-    Outcome.LIMIT_REASONS: "tab:cyan",
+    Outcome.LIMITED: "tab:cyan",
     Outcome.DEGRADED: "tab:olive",
     Outcome.EXPECTED: "tab:gray",
     Outcome.REFUSED: "tab:orange",
@@ -30,18 +30,18 @@ def plot(path: Path, runs: list[tuple[str, dict[str, Any]]]) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(len(runs), 2, figsize=(13, 4.5 * len(runs)), squeeze=False, layout="constrained")
-    for (title, found), (over_time, distribution) in zip(runs, axes, strict=True):
-        _over_time(over_time, found)
+    for (title, figures), (over_time, distribution) in zip(runs, axes, strict=True):
+        _over_time(over_time, figures)
         over_time.set_title(title)
-        _distribution(distribution, found)
+        _distribution(distribution, figures)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 
 
-def _over_time(axes: Any, found: dict[str, Any]) -> None:
+def _over_time(axes: Any, figures: dict[str, Any]) -> None:
     for outcome, colour in COLOURS.items():
-        those = [r for r in found["requests"] if r["outcome"] == outcome]
+        those = [r for r in figures["requests"] if r["outcome"] == outcome]
         ended = [r for r in those if r["latency"] is not None]
         axes.scatter(
             [r["intended"] for r in ended],
@@ -51,19 +51,19 @@ def _over_time(axes: Any, found: dict[str, Any]) -> None:
             label=f"{outcome}: {len(those)}" if those else None,
         )
         for r in those:
-            if r["latency"] is None:  # it has no end: a mark where it began
+            if r["latency"] is None:  # a request without an end is a mark at its start
                 axes.plot(r["intended"], 0.0, "x", color=colour)
     axes.set(xlabel="due, seconds from the start of counting", ylabel="latency from when due, s", ylim=(0, None))
-    if found["requests"]:
+    if figures["requests"]:
         axes.legend(fontsize="small")
 
 
-def _distribution(axes: Any, found: dict[str, Any]) -> None:
-    answered = (Outcome.OK, Outcome.LIMIT_REASONS, Outcome.DEGRADED)
-    for i, name in enumerate(row["name"] for row in found["entries"]):
+def _distribution(axes: Any, figures: dict[str, Any]) -> None:
+    answered = (Outcome.OK, Outcome.LIMITED, Outcome.DEGRADED)
+    for i, name in enumerate(row["name"] for row in figures["entries"]):
         times = [
             r["latency"]
-            for r in found["requests"]
+            for r in figures["requests"]
             if r["entry"] == name and r["outcome"] in answered and not r["slow"] and r["latency"] is not None
         ]
         if times:

@@ -1,4 +1,4 @@
-"""Sends requests when they are due, open loop or closed, and waits for the last of them."""
+"""Sends requests when they are due, in an open or a closed loop, and waits for the last."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from trimtab.bench.load.mix import Request
 Send = Callable[[Exchange], Awaitable[None]]
 
 PAUSE = 0.1
-"""Seconds that a closed loop's client waits after it could not connect, so as not to spin on a dead server."""
+"""Seconds that a closed loop's client waits after a failed connection, so as not to spin on a dead server."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """How much, and for how long: `rate` or `concurrency`, `duration` or `requests` or both, whichever ends first."""
+    """`rate` or `concurrency`, until `duration` or `requests` (or the first of both) is reached."""
 
     rate: float | None = None
-    """Requests per second, whether earlier ones are answered or not: an open loop."""
+    """Requests per second of an open loop, whether earlier ones are answered or not."""
     concurrency: int | None = None
-    """Clients, each sending its next request when its last is answered: a closed loop."""
+    """Clients of a closed loop, each of which sends its next request when its last is answered."""
     arrival: str = "poisson"
     duration: float | None = None
     """Seconds after the warm-up."""
     requests: int | None = None
     """After the warm-up."""
     warmup: float = 0.0
-    """Seconds whose requests are sent and not counted."""
+    """Seconds in which requests are sent and not counted."""
     drain: float = 30.0
-    """Seconds that requests have to end after the last was due."""
+    """Seconds after the last request was due in which requests may end."""
     seed: int = 0
 
     def __str__(self) -> str:
@@ -46,18 +46,18 @@ class Load:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class LoadRun:
     load: Load
     exchanges: tuple[Exchange, ...]
-    """The counted ones, in the order in which they were due."""
+    """Those that count, in the order in which they were due."""
     start: float
-    """When counting began, on the clock of `time.monotonic`."""
+    """When counting began, by `time.monotonic`."""
     span: float
-    """Seconds from there to the last counted request's end, and no less than the load's duration."""
+    """Seconds from `start` to the end of the last request, but at least the load's duration."""
 
 
-async def run(load: Load, drawn: Iterator[Request], send: Send, ended: Callable[[], object] = lambda: None) -> Run:
-    """`ended` is called at each end of a counted request. Raises, in a group, what a bug in `send` raises."""
+async def run(load: Load, drawn: Iterator[Request], send: Send, ended: Callable[[], object] = lambda: None) -> LoadRun:
+    """`ended` is called at the end of each counted request. Errors of `send` are raised in an exception group."""
     loop = asyncio.get_running_loop()
     began = time.monotonic()
     start = began + load.warmup
@@ -66,13 +66,13 @@ async def run(load: Load, drawn: Iterator[Request], send: Send, ended: Callable[
     counted = 0
 
     def due(moment: float) -> Exchange | None:
-        """The request of that moment; None when there is none any more."""
+        """The request for this moment; None when the load has ended."""
         nonlocal counted
         if moment >= last or counted == load.requests or patience.expired():
             return None
         exchanges.append(Exchange(request=next(drawn), intended=moment, counted=moment >= start))
         counted += exchanges[-1].counted
-        if counted == load.requests:  # clients that wait for an answer ask for no more: the drain begins here
+        if counted == load.requests:  # no client sends another request: the drain begins here
             wait = moment - time.monotonic() + load.drain
             patience.reschedule(min(loop.time() + wait, patience.when() or math.inf))
         return exchanges[-1]
@@ -96,7 +96,7 @@ async def run(load: Load, drawn: Iterator[Request], send: Send, ended: Callable[
             tasks.create_task(exchange(one))
 
     limit = None if load.duration is None else load.warmup + load.duration + load.drain
-    with contextlib.suppress(TimeoutError):  # those that it leaves in flight are incomplete
+    with contextlib.suppress(TimeoutError):  # requests still in flight are incomplete
         async with asyncio.timeout(limit) as patience, asyncio.TaskGroup() as tasks:
             if load.rate is not None:
                 await on_time(load.rate, tasks)
@@ -105,4 +105,4 @@ async def run(load: Load, drawn: Iterator[Request], send: Send, ended: Callable[
                     tasks.create_task(client())
     counts = tuple(one for one in exchanges if one.counted)
     ends = [one.ended for one in counts if one.ended is not None]
-    return Run(load=load, exchanges=counts, start=start, span=max([*ends, start + (load.duration or 0.0)]) - start)
+    return LoadRun(load=load, exchanges=counts, start=start, span=max([*ends, start + (load.duration or 0.0)]) - start)

@@ -1,0 +1,1 @@
+"""Other projects' searches, and plain loops around transformers, to compare ours with."""

@@ -1,4 +1,4 @@
-"""A reward model outside of any server: Hugging Face transformers in the process that wants the scores."""
+"""A reward model without a server: Hugging Face transformers in the process that uses the scores."""
 
 from __future__ import annotations
 

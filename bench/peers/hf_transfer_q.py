@@ -1,8 +1,8 @@
-"""Transfer Q* (arXiv 2405.20495, direct, greedy) as one writes it around transformers: what its authors' code does.
+"""Transfer Q* (arXiv 2405.20495, direct, greedy) written around transformers, as its authors' code does it.
 
-One answer at a time. For each token the base reads everything again, each of its k likeliest tokens is rolled out by
-the baseline with `generate()`, which reads everything again too, and the reward model reads the texts. Unlike the
-authors' code an answer ends at its end of sequence, and nothing is drawn behind one.
+One answer at a time. For each token the base reads the whole prefix again, the baseline rolls out each of its k
+likeliest tokens with `generate()`, which reads the prefix again too, and the reward model scores the texts. Unlike in
+the authors' code, answers and rollouts end at EOS.
 """
 
 from __future__ import annotations
@@ -45,26 +45,29 @@ class HFTransferQ:
         self, conversation: Conversation, k: int, horizon: int, alpha: float, max_tokens: int = MAX_TOKENS
     ) -> str:
         prompt = self.tokenizer.apply_chat_template(list(conversation), add_generation_prompt=True, return_dict=False)
-        said: list[int] = []
-        while len(said) < max_tokens and said[-1:] != [self.end]:
-            ids = torch.tensor([[*prompt, *said]])
+        answer_ids: list[int] = []
+        while len(answer_ids) < max_tokens and answer_ids[-1:] != [self.end]:
+            ids = torch.tensor([[*prompt, *answer_ids]])
             logprobs, tokens = self.base(ids).logits[0, -1].log_softmax(-1).topk(k)
-            wholes = self._rolled_out(ids, tokens, len(said), min(horizon, max_tokens - len(said) - 1))
-            texts = [self.tokenizer.decode(whole, skip_special_tokens=True) for whole in wholes]
+            rollouts = self._roll_out(ids, tokens, len(answer_ids), min(horizon, max_tokens - len(answer_ids) - 1))
+            texts = [self.tokenizer.decode(rollout, skip_special_tokens=True) for rollout in rollouts]
             rewards = self.reward([[*conversation, {"role": "assistant", "content": text}] for text in texts])
-            said = [*said, int(tokens[(logprobs + torch.tensor(rewards) / alpha).argmax()])]
-        text: str = self.tokenizer.decode(said, skip_special_tokens=True)
+            answer_ids = [*answer_ids, int(tokens[(logprobs + torch.tensor(rewards) / alpha).argmax()])]
+        text: str = self.tokenizer.decode(answer_ids, skip_special_tokens=True)
         return text
 
-    def _rolled_out(self, ids: torch.Tensor, tokens: torch.Tensor, said: int, length: int) -> list[list[int]]:
-        """Of each candidate the answer so far, the candidate and its rollout."""
-        begun = torch.cat([ids.repeat(len(tokens), 1), tokens[:, None]], dim=1)
-        going = [i for i, token in enumerate(tokens.tolist()) if token != self.end]
-        out = [row[ids.shape[1] - said :] for row in begun.tolist()]
-        if length and going:
+    def _roll_out(self, ids: torch.Tensor, tokens: torch.Tensor, n_answer: int, length: int) -> list[list[int]]:
+        """For each candidate the answer so far, the candidate and its rollout."""
+        prefixes = torch.cat([ids.repeat(len(tokens), 1), tokens[:, None]], dim=1)
+        unfinished = [i for i, token in enumerate(tokens.tolist()) if token != self.end]
+        out = [row[ids.shape[1] - n_answer :] for row in prefixes.tolist()]
+        if length and unfinished:
             drawn = self.baseline.generate(
-                begun[going], attention_mask=torch.ones_like(begun[going]), max_new_tokens=length, do_sample=False
+                prefixes[unfinished],
+                attention_mask=torch.ones_like(prefixes[unfinished]),
+                max_new_tokens=length,
+                do_sample=False,
             )
-            for i, row in zip(going, drawn.tolist(), strict=True):
-                out[i] = row[ids.shape[1] - said :]
+            for i, row in zip(unfinished, drawn.tolist(), strict=True):
+                out[i] = row[ids.shape[1] - n_answer :]
         return out

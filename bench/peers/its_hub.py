@@ -1,4 +1,4 @@
-"""its_hub's BestOfN over vLLM's server, with the reward model in its own process. `bench.search` says what it needs."""
+"""its_hub's BestOfN over vLLM's server, with the reward model in its own process. Interpreter: see `bench.search`."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from its_hub.core.lms.openai_lm import OpenAICompatibleLanguageModel
 from its_hub.core.orchestrator import LMOrchestrator
 
 from trimtab.bench.peers.hf_reward import HFReward
-from trimtab.bench.peers.loop import MAX_TOKENS, Conversation, claimed_output, looped, serve
+from trimtab.bench.peers.loop import MAX_TOKENS, Conversation, claim_output, in_closed_loop, serve
 
 
-class Reward(AbstractOutcomeRewardModel):  # type: ignore[misc]
+class OutcomeReward(AbstractOutcomeRewardModel):  # type: ignore[misc]
     def __init__(self, scorer: HFReward) -> None:
         self.scorer = scorer
 
     def score(self, messages: Any, **_: Any) -> Any:
-        """Of one conversation or several."""
+        """The score of one conversation, or a list of several."""
         several = isinstance(messages[0], list)
         conversations = messages if several else [messages]
         scores = self.scorer([[m.to_dict() for m in conversation] for conversation in conversations])
@@ -32,7 +32,7 @@ class Reward(AbstractOutcomeRewardModel):  # type: ignore[misc]
 
 
 async def main(url: str, model: str, reward: str, label: str) -> None:
-    search = BestOfN(Reward(HFReward(Path(reward), label)), LMOrchestrator(max_concurrency=-1))
+    search = BestOfN(OutcomeReward(HFReward(Path(reward), label)), LMOrchestrator(max_concurrency=-1))
     async with OpenAICompatibleLanguageModel(
         endpoint=f"{url}/v1", api_key="none", model_name=model, max_completion_tokens=MAX_TOKENS, temperature=1.0
     ) as lm:
@@ -41,7 +41,7 @@ async def main(url: str, model: str, reward: str, label: str) -> None:
             best = await search.ainfer(lm, [ChatMessage(**message) for message in conversation], n)
             return str(best["content"])
 
-        await serve(looped(answer), claimed_output())
+        await serve(in_closed_loop(answer), claim_output())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A closed loop of clients, in this process or behind the standard input of another interpreter."""
+"""A closed loop of clients, in this process or in another interpreter over its standard input."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ Answer = Callable[[Conversation, int], Awaitable[str]]
 
 
 @dataclass(frozen=True)
-class Work:
-    """What one measurement asks of every way.
+class Task:
+    """What every way does in one measurement.
 
-    best_of_n: each conversation answered once from n, `clients` of them at a time. qalign: n steps of `clients` chains.
+    best_of_n: answers each conversation once, best of n, `clients` at a time. qalign: n steps of `clients` chains.
     """
 
     conversations: list[Conversation]
@@ -35,58 +35,58 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Done:
+class Measurement:
     seconds: float
     answers: list[str]
 
 
-Way = Callable[[Work], Awaitable[Done]]
+Way = Callable[[Task], Awaitable[Measurement]]
 
 
-async def closed_loop(answer: Answer, work: Work) -> Done:
-    """Each client sends its next request when the last one is answered."""
-    left = iter(range(len(work.conversations)))
-    answers = [""] * len(work.conversations)
+async def closed_loop(answer: Answer, task: Task) -> Measurement:
+    """Each client sends its next request when its last is answered."""
+    left = iter(range(len(task.conversations)))
+    answers = [""] * len(task.conversations)
 
     async def client() -> None:
         for i in left:
-            answers[i] = await answer(work.conversations[i], work.n)
+            answers[i] = await answer(task.conversations[i], task.n)
 
     began = time.perf_counter()
-    await asyncio.gather(*(client() for _ in range(work.clients)))
-    return Done(time.perf_counter() - began, answers)
+    await asyncio.gather(*(client() for _ in range(task.clients)))
+    return Measurement(time.perf_counter() - began, answers)
 
 
-def looped(answer: Answer) -> Way:
-    async def way(work: Work) -> Done:
-        return await closed_loop(answer, work)
+def in_closed_loop(answer: Answer) -> Way:
+    async def way(task: Task) -> Measurement:
+        return await closed_loop(answer, task)
 
     return way
 
 
-def timed(answers: Callable[[Conversation, Work], Awaitable[list[str]]]) -> Way:
-    """A way that has one conversation and answers it as the work says."""
+def time_answers(answers: Callable[[Conversation, Task], Awaitable[list[str]]]) -> Way:
+    """A way with one conversation, which `answers` answers as the task says."""
 
-    async def way(work: Work) -> Done:
-        [conversation] = work.conversations
+    async def way(task: Task) -> Measurement:
+        [conversation] = task.conversations
         began = time.perf_counter()
-        found = await answers(conversation, work)
-        return Done(time.perf_counter() - began, found)
+        texts = await answers(conversation, task)
+        return Measurement(time.perf_counter() - began, texts)
 
     return way
 
 
-def claimed_output() -> TextIO:
-    """Standard output for us alone: what libraries and their processes print goes where errors go."""
+def claim_output() -> TextIO:
+    """Standard output for us alone: what libraries and their processes print goes to standard error."""
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     return out
 
 
 async def serve(way: Way, out: TextIO) -> None:
-    """In a peer's interpreter: a line of work in, a line of what was done out, until the input ends."""
+    """In a peer's interpreter: reads a task a line, writes a measurement a line, until the input ends."""
     while line := await asyncio.to_thread(sys.stdin.readline):
-        done = await way(Work(**json.loads(line)))
+        done = await way(Task(**json.loads(line)))
         out.write(json.dumps(asdict(done)) + "\n")
         out.flush()
 
@@ -103,11 +103,11 @@ async def peer(python: Path, module: str, *arguments: str, log: Path) -> AsyncIt
     assert process.stdout is not None
     into, out = process.stdin, process.stdout
 
-    async def way(work: Work) -> Done:
-        into.write(json.dumps(asdict(work)).encode() + b"\n")
+    async def way(task: Task) -> Measurement:
+        into.write(json.dumps(asdict(task)).encode() + b"\n")
         if not (line := await out.readline()):
             raise RuntimeError(f"{module} ended; see {log}")
-        return Done(**json.loads(line))
+        return Measurement(**json.loads(line))
 
     try:
         yield way

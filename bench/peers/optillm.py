@@ -1,4 +1,4 @@
-"""optillm's best_of_n_sampling over vLLM's server. `bench.search` says what it needs."""
+"""optillm's best_of_n_sampling over vLLM's server. Interpreter: see `bench.search`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from openai import OpenAI
 from optillm.bon import best_of_n_sampling
 
-from trimtab.bench.peers.loop import MAX_TOKENS, Conversation, claimed_output, looped, serve
+from trimtab.bench.peers.loop import MAX_TOKENS, Conversation, claim_output, in_closed_loop, serve
 
 RATING_TOKENS = 4
 
@@ -31,7 +31,7 @@ async def main(url: str, model: str) -> None:
         )
         return str(text)
 
-    await serve(looped(answer), claimed_output())
+    await serve(in_closed_loop(answer), claim_output())
 
 
 if __name__ == "__main__":

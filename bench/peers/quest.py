@@ -1,16 +1,16 @@
-"""The authors' chains (quest-decoding 1.0.16) on the same base and reward. `bench.search` says what it needs.
+"""The authors' chains (quest-decoding 1.0.16) on the same base and reward. Interpreter: see `bench.search`.
 
-Adapted, so that they run at all and at no disadvantage:
-- their reward models are not imported: they lean on a class that trl no longer has;
-- `langchain.prompts`, gone since langchain 1, is langchain_core's;
-- their code marks ranges for NVIDIA's profiler, which a torch without CUDA refuses: here they mark nothing;
-- their HF backend loads its weights onto CUDA with flash attention: here in fp32 on the device there is;
-- their vLLM backend calls `LLM.generate(prompt_token_ids=...)`, which vLLM no longer has: here the same call as it is
-  written today, with vLLM's prefix cache on;
-- their reward models pad every answer to 512 tokens and read it in a process of a data loader's: here the reward of
-  every other way, one batch per step.
+Adapted so that they run, and at no disadvantage:
+- their reward models are not imported: they need a class that trl no longer has;
+- `langchain.prompts`, removed in langchain 1, is langchain_core's;
+- their code marks ranges for NVIDIA's profiler, which fails in a torch without CUDA: the marks are no-ops here;
+- their HF backend loads its weights onto CUDA with flash attention: here in fp32 on the device that is there;
+- their vLLM backend calls `LLM.generate(prompt_token_ids=...)`, which vLLM no longer has: here today's form of the same
+  call, with vLLM's prefix cache on;
+- their reward models pad every answer to 512 tokens and read it in a data loader's process: here they are the reward of
+  all other ways, one batch per step.
 
-Their chains are lock-step, and bound each suffix where ours bound the answer.
+Their chains run in lock-step, and limit each suffix where ours limit the answer.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from quest.reward.base import Reward
 from transformers import AutoModelForCausalLM
 
 from trimtab.bench.peers.hf_reward import HFReward
-from trimtab.bench.peers.loop import MAX_TOKENS, Conversation, Work, claimed_output, serve, timed
+from trimtab.bench.peers.loop import MAX_TOKENS, Conversation, Task, claim_output, serve, time_answers
 
 
-class Score(Reward):  # type: ignore[misc]
+class QuestScore(Reward):  # type: ignore[misc]
     def __init__(self, scorer: HFReward, conversation: Conversation) -> None:
         super().__init__("classifier")
         self.scorer = scorer
@@ -62,7 +62,7 @@ class OnVLLM(LocalLanguageModel):  # type: ignore[misc]
         from vllm import SamplingParams
 
         params = SamplingParams(temperature=self.temperature, logprobs=1, max_tokens=self.max_new_tokens)
-        whole = [[*p, *kept] for p, kept in zip(prompt, prefix or [[]] * len(prompt), strict=True)]
+        whole = [[*p, *start] for p, start in zip(prompt, prefix or [[]] * len(prompt), strict=True)]
         outputs = self.llm.generate([{"prompt_token_ids": ids} for ids in whole], params, use_tqdm=False)
         completions = [list(output.outputs[0].token_ids) for output in outputs]
         return completions, [None] * len(completions)
@@ -79,28 +79,28 @@ class OnHF(HF):  # type: ignore[misc]
 
 
 async def main(backend: str, base: str, reward: str, label: str, beta: str) -> None:
-    out = claimed_output()
+    out = claim_output()
     if not torch.cuda.is_available():
         torch.cuda.nvtx.range_push = lambda _: None
         torch.cuda.nvtx.range_pop = lambda: None
     scorer = HFReward(Path(reward), label)
     model = OnVLLM(base) if backend == "vllm" else OnHF(base)
 
-    def chains(conversation: Conversation, work: Work) -> list[str]:
+    def chains(conversation: Conversation, task: Task) -> list[str]:
         prompt = model.tokenizer.apply_chat_template(list(conversation), tokenize=False, add_generation_prompt=True)
-        proposal = RLHFSuffixProposal(model=model, reward=Score(scorer, conversation))
-        quest = Quest([{"prompt": prompt}] * work.clients, proposal, beta=float(beta))
-        path = quest.run(steps=work.n).state_path
+        proposal = RLHFSuffixProposal(model=model, reward=QuestScore(scorer, conversation))
+        quest = Quest([{"prompt": prompt}] * task.clients, proposal, beta=float(beta))
+        path = quest.run(steps=task.n).state_path
         last = list(path[0]["text"])
         for step in path[1:]:
             for i, accepted in enumerate(step["accept"]):
                 last[i] = step["text"][i] if accepted else last[i]
         return last
 
-    async def answers(conversation: Conversation, work: Work) -> list[str]:
-        return await asyncio.to_thread(chains, conversation, work)
+    async def answers(conversation: Conversation, task: Task) -> list[str]:
+        return await asyncio.to_thread(chains, conversation, task)
 
-    await serve(timed(answers), out)
+    await serve(time_answers(answers), out)
 
 
 if __name__ == "__main__":

@@ -26,9 +26,9 @@ async def guided_study(url: str, prompts: int, args: argparse.Namespace) -> dict
     async with client(url) as http:
         catalogue: Any = await http.get("/alignment", cast_to=object)
         bench = Bench(http, catalogue["model"], heldout_prompts(prompts, seed=1), asyncio.Semaphore(64))
-        found = await guided.run(bench, catalogue, quick=args.quick, strength=args.strength)
-    guided.draw(found, args.png)
-    return guided.show(found) | {"strength": args.strength}
+        result = await guided.run(bench, catalogue, quick=args.quick, strength=args.strength)
+    guided.draw(result, args.png)
+    return guided.show(result) | {"strength": args.strength}
 
 
 async def best_of_n_study(url: str, prompts: int, args: argparse.Namespace) -> dict[str, Any]:
@@ -57,7 +57,7 @@ async def search_study(url: str, prompts: int, args: argparse.Namespace) -> dict
     async with client(url) as http:
         catalogue: Any = await http.get("/alignment", cast_to=object)
 
-        def keep(rows: Sequence[search.Row]) -> None:
+        def keep(rows: Sequence[search.WayRow]) -> None:
             write(args.json, {"prompts": prompts, "rows": [row.figures() for row in rows]})
 
         rows = await search.run(http, catalogue["model"], prompts=prompts, quick=args.quick, keep=keep)

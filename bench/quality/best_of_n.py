@@ -1,15 +1,14 @@
-"""`best_of_n`: what choosing among N answers buys by a proxy, and what gold says of it.
+"""`best_of_n`: the rise of the proxy and of gold from choosing among N answers.
 
-Per held-out prompt one pool of answers is drawn by the served base, every proxy scores all of it over HTTP, and for
-each N the mean over *all* subsets of N is taken, in closed form (bench/quality/pool.py).
+The served base draws one pool of answers per held-out prompt, every proxy scores all of it over HTTP, and the mean over
+*all* subsets of N has a closed form (bench/quality/pool.py).
 
-Points are gold's or the proxy's, in spreads of the base's own answers (proxies: per prompt, so that easy and hard
-prompts weigh alike; gold too). KL(best of N || base) = log N - (N - 1) / N, an upper bound where answers tie. ± is half
-a 95 % interval over prompts. Word problems: the share solved, by one sample, majority, reward-weighted vote, and best
-of N; votes by random subsets.
+Rises of gold and proxy are in spreads of the base's answers to one prompt, so that easy and hard prompts weigh alike.
+KL(best of N || base) = log N - (N - 1) / N, an upper bound where answers tie. ± is half a 95 % interval over prompts.
+Word problems: the share solved by one sample, majority, reward-weighted vote, and best of N; votes by random subsets.
 
-Last, what speculative rejection saves: the tokens that it draws, over those that best of N draws for the same mean
-reward, N read off the curve of the first table.
+Last, the tokens of speculative rejection over those of best of N for the same mean reward, with N read off the curve of
+the first table.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ import numpy as np
 from openai import AsyncOpenAI
 
 from trimtab.bench.quality.points import half, plus_minus
-from trimtab.bench.quality.pool import OBJECTIVE, OTHER, Pool, Vector, best_of, held_out, pools, voted
+from trimtab.bench.quality.pool import OBJECTIVE, OTHER, Pool, Vector, best_of, held_out, pools, vote_accuracy
 from trimtab.bench.report import table
 from trimtab.recipes.gold import arithmetic
 
@@ -39,14 +38,14 @@ def divergence(n: int) -> float:
 async def run(
     client: AsyncOpenAI, model: str, *, prompts: int, size: int
 ) -> tuple[list[Pool], list[Pool], list[dict[str, Any]]]:
-    """Pools on mixed prompts, on word problems, and what speculative rejection spends and gets."""
+    """Pools on mixed prompts and on word problems, and the figures of speculative rejection."""
     gate = asyncio.Semaphore(4)
     mixed, sums = [await pools(client, model, chosen, size, gate) for chosen in held_out(prompts)]
     return (
         mixed,
         sums,
         [
-            await speculated(client, model, mixed, n, alpha, gate)
+            await run_speculative_rejection(client, model, mixed, n, alpha, gate)
             for n in (16, 64)
             if n <= size
             for alpha in (0.5, 0.75)
@@ -55,10 +54,10 @@ async def run(
 
 
 DECISIONS = (8, 16, 32)
-"""Tokens at which speculative rejection compares: the base's answers are about 50 long."""
+"""Lengths at which speculative rejection compares; the base's answers have about 50 tokens."""
 
 
-async def speculated(
+async def run_speculative_rejection(
     client: AsyncOpenAI, model: str, pools: Sequence[Pool], n: int, alpha: float, gate: asyncio.Semaphore
 ) -> dict[str, Any]:
     leaf = f"rm-a.{OBJECTIVE}"
@@ -71,18 +70,18 @@ async def speculated(
             answer = await client.chat.completions.create(
                 model=model, messages=messages, temperature=1.0, max_tokens=200, seed=7000 + seed, extra_body=body
             )
-        told: Any = (answer.model_extra or {})["alignment"]
-        return told["choices"][0]["value"], told["sampled_tokens"]
+        report: Any = (answer.model_extra or {})["alignment"]
+        return report["choices"][0]["value"], report["sampled_tokens"]
 
-    found = await asyncio.gather(*(one(i, pool) for i, pool in enumerate(pools)))
-    value, tokens = (statistics.fmean(column) for column in zip(*found, strict=True))
+    results = await asyncio.gather(*(one(i, pool) for i, pool in enumerate(pools)))
+    value, tokens = (statistics.fmean(column) for column in zip(*results, strict=True))
     plain = statistics.fmean(pool.tokens for pool in pools)
-    as_good = equal([pool.raw[leaf] for pool in pools], value)
+    as_good = equivalent_n([pool.raw[leaf] for pool in pools], value)
     return {
         "n": n,
         "alpha": alpha,
         "reward": value,
-        "half_ci95": half([v for v, _ in found]),
+        "half_ci95": half([v for v, _ in results]),
         "tokens": tokens,
         "best_of": as_good,
         "best_of_tokens": None if as_good is None else as_good * plain,
@@ -90,8 +89,8 @@ async def speculated(
     }
 
 
-def equal(values: Sequence[Vector], reward: float) -> float | None:
-    """The N, between whole ones by straight lines, whose best has that mean reward; None beyond the pools."""
+def equivalent_n(values: Sequence[Vector], reward: float) -> float | None:
+    """The N, linearly interpolated, whose best has this mean reward; None beyond the pools."""
     before = -math.inf
     for n in range(1, len(values[0]) + 1):
         here = statistics.fmean(best_of(v, v, n) for v in values)
@@ -102,7 +101,7 @@ def equal(values: Sequence[Vector], reward: float) -> float | None:
 
 
 def curve(pools: Sequence[Pool], proxy: str, sizes: Sequence[int], gold: Sequence[str]) -> dict[int, dict[str, Any]]:
-    """N -> the proxy's and gold's means over best-of-N, in spreads, per prompt."""
+    """N -> means of proxy and gold over best-of-N, in spreads, per prompt."""
     out: dict[int, dict[str, Any]] = {}
     spreads = {g: statistics.fmean(p.gold[g].std() for p in pools) for g in gold}
     spread = statistics.fmean(p.proxies[proxy].std() for p in pools)
@@ -116,7 +115,7 @@ def curve(pools: Sequence[Pool], proxy: str, sizes: Sequence[int], gold: Sequenc
     return out
 
 
-def solved(pools: Sequence[Pool], proxy: str, sizes: Sequence[int]) -> dict[int, dict[str, list[float]]]:
+def share_solved(pools: Sequence[Pool], proxy: str, sizes: Sequence[int]) -> dict[int, dict[str, list[float]]]:
     """N -> way to choose -> share solved, per prompt."""
     rng = random.Random(0)
     out: dict[int, dict[str, list[float]]] = {n: {} for n in sizes}
@@ -124,8 +123,8 @@ def solved(pools: Sequence[Pool], proxy: str, sizes: Sequence[int]) -> dict[int,
         ways: dict[str, list[float]] = {"majority": [], "weighted vote": [], "best of N": [], "any of N (oracle)": []}
         for p in pools:
             right = np.array([arithmetic(p.prompt.text, t) for t in p.texts])
-            ways["majority"].append(voted(p, np.ones(len(p.texts)), n, rng))
-            ways["weighted vote"].append(voted(p, np.exp(p.proxies[proxy]), n, rng))
+            ways["majority"].append(vote_accuracy(p, np.ones(len(p.texts)), n, rng))
+            ways["weighted vote"].append(vote_accuracy(p, np.exp(p.proxies[proxy]), n, rng))
             ways["best of N"].append(best_of(p.proxies[proxy], right, n))
             ways["any of N (oracle)"].append(best_of(right, right, n))
         out[n] = ways
@@ -166,7 +165,7 @@ def show(
             }
             for name, c in curves.items()
         }
-    right = solved(sums, "one RM", sizes)
+    right = share_solved(sums, "one RM", sizes)
     print("\nword problems: share solved")
     print(table(["N", *right[1]], [[n, *(plus_minus(v) for v in ways.values())] for n, ways in right.items()]))
     figures["solved"] = {

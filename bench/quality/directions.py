@@ -1,11 +1,9 @@
-"""`directions`: whether a told direction is obeyed, and what asking its neighbours is worth.
+"""`directions`: how well answers follow a preference direction, and the gain from its neighbours (RPS).
 
-Control: one answer to each of the same held-out prompts at every angle, told by a preference prompt or carried out by
-guides; mean gold of both its objectives, and how monotone they are in the angle (Spearman's rank correlation over the
-angles' means). Then RPS against as many answers at the target alone, target by target, over prompts and over guides:
-the share of prompts where the gold of its answer lies nearer to the wish, v . gold in spreads of the base's own, ties
-counting half.
-± is half a 95 % interval over prompts.
+Control: one answer to each of the same held-out prompts at every angle, by a preference prompt or by guides; mean gold
+of both objectives, and Spearman's rank correlation of the angles' means with the angle. RPS: against as many answers at
+the target alone, for each target, over prompts and over guides; the share of prompts where its answer has the higher
+v . gold, in spreads of the base's own answers, with ties as a half. ± is half a 95 % interval over prompts.
 """
 
 from __future__ import annotations
@@ -30,12 +28,12 @@ TARGETS = tuple(range(10, 50, 5))
 
 @dataclass(frozen=True)
 class Axis:
-    """What a slot of a preference prompt stands for, in gold."""
+    """The gold of a slot of a preference prompt."""
 
     name: str
     objective: str
     turned: bool = False
-    """Whether it is the opposite of the objective."""
+    """Whether the slot means the opposite of the objective."""
 
     def points(self, question: str, answer: str) -> float:
         gold = GOLD[self.objective](question, answer)
@@ -48,8 +46,8 @@ WARM, CAREFUL = Axis("warmth", "warmth"), Axis("caution", "caution")
 
 
 @dataclass(frozen=True)
-class Swept:
-    """A way to carry a direction out, and the angles at which it is asked."""
+class Sweep:
+    """A way to steer towards a direction, and the range of its angles."""
 
     name: str
     strategy: str
@@ -59,17 +57,17 @@ class Swept:
     high: float
 
 
-def by_guides(first: Axis, second: Axis) -> Swept:
-    """Of RPS the target alone: a direction as exponents."""
+def by_guides(first: Axis, second: Axis) -> Sweep:
+    """A direction as exponents of guides: RPS at the target alone."""
     alone = {"over": "guides", "k": 1, "theta_max": 0.0, "alpha": ALPHA}
-    return Swept(f"guides, {first.name} to {second.name}", "rps", alone, (first, second), 0, 90)
+    return Sweep(f"guides, {first.name} to {second.name}", "rps", alone, (first, second), 0, 90)
 
 
 ALPHA = 2.0
 SWEEPS = (
-    Swept("DPA's prompt, member", "directional", {"prompt": "dpa"}, (HELPFUL, WORDY), -45, 45),
-    Swept("DPA's prompt, base", "directional", {"prompt": "dpa-base"}, (HELPFUL, WORDY), -45, 45),
-    Swept("warmth to caution, member", "directional", {"prompt": "kindness"}, (WARM, CAREFUL), 0, 90),
+    Sweep("DPA's prompt, member", "directional", {"prompt": "dpa"}, (HELPFUL, WORDY), -45, 45),
+    Sweep("DPA's prompt, base", "directional", {"prompt": "dpa-base"}, (HELPFUL, WORDY), -45, 45),
+    Sweep("warmth to caution, member", "directional", {"prompt": "kindness"}, (WARM, CAREFUL), 0, 90),
     by_guides(HELPFUL, BRIEF),
     by_guides(WARM, CAREFUL),
 )
@@ -79,15 +77,15 @@ NEIGHBOURHOODS: dict[str, tuple[tuple[Axis, Axis], dict[str, Any]]] = {
     "over prompts, grid_reference": ((HELPFUL, WORDY), {"prompt": "dpa", "mode": "grid_reference"}),
     "over guides, sample": ((HELPFUL, BRIEF), {"over": "guides", "alpha": ALPHA}),
 }
-"""name -> what v is over, and params"""
+"""name -> the axes of v, and params"""
 
 
 @dataclass(frozen=True)
-class Study:
+class DirectionsStudy:
     control: Mapping[str, Mapping[float, Mapping[str, Sequence[float]]]]
     """sweep -> angle -> measure -> per prompt"""
     gains: Mapping[str, Mapping[int, Sequence[tuple[float, float]]]]
-    """neighbourhood -> target -> per prompt, v . gold of its answer and of the matched baseline's"""
+    """neighbourhood -> target -> per prompt, v . gold of its answer and of the baseline's"""
 
 
 class Directions(Bench):
@@ -101,70 +99,70 @@ class Directions(Bench):
         chosen = range(len(self.prompts)) if places is None else places
         return list(await asyncio.gather(*(one(place) for place in chosen)))
 
-    def measured(self, axes: Sequence[Axis], texts: Sequence[str]) -> dict[str, list[float]]:
-        said = list(zip((p.text for p in self.prompts), texts, strict=True))
-        found = {axis.name: [axis.points(question, text) for question, text in said] for axis in axes}
-        return found | {"words": [float(len(text.split())) for text in texts], "fluency": list(map(fluency, texts))}
+    def measure(self, axes: Sequence[Axis], texts: Sequence[str]) -> dict[str, list[float]]:
+        pairs = list(zip((p.text for p in self.prompts), texts, strict=True))
+        points = {axis.name: [axis.points(question, text) for question, text in pairs] for axis in axes}
+        return points | {"words": [float(len(text.split())) for text in texts], "fluency": list(map(fluency, texts))}
 
 
-def wished(axes: tuple[Axis, Axis], angle: float) -> dict[str, float]:
+def weights_at(axes: tuple[Axis, Axis], angle: float) -> dict[str, float]:
     """Weights per objective for an angle between two axes."""
     shares = math.cos(math.radians(angle)), math.sin(math.radians(angle))
     return {a.objective: -share if a.turned else share for a, share in zip(axes, shares, strict=True)}
 
 
-async def run(bench: Directions, *, quick: bool) -> Study:
+async def run(bench: Directions, *, quick: bool) -> DirectionsStudy:
     control: dict[str, dict[float, dict[str, list[float]]]] = {}
     for sweep in SWEEPS:
         control[sweep.name] = {}
         for i in range(0, 13, 3 if quick else 1):
             angle = sweep.low + (sweep.high - sweep.low) * i / 12
-            weights = wished(sweep.axes, angle)
-            asked = {"strategy": sweep.strategy, "weights": weights, "params": sweep.params}
-            control[sweep.name][angle] = bench.measured(sweep.axes, await bench.texts(asked))
+            weights = weights_at(sweep.axes, angle)
+            alignment = {"strategy": sweep.strategy, "weights": weights, "params": sweep.params}
+            control[sweep.name][angle] = bench.measure(sweep.axes, await bench.texts(alignment))
         print(sweep.name, flush=True)
-    own = bench.measured((HELPFUL, BRIEF, WORDY), await bench.texts({"strategy": "plain"}))
-    spread = {axis.name: statistics.stdev(own[axis.name]) for axis in (HELPFUL, BRIEF, WORDY)}
+    base_points = bench.measure((HELPFUL, BRIEF, WORDY), await bench.texts({"strategy": "plain"}))
+    spread = {axis.name: statistics.stdev(base_points[axis.name]) for axis in (HELPFUL, BRIEF, WORDY)}
     gains: dict[str, dict[int, list[tuple[float, float]]]] = {}
     baselines: dict[tuple[str, int], list[float]] = {}
     for name, (axes, params) in NEIGHBOURHOODS.items():
         gains[name] = {}
         for target in TARGETS[2::5] if quick else TARGETS:
             v = math.cos(math.radians(target)), math.sin(math.radians(target))
-            weights = wished(axes, target)
+            weights = weights_at(axes, target)
 
-            async def served(
+            async def weigh_points(
                 params: Mapping[str, Any],
                 weights: Mapping[str, float] = weights,
                 axes: tuple[Axis, Axis] = axes,
                 v: tuple[float, float] = v,
             ) -> list[float]:
                 texts = await bench.texts({"strategy": "rps", "weights": weights, "params": {"k": K, **params}})
-                points = bench.measured(axes, texts)
+                points = bench.measure(axes, texts)
                 columns = [np.array(points[axis.name]) / spread[axis.name] for axis in axes]
                 return list(map(float, v[0] * columns[0] + v[1] * columns[1]))
 
-            around = await served(params)
-            # A neighbourhood of nothing but the target: as many answers, all at the wish itself.
+            around = await weigh_points(params)
+            # A neighbourhood of the target alone: as many answers, all at the target.
             narrow = {**params, "mode": "sample", "theta_max": 0.0}
             key = str(narrow), target
-            alone = baselines[key] = baselines.get(key) or await served(narrow)
+            alone = baselines[key] = baselines.get(key) or await weigh_points(narrow)
             gains[name][target] = list(zip(around, alone, strict=True))
             print(name, target, flush=True)
-    return Study(control, gains)
+    return DirectionsStudy(control, gains)
 
 
 def win_rate(pairs: Sequence[tuple[float, float]]) -> list[float]:
     return [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in pairs]
 
 
-def monotone(angles: Sequence[float], means: Sequence[float]) -> float:
+def rank_correlation(angles: Sequence[float], means: Sequence[float]) -> float:
     """Spearman's rank correlation of means with angles."""
     ranks = np.argsort(np.argsort(means))
     return float(np.corrcoef(np.argsort(np.argsort(angles)), ranks)[0, 1])
 
 
-def show(study: Study) -> dict[str, Any]:
+def show(study: DirectionsStudy) -> dict[str, Any]:
     """Prints the tables and returns the figures."""
     figures: dict[str, Any] = {"control": {}, "rps": {}}
     for name, angles in study.control.items():
@@ -177,7 +175,7 @@ def show(study: Study) -> dict[str, Any]:
         ]
         print(table(["angle", first, second, "words", "fluency"], rows))
         means = {axis: [statistics.fmean(m[axis]) for m in angles.values()] for axis in (first, second)}
-        ranks = {axis: monotone(list(angles), values) for axis, values in means.items()}
+        ranks = {axis: rank_correlation(list(angles), values) for axis, values in means.items()}
         spans = {axis: max(values) - min(values) for axis, values in means.items()}
         for axis, rank in ranks.items():
             print(f"{axis}: rank correlation {rank:+.2f}, span {spans[axis]:.2f} points")
@@ -214,10 +212,10 @@ def draw(figures: Mapping[str, Any], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(1, len(figures["control"]) + 1, figsize=(30, 4.5), layout="constrained")
-    for axis, (name, told) in zip(axes, figures["control"].items(), strict=False):
-        angles = [float(a) for a in told["angles"]]
-        for measure in told["rank_correlation"]:
-            points = [m[measure] for m in told["angles"].values()]
+    for axis, (name, sweep) in zip(axes, figures["control"].items(), strict=False):
+        angles = [float(a) for a in sweep["angles"]]
+        for measure in sweep["rank_correlation"]:
+            points = [m[measure] for m in sweep["angles"].values()]
             means, errors = [p["mean"] for p in points], [p["half_ci95"] for p in points]
             axis.errorbar(angles, means, errors, marker="o", capsize=3, label=measure)
         axis.set(title=name, xlabel="angle, degrees", ylabel="gold, points")

@@ -1,9 +1,9 @@
-"""`guided`: what a guide's exponent buys, and what mixing two conflicting guides does.
+"""`guided`: gold against a guide's exponent, and the frontier of two conflicting guides.
 
-For each objective with a guide: mean gold score against the exponent alpha, beside what it costs, the mean over
-answers of sum_t KL(guided || base) in nats, exact per token. Then the frontier of two conflicting objectives: weights
-(w, 1 - w) times a strength, against the straight line between the two extremes, which is what tossing a coin between
-them reaches. ± is half a 95 % interval.
+For each objective with a guide: mean gold against the exponent alpha, and its cost, the mean over answers of
+sum_t KL(guided || base) in nats, exact per token. Then the frontier of two conflicting objectives: weights (w, 1 - w)
+times a strength, against the straight line between the extremes, which a coin toss between them reaches. ± is half a
+95 % interval.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from trimtab.recipes.gold import GOLD
 ALPHAS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
 MIXES = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 CONFLICT = ("warmth", "brevity")
-"""Two objectives that one answer can hardly serve both."""
+"""Two objectives that conflict."""
 
 
 @dataclass(frozen=True)
-class Study:
+class GuidedStudy:
     base: Point
     rises: Mapping[str, Mapping[float, Point]]
     """objective -> alpha -> its guide at alpha"""
@@ -35,7 +35,7 @@ class Study:
     """w -> weights (w, 1 - w) on CONFLICT"""
 
 
-async def run(bench: Bench, catalogue: Mapping[str, Any], *, quick: bool, strength: float) -> Study:
+async def run(bench: Bench, catalogue: Mapping[str, Any], *, quick: bool, strength: float) -> GuidedStudy:
     guides = {name: o["guide"] for name, o in catalogue["objectives"].items() if o["guide"] and name in GOLD}
     alphas = [alpha for alpha in (ALPHAS[1::2] if quick else ALPHAS) if alpha]
     base = await bench.point({})
@@ -48,7 +48,7 @@ async def run(bench: Bench, catalogue: Mapping[str, Any], *, quick: bool, streng
         w: await bench.point({"weights": {first: strength * w, second: strength * (1 - w)}})
         for w in (MIXES[::2] if quick else MIXES)
     }
-    return Study(base, rises, frontier)
+    return GuidedStudy(base, rises, frontier)
 
 
 def above_the_line(frontier: Mapping[float, Point], resamples: int = 2000) -> dict[float, tuple[float, float]]:
@@ -68,7 +68,7 @@ def above_the_line(frontier: Mapping[float, Point], resamples: int = 2000) -> di
     return {w: (float(gap(exact, w)), float(1.96 * gap(means, w).std())) for w in interior}
 
 
-def show(study: Study) -> dict[str, Any]:
+def show(study: GuidedStudy) -> dict[str, Any]:
     """Prints the tables and returns the figures."""
     best = []
     for objective, points in study.rises.items():
@@ -103,7 +103,7 @@ def show(study: Study) -> dict[str, Any]:
     }
 
 
-def draw(study: Study, path: Path) -> None:
+def draw(study: GuidedStudy, path: Path) -> None:
     """Gold against alpha, gold against KL, and the frontier, as one PNG."""
     import matplotlib
 

@@ -1,4 +1,4 @@
-"""One setting, its answers, and their gold scores: on prompts that no model was trained on, over HTTP."""
+"""A setting, its answers over HTTP, and their gold scores, on prompts that no model was trained on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trimtab.recipes.gold import GOLD, fluency
 
 @dataclass(frozen=True)
 class Point:
-    """One setting's answers, measured."""
+    """Scores of the answers of one setting."""
 
     alignment: Mapping[str, Any]
     scores: Mapping[str, tuple[float, ...]]
@@ -45,7 +45,7 @@ def plus_minus(values: Sequence[float]) -> str:
 
 @dataclass(frozen=True)
 class Bench:
-    """A served model and the prompts that every point shares, as it does the seeds."""
+    """A served model, and the prompts and seeds that all points share."""
 
     client: AsyncOpenAI
     model: str
@@ -54,16 +54,16 @@ class Bench:
     max_tokens: int = 200
 
     async def point(self, alignment: Mapping[str, Any]) -> Point:
-        """One draw at temperature 1 per prompt, traced where there is a guide to trace."""
+        """One draw per prompt at temperature 1, with a trace where there is a guide."""
         answers = await asyncio.gather(*(self._answer(seed, alignment) for seed in range(len(self.prompts))))
-        said = [(prompt.text, text) for prompt, (text, _) in zip(self.prompts, answers, strict=True)]
-        scores = {name: tuple(gold(question, text) for question, text in said) for name, gold in GOLD.items()}
-        scores["fluency"] = tuple(fluency(text) for _, text in said)
-        scores["words"] = tuple(float(len(text.split())) for _, text in said)
+        pairs = [(prompt.text, text) for prompt, (text, _) in zip(self.prompts, answers, strict=True)]
+        scores = {name: tuple(gold(question, text) for question, text in pairs) for name, gold in GOLD.items()}
+        scores["fluency"] = tuple(fluency(text) for _, text in pairs)
+        scores["words"] = tuple(float(len(text.split())) for _, text in pairs)
         return Point(alignment=alignment, scores=scores, kl=tuple(kl for _, kl in answers))
 
     async def ask(self, place: int, alignment: Mapping[str, Any], *, seed: int) -> Any:
-        """The answer to the prompt at a place, as the client has it."""
+        """The answer to the prompt at `place`."""
         messages: Any = list(self.prompts[place].messages)
         async with self.gate:
             return await self.client.chat.completions.create(
@@ -78,5 +78,7 @@ class Bench:
     async def _answer(self, seed: int, alignment: Mapping[str, Any]) -> tuple[str, float]:
         traced = {**alignment, "return": ["trace"]} if alignment else {}
         answer = await self.ask(seed, traced, seed=seed)
-        told = (answer.model_extra or {})["alignment"]
-        return answer.choices[0].message.content or "", math.fsum(told["choices"][0]["trace"]["kl"]) if traced else 0.0
+        report = (answer.model_extra or {})["alignment"]
+        return answer.choices[0].message.content or "", math.fsum(
+            report["choices"][0]["trace"]["kl"]
+        ) if traced else 0.0

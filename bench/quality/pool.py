@@ -1,4 +1,4 @@
-"""Answers drawn once and chosen from many times: pools, what every proxy and gold say of them, and means over subsets.
+"""Pools of answers that are drawn once and chosen from many times: proxies, gold, and means over subsets.
 
 Of M answers ranked by a proxy, the one of rank i (1 the worst) is the best of a random subset of N with probability
 
@@ -29,7 +29,7 @@ AT_ONCE = 64
 """Answers scored by one request."""
 
 FINAL = r"Answer: (-?\d+)"
-"""What a word problem's answer is read off by."""
+"""The pattern of a word problem's answer."""
 
 SUBSETS = 200
 """Random subsets per prompt and N, where the mean over all of them has no closed form."""
@@ -44,10 +44,10 @@ class Pool:
     prompt: Prompt
     texts: Sequence[str]
     tokens: float
-    """Drawn for an answer, on average."""
+    """Mean per answer."""
     gold: Mapping[str, Vector]
     raw: Mapping[str, Vector]
-    """Served scores by name."""
+    """Scores of the server by name."""
     proxies: Mapping[str, Vector]
 
 
@@ -59,9 +59,9 @@ def best_of(values: Vector, other: Vector, n: int) -> float:
     return float(np.exp(log_c) @ other[order])  # (1)
 
 
-def voted(pool: Pool, weight: Vector, n: int, rng: random.Random) -> float:
-    """The share of random subsets of n whose weighted vote is the right number."""
-    answers = [found[-1] if (found := re.findall(FINAL, text)) else None for text in pool.texts]
+def vote_accuracy(pool: Pool, weight: Vector, n: int, rng: random.Random) -> float:
+    """Share of random subsets of n whose weighted vote is right."""
+    answers = [numbers[-1] if (numbers := re.findall(FINAL, text)) else None for text in pool.texts]
     right = 0
     for _ in range(SUBSETS):
         count: Counter[str] = Counter()
@@ -72,12 +72,12 @@ def voted(pool: Pool, weight: Vector, n: int, rng: random.Random) -> float:
     return right / SUBSETS
 
 
-def likest(likeness_MM: Vector, weight: Vector, gold: Vector, n: int, rng: random.Random) -> float:
+def mbr_gold(similarity_MM: Vector, weight: Vector, gold: Vector, n: int, rng: random.Random) -> float:
     """The mean, over random subsets of n, of `gold` at the answer most like the others by weight; no answer's own."""
     total = 0.0
     for _ in range(SUBSETS):
         subset = rng.sample(range(len(weight)), n)
-        total += gold[subset[int(np.argmax(likeness_MM[np.ix_(subset, subset)] @ weight[subset]))]]
+        total += gold[subset[int(np.argmax(similarity_MM[np.ix_(subset, subset)] @ weight[subset]))]]
     return total / SUBSETS
 
 
@@ -113,14 +113,14 @@ def proxies(rows: Sequence[Mapping[str, Vector]]) -> list[dict[str, Vector]]:
     ]
 
 
-def served() -> dict[str, Any]:
-    """The reward whose parts are all that `proxies` needs, so that each model reads each answer once."""
+def reward_expression() -> dict[str, Any]:
+    """A reward with all parts that `proxies` needs, so that each model reads each answer once."""
     leaves = [f"rm-a.{OBJECTIVE}", f"rm-a.{OTHER}"]
     transformed = [{"of": leaf, "transform": {kind: {"references": 8}}} for leaf in leaves for kind in ("lsc", "par")]
     return {"of": [*transformed, *leaves, f"rm-b.{OBJECTIVE}"]}
 
 
-async def drawn(
+async def draw_answers(
     client: AsyncOpenAI, model: str, prompts: Sequence[Prompt], size: int, gate: asyncio.Semaphore
 ) -> list[tuple[list[str], float]]:
     """prompt -> `size` answers of the base, and the mean of their tokens"""
@@ -137,25 +137,25 @@ async def drawn(
     return list(await asyncio.gather(*(one(i, prompt) for i, prompt in enumerate(prompts))))
 
 
-async def scored(
+async def score_answers(
     client: AsyncOpenAI, prompt: Prompt, texts: Sequence[str], gate: asyncio.Semaphore
 ) -> dict[str, Vector]:
-    """name -> [M], of rewards as they are and of what became of them"""
-    found: list[dict[str, Any]] = []
+    """name -> [M] of rewards, raw and transformed"""
+    rows: list[dict[str, Any]] = []
     async with gate:
         for start in range(0, len(texts), AT_ONCE):
             part = list(texts[start : start + AT_ONCE])
-            body = {"messages": list(prompt.messages), "responses": part, "reward": served()}
+            body = {"messages": list(prompt.messages), "responses": part, "reward": reward_expression()}
             answer: Any = await client.post("/alignment/score", cast_to=object, body=body)
-            found += [s["rewards"] | s["transformed"] for s in answer["scores"]]
-    return {name: np.array([row[name] for row in found]) for name in found[0]}
+            rows += [s["rewards"] | s["transformed"] for s in answer["scores"]]
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
 
 async def pools(
     client: AsyncOpenAI, model: str, chosen: Sequence[Prompt], size: int, gate: asyncio.Semaphore
 ) -> list[Pool]:
-    found = await drawn(client, model, chosen, size, gate)
-    rows = await asyncio.gather(*(scored(client, p, t, gate) for p, (t, _) in zip(chosen, found, strict=True)))
+    answers = await draw_answers(client, model, chosen, size, gate)
+    rows = await asyncio.gather(*(score_answers(client, p, t, gate) for p, (t, _) in zip(chosen, answers, strict=True)))
     return [
         Pool(
             prompt=prompt,
@@ -165,7 +165,7 @@ async def pools(
             raw=row,
             proxies=values,
         )
-        for prompt, (texts, tokens), row, values in zip(chosen, found, rows, proxies(rows), strict=True)
+        for prompt, (texts, tokens), row, values in zip(chosen, answers, rows, proxies(rows), strict=True)
     ]
 
 

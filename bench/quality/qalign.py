@@ -1,12 +1,12 @@
-"""`qalign`: what Markov chains answer, against choosing among answers drawn anew, at equal sampled tokens.
+"""`qalign`: answers of Markov chains against a choice among independent answers, at equal sampled tokens.
 
-Per held-out prompt a pool of answers is drawn by the served base and scored, as for `best_of_n`, and chains are run for
-each beta and number of steps, each in a request of its own. Of the pool as many answers count as have the tokens that
-the chains sampled: N = tokens of the chains / mean tokens of an answer. Then, all by one reward model,
+The served base draws a pool of answers per held-out prompt, scored as for `best_of_n`. Chains run for each beta and
+number of steps, in one request each. Choices from the pool use as many answers as the chains' tokens would draw: N =
+tokens of the chains / mean tokens of an answer. All by one reward model:
 
-- QAlign: the answer of the request: `mbr`, for word problems `vote`.
-- its states: the mean over what the chains visited, which is the law that they draw from.
-- best of N; weighted MBR, whose weights are exp(r / beta) with the chains' beta; MBR; for word problems votes.
+- QAlign: the request's answer: `mbr`, for word problems `vote`.
+- its states: the mean over the states that the chains visited, which are draws from their target.
+- best of N; MBR weighted by exp(r / beta) with the chains' beta; MBR; for word problems votes.
 
 beta is in spreads of the reward over the base's answers to one prompt. Rises are in spreads as in `best_of_n`, ± is
 half a 95 % interval over prompts; the last column is of the differences prompt by prompt.
@@ -26,9 +26,9 @@ import numpy as np
 from openai import AsyncOpenAI
 
 from trimtab.bench.quality.points import half, plus_minus
-from trimtab.bench.quality.pool import FINAL, OBJECTIVE, Pool, Vector, best_of, held_out, likest, pools, voted
+from trimtab.bench.quality.pool import FINAL, OBJECTIVE, Pool, Vector, best_of, held_out, mbr_gold, pools, vote_accuracy
 from trimtab.bench.report import table
-from trimtab.decoders.shared.similarity import f1, words
+from trimtab.decoders.shared.similarity import f1, split_words
 from trimtab.recipes.gold import GOLD, arithmetic
 
 CHAINS = 4
@@ -37,14 +37,14 @@ ANSWERS: dict[str, dict[str, Any]] = {
     OBJECTIVE: {"answer": "mbr"},
     "word problems": {"answer": "vote", "extractor": {"regex": FINAL}},
 }
-"""What is measured, and how chains answer it."""
+"""Kinds of prompts, and params of the chains for them."""
 
 Gold = Callable[[str, str], float]
 
 
 @dataclass(frozen=True)
-class Chained:
-    """One request's answer, and its chains' states, each as often as it was visited."""
+class ChainsResult:
+    """One request's answer, and the states of its chains with their visits."""
 
     text: str
     value: float
@@ -55,23 +55,23 @@ class Chained:
 
 
 @dataclass(frozen=True)
-class Study:
-    """One kind of prompts: their pools, and by (beta, steps) the chains of each."""
+class QAlignStudy:
+    """One kind of prompts: the pool of each, and its chains by (beta, steps)."""
 
     name: str
     gold: Gold
     pools: Sequence[Pool]
-    runs: Mapping[tuple[float, int], Sequence[Chained]]
+    runs: Mapping[tuple[float, int], Sequence[ChainsResult]]
 
     @property
     def votes(self) -> bool:
-        """Whether answers are right or wrong, and a vote is held."""
+        """Whether answers are right or wrong, and chosen by a vote."""
         return self.name != OBJECTIVE
 
 
 async def run(
     client: AsyncOpenAI, model: str, *, prompts: int, size: int, betas: Sequence[float], steps: Sequence[int]
-) -> list[Study]:
+) -> list[QAlignStudy]:
     gate = asyncio.Semaphore(8)
     studies = []
     for (name, params), gold, chosen in zip(
@@ -82,29 +82,29 @@ async def run(
         runs = {}
         for beta in betas:
             for k in steps:
-                asked = {"chains": CHAINS, "steps": k, "beta": beta * spread, **params}
+                settings = {"chains": CHAINS, "steps": k, "beta": beta * spread, **params}
                 runs[beta, k] = await asyncio.gather(
-                    *(chained(client, model, p, seed, asked, gate) for seed, p in enumerate(drawn))
+                    *(run_chains(client, model, p, seed, settings, gate) for seed, p in enumerate(drawn))
                 )
-        studies.append(Study(name, gold, drawn, runs))
+        studies.append(QAlignStudy(name, gold, drawn, runs))
     return studies
 
 
-async def chained(
+async def run_chains(
     client: AsyncOpenAI, model: str, pool: Pool, seed: int, params: Mapping[str, Any], gate: asyncio.Semaphore
-) -> Chained:
+) -> ChainsResult:
     messages: Any = list(pool.prompt.messages)
     body = {"alignment": {"strategy": "qalign", "reward": LEAF, "params": params, "return": ["candidates"]}}
     async with gate:
         answer = await client.chat.completions.create(
             model=model, messages=messages, temperature=1.0, max_tokens=200, seed=9000 + seed, extra_body=body
         )
-    told: Any = (answer.model_extra or {})["alignment"]
-    [choice] = told["choices"]
-    return Chained(
+    report: Any = (answer.model_extra or {})["alignment"]
+    [choice] = report["choices"]
+    return ChainsResult(
         text=answer.choices[0].message.content or "",
         value=choice["value"],
-        tokens=told["sampled_tokens"],
+        tokens=report["sampled_tokens"],
         acceptance=choice["acceptance_rate"],
         states=[(c["text"], c["value"], c["visits"]) for c in choice["candidates"]],
     )
@@ -112,11 +112,11 @@ async def chained(
 
 @dataclass(frozen=True)
 class Scale:
-    """A pool, and the units that its rises are in."""
+    """A pool, and the units of its rises."""
 
     pool: Pool
     gold: Vector
-    likeness_MM: Vector
+    similarity_MM: Vector
     zero: float
     unit: float
     spread: float
@@ -129,43 +129,43 @@ class Scale:
         return (value - float(self.pool.raw[LEAF].mean())) / self.spread
 
 
-def scales(study: Study) -> list[Scale]:
+def scales(study: QAlignStudy) -> list[Scale]:
     golden = [np.array([study.gold(p.prompt.text, t) for t in p.texts], dtype=np.float64) for p in study.pools]
     unit = statistics.fmean(g.std() for g in golden)
     spread = statistics.fmean(p.raw[LEAF].std() for p in study.pools)
-    found = []
+    scaled = []
     for pool, gold in zip(study.pools, golden, strict=True):
-        likeness = f1([words(text) for text in pool.texts])
-        np.fill_diagonal(likeness, 0)
+        similarity = f1([split_words(text) for text in pool.texts])
+        np.fill_diagonal(similarity, 0)
         zero, one = (0.0, 1.0) if study.votes else (float(gold.mean()), unit)
-        found.append(Scale(pool, gold, likeness, zero, one, spread))
-    return found
+        scaled.append(Scale(pool, gold, similarity, zero, one, spread))
+    return scaled
 
 
-def ways(study: Study, s: Scale, c: Chained, n: int, beta: float) -> dict[str, tuple[float, float | None]]:
-    """way -> (gold, proxy) of one prompt; those that choose from the pool only where it has n answers."""
+def ways(study: QAlignStudy, s: Scale, c: ChainsResult, n: int, beta: float) -> dict[str, tuple[float, float | None]]:
+    """way -> (gold, proxy) for one prompt; choices from the pool only where it has n answers."""
     rng = random.Random(0)
     ask, values = s.pool.prompt.text, s.pool.raw[LEAF]
     visits = sum(v for *_, v in c.states)
     state_gold = sum(study.gold(ask, text) * v for text, _, v in c.states) / visits
     state_proxy = sum(value * v for _, value, v in c.states) / visits
-    found: dict[str, tuple[float, float | None]] = {
+    points: dict[str, tuple[float, float | None]] = {
         "QAlign": (s.rise(study.gold(ask, c.text)), s.proxy(c.value)),
         "its states": (s.rise(state_gold), s.proxy(state_proxy)),
     }
     if n > len(values):
-        return found
-    found["best of N"] = s.rise(best_of(values, s.gold, n)), s.proxy(best_of(values, values, n))
-    tilted, alike = np.exp((values - values.max()) / (beta * s.spread)), np.ones(len(values))
-    for name, weight in (("weighted ", tilted), ("", alike)):
+        return points
+    points["best of N"] = s.rise(best_of(values, s.gold, n)), s.proxy(best_of(values, values, n))
+    tilted, uniform = np.exp((values - values.max()) / (beta * s.spread)), np.ones(len(values))
+    for name, weight in (("weighted ", tilted), ("", uniform)):
         if study.votes:
-            found[f"{name}vote"] = voted(s.pool, weight, n, rng), None
+            points[f"{name}vote"] = vote_accuracy(s.pool, weight, n, rng), None
         else:
-            found[f"{name}MBR"] = s.rise(likest(s.likeness_MM, weight, s.gold, n, rng)), None
-    return found
+            points[f"{name}MBR"] = s.rise(mbr_gold(s.similarity_MM, weight, s.gold, n, rng)), None
+    return points
 
 
-def measured(study: Study) -> list[dict[str, Any]]:
+def tabulate(study: QAlignStudy) -> list[dict[str, Any]]:
     """A row for each beta and number of steps; gold and proxy by way, per prompt."""
     at_hand = scales(study)
     length = statistics.fmean(p.tokens for p in study.pools)
@@ -173,7 +173,7 @@ def measured(study: Study) -> list[dict[str, Any]]:
     for (beta, steps), chains in study.runs.items():
         tokens = statistics.fmean(c.tokens for c in chains)
         n = max(1, round(tokens / length))
-        found = [ways(study, s, c, n, beta) for s, c in zip(at_hand, chains, strict=True)]
+        points = [ways(study, s, c, n, beta) for s, c in zip(at_hand, chains, strict=True)]
         rows.append(
             {
                 "beta": beta,
@@ -181,18 +181,20 @@ def measured(study: Study) -> list[dict[str, Any]]:
                 "acceptance": statistics.fmean(c.acceptance for c in chains),
                 "tokens": tokens,
                 "n": n,
-                "gold": {way: [f[way][0] for f in found] for way in found[0]},
-                "proxy": {way: [f[way][1] for f in found] for way, (_, proxy) in found[0].items() if proxy is not None},
+                "gold": {way: [f[way][0] for f in points] for way in points[0]},
+                "proxy": {
+                    way: [f[way][1] for f in points] for way, (_, proxy) in points[0].items() if proxy is not None
+                },
             }
         )
     return rows
 
 
-def show(studies: Sequence[Study]) -> dict[str, Any]:
+def show(studies: Sequence[QAlignStudy]) -> dict[str, Any]:
     """Prints a table for each kind of prompts and returns the figures."""
     figures: dict[str, Any] = {}
     for study in studies:
-        rows = measured(study)
+        rows = tabulate(study)
         columns = list(rows[0]["gold"])
         print(f"\n{study.name}: proxy / " + ("share solved" if study.votes else "gold rise, in spreads"))
         shown = []
@@ -220,7 +222,7 @@ def show(studies: Sequence[Study]) -> dict[str, Any]:
 
 
 def draw(figures: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
-    """Gold against sampled tokens, by way to choose: of chains and of weights a line for each beta."""
+    """Gold against sampled tokens for each way; chains have a line for each beta."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,10 +1,10 @@
-"""`search`: what each way to search makes of the base's answers, and what it costs.
+"""`search`: gold and cost of every kind of search.
 
 One answer to each of the same held-out prompts by every way, all by one reward model (proxy), for an objective that the
-aligned twin was trained for and for one that it was not. Proxy is in the reward's units, gold in points from 0 to 10;
-± is half a 95 % interval over prompts, and `rise` is gold above the base's own answers, prompt by prompt. KL to the
-base is exact along the answer for guides, a bound for best of N and blockwise (log K - (K - 1) / K a decision), the
-search's own estimate for tokenwise ones and particles, and untold for chains and beams. Tokens are per answer.
+aligned twin was trained for and for another. Proxy is in the reward's units, gold in points from 0 to 10; ± is half a
+95 % interval over prompts, and `rise` is gold above the base's answer to the same prompt. KL to the base is exact along
+the answer for guides, a bound for best of N and blockwise (log K - (K - 1) / K per decision), the search's own estimate
+for tokenwise ones and particles, and missing for chains and beams. Tokens are per answer.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from trimtab.recipes.gold import GOLD, fluency
 
 TWIN = {"aligned": 1.0}
 BETA = 0.5
-"""Of every method that tilts, in the reward's units: about half a spread."""
+"""Of every method that tilts by the reward, in its units: about half a spread."""
 
 Way = tuple[str, str, dict[str, Any]]
 """family, name, alignment without its reward"""
@@ -37,7 +37,7 @@ def search(strategy: str, **params: Any) -> dict[str, Any]:
 
 
 def ways(objective: str, *, quick: bool) -> list[Way]:
-    """For an objective of the twin's and for another; value head `value`, baselines the twin and the base."""
+    """With the value head `value` of the objective, and the twin and the base as baselines."""
     value = f"value.{objective}"
     ahead = {"k": 5, "alpha": BETA, "horizon": 10, "min_p": 0.05}
     chosen: list[Way] = [
@@ -80,7 +80,7 @@ def ways(objective: str, *, quick: bool) -> list[Way]:
 
 
 @dataclass(frozen=True)
-class Answered:
+class SearchAnswer:
     text: str
     kl: float | None
     sampled: int
@@ -88,7 +88,7 @@ class Answered:
 
 
 @dataclass(frozen=True)
-class Row:
+class WayRow:
     """One way's answers, measured per prompt."""
 
     objective: str
@@ -104,28 +104,28 @@ class Row:
     scored: float
 
     def figures(self) -> dict[str, Any]:
-        told = {name: statistics.fmean(getattr(self, name)) for name in ("proxy", "gold", "rise")}
+        means = {name: statistics.fmean(getattr(self, name)) for name in ("proxy", "gold", "rise")}
         halves = {f"{name}_half_ci95": half(getattr(self, name)) for name in ("proxy", "gold", "rise")}
         single = ("objective", "family", "name", "fluency", "words", "kl", "sampled", "scored")
-        return {name: getattr(self, name) for name in single} | told | halves
+        return {name: getattr(self, name) for name in single} | means | halves
 
 
 class Searches(Bench):
-    """Rows of the table, over what every study's points share."""
+    """Rows of the table, over shared prompts and seeds."""
 
-    async def row(self, objective: str, way: Way, base: Row | None) -> Row:
+    async def row(self, objective: str, way: Way, base: WayRow | None) -> WayRow:
         family, name, alignment = way
         reward = f"rm-a.{objective}"
-        asked = dict(alignment)
-        if "params" in asked and asked["strategy"] != "dera":
-            asked.setdefault("reward", reward)
-        answers = await asyncio.gather(*(self._asked(seed, asked) for seed in range(len(self.prompts))))
+        request = dict(alignment)
+        if "params" in request and request["strategy"] != "dera":
+            request.setdefault("reward", reward)
+        answers = await asyncio.gather(*(self._answer_way(seed, request) for seed in range(len(self.prompts))))
         proxy = await asyncio.gather(
             *(self._score(p, a.text, reward) for p, a in zip(self.prompts, answers, strict=True))
         )
         gold = tuple(GOLD[objective](p.text, a.text) for p, a in zip(self.prompts, answers, strict=True))
         kls = [a.kl for a in answers if a.kl is not None]
-        return Row(
+        return WayRow(
             objective=objective,
             family=family,
             name=name,
@@ -139,24 +139,24 @@ class Searches(Bench):
             scored=statistics.fmean(a.scored for a in answers),
         )
 
-    async def _asked(self, seed: int, alignment: Mapping[str, Any]) -> Answered:
+    async def _answer_way(self, seed: int, alignment: Mapping[str, Any]) -> SearchAnswer:
         traced = "guides" in alignment or alignment["strategy"] == "dera"
-        asked = {**alignment, **({"return": ["trace"]} if traced else {})}
-        answer = await self.ask(seed, asked, seed=1000 + seed)
-        told: Any = (answer.model_extra or {})["alignment"]
-        [choice] = told.get("choices", [{}])
-        return Answered(
+        request = {**alignment, **({"return": ["trace"]} if traced else {})}
+        answer = await self.ask(seed, request, seed=1000 + seed)
+        report: Any = (answer.model_extra or {})["alignment"]
+        [choice] = report.get("choices", [{}])
+        return SearchAnswer(
             text=answer.choices[0].message.content or "",
             kl=divergence(alignment, choice),
-            sampled=told["sampled_tokens"],
-            scored=told["scored_tokens"],
+            sampled=report["sampled_tokens"],
+            scored=report["scored_tokens"],
         )
 
     async def _score(self, prompt: Prompt, text: str, reward: str) -> float:
         body = {"messages": list(prompt.messages), "responses": [text], "reward": reward}
         async with self.gate:
-            found: Any = await self.client.post("/alignment/score", cast_to=object, body=body)
-        value: float = found["scores"][0]["value"]
+            answer: Any = await self.client.post("/alignment/score", cast_to=object, body=body)
+        value: float = answer["scores"][0]["value"]
         return value
 
 
@@ -168,18 +168,18 @@ def divergence(alignment: Mapping[str, Any], choice: Mapping[str, Any]) -> float
     if alignment["strategy"] == "best_of_n":
         n = alignment["params"]["n"]
         return float(math.log(n) - (n - 1) / n)
-    found = choice.get("kl", choice.get("kl_bound"))
-    return None if found is None else float(found)
+    kl = choice.get("kl", choice.get("kl_bound"))
+    return None if kl is None else float(kl)
 
 
 async def run(
-    client: AsyncOpenAI, model: str, *, prompts: int, quick: bool, keep: Callable[[Sequence[Row]], None]
-) -> list[Row]:
-    """`keep` gets the rows so far after each: a whole study takes an hour or two."""
+    client: AsyncOpenAI, model: str, *, prompts: int, quick: bool, keep: Callable[[Sequence[WayRow]], None]
+) -> list[WayRow]:
+    """`keep` gets the rows so far after each, since a whole study takes an hour or two."""
     bench = Searches(client, model, heldout_prompts(prompts, seed=5), asyncio.Semaphore(8))
-    rows: list[Row] = []
+    rows: list[WayRow] = []
     for objective in ("helpfulness", "warmth"):
-        base: Row | None = None
+        base: WayRow | None = None
         for way in ways(objective, quick=quick):
             row = await bench.row(objective, way, base)
             base = base or row
@@ -189,7 +189,7 @@ async def run(
     return rows
 
 
-def show(rows: Sequence[Row]) -> dict[str, Any]:
+def show(rows: Sequence[WayRow]) -> dict[str, Any]:
     """Prints the tables and returns the figures."""
     headers = ["way", "", "proxy", "gold", "rise", "KL", "fluency", "words", "sampled", "scored"]
     for objective in dict.fromkeys(row.objective for row in rows):
@@ -204,7 +204,7 @@ def show(rows: Sequence[Row]) -> dict[str, Any]:
     return {"rows": [row.figures() for row in rows]}
 
 
-def draw(rows: Sequence[Row], path: Path) -> None:
+def draw(rows: Sequence[WayRow], path: Path) -> None:
     """Gold and proxy against sampled tokens, and gold against divergence, for each objective, as one PNG."""
     import matplotlib
 

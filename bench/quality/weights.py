@@ -1,12 +1,13 @@
-"""`infer` and `auto`: weights that nobody wrote down, from a person's choices and from the prompt.
+"""`infer` and `auto`: weights from a person's choices and from the prompt.
 
 `infer`: simulated people with hidden weights w choose between answers of the base by P = sigmoid(w . r), r the served
-rewards in spreads, and the server infers w from what they chose. Cosine of inferred and hidden weights by number of
-choices, of pairs taken at random and of those that the server asks for; how often its 95 % intervals hold the hidden
-direction, and the cosine that it expects of itself.
+rewards in spreads, and the server infers w from their choices. Cosine of inferred and hidden weights by number of
+choices, for random pairs and for pairs that the server asks for; the coverage of its 95 % intervals, and the cosine
+that it expects.
 
-`auto`: one answer to each held-out prompt with weights by the prompt, with equal weights, and with those of who asks,
-which no adapter has seen; what who asks thinks of them, in spreads of the base's gold (recipes.orchestrator.WANTS).
+`auto`: one answer to each held-out prompt with weights from the prompt, with equal weights, and with the asker's own,
+which no adapter has seen; the worth of each answer to the asker, in spreads of the base's gold
+(recipes.orchestrator.WANTS).
 """
 
 from __future__ import annotations
@@ -25,55 +26,55 @@ from openai import AsyncOpenAI
 
 from trimtab.bench.quality.directions import Directions
 from trimtab.bench.quality.points import half, plus_minus
-from trimtab.bench.quality.pool import drawn
+from trimtab.bench.quality.pool import draw_answers
 from trimtab.bench.report import table
 from trimtab.recipes.corpus import Prompt, heldout_prompts
-from trimtab.recipes.orchestrator import WANTS, wanted
+from trimtab.recipes.orchestrator import WANTS, asker_worth
 
 STD = 2.0
-"""Of the people's hidden weights, which is the server's prior."""
+"""Standard deviation of the hidden weights, which is that of the server's prior."""
 ANSWERS, OFFERED = 6, 8
-"""Per conversation, and conversations that the server may ask about each time."""
+"""Answers per conversation, and conversations from which the server chooses its next question."""
 
 Vector = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Answered:
-    """A conversation and the base's answers to it, as the server scores them."""
+class ScoredPool:
+    """A conversation, the base's answers to it, and the server's scores of them."""
 
     prompt: Prompt
     texts: Sequence[str]
     rewards: Vector
     """[ANSWERS, K]"""
 
-    def asked(self, **more: Any) -> dict[str, Any]:
+    def to_request(self, **more: Any) -> dict[str, Any]:
         return {"messages": list(self.prompt.messages), **more}
 
 
 @dataclass(frozen=True)
-class Found:
-    """What the server inferred of one person after some choices."""
+class Inference:
+    """The server's estimate of one person after some choices."""
 
     cosine: float
-    held: float
-    """Share of objectives whose interval holds the truth."""
+    coverage: float
+    """Share of objectives whose interval contains the truth."""
     expected: float
 
 
-async def answered(
+async def draw_pool(
     client: AsyncOpenAI, model: str, objectives: Sequence[str], prompts: int, gate: asyncio.Semaphore
-) -> list[Answered]:
+) -> list[ScoredPool]:
     chosen = heldout_prompts(prompts, seed=7)
-    texts = await drawn(client, model, chosen, ANSWERS, gate)
+    texts = await draw_answers(client, model, chosen, ANSWERS, gate)
 
-    async def one(prompt: Prompt, texts: Sequence[str]) -> Answered:
+    async def one(prompt: Prompt, texts: Sequence[str]) -> ScoredPool:
         weights = dict.fromkeys(objectives, 1.0)
         body = {"messages": list(prompt.messages), "responses": list(texts), "weights": weights}
         async with gate:
-            found: Any = await client.post("/alignment/score", cast_to=object, body=body)
-        rewards = np.array([[s["transformed"][o] for o in objectives] for s in found["scores"]])
-        return Answered(prompt, texts, rewards)
+            answer: Any = await client.post("/alignment/score", cast_to=object, body=body)
+        rewards = np.array([[s["transformed"][o] for o in objectives] for s in answer["scores"]])
+        return ScoredPool(prompt, texts, rewards)
 
     return list(await asyncio.gather(*(one(p, t) for p, (t, _) in zip(chosen, texts, strict=True))))
 
@@ -81,24 +82,24 @@ async def answered(
 async def person(
     client: AsyncOpenAI,
     objectives: Sequence[str],
-    pool: Sequence[Answered],
+    pool: Sequence[ScoredPool],
     seed: int,
     checkpoints: Sequence[int],
     *,
     active: bool,
     gate: asyncio.Semaphore,
-) -> dict[int, Found]:
-    """What is found of one person at each number of choices."""
+) -> dict[int, Inference]:
+    """The estimate at each number of choices."""
     w = np.random.default_rng([seed, 0]).standard_normal(len(objectives)) * STD
     rng = np.random.default_rng([seed, 1 + active])
     comparisons: list[dict[str, Any]] = []
-    found: dict[int, Found] = {}
+    inferences: dict[int, Inference] = {}
 
-    async def inferred(candidates: Sequence[Answered]) -> Any:
+    async def infer_weights(candidates: Sequence[ScoredPool]) -> Any:
         body = {
             "objectives": list(objectives),
             "comparisons": comparisons,
-            "candidates": [c.asked(responses=list(c.texts)) for c in candidates],
+            "candidates": [c.to_request(responses=list(c.texts)) for c in candidates],
         }
         async with gate:
             return await client.post("/alignment/infer", cast_to=object, body=body)
@@ -107,20 +108,20 @@ async def person(
         offered = [pool[i] for i in rng.choice(len(pool), OFFERED, replace=False)]
         place, (a, b) = 0, rng.choice(ANSWERS, 2, replace=False)
         if active:
-            ask = (await inferred(offered))["ask"]
+            ask = (await infer_weights(offered))["ask"]
             place, (a, b) = ask["candidate"], ask["responses"]
         one = offered[place]
         margin = float((one.rewards[a] - one.rewards[b]) @ w)
         first = rng.random() < 0.5 * (1 + math.tanh(margin / 2))
         texts = (one.texts[a], one.texts[b]) if first else (one.texts[b], one.texts[a])
-        comparisons.append(one.asked(chosen=texts[0], rejected=texts[1]))
+        comparisons.append(one.to_request(chosen=texts[0], rejected=texts[1]))
         if n in checkpoints:
-            told = await inferred([])
-            u, v = w / np.linalg.norm(w), np.array([told["weights"][o] for o in objectives])
-            bounds = [told["interval"][o] for o in objectives]
-            held = statistics.fmean(low <= x <= high for x, (low, high) in zip(u, bounds, strict=True))
-            found[n] = Found(float(u @ v), held, told["expected_cosine"])
-    return found
+            inference = await infer_weights([])
+            u, v = w / np.linalg.norm(w), np.array([inference["weights"][o] for o in objectives])
+            bounds = [inference["interval"][o] for o in objectives]
+            coverage = statistics.fmean(low <= x <= high for x, (low, high) in zip(u, bounds, strict=True))
+            inferences[n] = Inference(float(u @ v), coverage, inference["expected_cosine"])
+    return inferences
 
 
 async def infer(client: AsyncOpenAI, catalogue: Mapping[str, Any], *, prompts: int, quick: bool) -> dict[str, Any]:
@@ -128,7 +129,7 @@ async def infer(client: AsyncOpenAI, catalogue: Mapping[str, Any], *, prompts: i
     objectives = [name for name, o in catalogue["objectives"].items() if o["reward"]]
     gate = asyncio.Semaphore(8)
     people, checkpoints = (12, (1, 2, 4, 8)) if quick else (40, (1, 2, 4, 8, 16, 24))
-    pool = await answered(client, catalogue["model"], objectives, max(prompts, OFFERED), gate)
+    pool = await draw_pool(client, catalogue["model"], objectives, max(prompts, OFFERED), gate)
     ways = {}
     for way in ("random", "asked"):
         ways[way] = await asyncio.gather(
@@ -138,13 +139,13 @@ async def infer(client: AsyncOpenAI, catalogue: Mapping[str, Any], *, prompts: i
     rows, figures = [], []
     for n in checkpoints:
         row: dict[str, Any] = {"choices": n}
-        for way, found in ways.items():
-            cosines = [f[n].cosine for f in found]
+        for way, inferences in ways.items():
+            cosines = [f[n].cosine for f in inferences]
             row[way] = {
                 "cosine": statistics.fmean(cosines),
                 "half_ci95": half(cosines),
-                "held": statistics.fmean(f[n].held for f in found),
-                "expected": statistics.fmean(f[n].expected for f in found),
+                "held": statistics.fmean(f[n].coverage for f in inferences),
+                "expected": statistics.fmean(f[n].expected for f in inferences),
             }
         gain = [b[n].cosine - a[n].cosine for a, b in zip(ways["random"], ways["asked"], strict=True)]
         row["gain"], row["gain_half_ci95"] = statistics.fmean(gain), half(gain)
@@ -169,15 +170,15 @@ async def auto(bench: Directions, catalogue: Mapping[str, Any]) -> dict[str, Any
         raise SystemExit("this server has no auto_weights")
 
     def worth(texts: Sequence[str]) -> list[float]:
-        return [wanted(p.domain, p.text, text) for p, text in zip(bench.prompts, texts, strict=True)]
+        return [asker_worth(p.domain, p.text, text) for p, text in zip(bench.prompts, texts, strict=True)]
 
-    async def own(how: Mapping[str, Any]) -> list[str]:
-        """With the weights of who asks, domain by domain."""
-        found: dict[int, str] = {}
+    async def answer_by_asker(how: Mapping[str, Any]) -> list[str]:
+        """With the asker's own weights in each domain."""
+        texts: dict[int, str] = {}
         for domain, weights in WANTS.items():
             places = [i for i, p in enumerate(bench.prompts) if p.domain == domain]
-            found |= dict(zip(places, await bench.texts({**how, "weights": weights}, places), strict=True))
-        return [found[i] for i in range(len(bench.prompts))]
+            texts |= dict(zip(places, await bench.texts({**how, "weights": weights}, places), strict=True))
+        return [texts[i] for i in range(len(bench.prompts))]
 
     base = worth(await bench.texts({"strategy": "plain"}))
     rows, figures = [["base", "", plus_minus(base), "", ""]], [{"strategy": "base", "worth": statistics.fmean(base)}]
@@ -188,7 +189,7 @@ async def auto(bench: Directions, catalogue: Mapping[str, Any]) -> dict[str, Any
         by = {
             "equal": worth(await bench.texts({**how, "weights": equal})),
             "auto": worth(await bench.texts({**how, "weights": "auto"})),
-            "who asks": worth(await own(how)),
+            "who asks": worth(await answer_by_asker(how)),
         }
         for name, values in by.items():
             apart = [a - b for a, b in zip(values, by["equal"], strict=True)]
@@ -214,9 +215,11 @@ def draw_infer(figures: Mapping[str, Any], path: Path) -> None:
     figure, axis = plt.subplots(figsize=(7, 5), layout="constrained")
     ns = [row["choices"] for row in figures["rows"]]
     for way in ("random", "asked"):
-        told = [row[way] for row in figures["rows"]]
-        axis.errorbar(ns, [t["cosine"] for t in told], [t["half_ci95"] for t in told], marker="o", capsize=3, label=way)
-        axis.plot(ns, [t["expected"] for t in told], ":", label=f"{way}: as the server expects")
+        points = [row[way] for row in figures["rows"]]
+        axis.errorbar(
+            ns, [t["cosine"] for t in points], [t["half_ci95"] for t in points], marker="o", capsize=3, label=way
+        )
+        axis.plot(ns, [t["expected"] for t in points], ":", label=f"{way}: as the server expects")
     axis.set(xlabel="choices", ylabel="cosine of inferred and hidden weights", ylim=(0, 1))
     axis.legend()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,1 @@
+"""Searches against their peers at equal work: seconds, tokens and answers."""

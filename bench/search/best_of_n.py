@@ -1,24 +1,23 @@
 """`best_of_n`: answers per second.
 
 Every way answers the same held-out questions with the best of N answers of the same base, drawn at temperature 1 and
-scored by the same reward model; both servers run with the same engine arguments. Closed loop: c clients, each sending
-its next question when the last one is answered. The best answers' mean reward is told too: ways that do the same differ
-by chance alone.
+scored by the same reward model; both servers run with the same engine arguments. Closed loop: c clients, each of which
+sends its next question when its last is answered. The mean reward of the answers is a check: among equivalent ways it
+differs by chance alone.
 
 - trimtab: one request with `alignment`. The server draws, scores and chooses.
 - vLLM + HF: a client draws from vLLM's server (N requests at once, or one with n = N), scores the answers in one batch
-  with transformers in its own process, and chooses. "in turn" is the script that one writes first: a request and a
-  score, N times.
+  with transformers in its own process, and chooses. "in turn" is the simplest script: a request and a score, N times.
 - its_hub (1.2): `BestOfN` with its OpenAI-compatible language model and no limit on concurrency. It has no reward model
-  of its own that reads a classification head, so the same transformers code stands behind its
-  `AbstractOutcomeRewardModel`, in one batch, in a thread.
-- optillm (0.4): `best_of_n_sampling`, the function behind its `bon` approach, without its proxy. It has no reward
-  model: the base rates each answer in a request of its own, one after the other. It allows 256 tokens for a number;
-  here 4, what a base that follows instructions would take, since the demo base does not.
+  for a classification head, so the same transformers code implements its `AbstractOutcomeRewardModel`, in one batch, in
+  a thread.
+- optillm (0.4): `best_of_n_sampling`, the function of its `bon` approach, without its proxy. It has no reward model:
+  the base rates the answers in one request each, one after another. It allows 256 tokens for a rating; here 4, enough
+  for a base that follows instructions, which the demo base does not.
 
-The second table: tokens of prompts asked for and computed by the base while a long conversation is answered, from the
-servers' `vllm:prompt_tokens_by_source`. vLLM reuses whole blocks of a prompt; on CPU a block has 128 tokens unless
-`--set engine.block_size=32` or the like says otherwise.
+The second table: prompt tokens requested from and computed by the base while it answers a long conversation, from the
+servers' `vllm:prompt_tokens_by_source`. vLLM reuses whole blocks of a prompt; on CPU a block has 128 tokens by default,
+see `--set engine.block_size=32`.
 """
 
 from __future__ import annotations
@@ -36,15 +35,15 @@ from typing import Any
 import httpx
 
 from trimtab.bench.peers.hf_reward import HFReward
-from trimtab.bench.peers.loop import Answer, Conversation, Way, Work, looped, peer
+from trimtab.bench.peers.loop import Answer, Conversation, Task, Way, in_closed_loop, peer
 from trimtab.bench.search.common import (
     LABEL,
     OURS,
     Prefill,
     block_size,
     clients_to,
-    compared,
-    drawn,
+    compare,
+    draw,
     long_conversation,
     measure,
     prefill,
@@ -70,32 +69,32 @@ class Outside:
     reward: HFReward
 
     async def draw(self, conversation: Conversation, n: int) -> list[str]:
-        return await drawn(self.http, self.model, conversation, n=n)
+        return await draw(self.http, self.model, conversation, n=n)
 
-    async def scored(self, conversation: Conversation, answers: list[str]) -> str:
-        read = [[*conversation, {"role": "assistant", "content": answer}] for answer in answers]
-        return best(answers, await asyncio.to_thread(self.reward, read))
+    async def choose_best(self, conversation: Conversation, answers: list[str]) -> str:
+        conversations = [[*conversation, {"role": "assistant", "content": answer}] for answer in answers]
+        return best(answers, await asyncio.to_thread(self.reward, conversations))
 
     async def at_once(self, conversation: Conversation, n: int) -> str:
         answers = await asyncio.gather(*(self.draw(conversation, 1) for _ in range(n)))
-        return await self.scored(conversation, [answer for [answer] in answers])
+        return await self.choose_best(conversation, [answer for [answer] in answers])
 
     async def as_one(self, conversation: Conversation, n: int) -> str:
-        return await self.scored(conversation, await self.draw(conversation, n))
+        return await self.choose_best(conversation, await self.draw(conversation, n))
 
     async def in_turn(self, conversation: Conversation, n: int) -> str:
         answers, scores = [], []
         for _ in range(n):
             answers += await self.draw(conversation, 1)
-            read = [*conversation, {"role": "assistant", "content": answers[-1]}]
-            scores += await asyncio.to_thread(self.reward, [read])
+            whole = [*conversation, {"role": "assistant", "content": answers[-1]}]
+            scores += await asyncio.to_thread(self.reward, [whole])
         return best(answers, scores)
 
 
 def inside(http: httpx.AsyncClient, model: str, reward: str) -> Answer:
     async def answer(conversation: Conversation, n: int) -> str:
         alignment = {"strategy": "best_of_n", "reward": reward, "params": {"n": n}}
-        [text] = await drawn(http, model, conversation, alignment=alignment)
+        [text] = await draw(http, model, conversation, alignment=alignment)
         return text
 
     return answer
@@ -104,12 +103,12 @@ def inside(http: httpx.AsyncClient, model: str, reward: str) -> Answer:
 async def measure_prefill(
     ways: dict[str, tuple[Way, httpx.AsyncClient]], conversations: list[Conversation], n: int
 ) -> dict[str, Prefill]:
-    """Every way reads conversations of its own, so that none finds another's in the cache."""
+    """Every way has its own conversations, so that none finds another's in the cache."""
     figures = {}
     share = len(conversations) // len(ways)
     for i, (name, (way, http)) in enumerate(ways.items()):
         before = prefill((await http.get("/metrics")).text)
-        await way(Work(conversations[i * share : (i + 1) * share], n, clients=1))
+        await way(Task(conversations[i * share : (i + 1) * share], n, clients=1))
         figures[name] = prefill((await http.get("/metrics")).text).since(before)
     return figures
 
@@ -122,9 +121,9 @@ async def run(ours: str, theirs: str, model: str, args: argparse.Namespace) -> d
         to_ours, to_theirs = await clients_to(ours, theirs, stack=stack)
         outside = Outside(http=to_theirs, model=model, reward=reward)
         ways = {
-            OURS: looped(inside(to_ours, model, f"rm-a.{LABEL}")),
-            "vLLM + HF, N requests at once": looped(outside.at_once),
-            "vLLM + HF, one request with n = N": looped(outside.as_one),
+            OURS: in_closed_loop(inside(to_ours, model, f"rm-a.{LABEL}")),
+            "vLLM + HF, N requests at once": in_closed_loop(outside.at_once),
+            "vLLM + HF, one request with n = N": in_closed_loop(outside.as_one),
         }
         mine = {name: (way, to_ours if name == OURS else to_theirs) for name, way in ways.items()}
         if args.its_hub_python:
@@ -136,16 +135,16 @@ async def run(ours: str, theirs: str, model: str, args: argparse.Namespace) -> d
             ways["optillm"] = await stack.enter_async_context(
                 peer(args.optillm_python, "trimtab.bench.peers.optillm", theirs, model, log=Path("out/optillm.log"))
             )
-        ways[IN_TURN] = looped(outside.in_turn)
-        asked, figures = questions(args.seed), []
+        ways[IN_TURN] = in_closed_loop(outside.in_turn)
+        stream, figures = questions(args.seed), []
         for n, clients in itertools.product(args.n or ([4, 16] if args.quick else [4, 16, 64]), args.clients or [4, 1]):
             at_hand = {name: way for name, way in ways.items() if name != IN_TURN or n <= args.in_turn_up_to}
-            works = [Work([next(asked) for _ in range(per_client * clients)], n, clients) for _ in range(rounds + 1)]
-            cells = await measure(at_hand, works, reward)
-            figures += compared(cells, per_client * clients, n=n, clients=clients)
+            tasks = [Task([next(stream) for _ in range(per_client * clients)], n, clients) for _ in range(rounds + 1)]
+            cells = await measure(at_hand, tasks, reward)
+            figures += compare(cells, per_client * clients, n=n, clients=clients)
             print(f"N = {n}, {clients} clients: done", file=sys.stderr, flush=True)
         n = 16
-        long = [long_conversation(asked) for _ in range(4 * len(mine))]
+        long = [long_conversation(stream) for _ in range(4 * len(mine))]
         saved = await measure_prefill(mine, long, n)
         block = block_size((await to_theirs.get("/metrics")).text)
     for name, python in (("its_hub", args.its_hub_python), ("optillm", args.optillm_python)):

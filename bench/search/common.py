@@ -1,4 +1,4 @@
-"""What the searches' measurements share: questions, requests, rounds of ways and their ratios, a server's counters."""
+"""Shared by the searches: questions, requests, rounds of ways and their ratios, a server's counters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 
 from trimtab.bench.peers.hf_reward import HFReward
-from trimtab.bench.peers.loop import MAX_TOKENS, Conversation, Way, Work
+from trimtab.bench.peers.loop import MAX_TOKENS, Conversation, Task, Way
 from trimtab.bench.report import hardware, table
 from trimtab.recipes.corpus import heldout_prompts
 
@@ -21,36 +21,36 @@ LABEL = "helpfulness"
 OURS = "trimtab"
 PATH = "/v1/chat/completions"
 LONG_TURNS = 25
-"""Messages of the long conversation: some 400 tokens."""
+"""Messages of the long conversation, about 400 tokens."""
 
 
 @dataclass(frozen=True)
 class Prefill:
-    asked: float
+    requested: float
     computed: float
 
     @property
     def saved(self) -> float:
-        return 1 - self.computed / self.asked
+        return 1 - self.computed / self.requested
 
     def since(self, before: Prefill) -> Prefill:
-        return Prefill(self.asked - before.asked, self.computed - before.computed)
+        return Prefill(self.requested - before.requested, self.computed - before.computed)
 
 
 def samples(metrics: str, name: str) -> list[tuple[dict[str, str], float]]:
     """(labels, value) of a metric in Prometheus's text format."""
-    found = []
+    rows = []
     for line in metrics.splitlines():
         if match := re.fullmatch(rf"{re.escape(name)}(?:\{{(.*)\}})? (\S+)", line):
-            found.append((dict(re.findall(r'(\w+)="([^"]*)"', match[1] or "")), float(match[2])))
-    return found
+            rows.append((dict(re.findall(r'(\w+)="([^"]*)"', match[1] or "")), float(match[2])))
+    return rows
 
 
 def prefill(metrics: str) -> Prefill:
     """Tokens of prompts since the server's start."""
     sources = samples(metrics, "vllm:prompt_tokens_by_source_total")
     return Prefill(
-        asked=sum(value for _, value in sources),
+        requested=sum(value for _, value in sources),
         computed=sum(value for labels, value in sources if labels["source"] == "local_compute"),
     )
 
@@ -62,29 +62,31 @@ def block_size(metrics: str) -> int:
 
 @dataclass(frozen=True)
 class Cell:
-    """What one way did with the works of one cell of the table: seconds, and its answers' mean reward."""
+    """One way in one cell of the table: seconds of each task, and the mean reward of its answers."""
 
     seconds: list[float] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
 
 
-async def measure(ways: Mapping[str, Way], works: Iterable[Work], reward: HFReward) -> dict[str, Cell]:
-    """Every way does each work, one way after the other and each time in another order; the first work warms up."""
+async def measure(ways: Mapping[str, Way], tasks: Iterable[Task], reward: HFReward) -> dict[str, Cell]:
+    """Every way does each task, one after another and each time in another order; the first task warms up."""
     cells = {name: Cell() for name in ways}
     names = list(ways)
-    for i, work in enumerate(works):
+    for i, task in enumerate(tasks):
         for name in names[i % len(names) :] + names[: i % len(names)]:
-            done = await ways[name](work)
+            done = await ways[name](task)
             if i > 0:
-                asked = itertools.cycle(work.conversations)
-                read = [[*c, {"role": "assistant", "content": a}] for c, a in zip(asked, done.answers, strict=False)]
+                conversations = itertools.cycle(task.conversations)
+                answered = [
+                    [*c, {"role": "assistant", "content": a}] for c, a in zip(conversations, done.answers, strict=False)
+                ]
                 cells[name].seconds.append(done.seconds)
-                cells[name].rewards.append(statistics.mean(reward(read)))
+                cells[name].rewards.append(statistics.mean(reward(answered)))
     return cells
 
 
-def compared(cells: Mapping[str, Cell], amount: float, **about: Any) -> list[dict[str, Any]]:
-    """A row for each way: `amount` over its median time, and how many times faster than it trimtab was, by round."""
+def compare(cells: Mapping[str, Cell], amount: float, **about: Any) -> list[dict[str, Any]]:
+    """A row for each way: `amount` over its median time, and by round its time over trimtab's."""
     rows = []
     for name, cell in cells.items():
         ratios = [theirs / ours for ours, theirs in zip(cells[OURS].seconds, cell.seconds, strict=True)]
@@ -103,7 +105,7 @@ def compared(cells: Mapping[str, Cell], amount: float, **about: Any) -> list[dic
 
 
 def show(unit: str, rows: Sequence[Mapping[str, Any]], *about: str) -> None:
-    """The table of `compared`, with the columns `about` before it."""
+    """The table of `compare`, with the columns `about` before it."""
     headers = [*about, "way", f"{unit}/s", "trimtab: times faster", "rounds", "mean reward"]
     shown = [
         [*(r[a] for a in about), r["way"], r["per_s"], f"{r['faster']:.2f}",
@@ -114,11 +116,11 @@ def show(unit: str, rows: Sequence[Mapping[str, Any]], *about: str) -> None:
 
 
 def show_prefill(what: str, first: str, saved: Mapping[str, Prefill], block: int) -> list[dict[str, Any]]:
-    """Prints tokens that were asked for and computed, and returns them."""
+    """Prints requested and computed tokens, and returns them."""
     print(f"{what}, blocks of {block} tokens\n")
-    rows = [[name, f"{p.asked:.0f}", f"{p.computed:.0f}", f"{p.saved:.0%}"] for name, p in saved.items()]
+    rows = [[name, f"{p.requested:.0f}", f"{p.computed:.0f}", f"{p.saved:.0%}"] for name, p in saved.items()]
     print(table([first, "asked for", "computed", "saved"], rows))
-    return [{"of": name, "asked": p.asked, "computed": p.computed, "saved": p.saved} for name, p in saved.items()]
+    return [{"of": name, "asked": p.requested, "computed": p.computed, "saved": p.saved} for name, p in saved.items()]
 
 
 def questions(seed: int) -> Iterator[Conversation]:
@@ -131,16 +133,16 @@ def long_conversation(short: Iterator[Conversation]) -> Conversation:
 
 
 async def choices(http: httpx.AsyncClient, path: str, **body: Any) -> Any:
-    """Of one request at temperature 1; raises RuntimeError with what the server says."""
+    """Choices of one request at temperature 1; raises RuntimeError with the server's error."""
     answer = await http.post(path, json={"temperature": 1.0, **body})
     if answer.is_error:
         raise RuntimeError(answer.text)
     return answer.json()["choices"]
 
 
-async def drawn(http: httpx.AsyncClient, model: str, conversation: Conversation, **more: Any) -> list[str]:
-    found = await choices(http, PATH, model=model, messages=conversation, max_tokens=MAX_TOKENS, **more)
-    return [choice["message"]["content"] or "" for choice in found]
+async def draw(http: httpx.AsyncClient, model: str, conversation: Conversation, **more: Any) -> list[str]:
+    drawn = await choices(http, PATH, model=model, messages=conversation, max_tokens=MAX_TOKENS, **more)
+    return [choice["message"]["content"] or "" for choice in drawn]
 
 
 async def clients_to(*urls: str, stack: AsyncExitStack) -> list[httpx.AsyncClient]:

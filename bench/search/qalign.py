@@ -1,13 +1,13 @@
-"""`qalign`: steps of Markov chains per second, of F chains of one question side by side.
+"""`qalign`: steps of Markov chains per second, with F chains of one question at once.
 
-- trimtab: one request with `alignment`, its chains in the server.
+- trimtab: one request with `alignment`; the chains run in the server.
 - vLLM + HF: the same chains as coroutines of a client, each suffix a request of token ids to vLLM's server, each
   score by transformers in the client's process.
-- quest-decoding (1.0.16): the authors' `Quest` with its `RLHFSuffixProposal`, in a process of its own, on its HF and
-  its vLLM backend; what had to be adapted stands in bench/peers/quest.py. All chains wait for the slowest at each step.
+- quest-decoding (1.0.16): the authors' `Quest` with its `RLHFSuffixProposal`, in its own process, on its HF and its
+  vLLM backend; bench/peers/quest.py lists what had to be adapted. All chains wait for the slowest at each step.
 
-A step is a suffix drawn and an answer scored. The first draws are in the time. The second table: tokens of prompts and
-kept beginnings asked for and computed by the base, for a question of a few tokens and for a long conversation.
+A step draws a suffix and scores an answer. The time includes the first draws. The second table: tokens of prompts and
+prefixes requested from and computed by the base, for a question of a few tokens and for a long conversation.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 import httpx
 
 from trimtab.bench.peers.hf_reward import HFReward
-from trimtab.bench.peers.loop import MAX_TOKENS, Conversation, Way, Work, peer, timed
+from trimtab.bench.peers.loop import MAX_TOKENS, Conversation, Task, Way, peer, time_answers
 from trimtab.bench.search.common import (
     LABEL,
     OURS,
@@ -32,8 +32,8 @@ from trimtab.bench.search.common import (
     block_size,
     choices,
     clients_to,
-    compared,
-    drawn,
+    compare,
+    draw,
     long_conversation,
     measure,
     prefill,
@@ -47,44 +47,44 @@ BETA = 0.5
 
 
 def inside(http: httpx.AsyncClient, model: str) -> Way:
-    async def chains(conversation: Conversation, work: Work) -> list[str]:
-        params = {"chains": work.clients, "steps": work.n, "beta": BETA, "answer": "last"}
+    async def chains(conversation: Conversation, task: Task) -> list[str]:
+        params = {"chains": task.clients, "steps": task.n, "beta": BETA, "answer": "last"}
         alignment = {"strategy": "qalign", "reward": f"rm-a.{LABEL}", "params": params}
-        return await drawn(http, model, conversation, n=work.clients, alignment=alignment)
+        return await draw(http, model, conversation, n=task.clients, alignment=alignment)
 
-    return timed(chains)
+    return time_answers(chains)
 
 
 def outside(http: httpx.AsyncClient, model: str, reward: HFReward) -> Way:
-    async def continued(prompt: list[int], limit: int) -> list[int]:
-        asked = {"model": model, "prompt": prompt, "max_tokens": limit, "return_token_ids": True}
-        [choice] = await choices(http, "/v1/completions", **asked)
+    async def complete(prompt: list[int], limit: int) -> list[int]:
+        body = {"model": model, "prompt": prompt, "max_tokens": limit, "return_token_ids": True}
+        [choice] = await choices(http, "/v1/completions", **body)
         tokens: list[int] = choice["token_ids"]
         return tokens
 
     async def chain(conversation: Conversation, prompt: list[int], steps: int) -> str:
-        async def scored(tokens: list[int]) -> tuple[float, str]:
+        async def score_tokens(tokens: list[int]) -> tuple[float, str]:
             text = reward.tokenizer.decode(tokens, skip_special_tokens=True)
             read = [[*conversation, {"role": "assistant", "content": text}]]
             [score] = await asyncio.to_thread(reward, read)
             return score, text
 
-        y = await continued(prompt, MAX_TOKENS)
-        r, text = await scored(y)
+        y = await complete(prompt, MAX_TOKENS)
+        r, text = await score_tokens(y)
         for _ in range(steps):
             i = random.randrange(len(y))
-            new = [*y[:i], *await continued([*prompt, *y[:i]], MAX_TOKENS - i)]
-            score, said = await scored(new)
+            new = [*y[:i], *await complete([*prompt, *y[:i]], MAX_TOKENS - i)]
+            score, new_text = await score_tokens(new)
             if math.log(random.random()) < (score - r) / BETA + math.log(len(y) / len(new)):
-                y, r, text = new, score, said
+                y, r, text = new, score, new_text
         return text
 
-    async def chains(conversation: Conversation, work: Work) -> list[str]:
+    async def chains(conversation: Conversation, task: Task) -> list[str]:
         body = {"model": model, "messages": conversation, "add_generation_prompt": True}
         prompt = (await http.post("/tokenize", json=body)).json()["tokens"]
-        return list(await asyncio.gather(*(chain(conversation, prompt, work.n) for _ in range(work.clients))))
+        return list(await asyncio.gather(*(chain(conversation, prompt, task.n) for _ in range(task.clients))))
 
-    return timed(chains)
+    return time_answers(chains)
 
 
 async def run(ours: str, theirs: str, model: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -102,15 +102,15 @@ async def run(ours: str, theirs: str, model: str, args: argparse.Namespace) -> d
                 ways[f"quest-decoding, {backend}"] = await stack.enter_async_context(
                     peer(args.quest_python, "trimtab.bench.peers.quest", *arguments, log=log)
                 )
-        asked = questions(args.seed)
+        stream = questions(args.seed)
         for chains in args.chains or ([1, 8, 32] if args.quick else [1, 8, 32, 64]):
             rounds = args.rounds or (2 if args.quick else 5)
-            works = [Work([next(asked)], 2 if i == 0 else steps, chains) for i in range(rounds + 1)]
-            figures += compared(await measure(ways, works, reward), chains * steps, chains=chains)
+            tasks = [Task([next(stream)], 2 if i == 0 else steps, chains) for i in range(rounds + 1)]
+            figures += compare(await measure(ways, tasks, reward), chains * steps, chains=chains)
             print(f"{chains} chains: done", file=sys.stderr, flush=True)
-        for what, conversation in (("a question", next(asked)), ("a long conversation", long_conversation(asked))):
+        for what, conversation in (("a question", next(stream)), ("a long conversation", long_conversation(stream))):
             before = prefill((await to_ours.get("/metrics")).text)
-            await ways[OURS](Work([conversation], steps, 32))
+            await ways[OURS](Task([conversation], steps, 32))
             saved[what] = prefill((await to_ours.get("/metrics")).text).since(before)
         block = block_size((await to_ours.get("/metrics")).text)
     if not args.quest_python:

@@ -1,14 +1,13 @@
-"""`transfer_q`: seconds per answer, of c questions side by side.
+"""`transfer_q`: seconds per answer, with c questions at once.
 
-Direct transfer, greedy in every part, so that all ways decide alike and give the same answers but for ties:
+Direct transfer, greedy throughout, so that all ways give the same answers but for ties:
 
 - trimtab: one request per question, the authors' settings (k = 10, one greedy rollout of 20 tokens); and the same with
-  `min_p`, which looks ahead for nothing where one token is that much likelier than all others: an approximation.
-- HF loop: the published algorithm written around transformers (bench/peers/hf_transfer_q.py). It has one answer at a
-  time, and c questions wait for each other.
+  `min_p`, an approximation that skips the look-ahead where one token is that much likelier than all others.
+- HF loop: the published algorithm written around transformers (bench/peers/hf_transfer_q.py), one answer at a time.
 
-The second table: trimtab alone at other k, rollouts (sampled, where there are several), horizons and shortcuts; tokens
-sampled and scored per token answered are counted by the server.
+The second table: trimtab alone at other k, rollouts (sampled, where there are several), horizons and shortcuts. The
+server counts the tokens sampled and scored per token of the answer.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ import httpx
 
 from trimtab.bench.peers.hf_reward import HFReward
 from trimtab.bench.peers.hf_transfer_q import HFTransferQ
-from trimtab.bench.peers.loop import MAX_TOKENS, Answer, Conversation, Work, looped
+from trimtab.bench.peers.loop import MAX_TOKENS, Answer, Conversation, Task, in_closed_loop
 from trimtab.bench.report import table
-from trimtab.bench.search.common import LABEL, OURS, PATH, clients_to, compared, measure, questions, show
+from trimtab.bench.search.common import LABEL, OURS, PATH, clients_to, compare, measure, questions, show
 
 BASELINE = "aligned"
 K, HORIZON, ALPHA = 10, 20, 1.0
@@ -46,33 +45,33 @@ SCALES: dict[str, dict[str, Any]] = {
     "block 4": {"block": 4},
     "block 4, min_p 0.05": {"block": 4, "min_p": 0.05},
 }
-"""What the second table varies."""
+"""Settings of the second table."""
 
 
 @dataclass(frozen=True)
-class Spent:
-    """Of each answer, in tokens."""
+class TokenCounts:
+    """Tokens of each answer."""
 
     answered: list[int] = field(default_factory=list)
     sampled: list[int] = field(default_factory=list)
     scored: list[int] = field(default_factory=list)
 
 
-def inside(http: httpx.AsyncClient, model: str, spent: Spent, **params: Any) -> Answer:
+def inside(http: httpx.AsyncClient, model: str, counts: TokenCounts, **params: Any) -> Answer:
     settings = {"k": K, "horizon": HORIZON, "alpha": ALPHA, "rollout_temperature": 0.0, "baseline": {BASELINE: 1.0}}
     alignment = {"strategy": "transfer_q", "reward": f"rm-a.{LABEL}", "params": settings | params}
 
     async def answer(conversation: Conversation, n: int) -> str:
         body = {"model": model, "messages": conversation, "max_tokens": MAX_TOKENS, "temperature": 0.0,
                 "seed": 0, "alignment": alignment}  # fmt: skip
-        found = await http.post(PATH, json=body)
-        if found.is_error:
-            raise RuntimeError(found.text)
-        told = found.json()
-        spent.answered.append(told["usage"]["completion_tokens"])
-        spent.sampled.append(told["alignment"]["sampled_tokens"])
-        spent.scored.append(told["alignment"]["scored_tokens"])
-        text: str = told["choices"][0]["message"]["content"]
+        response = await http.post(PATH, json=body)
+        if response.is_error:
+            raise RuntimeError(response.text)
+        document = response.json()
+        counts.answered.append(document["usage"]["completion_tokens"])
+        counts.sampled.append(document["alignment"]["sampled_tokens"])
+        counts.scored.append(document["alignment"]["scored_tokens"])
+        text: str = document["choices"][0]["message"]["content"]
         return text
 
     return answer
@@ -88,20 +87,20 @@ async def run(ours: str, theirs: str, model: str, args: argparse.Namespace) -> d
 
     async with AsyncExitStack() as stack:
         [http] = await clients_to(ours, stack=stack)
-        asked, figures = questions(args.seed), list[dict[str, Any]]()
+        stream, figures = questions(args.seed), list[dict[str, Any]]()
         ways = {
-            OURS: looped(inside(http, model, Spent())),
-            SHORTCUT: looped(inside(http, model, Spent(), min_p=MIN_P)),
-            "HF loop": looped(looping),
+            OURS: in_closed_loop(inside(http, model, TokenCounts())),
+            SHORTCUT: in_closed_loop(inside(http, model, TokenCounts(), min_p=MIN_P)),
+            "HF loop": in_closed_loop(looping),
         }
         for clients in args.clients or ([1, 4] if args.quick else [1, 4, 16]):
-            works = [Work([next(asked) for _ in range(clients)], 1, clients) for _ in range(rounds)]
-            warm = Work([WARM], 1, 1)
-            figures += compared(await measure(ways, [warm, *works], reward), clients, clients=clients)
+            tasks = [Task([next(stream) for _ in range(clients)], 1, clients) for _ in range(rounds)]
+            warm = Task([WARM], 1, 1)
+            figures += compare(await measure(ways, [warm, *tasks], reward), clients, clients=clients)
             print(f"{clients} clients: done", file=sys.stderr, flush=True)
-        same = [next(asked) for _ in range(2 if args.quick else 4)]
+        same = [next(stream) for _ in range(2 if args.quick else 4)]
         varied = {name: params for name, params in SCALES.items() if not args.quick or name in QUICK}
-        scales = [await scaled(http, model, name, params, same) for name, params in varied.items()]
+        scales = [await measure_setting(http, model, name, params, same) for name, params in varied.items()]
     show("answers", figures, "clients")
     headers = [f"{len(same)} clients", "s per answer", "tokens of an answer", "sampled per token", "scored per token"]
     rows = [[r["name"], r["seconds"], r["answered"], r["sampled_per_token"], r["scored_per_token"]] for r in scales]
@@ -109,17 +108,17 @@ async def run(ours: str, theirs: str, model: str, args: argparse.Namespace) -> d
     return {"answers": figures, "scales": scales}
 
 
-async def scaled(
-    http: httpx.AsyncClient, model: str, name: str, params: dict[str, Any], asked: list[Conversation]
+async def measure_setting(
+    http: httpx.AsyncClient, model: str, name: str, params: dict[str, Any], conversations: list[Conversation]
 ) -> dict[str, Any]:
-    spent = Spent()
-    done = await looped(inside(http, model, spent, **params))(Work(asked, 1, len(asked)))
-    tokens = sum(spent.answered)
+    counts = TokenCounts()
+    done = await in_closed_loop(inside(http, model, counts, **params))(Task(conversations, 1, len(conversations)))
+    tokens = sum(counts.answered)
     return {
         "name": name,
         "params": params,
-        "seconds": done.seconds / len(asked),
-        "answered": statistics.mean(spent.answered),
-        "sampled_per_token": sum(spent.sampled) / tokens,
-        "scored_per_token": sum(spent.scored) / tokens,
+        "seconds": done.seconds / len(conversations),
+        "answered": statistics.mean(counts.answered),
+        "sampled_per_token": sum(counts.sampled) / tokens,
+        "scored_per_token": sum(counts.scored) / tokens,
     }

@@ -26,23 +26,23 @@ LONGEST = 20_000
 """Characters of a text, counted from its end, that are searched for a number, a pattern or a fenced block."""
 
 
-def extractor(rule: Extractor) -> Extract:
+def make_extractor(rule: Extractor) -> Extract:
     """Raises ValueError, naming what is wrong, for a rule that cannot be used."""
     match rule:
         case "number":
-            return number
+            return last_number
         case "text":
-            return whole
+            return whole_text
         case {"regex": pattern} if len(rule) == 1:
-            return matching(pattern)
+            return by_pattern(pattern)
         case {"json": path} if len(rule) == 1:
-            return standing_at(path)
+            return by_path(path)
     raise ValueError('extractor must be "number", "text", {"regex": "…"} or {"json": "…"}')
 
 
-def votes(texts: Sequence[str], weights: Iterable[float], rule: Extractor) -> list[float]:
+def count_votes(texts: Sequence[str], weights: Iterable[float], rule: Extractor) -> list[float]:
     """[N] the weight of all texts that give the same answer; -1 for a text that holds none."""
-    extract, total = extractor(rule), defaultdict[str, float](float)
+    extract, total = make_extractor(rule), defaultdict[str, float](float)
     answers = [extract(text) for text in texts]
     for answer, weight in zip(answers, weights, strict=True):
         if answer is not None:
@@ -50,7 +50,7 @@ def votes(texts: Sequence[str], weights: Iterable[float], rule: Extractor) -> li
     return [total[answer] if answer is not None else -1.0 for answer in answers]
 
 
-def whole(text: str) -> str | None:
+def whole_text(text: str) -> str | None:
     return text.strip() or None
 
 
@@ -64,34 +64,34 @@ _LEAD = r"[\s*$\\(]*+"
 _ANY = re.compile(_NUMBER, re.VERBOSE)
 _BOXED = re.compile(rf"\\boxed\s*+\{{ {_LEAD} (?:{_NUMBER})?+", re.VERBOSE)
 _HASHED = re.compile(rf"^\#\#\#\#{_LEAD}{_NUMBER}[^\w\n]*+$", re.VERBOSE | re.MULTILINE)
-_SAID = re.compile(rf"\b(?i:answer)\b(?:\s++is\b)?+[\s:=*]*+{_LEAD}{_NUMBER}", re.VERBOSE)
+_AFTER_ANSWER = re.compile(rf"\b(?i:answer)\b(?:\s++is\b)?+[\s:=*]*+{_LEAD}{_NUMBER}", re.VERBOSE)
 
 
-def number(text: str) -> str | None:
+def last_number(text: str) -> str | None:
     """The number that the text ends up with, in decimals: "42" of 42, 42.0 and $42, "1000" of 1,000, "5" of 5%.
 
     It is the one in the last \\boxed{}, else on the last line "#### n", else after the last "answer is" or "answer:",
     else the last number of all. A box without a number at its head, such as a fraction, is no number.
     """
     text = text[-LONGEST:].replace("{,}", ",").replace(",\\!", ",")  # TeX's ways to write a thousands separator
-    for pattern in (_BOXED, _HASHED, _SAID, _ANY):
-        if found := list(pattern.finditer(text)):
-            return _decimal(found[-1])
+    for pattern in (_BOXED, _HASHED, _AFTER_ANSWER, _ANY):
+        if matches := list(pattern.finditer(text)):
+            return _decimal(matches[-1])
     return None
 
 
-def _decimal(found: re.Match[str]) -> str | None:
-    if found["digits"] is None:
+def _decimal(matches: re.Match[str]) -> str | None:
+    if matches["digits"] is None:
         return None
-    value = Decimal(found["digits"].replace(",", "") + (found["exponent"] or ""))
+    value = Decimal(matches["digits"].replace(",", "") + (matches["exponent"] or ""))
     digits = f"{value:f}"
     if "." in digits:
         digits = digits.rstrip("0").rstrip(".")
-    negative = (found["minus"] or found["minus_2"]) and value
+    negative = (matches["minus"] or matches["minus_2"]) and value
     return f"-{digits}" if negative else digits
 
 
-def matching(pattern: str) -> Extract:
+def by_pattern(pattern: str) -> Extract:
     """The first group of the pattern's last match, or the match where the pattern has no group, stripped.
 
     The syntax is RE2's, which looks neither back nor around, and so takes linear time whatever a client writes.
@@ -118,7 +118,7 @@ _STEP = re.compile(r"\[(-?[0-9]+)\]|([^.\[\]]+)")
 _FENCED = re.compile(r"```\w*\n(.*?)```", re.DOTALL)
 
 
-def standing_at(path: str) -> Extract:
+def by_path(path: str) -> Extract:
     """What stands at `path`, such as a.b[0], in the JSON that the text is, or that its last fenced block is.
 
     Values are compared as JSON with sorted keys, in which 1.0 is 1.
@@ -129,7 +129,7 @@ def standing_at(path: str) -> Extract:
 
     def extract(text: str) -> str | None:
         try:
-            value = _parsed(text)
+            value = _parse_json(text)
             for step in steps:
                 if not isinstance(value, list if isinstance(step, int) else dict):
                     return None
@@ -141,7 +141,7 @@ def standing_at(path: str) -> Extract:
     return extract
 
 
-def _parsed(text: str) -> Any:
+def _parse_json(text: str) -> Any:
     fenced = _FENCED.findall(text[-LONGEST:])
     return json.loads(fenced[-1] if fenced else text, parse_float=_parse_float, parse_constant=_refuse)
 

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from pydantic import Discriminator, Field, Tag
 
 from trimtab.decoders.protocols import (
-    BASE,
     LIMIT_REASONS,
     Chunk,
     Engine,
@@ -29,16 +28,19 @@ from trimtab.decoders.protocols import (
     Sampling,
     Tokens,
     Work,
+    base_alone,
+    is_base_alone,
 )
+from trimtab.decoders.report import Report
 from trimtab.decoders.shared.answers import Extractor
-from trimtab.decoders.shared.diverse_beam import Diverse, hypotheses
-from trimtab.decoders.shared.joint_sampling import HEADING_TOKENS, Jointly, in_one
+from trimtab.decoders.shared.diverse_beam import Diverse, search_hypotheses
+from trimtab.decoders.shared.joint_sampling import HEADING_TOKENS, Jointly, draw_jointly
 
 Pool = Annotated[int, Field(ge=1, le=4096, description="candidates drawn")]
 Guides = Annotated[
     Mixture, Field(description="exponent per guide that the candidates are drawn with; none is the base")
 ]
-Spread = Annotated[
+PoolMethod = Annotated[
     Annotated[
         Annotated[Diverse, Tag("one-of-Diverse")] | Annotated[Jointly, Tag("one-of-Jointly")],
         Discriminator(
@@ -88,7 +90,7 @@ class Candidate:
         """Whether it ended by itself, at its end of sequence or at `max_tokens`."""
         return self.finish not in LIMIT_REASONS
 
-    def told(self) -> dict[str, Any]:
+    def described(self) -> dict[str, Any]:
         """As `return: ["candidates"]` shows it; the server puts text in the place of tokens."""
         return {"index": self.index, "tokens": self.tokens, "finish_reason": self.finish, "value": self.value}
 
@@ -103,26 +105,33 @@ async def draw(
     guides: Mixture,
     diverse: Diverse | Jointly | None = None,
 ) -> list[Candidate]:
-    """[N] candidates in order of index, over the base with `guides`, scored while others are still drawn: `pooled`."""
-    mixture = {BASE: 1.0, **guides}
+    """[N] candidates in order of index, over the mixture `guides`, scored as they are drawn: `score_as_drawn`."""
     answers = (
-        engine.generate(prompt, replace(sampling, stream=False), n=n, guides=mixture)
+        engine.generate(prompt, replace(sampling, stream=False), n=n, guides=guides)
         if diverse is None
-        else spread(prompt, sampling, engine, diverse, n=n, guides=guides)
+        else draw_diverse(prompt, sampling, engine, diverse, n=n, guides=guides)
     )
-    return await pooled(prompt, answers, reward, n=n)
+    return await score_as_drawn(prompt, answers, reward, n=n)
 
 
-def drawing(n: int, max_tokens: int, diverse: Diverse | Jointly | None = None) -> Work:
-    """What `draw` can cost, every candidate judged once."""
+def draw_cost(n: int, max_tokens: int, diverse: Diverse | Jointly | None = None, *, guides: Mixture) -> Work:
+    """What `draw` can cost, every candidate scored once."""
     sampled = n * max_tokens
     if diverse is not None and "together" in diverse:
         k = min(diverse["together"], n)
         sampled += -(-n // k) * k * (max_tokens + HEADING_TOKENS)  # before, where none came out, each is drawn alone
-    return Work(candidates=n, sampled=sampled, reward_tokens=n * max_tokens)
+    beams = diverse is not None and "groups" in diverse
+    return Work(
+        candidates=n,
+        sampled=sampled,
+        reward_tokens=n * max_tokens,
+        top_logprobs=n if beams else 0,
+        mixtures={"": guides},
+        terms={"candidates": "n", "top_logprobs": "n"},
+    )
 
 
-async def pooled(
+async def score_as_drawn(
     prompt: Tokens, answers: AsyncGenerator[Chunk, None], reward: Reward | None, *, n: int
 ) -> list[Candidate]:
     """[N] candidates of the answers that come, scored as answers to `prompt` while others are still drawn.
@@ -133,7 +142,7 @@ async def pooled(
     is nothing to choose from.
     """
     pieces: list[list[Chunk]] = [[] for _ in range(n)]
-    found: dict[int, float] = {}
+    scores: dict[int, float] = {}
     ready: dict[int, Tokens] = {}
     at_work: asyncio.Task[None] | None = None
 
@@ -141,7 +150,7 @@ async def pooled(
         while ready:
             batch = dict(ready)
             ready.clear()
-            found.update(zip(batch, await values(reward, prompt, list(batch.values())), strict=True))
+            scores.update(zip(batch, await score_all(reward, prompt, list(batch.values())), strict=True))
 
     try:
         async with asyncio.TaskGroup() as group:
@@ -163,34 +172,34 @@ async def pooled(
                 for i in range(n):
                     score(i)
     except ExceptionGroup as errors:
-        raise first(errors) from None
-    pool = [Candidate(index=i, pieces=tuple(p), value=found.get(i)) for i, p in enumerate(pieces)]
+        raise first_error(errors) from None
+    pool = [Candidate(index=i, pieces=tuple(p), value=scores.get(i)) for i, p in enumerate(pieces)]
     if not any(candidate.tokens for candidate in pool):
         raise LimitReached(pool[0].finish)
     return pool
 
 
-async def spread(
+async def draw_diverse(
     prompt: Tokens, sampling: Sampling, engine: Engine, diverse: Diverse | Jointly, *, n: int, guides: Mixture
 ) -> AsyncGenerator[Chunk, None]:
     """A pool that is spread out; raises ValueError for sampling that it would not carry out."""
-    for asked, what in (
+    for requested, what in (
         (sampling.stop, "stop strings"),
         (sampling.logprobs, "logprobs"),
         (sampling.constrained, "penalties, grammars, logit_bias and the like"),
     ):
-        if asked:
+        if requested:
             raise ValueError(f"params.diverse cannot be combined with {what}")
     if "together" in diverse:
-        async with aclosing(in_one(prompt, sampling, engine, diverse, n=n, guides=guides)) as chunks:
+        async with aclosing(draw_jointly(prompt, sampling, engine, diverse, n=n, guides=guides)) as chunks:
             async for chunk in chunks:
                 yield chunk
         return
-    for chunk in await hypotheses(prompt, sampling.max_tokens, engine, diverse, n=n, guides=guides):
+    for chunk in await search_hypotheses(prompt, sampling.max_tokens, engine, diverse, n=n, guides=guides):
         yield chunk
 
 
-async def values(reward: Reward, prompt: Tokens, completions: Sequence[Tokens]) -> list[float]:
+async def score_all(reward: Reward, prompt: Tokens, completions: Sequence[Tokens]) -> list[float]:
     """[N] the one score of each; raises ValueError for a reward of none or several."""
     rows = await reward(prompt, completions)
     for row in rows:
@@ -201,10 +210,10 @@ async def values(reward: Reward, prompt: Tokens, completions: Sequence[Tokens]) 
 
 async def correction(prompt: Tokens, tokens: Tokens, engine: Engine, *, target: str, guides: Mixture) -> float:
     """sum_t [log p_base - log q] of tokens drawn from the mixture q, where it is the base that is tilted; else 0."""
-    if target == "proposal" or not guides:
+    if target == "proposal" or is_base_alone(guides):
         return 0.0
     base, mixed = await asyncio.gather(
-        engine.score(prompt, tokens, guides={BASE: 1.0}), engine.score(prompt, tokens, guides={BASE: 1.0, **guides})
+        engine.score(prompt, tokens, guides=base_alone()), engine.score(prompt, tokens, guides=guides)
     )
     return math.fsum(base) - math.fsum(mixed)
 
@@ -215,24 +224,8 @@ def check_target(target: str, sampling: Sampling) -> None:
         raise ValueError("params.target 'base' needs temperature 1 without top_k and top_p")
 
 
-def check_resumable(strategy: str, sampling: Sampling) -> None:
-    """Raises ValueError for sampling that an answer drawn in several pieces would not carry out."""
-    if sampling.constrained:
-        message = "penalties, grammars, min_tokens and the like cannot be carried on from the middle of an answer"
-        raise ValueError(f"strategy {strategy!r}: {message}")
-
-
-def check_pieced(strategy: str, sampling: Sampling) -> None:
-    """Raises ValueError for sampling that an answer put together of pieces would not carry out."""
-    check_resumable(strategy, sampling)
-    if sampling.logprobs:
-        raise ValueError(
-            f"strategy {strategy!r} cannot be combined with logprobs: an answer is drawn in several pieces"
-        )
-
-
-def stopped(tokens: Tokens, kept: int, stop: Sequence[str], engine: Engine) -> int | None:
-    """Where a stop string first ends an answer, in tokens, given that its first `kept` tokens hold none; None: nowhere.
+def stop_position(tokens: Tokens, known: int, stop: Sequence[str], engine: Engine) -> int | None:
+    """Where a stop string first ends an answer, in tokens, if its first `known` tokens hold none; None: nowhere.
 
     An engine that carries an answer on sees no stop string that begins before it took over.
     """
@@ -243,14 +236,14 @@ def stopped(tokens: Tokens, kept: int, stop: Sequence[str], engine: Engine) -> i
 
     if not stop or not ended(len(tokens)):
         return None
-    counts = range(kept + 1, len(tokens) + 1)
+    counts = range(known + 1, len(tokens) + 1)
     return counts[bisect_left(counts, True, key=ended)]
 
 
-def first(errors: ExceptionGroup[Exception]) -> Exception:
+def first_error(errors: ExceptionGroup[Exception]) -> Exception:
     """Of what went wrong side by side, the first: the rest was cancelled because of it."""
     inner = errors.exceptions[0]
-    return first(inner) if isinstance(inner, ExceptionGroup) else inner
+    return first_error(inner) if isinstance(inner, ExceptionGroup) else inner
 
 
 def check_answers(n: int, pool: int) -> None:
@@ -259,13 +252,13 @@ def check_answers(n: int, pool: int) -> None:
         raise ValueError(f"n={n} answers cannot be chosen from params.n={pool} candidates")
 
 
-def generator(seed: int | None, stream: int) -> np.random.Generator:
+def make_generator(seed: int | None, stream: int) -> np.random.Generator:
     """A strategy's own randomness: a function of the request's seed and of `stream`, a constant of the strategy's."""
     key = secrets.randbits(64) if seed is None else seed % 2**64
     return np.random.Generator(np.random.Philox(key=np.array([key, stream], dtype=np.uint64)))
 
 
-def derived(seed: int | None, *place: int) -> int | None:
+def derive_seed(seed: int | None, *place: int) -> int | None:
     """The seed of one draw among many of a request: were it the same for two, their draws would be too."""
     if seed is None:
         return None
@@ -273,7 +266,7 @@ def derived(seed: int | None, *place: int) -> int | None:
     return int(state[0] >> 2)
 
 
-def tempered(values: Sequence[float], beta: float) -> Vector:
+def temper(values: Sequence[float], beta: float) -> Vector:
     """[N] (r_i - max r) / beta: the logarithm of exp(r_i / beta), up to a constant, without overflow."""
     r = np.array(values)
     with np.errstate(over="ignore"):  # -inf is as good as any number beyond exp's reach
@@ -282,17 +275,17 @@ def tempered(values: Sequence[float], beta: float) -> Vector:
 
 def softmax(values: Sequence[float], beta: float) -> Vector:
     """[N] exp(r_i / beta), summing to 1."""
-    weights = np.exp(tempered(values, beta))
+    weights = np.exp(temper(values, beta))
     return np.asarray(weights / weights.sum())
 
 
-def perturbed(values: Sequence[float], beta: float, rng: np.random.Generator) -> Vector:
+def perturb(values: Sequence[float], beta: float, rng: np.random.Generator) -> Vector:
     """[N] r_i / beta + g_i, g_i ~ Gumbel(0, 1): the order of these, largest first, is of draws without replacement with
     probabilities proportional to exp(r_i / beta)."""
-    return np.asarray(tempered(values, beta) + rng.gumbel(size=len(values)))
+    return np.asarray(temper(values, beta) + rng.gumbel(size=len(values)))
 
 
-def warped(logits: Vector, sampling: Sampling) -> Vector:
+def warp(logits: Vector, sampling: Sampling) -> Vector:
     """[V] probabilities after temperature, top-k and top-p, in that order; greedy takes the first of the best."""
     if sampling.temperature == 0:
         return np.asarray(np.eye(len(logits))[int(np.argmax(logits))])
@@ -306,47 +299,46 @@ def warped(logits: Vector, sampling: Sampling) -> Vector:
     return np.asarray(p / p.sum())
 
 
-def scored(pool: Iterable[Candidate]) -> tuple[list[Candidate], list[float]]:
+def select_scored(pool: Iterable[Candidate]) -> tuple[list[Candidate], list[float]]:
     """The candidates with a value, and their values."""
     having = [(c, c.value) for c in pool if c.value is not None]
     return [c for c, _ in having], [r for _, r in having]
 
 
-def ended(pool: Sequence[Candidate]) -> list[Candidate]:
+def select_ended(pool: Sequence[Candidate]) -> list[Candidate]:
     """The whole candidates; where there is none, those that were cut after some tokens."""
     return [c for c in pool if c.whole and c.tokens] or [c for c in pool if c.tokens]
 
 
-def filled(chosen: Sequence[Candidate], pool: Iterable[Candidate], n: int) -> list[Candidate]:
+def fill_up(chosen: Sequence[Candidate], pool: Iterable[Candidate], n: int) -> list[Candidate]:
     """n candidates: the chosen in their order, then as many of the others as are wanting, best first."""
     taken = {c.index for c in chosen}
-    return [*chosen, *ranked(c for c in pool if c.index not in taken)][:n]
+    return [*chosen, *rank(c for c in pool if c.index not in taken)][:n]
 
 
-def ranked(pool: Iterable[Candidate]) -> list[Candidate]:
+def rank(pool: Iterable[Candidate]) -> list[Candidate]:
     """Best first: by value, then by place; those without a value last, whole ones before cut ones."""
     return sorted(pool, key=lambda c: (c.value is None, -(c.value or 0.0), not c.whole, c.index))
 
 
-async def shown(
+async def show_chosen(
     chosen: Sequence[Candidate],
     pool: Sequence[Candidate],
     include: frozenset[str],
-    reports: Sequence[Mapping[str, Any]],
+    reports: Sequence[Report],
     *,
-    told: Sequence[Mapping[str, Any]] | None = None,
+    more: Sequence[Mapping[str, Any]] | None = None,
 ) -> AsyncGenerator[Chunk, None]:
     """The chosen candidates as a strategy's answers, with a report each; the pool, if asked for, with the first.
 
-    `told` is what there is to say of each of the pool, beside what there always is.
+    `more` holds what a strategy shows of each of the pool beside what every pool shows.
     """
     for i, (candidate, report) in enumerate(zip(chosen, reports, strict=True)):
-        said = dict(report)
+        whole: Report = {**report}
         if "candidates" in include and i == 0:
-            said["candidates"] = [{**c.told(), **(told[c.index] if told else {})} for c in pool]
+            whole["candidates"] = [{**c.described(), **(more[c.index] if more else {})} for c in pool]
         if (alone := sum(c.alone for c in pool)) and i == 0:
             missing = "the base wrote fewer answers in one than it was asked for"
-            said["warnings"] = [f"{alone} of {len(pool)} candidates were drawn by themselves: {missing}"]
+            whole["warnings"] = [f"{alone} of {len(pool)} candidates were drawn by themselves: {missing}"]
         for piece in candidate.pieces:
-            last = piece is candidate.pieces[-1]
-            yield replace(piece, index=i, report=said if last else {})
+            yield replace(piece, index=i, report=whole if piece is candidate.pieces[-1] else {})

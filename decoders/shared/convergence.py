@@ -14,7 +14,7 @@ FLOOR = 16
 """States per chain, at least, before chains can be found to agree."""
 
 
-class Until(TypedDict, total=False):
+class StopRule(TypedDict, total=False):
     """When chains have run long enough; of several conditions all must hold."""
 
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)  # type: ignore[misc]
@@ -24,13 +24,13 @@ class Until(TypedDict, total=False):
     floor: Annotated[int, Field(ge=4, description="states per chain, after burn_in, before which they go on; 16")]
 
 
-def agreed(rewards_CT: Vector, until: Until) -> bool:
-    r_hat, size = mixing(rewards_CT)
+def has_converged(rewards_CT: Vector, until: StopRule) -> bool:
+    r_hat, size = measure_mixing(rewards_CT)
     within = "r_hat" not in until or (r_hat is not None and r_hat <= until["r_hat"])
     return within and size >= until.get("effective_sample_size", 0)
 
 
-def mixing(traces_CT: Vector) -> tuple[float | None, float]:
+def measure_mixing(traces_CT: Vector) -> tuple[float | None, float]:
     """Split R-hat and the effective sample size of C chains of T values (Gelman et al., BDA 3, 11.4 and 11.5).
 
     Autocorrelations are summed up to the first negative sum of a pair (Geyer). No R-hat where nothing varies.

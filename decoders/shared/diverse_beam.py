@@ -23,7 +23,7 @@ from typing import Annotated, final
 from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict  # of typing, pydantic takes it only from Python 3.12 on
 
-from trimtab.decoders.protocols import BASE, Chunk, Engine, LimitReached, Mixture, Tokens
+from trimtab.decoders.protocols import Chunk, Engine, LimitReached, Mixture, Tokens
 
 
 @final
@@ -44,7 +44,7 @@ class Hypothesis:
     finish: str | None = None
 
 
-async def hypotheses(
+async def search_hypotheses(
     prompt: Tokens, max_tokens: int, engine: Engine, how: Diverse, *, n: int, guides: Mixture
 ) -> list[Chunk]:
     """[N] whole answers, group by group, each group's best first; raises ValueError where G does not divide N."""
@@ -52,14 +52,13 @@ async def hypotheses(
         raise ValueError(f"params.diverse.groups={how['groups']} must divide params.n={n}")
     width = n // how["groups"]
     groups = [[Hypothesis()] for _ in range(how["groups"])]
-    mixture = {BASE: 1.0, **guides}
     while any(h.finish is None for group in groups for h in group):
         open_ones = [h for group in groups for h in group if h.finish is None]
         try:
             async with asyncio.TaskGroup() as tasks:
-                found = {
+                expansions = {
                     id(h): tasks.create_task(
-                        engine.greedy_top_logprobs([*prompt, *h.tokens], k=n, length=1, guides=mixture)
+                        engine.greedy_top_logprobs([*prompt, *h.tokens], k=n, length=1, guides=guides)
                     )
                     for h in open_ones
                 }
@@ -75,9 +74,9 @@ async def hypotheses(
                     scored += [
                         (
                             h.theta + logprob - how["penalty"] * chosen[token],
-                            _grown(h, token, logprob, max_tokens, engine),
+                            _extend(h, token, logprob, max_tokens, engine),
                         )
-                        for token, logprob in found[id(h)].result()[0]
+                        for token, logprob in expansions[id(h)].result()[0]
                     ]  # (1)
             scored.sort(key=lambda pair: -pair[0])
             ended = [h for h in group if h.finish is not None]
@@ -86,7 +85,7 @@ async def hypotheses(
     return [_chunk(i, h) for i, h in enumerate(_flat(groups, width))]
 
 
-def _grown(h: Hypothesis, token: int, logprob: float, max_tokens: int, engine: Engine) -> Hypothesis:
+def _extend(h: Hypothesis, token: int, logprob: float, max_tokens: int, engine: Engine) -> Hypothesis:
     tokens = (*h.tokens, token)
     finish = "stop" if token in engine.eos_ids else "length" if len(tokens) >= max_tokens else None
     return Hypothesis(tokens=tokens, theta=h.theta + logprob, finish=finish)  # (2)

@@ -22,7 +22,7 @@ from typing import Annotated, final
 from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict  # of typing, pydantic takes it only from Python 3.12 on
 
-from trimtab.decoders.protocols import BASE, Chunk, Engine, Mixture, Sampling, Tokens
+from trimtab.decoders.protocols import Chunk, Engine, Mixture, Sampling, Tokens
 
 INSTRUCTION = (
     "Write {k} different responses to the last message, each following other values than the rest, so that people who "
@@ -43,37 +43,37 @@ class Jointly(TypedDict):
     together: Annotated[int, Field(ge=2, le=64, description="k, answers asked for in one; the paper has 4")]
 
 
-def parts(text: str) -> list[str]:
+def split_parts(text: str) -> list[str]:
     """What stands under the headings."""
     return [part.strip() for part in HEADING.split(text)[1:]]
 
 
-async def in_one(
+async def draw_jointly(
     prompt: Tokens, sampling: Sampling, engine: Engine, how: Jointly, *, n: int, guides: Mixture
 ) -> AsyncGenerator[Chunk, None]:
     """n answers, each one chunk; those drawn alone say so in their report. Raises ValueError for a bare prompt."""
-    k, mixture = min(how["together"], n), {BASE: 1.0, **guides}
+    k = min(how["together"], n)
     whole = replace(sampling, max_tokens=k * (sampling.max_tokens + HEADING_TOKENS), stream=False)
     draws = -(-n // k)
     tokens: list[list[int]] = [[] for _ in range(draws)]
     finish = [""] * draws
-    asked = await engine.render_with_instruction(INSTRUCTION.format(k=k))
-    async with aclosing(engine.generate(asked, whole, n=draws, guides=mixture)) as chunks:
+    instructed = await engine.render_with_instruction(INSTRUCTION.format(k=k))
+    async with aclosing(engine.generate(instructed, whole, n=draws, guides=guides)) as chunks:
         async for chunk in chunks:
             tokens[chunk.index] += chunk.tokens
             finish[chunk.index] = chunk.finish or ""
     answers = [
-        _answer(part, finish[d] if j == len(found) - 1 else "stop", sampling.max_tokens, engine)
+        _answer(part, finish[d] if j == len(sections) - 1 else "stop", sampling.max_tokens, engine)
         for d in range(draws)
-        for found in [parts(engine.text(tokens[d]))[:k]]
-        for j, part in enumerate(found)
+        for sections in [split_parts(engine.text(tokens[d]))[:k]]
+        for j, part in enumerate(sections)
         if part
     ][:n]
     for i, (ids, end) in enumerate(answers):
         yield Chunk(index=i, tokens=ids, finish=end)
     if missing := n - len(answers):
         alone = replace(sampling, stream=False)
-        async with aclosing(engine.generate(prompt, alone, n=missing, guides=mixture)) as chunks:
+        async with aclosing(engine.generate(prompt, alone, n=missing, guides=guides)) as chunks:
             async for chunk in chunks:
                 yield replace(chunk, index=len(answers) + chunk.index, report={"alone": True})
 

@@ -8,19 +8,19 @@ from contextlib import aclosing
 from dataclasses import replace
 
 from trimtab.decoders.protocols import LIMIT_REASONS, Engine, LimitReached, Mixture, Sampling, Tokens
-from trimtab.decoders.shared.candidates import first, stopped
+from trimtab.decoders.shared.candidates import first_error, stop_position
 
 Answer = tuple[int, ...]
 
 
-def finish(tokens: Tokens, sampling: Sampling, engine: Engine) -> str | None:
+def end_reason(tokens: Tokens, sampling: Sampling, engine: Engine) -> str | None:
     """How an answer has ended, stop strings apart; None: it has not."""
     if tokens and tokens[-1] in engine.eos_ids:
         return "stop"
     return "length" if len(tokens) >= sampling.max_tokens else None
 
 
-async def rollouts(
+async def roll_out(
     prompt: Tokens,
     beginnings: Sequence[Answer],
     sampling: Sampling,
@@ -39,7 +39,11 @@ async def rollouts(
 
     async def behind(j: int, begun: Answer) -> list[Answer]:
         left = min(limits[j], sampling.max_tokens) - len(begun)
-        if left <= 0 or finish(begun, sampling, engine) or stopped(begun, 0, sampling.stop, engine) is not None:
+        if (
+            left <= 0
+            or end_reason(begun, sampling, engine)
+            or stop_position(begun, 0, sampling.stop, engine) is not None
+        ):
             return [begun]
         segment = replace(sampling, max_tokens=left, stream=False, seed=seeds[j])
         drawn = [begun] * n
@@ -48,12 +52,12 @@ async def rollouts(
                 drawn[chunk.index] += chunk.tokens
                 if chunk.finish in LIMIT_REASONS:
                     raise LimitReached(chunk.finish)
-        ends = [stopped(answer, len(begun), sampling.stop, engine) for answer in drawn]
+        ends = [stop_position(answer, len(begun), sampling.stop, engine) for answer in drawn]
         return [answer[:end] for answer, end in zip(drawn, ends, strict=True)]
 
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(behind(j, begun)) for j, begun in enumerate(beginnings)]
     except ExceptionGroup as errors:
-        raise first(errors) from None
+        raise first_error(errors) from None
     return [task.result() for task in tasks]

@@ -17,7 +17,7 @@ COLUMNS = 4096
 """Of the table of occurrences, looked at at a time."""
 
 
-def words(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     """Of ASCII text the same as `rouge_score`'s tokenizer without stemming gives."""
     return re.findall(r"[^\W_]+", text.lower())
 

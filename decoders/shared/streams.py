@@ -9,7 +9,7 @@ from contextlib import aclosing
 from trimtab.decoders.protocols import Chunk
 
 
-async def merged(streams: Sequence[AsyncGenerator[Chunk, None]]) -> AsyncGenerator[Chunk, None]:
+async def merge(streams: Sequence[AsyncGenerator[Chunk, None]]) -> AsyncGenerator[Chunk, None]:
     """Their chunks as they come. Closing it closes all of them, and so does what one of them raises."""
     arrived: asyncio.Queue[Chunk | Exception | None] = asyncio.Queue()
 
@@ -26,13 +26,13 @@ async def merged(streams: Sequence[AsyncGenerator[Chunk, None]]) -> AsyncGenerat
     going = len(tasks)
     try:
         while going:
-            found = await arrived.get()
-            if isinstance(found, Exception):
-                raise found
-            if found is None:
+            item = await arrived.get()
+            if isinstance(item, Exception):
+                raise item
+            if item is None:
                 going -= 1
             else:
-                yield found
+                yield item
     finally:
         for task in tasks:
             task.cancel()

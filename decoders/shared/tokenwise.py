@@ -12,7 +12,7 @@ Shapes: k candidates.
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -21,7 +21,6 @@ import numpy as np
 from pydantic import Field
 
 from trimtab.decoders.protocols import (
-    BASE,
     LIMIT_REASONS,
     Chunk,
     Engine,
@@ -31,10 +30,12 @@ from trimtab.decoders.protocols import (
     Sampling,
     Tokens,
     Work,
+    base_alone,
 )
-from trimtab.decoders.shared.candidates import Guides, Vector, derived, generator, stopped, warped
-from trimtab.decoders.shared.rollouts import Answer, finish, rollouts
-from trimtab.decoders.shared.streams import merged
+from trimtab.decoders.report import Report
+from trimtab.decoders.shared.candidates import Guides, Vector, derive_seed, make_generator, stop_position, warp
+from trimtab.decoders.shared.rollouts import Answer, end_reason, roll_out
+from trimtab.decoders.shared.streams import merge
 
 STREAM = 2405_20495
 AHEAD = 16
@@ -56,8 +57,8 @@ Block = Annotated[
         description="tokens decided at a time, those behind a candidate drawn from the base; an approximation",
     ),
 ]
-Worth = Callable[[int, int, Sequence[Answer]], Awaitable[list[float]]]
-"""(answer, tokens decided, [k] beginnings of it) -> [k] Q"""
+Worth = Callable[[int, int, Sequence[Answer]], Awaitable[list[tuple[float, float | None]]]]
+"""(answer, tokens decided, [k] beginnings of it) -> [k] Q, and the beginning's own reward where it was scored"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,73 +70,75 @@ class Tokenwise:
     alpha: float
     min_p: float = 0.0
     block: int = 1
-    guides: Guides = field(default_factory=dict)
-
-    @property
-    def mixture(self) -> Mixture:
-        return {BASE: 1.0, **self.guides}
+    guides: Guides = field(default_factory=base_alone)
 
     async def answers(
         self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, include: frozenset[str]
     ) -> AsyncGenerator[Chunk, None]:
         """n answers, each token as it is decided; `reward` is asked for what came of a whole one."""
         answers = [self._answer(i, prompt, sampling, engine, reward, include) for i in range(n)]
-        async with aclosing(merged(answers)) as chunks:
+        async with aclosing(merge(answers)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
     async def _answer(
         self, i: int, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, include: frozenset[str]
     ) -> AsyncGenerator[Chunk, None]:
-        rng = generator(sampling.seed, STREAM + i)
+        rng = make_generator(sampling.seed, STREAM + i)
         answer: Answer = ()
         path: list[list[tuple[int, float]]] = []
         """Of the next tokens, as long as they are the likeliest."""
         decisions: list[dict[str, Any]] = []
         kl, ended, length = 0.0, None, 1
+        value: float | None = None
+        """The reward of the answer so far, where it was scored."""
         while ended is None:
-            kept = len(answer)
+            position = len(answer)
             try:
                 if not path:
-                    limit = min(length, sampling.max_tokens - kept)
+                    limit = min(length, sampling.max_tokens - position)
                     path = await engine.greedy_top_logprobs(
-                        [*prompt, *answer], k=self.k, length=limit, guides=self.mixture
+                        [*prompt, *answer], k=self.k, length=limit, guides=self.guides
                     )
                     length = min(2 * length, AHEAD) if self.min_p else 1  # the next time, if this one is followed
                 if not path:
                     raise LimitReached("length")  # the model's context is full
-                candidates = plausible(path.pop(0), self.min_p)
+                candidates = keep_plausible(path.pop(0), self.min_p)
                 begun = [(*answer, token) for token, _ in candidates]
                 p, chosen = np.ones(1), 0
+                worths: list[tuple[float, float | None]] = [(0.0, None)]
                 if len(candidates) > 1:
                     begun = await self._blocks(i, begun, prompt, sampling, engine)
-                    values = await self.worth(i, kept, begun)
+                    worths = await self.worth(i, position, begun)
+                    values = [q for q, _ in worths]
                     p = self.law(candidates, values, sampling)
                     chosen = int(np.searchsorted(np.cumsum(p), rng.random() * p.sum(), side="right"))
-                    decisions.append(decided(kept, candidates, values, p, chosen))
+                    decisions.append(describe_decision(position, candidates, values, p, chosen))
             except LimitReached as cut:
                 ended = str(cut)
             else:
                 kl += math.fsum(q * (math.log(q) - lp) for q, (_, lp) in zip(p, candidates, strict=True) if q > 0)
-                answer = begun[chosen]
-                if chosen or len(answer) > kept + 1:
+                answer, value = begun[chosen], worths[chosen][1]
+                if chosen or len(answer) > position + 1:
                     path, length = [], 1
-                if (end := stopped(answer, kept, sampling.stop, engine)) is not None:
+                if (end := stop_position(answer, position, sampling.stop, engine)) is not None:
                     answer, ended = answer[:end], "stop"
                 else:
-                    ended = finish(answer, sampling, engine)
-            report: dict[str, Any] = {}
+                    ended = end_reason(answer, sampling, engine)
+            report: Report = {}
             if ended:
                 report = {"decisions": len(decisions), "kl": kl}
                 if ended not in LIMIT_REASONS:
                     [[report["value"], *_]] = await reward(prompt, [answer])
+                elif value is not None:
+                    report["value"] = value
                 if "trace" in include:
                     report["trace"] = decisions
-            yield Chunk(index=i, tokens=answer[kept:], finish=ended, report=report)
+            yield Chunk(index=i, tokens=answer[position:], finish=ended, report=report)
 
     def law(self, candidates: Sequence[tuple[int, float]], values: Sequence[float], sampling: Sampling) -> Vector:
         """[k] (1) as the request's sampling has it."""
-        return warped(np.array([lp for _, lp in candidates]) + np.array(values) / self.alpha, sampling)
+        return warp(np.array([lp for _, lp in candidates]) + np.array(values) / self.alpha, sampling)
 
     async def _blocks(
         self, i: int, begun: list[Answer], prompt: Tokens, sampling: Sampling, engine: Engine
@@ -143,23 +146,31 @@ class Tokenwise:
         if self.block == 1:
             return begun
         at = len(begun[0])
-        drawn = await rollouts(
+        drawn = await roll_out(
             prompt,
             begun,
             sampling,
             engine,
             n=1,
             limits=[at - 1 + self.block] * len(begun),
-            guides=self.mixture,
-            seeds=[derived(sampling.seed, i, at, j) for j in range(len(begun))],
+            guides=self.guides,
+            seeds=[derive_seed(sampling.seed, i, at, j) for j in range(len(begun))],
         )
         return [answer for [answer] in drawn]
 
 
-def deciding(
-    max_tokens: int, *, k: int, min_p: float, block: int = 1, rollouts: int = 1, horizon: int = 0, n: int
+def decision_cost(
+    max_tokens: int,
+    *,
+    k: int,
+    min_p: float,
+    block: int = 1,
+    rollouts: int = 1,
+    horizon: int = 0,
+    n: int,
+    mixtures: Mapping[str, Mixture],
 ) -> Work:
-    """What n answers can cost with `rollouts` of `horizon` tokens behind each candidate, each judged whole."""
+    """What n answers can cost with `rollouts` of `horizon` tokens behind each candidate, each scored whole."""
     block, horizon = min(block, max_tokens), min(horizon, max_tokens)
     decisions = -(-max_tokens // block)
     earlier = block * decisions * (decisions - 1) // 2  # tokens decided before each decision, summed
@@ -170,16 +181,20 @@ def deciding(
         candidates=k * rollouts,
         sampled=looked + k * ((block - 1) * decisions + rollouts * behind),
         reward_tokens=k * rollouts * read + max_tokens,
+        draws=1,
+        top_logprobs=k,
+        mixtures=mixtures,
+        terms={"candidates": "k * rollouts" if rollouts > 1 else "k", "top_logprobs": "k"},
     ).times(n)
 
 
-def plausible(candidates: Sequence[tuple[int, float]], min_p: float) -> list[tuple[int, float]]:
+def keep_plausible(candidates: Sequence[tuple[int, float]], min_p: float) -> list[tuple[int, float]]:
     """Those with p >= min_p * max p, the first being the likeliest."""
     floor = candidates[0][1] + (math.log(min_p) if min_p else -math.inf)
     return [(token, logprob) for token, logprob in candidates if logprob >= floor]
 
 
-def decided(
+def describe_decision(
     at: int, candidates: Sequence[tuple[int, float]], values: Sequence[float], p: Vector, chosen: int
 ) -> dict[str, Any]:
     """What a trace shows of a decision."""

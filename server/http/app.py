@@ -12,57 +12,60 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from trimtab.decoders import STRATEGIES
-from trimtab.rewards import COMBINES, TRANSFORMS, Entry
+from trimtab.rewards import COMBINES, TRANSFORMS, RewardEntry
 from trimtab.server.config import Config, ConfigError
-from trimtab.server.errors import ApiError, unknown
+from trimtab.server.errors import ApiError
+from trimtab.server.http import openapi
 from trimtab.server.http.auth import Auth
-from trimtab.server.http.errors_and_ids import Envelope
+from trimtab.server.http.errors_and_ids import RequestIdAndErrorMiddleware
 from trimtab.server.http.infer import infer
-from trimtab.server.http.middleware import Seam
-from trimtab.server.http.score import answer, scored
-from trimtab.server.http.vllm_app import ModelCard, ModelList, openai_app, rendered, request_fields
-from trimtab.server.request.parameters import MADE_HERE, about, parameters
+from trimtab.server.http.middleware import AlignmentMiddleware
+from trimtab.server.http.score import respond, score
+from trimtab.server.http.vllm_app import ModelCard, ModelList, openai_app, render, request_fields
+from trimtab.server.request.parameters import about, parameters
 from trimtab.server.scoring import Scoring
-from trimtab.server.state import Site
+from trimtab.server.state import ServerState
+from trimtab.server.wording import suggest
 
 
-async def build(site: Site, args: Namespace) -> FastAPI:
+async def build(state: ServerState, args: Namespace) -> FastAPI:
     """The app, ready to serve."""
-    app = await openai_app(site.client, args)
+    app = await openai_app(state.client, args)
     ours = {"/v1/models", "/health"}
     app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", None) not in ours]
-    _own_endpoints(app, site)
-    _operations(app, site)
+    _add_endpoints(app, state)
+    _add_operations(app, state)
+    openapi.describe(app, lambda: state.config)
     app.add_exception_handler(HTTPException, _http_error)
     inner = app.build_middleware_stack()
 
     def stack() -> None:
-        """As the site's configuration has it now; what is being answered keeps the stack that it came through."""
-        config = site.config
-        seam = Seam(
+        """As the configuration has it now; what is being answered keeps the stack that it came through."""
+        config = state.config
+        alignment = AlignmentMiddleware(
             app=inner,
             config=config,
             fields=request_fields(),
-            scoring=site.scoring,
-            rendered=partial(rendered, app),
-            admission=site.admission,
-            longest=site.longest,
-            shares=site.client.shares,
+            scoring=state.scoring,
+            render=partial(render, app),
+            admission=state.admission,
+            longest=state.longest,
+            shares=state.client.shares,
         )
         # Outside of vLLM's stack, ours also sees the answers to what went wrong inside it.
-        app.middleware_stack = Envelope(Auth.of(config, seam))
+        app.middleware_stack = RequestIdAndErrorMiddleware(Auth.of(config, alignment))
 
     stack()
-    site.replaced = stack
+    state.on_reload = stack
     return app
 
 
-def _own_endpoints(app: FastAPI, site: Site) -> None:
+def _add_endpoints(app: FastAPI, state: ServerState) -> None:
     async def models() -> list[ModelCard]:
         """The base, then each preset as a model of its own."""
         listed: ModelList = await app.state.openai_serving_models.show_available_models()
         base = listed.data[0]
-        presets = [base.model_copy(update={"id": name, "parent": base.id}) for name in site.config.presets]
+        presets = [base.model_copy(update={"id": name, "parent": base.id}) for name in state.config.presets]
         return [*listed.data, *presets]
 
     @app.get("/v1/models")
@@ -73,49 +76,49 @@ def _own_endpoints(app: FastAPI, site: Site) -> None:
     async def retrieve_model(name: str) -> Response:
         cards = {card.id: card for card in await models()}
         if name not in cards:
-            return ApiError(unknown("model", name, cards), param="model", code="model_not_found", status=404).response()
+            return ApiError(suggest("model", name, cards), param="model", code="model_not_found", status=404).response()
         return JSONResponse(cards[name].model_dump())
 
     @app.get("/v1/alignment")
     async def alignment() -> dict[str, Any]:
-        caps = {"max_tokens": site.admission.capacity, "max_sampled_tokens": site.config.limits.max_sampled_tokens}
-        caps |= {"max_deadline_ms": site.config.limits.max_deadline_ms}
-        caps |= {key: getattr(site.config, key) for key in ("max_candidates", "max_draws")}
-        return catalogue(site.config, site.scoring) | {"limits": caps}
+        caps = {"max_tokens": state.admission.capacity, "max_sampled_tokens": state.config.limits.max_sampled_tokens}
+        caps |= {"max_deadline_ms": state.config.limits.max_deadline_ms}
+        caps |= {key: getattr(state.config, key) for key in ("max_candidates", "max_draws")}
+        return describe_server(state.config, state.scoring) | {"limits": caps}
 
     @app.post("/v1/alignment/score")
     async def score_responses(request: Request) -> Response:
-        return await answer(request, site, scored)
+        return await respond(request, state, score)
 
     @app.post("/v1/alignment/infer")
     async def infer_weights(request: Request) -> Response:
-        return await answer(request, site, infer)
+        return await respond(request, state, infer)
 
 
-def _operations(app: FastAPI, site: Site) -> None:
+def _add_operations(app: FastAPI, state: ServerState) -> None:
     @app.get("/health")
     async def health() -> JSONResponse:
         """Whether to let it run: an engine that has died does not come back by itself."""
-        return JSONResponse({"healthy": site.alive}, status_code=200 if site.alive else 503)
+        return JSONResponse({"healthy": state.alive}, status_code=200 if state.alive else 503)
 
     @app.get("/ready")
     async def ready() -> JSONResponse:
         """Whether to send it requests."""
-        return JSONResponse({"ready": site.ready}, status_code=200 if site.ready else 503)
+        return JSONResponse({"ready": state.ready}, status_code=200 if state.ready else 503)
 
     @app.post("/admin/reload")
     async def reload() -> Response:
         """The configuration file read anew, as SIGHUP does it."""
-        if not site.config.all_admin_keys:
+        if not state.config.all_admin_keys:
             message = "this server has no admin key, and without one only SIGHUP reloads its configuration"
             return ApiError(message, code="not_found", status=404).response()
         try:
-            return JSONResponse({"changed": site.reload()})
+            return JSONResponse({"changed": state.reload()})
         except ConfigError as error:
             return ApiError(str(error), param=error.key or None, code="invalid_configuration").response()
 
 
-def catalogue(config: Config, scoring: Scoring) -> dict[str, Any]:
+def describe_server(config: Config, scoring: Scoring) -> dict[str, Any]:
     """What a client needs to build its controls."""
     strategies = {}
     for name, entry in STRATEGIES.items():
@@ -126,7 +129,7 @@ def catalogue(config: Config, scoring: Scoring) -> dict[str, Any]:
             "takes": sorted(entry.takes),
             "return": sorted(entry.shows),
             "streaming": "native" if entry.streams else "buffered",
-            "params": {key: value for key, value in schema.get("properties", {}).items() if key not in MADE_HERE},
+            "params": schema.get("properties", {}),
         }
     return {
         "model": config.model_name,
@@ -138,8 +141,8 @@ def catalogue(config: Config, scoring: Scoring) -> dict[str, Any]:
             name: {"kind": config.rewards[name].kind, "labels": scorer.labels, "needs": sorted(scorer.needs)}
             for name, scorer in scoring.scorers.items()
         },
-        "combinations": schemas({name: e for name, e in COMBINES.items() if not e.load().in_pool}),
-        "transforms": schemas(TRANSFORMS),
+        "combinations": describe_table({name: e for name, e in COMBINES.items() if not e.load().in_pool}),
+        "transforms": describe_table(TRANSFORMS),
         "guides": sorted(config.guides),
         "preference_prompts": {name: prompt.model_dump() for name, prompt in config.preference_prompts.items()},
         "auto_weights": config.auto_weights is not None,
@@ -147,7 +150,7 @@ def catalogue(config: Config, scoring: Scoring) -> dict[str, Any]:
     }
 
 
-def schemas(table: Mapping[str, Entry]) -> dict[str, Any]:
+def describe_table(table: Mapping[str, RewardEntry]) -> dict[str, Any]:
     """name -> what it is, and its parameters"""
     return {
         name: {

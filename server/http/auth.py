@@ -25,7 +25,7 @@ TRUSTED = frozenset(get_args(TrustedHeader))
 
 
 def digest(key: str) -> str:
-    """A key as it is kept: random keys of 256 bits need neither salt nor stretching."""
+    """A key as it is stored: random keys of 256 bits need neither salt nor stretching."""
     return key.removeprefix(HASHED) if key.startswith(HASHED) else hashlib.sha256(key.encode()).hexdigest()
 
 
@@ -89,6 +89,6 @@ class Auth:
         scheme, _, key = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer":
             key = headers.get("x-api-key", "")  # how Anthropic's clients say it
-        given = hashlib.sha256(key.encode()).hexdigest()
-        matches = [secrets.compare_digest(given, known) for known in valid]  # all of them: time tells nothing
-        return given[:8] if any(matches) else None
+        presented = hashlib.sha256(key.encode()).hexdigest()
+        matches = [secrets.compare_digest(presented, known) for known in valid]  # all of them: time tells nothing
+        return presented[:8] if any(matches) else None

@@ -14,7 +14,7 @@ from uuid import uuid4
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from trimtab.server.errors import ApiError, as_error, uncaught
+from trimtab.server.errors import ApiError, parse_error, to_api_error
 
 REQUEST_ID = "x-request-id"
 ID = "trimtab.request_id"
@@ -26,25 +26,25 @@ log = logging.getLogger("trimtab")
 
 
 @dataclass(frozen=True)
-class Envelope:
+class RequestIdAndErrorMiddleware:
     app: ASGIApp
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        given = Headers(scope=scope).get(REQUEST_ID, "")
-        scope[ID] = given[:128] if given.isprintable() and given else uuid4().hex
-        answer = Answer(send, scope[ID])
+        client_id = Headers(scope=scope).get(REQUEST_ID, "")
+        scope[ID] = client_id[:128] if client_id.isprintable() and client_id else uuid4().hex
+        shaper = ErrorShaper(send, scope[ID])
         try:
-            await self.app(scope, receive, answer)
+            await self.app(scope, receive, shaper)
         except Exception as error:
-            refusal = uncaught(error)
+            refusal = to_api_error(error)
             if refusal.status >= 500:
-                log.exception("request %s failed", answer.request_id)
-            await answer.fail(refusal)
+                log.exception("request %s failed", shaper.request_id)
+            await shaper.fail(refusal)
 
 
-class Answer:
+class ErrorShaper:
     """`send` for one request. Holds an error until it is whole, and a stream's start until its first event is known."""
 
     def __init__(self, send: Send, request_id: str) -> None:
@@ -60,9 +60,9 @@ class Answer:
         if self.done:
             return
         if message["type"] == "http.response.start":
-            await self._begin(message)
+            await self._start_response(message)
         elif message["type"] == "http.response.body":
-            await self._go_on(message.get("body", b""), more=message.get("more_body", False))
+            await self._send_body(message.get("body", b""), more=message.get("more_body", False))
         else:
             await self.send(message)
 
@@ -73,11 +73,11 @@ class Answer:
         if not self.kind or self.start is not None:
             await self._refuse(error)
         elif self.kind == "stream":
-            await self._end(b"data: " + error.body() + b"\n\n")
+            await self._send_last(b"data: " + error.body() + b"\n\n")
         else:
             raise ConnectionAbortedError("an answer broke off")  # the client must not take it for whole
 
-    async def _begin(self, message: Message) -> None:
+    async def _start_response(self, message: Message) -> None:
         headers = MutableHeaders(raw=message["headers"])
         headers[REQUEST_ID] = self.request_id
         content = headers.get("content-type", "")
@@ -89,16 +89,16 @@ class Answer:
             self.kind = "other"
             await self.send(message)
 
-    async def _go_on(self, body: bytes, *, more: bool) -> None:
+    async def _send_body(self, body: bytes, *, more: bool) -> None:
         error = None
         if self.kind == "error":
             self.body += body
             if more:
                 return
             body = bytes(self.body)
-            error = as_error(body, self.start["status"]) if self.start is not None else None
+            error = parse_error(body, self.start["status"]) if self.start is not None else None
         elif self.kind == "stream" and body.startswith(ERROR_EVENTS):
-            error = as_error(body.partition(b"data: ")[2])
+            error = parse_error(body.partition(b"data: ")[2])
         if error is not None and self.start is not None:
             return await self._refuse(error)
         if self.start is not None:
@@ -120,8 +120,8 @@ class Answer:
         }
         self.start = None
         await self.send({"type": "http.response.start", "status": error.status, "headers": headers.raw})
-        await self._end(body)
+        await self._send_last(body)
 
-    async def _end(self, body: bytes) -> None:
+    async def _send_last(self, body: bytes) -> None:
         await self.send({"type": "http.response.body", "body": body, "more_body": False})
         self.done = True

@@ -9,32 +9,36 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trimtab.decoders.plain import Plain
-from trimtab.decoders.protocols import Tokens, no_reward
-from trimtab.engine.aligned_client import Run, running
+from trimtab.decoders.protocols import Tokens
 from trimtab.engine.table import KEY
 from trimtab.rewards.protocols import RewardError
-from trimtab.runtime.metered import Meter
-from trimtab.runtime.shares import Shares, Turn, turn
+from trimtab.runtime.shares import RequestShare, Shares
+from trimtab.runtime.strategy_run import StrategyRun, current_run
+from trimtab.runtime.usage import Usage
 from trimtab.server.admission import Admission
 from trimtab.server.config import Config
-from trimtab.server.errors import ApiError, listed, unknown
-from trimtab.server.http import request_log as tally
+from trimtab.server.errors import ApiError
+from trimtab.server.http import request_log
 from trimtab.server.http.auth import CALLER
+from trimtab.server.http.context import RequestContext
 from trimtab.server.http.errors_and_ids import ID
-from trimtab.server.http.response import Answer, Call, outcome_of
+from trimtab.server.http.response import ResponseRewriter, outcome_of_error
 from trimtab.server.metrics import POOL, REQUESTS, UNKNOWN_FIELDS
 from trimtab.server.request import cost, tracing
-from trimtab.server.request.alignment import AT, plan
-from trimtab.server.request.body import ClientGone, Json, parse, whole
-from trimtab.server.request.messages import instructed
+from trimtab.server.request.alignment import AT
+from trimtab.server.request.body import ClientGone, Json, as_refusal, parse, read_body
+from trimtab.server.request.messages import instruct
+from trimtab.server.request.plan import plan
 from trimtab.server.scoring import Scoring
+from trimtab.server.wording import list_names, suggest
 
 PLAIN_ONLY = ("use_beam_search", "prompt_embeds", "background", "kv_transfer_params", "ec_transfer_params")
 """Request fields that no strategy can honour: with them vLLM draws tokens its own way, answers later, or reads a cache
@@ -45,17 +49,17 @@ COUNTING = frozenset({"/tokenize", "/v1/messages/count_tokens"})
 
 
 @dataclass(frozen=True)
-class Seam:
+class AlignmentMiddleware:
     """`fields`: request path -> the top-level fields that vLLM's own request model of that path has.
 
-    `rendered`: (path, body) -> the prompt that vLLM's app makes of it.
+    `render`: (path, body) -> the prompt that vLLM's app makes of it.
     """
 
     app: ASGIApp
     config: Config
     fields: Mapping[str, frozenset[str]]
     scoring: Scoring
-    rendered: Callable[[str, Json], Awaitable[Tokens]]
+    render: Callable[[str, Json], Awaitable[Tokens]]
     admission: Admission
     longest: cost.Longest
     shares: Shares | None = None
@@ -64,53 +68,46 @@ class Seam:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in {*self.fields, *COUNTING}:
             return await self.app(scope, receive, send)
-        loop = asyncio.get_running_loop()
-        began = loop.time()
+        began = asyncio.get_running_loop().time()
         strategy = "none"
-        with ExitStack() as place:
+        with ExitStack() as stack:
             try:
-                body = await whole(receive, self.config.max_body_mib)
+                body = await read_body(receive, self.config.max_body_mib)
                 if scope["path"] in COUNTING:
                     return await self.app(scope, replay(self.of_base(body), receive), send)
-                call = self.understand(scope["path"], body)
-                strategy = call.strategy
-                own = self.prepare(call, scope.get(CALLER, ""), began)
-                most = cost.work(call.plan, call.document, call.path, self.longest)
-                cost.check(call.plan, most, self.config.limits)
-                tokens = cost.tokens(most, self.config.limits)
-                place.enter_context(self.admission.admitted((own.caller, own.search), tokens, most.candidates))
-                POOL.labels(strategy).observe(most.candidates)
+                context = self.understand(scope["path"], body)
+                strategy = context.strategy
+                self.prepare(context, scope.get(CALLER, ""), began)
+                stack.enter_context(self.admit(context))
             except ClientGone:
                 REQUESTS.labels("none", "client_abort").inc()
                 return
             except (ApiError, RecursionError) as error:
-                too_deep = ApiError("the request body is nested too deeply", code="invalid_json")
-                refusal = error if isinstance(error, ApiError) else too_deep
-                tally.refused(strategy, refusal.status)
+                refusal = as_refusal(error)
+                request_log.record_refusal(strategy, refusal.status)
                 return await refusal.response()(scope, receive, send)
-            answer = Answer(call, send)
-            span = place.enter_context(
-                tracing.request(scope, call.path, call.model or self.config.model_name, call.document)
-            )
-            if call.run is not None and span.is_recording():
-                call.run.span = span
-                if call.scores is not None:
-                    call.scores.span = span
-            before = running.set(call.run), turn.set(own)
+            await self.answer(context, scope, receive, send, began)
+
+    async def answer(self, context: RequestContext, scope: Scope, receive: Receive, send: Send, began: float) -> None:
+        """What the app answers, rewritten on its way out; `began` on the loop's clock."""
+        run, rewriter = context.run, ResponseRewriter(context, send)
+        model = context.model or self.config.model_name
+        with tracing.span_request(scope, context.path, model, context.document) as span:
+            context.trace(span)
+            before = current_run.set(run)
             try:
-                async with answer.kept_alive():
-                    await self.app(scope, replay(call.body, receive), answer)
+                async with rewriter.keep_alive():
+                    await self.app(scope, replay(context.body, receive), rewriter)
             except Exception as error:
-                answer.outcome = outcome_of(error)
+                rewriter.outcome = outcome_of_error(error)
                 raise
             finally:
-                running.reset(before[0])
-                turn.reset(before[1])
-                if call.run is not None:
-                    await call.run.close()
-                told = tally.ended(call, own, answer.outcome, self.config, began=began, now=loop.time())
-                tracing.ended(span, told)
-                tally.write(scope.get(ID, ""), call.path, told)
+                current_run.reset(before)
+                await run.close()
+                now = asyncio.get_running_loop().time()
+                fields = request_log.record_end(context, rewriter.outcome, self.config, began=began, now=now)
+                tracing.record_end(span, fields)
+                request_log.write_line(scope.get(ID, ""), context.path, fields)
 
     def of_base(self, body: bytes) -> bytes:
         """The body with the base's model id where it has a preset's."""
@@ -120,7 +117,7 @@ class Seam:
             return body
         return json.dumps(document | {"model": self.config.model_name}).encode()
 
-    def understand(self, path: str, body: bytes) -> Call:
+    def understand(self, path: str, body: bytes) -> RequestContext:
         """Raises ApiError for what cannot be carried out."""
         document = parse(body)
         if "extra_body" in document:
@@ -131,31 +128,31 @@ class Seam:
                 code="unknown_parameter",
             )
         keys = len(document)
-        asked = document.pop(AT, {})
+        raw = document.pop(AT, {})
         model = document.get("model")
         preset = self.config.presets.get(model) if isinstance(model, str) else None
         if isinstance(model, str) and model and preset is None and model != self.config.model_name:
             known = [self.config.model_name, *self.config.presets]
-            raise ApiError(unknown("model", model, known), param="model", code="model_not_found", status=404)
+            raise ApiError(suggest("model", model, known), param="model", code="model_not_found", status=404)
         if isinstance(xargs := document.get("vllm_xargs"), dict) and KEY in xargs:
             raise ApiError(f"vllm_xargs.{KEY} is reserved: use {AT}", param=f"vllm_xargs.{KEY}")
         changed = preset is not None or len(document) < keys
         if preset is not None:
             document["model"] = self.config.model_name
-            asked = {**preset, **asked} if isinstance(asked, dict) else asked
-        planned = plan(asked, self.config, lambda: self.scoring.auto(document))
+            raw = {**preset, **raw} if isinstance(raw, dict) else raw
+        planned = plan(raw, self.config, lambda: self.scoring.auto_weights(document))
         if self.shares is not None and document.get("priority"):
             message = "priority cannot be honoured: on this server fair shares between callers decide"
             raise ApiError(message, param="priority", code="unsupported_parameter")
         for name in PLAIN_ONLY:
-            if document.get(name) and not (planned.is_plain and not planned.bounded):
+            if document.get(name) and not planned.native:
                 raise ApiError(
                     f"{name} cannot be combined with strategy {planned.name!r}", param=name, code="unsupported_pair"
                 )
         surplus = document.keys() - self.fields[path]
         UNKNOWN_FIELDS.inc(len(surplus))
-        warnings = [f"unknown fields were ignored: {listed(name[:64] for name in surplus)}"] if surplus else []
-        return Call(
+        warnings = [f"unknown fields were ignored: {list_names(name[:64] for name in surplus)}"] if surplus else []
+        return RequestContext(
             path=path,
             body=json.dumps(document).encode() if changed else body,
             model=model if preset is not None else None,
@@ -164,39 +161,49 @@ class Seam:
             document=document,
         )
 
-    def prepare(self, call: Call, caller: str, began: float) -> Turn:
-        """The run and the reward of a request that vLLM does not answer by itself; `began` on the loop's clock."""
-        plan = call.plan
-        own = Turn(shares=self.shares, caller=caller, search="reward" in plan.entry.takes)
-        if plan.is_plain and not plan.bounded:
-            return own
+    def prepare(self, context: RequestContext, caller: str, began: float) -> None:
+        """The request's run, with its reward and its bounds; `began` on the loop's clock."""
+        plan = context.plan
+        share = RequestShare(shares=self.shares, caller=caller, search="reward" in plan.entry.takes)
+        if plan.native:
+            context.run = StrategyRun(share=share)
+            return
         deadline = None if plan.deadline_ms is None else began + plan.deadline_ms / 1000
-        call.run = Run(
+        context.run = StrategyRun(
             strategy=plan.strategy,
-            reward=no_reward,
             include=plan.include,
-            meter=Meter(max_sampled_tokens=plan.max_sampled_tokens, deadline=deadline),
-            instead=Plain() if plan.degrade else None,
-            forgiven=(RewardError,),
-            render=lambda instruction, role: self.rendered(
-                call.path, instructed(call.path, call.document, instruction, role)
+            check_sampling=partial(plan.entry.check_sampling, plan.name),
+            usage=Usage(max_sampled_tokens=plan.max_sampled_tokens, deadline=deadline),
+            share=share,
+            fallback=Plain() if plan.degrade else None,
+            recoverable_errors=(RewardError,),
+            render=lambda instruction, role: self.render(
+                context.path, instruct(context.path, context.document, instruction, role)
             ),
         )
         if "reward" in plan.entry.takes:
-            call.scores = self.scoring.bind(plan, call.document, call.run.meter)
-            call.run.reward = call.scores
-        return own
+            context.run.reward = context.reward = self.scoring.bind(plan, context.document, context.run.usage)
+
+    @contextmanager
+    def admit(self, context: RequestContext) -> Iterator[None]:
+        """While it is being answered; raises ApiError where it costs more than it may, now or ever."""
+        share, limits = context.run.share, self.config.limits
+        work = cost.work(context.plan, context.document, context.path, self.longest)
+        cost.check(context.plan, work, limits)
+        with self.admission.admit((share.caller, share.search), cost.tokens(work, limits), work.candidates):
+            POOL.labels(context.strategy).observe(work.candidates)
+            yield
 
 
 def replay(body: bytes, receive: Receive) -> Receive:
     """A `receive` that gives the body once more, then whatever comes."""
-    given = False
+    replayed = False
 
-    async def again() -> Message:
-        nonlocal given
-        if given:
+    async def receive_again() -> Message:
+        nonlocal replayed
+        if replayed:
             return await receive()
-        given = True
+        replayed = True
         return {"type": "http.request", "body": body, "more_body": False}
 
-    return again
+    return receive_again

@@ -2,60 +2,78 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
-from trimtab.runtime.shares import Turn
 from trimtab.server import metrics
 from trimtab.server.config import Config
-from trimtab.server.http.response import Call
+from trimtab.server.http.context import RequestContext
+from trimtab.server.request.parameters import parameters
+from trimtab.server.request.reward_tree import explain
 
 log = logging.getLogger("trimtab.request")
 
 
-def refused(strategy: str, status: int) -> None:
+def record_refusal(strategy: str, status: int) -> None:
     """A request that was answered before any work."""
     metrics.REQUESTS.labels(strategy, "rejected" if status in (429, 503) else "invalid").inc()
 
 
-def ended(call: Call, turn: Turn, outcome: str, config: Config, *, began: float, now: float) -> dict[str, Any]:
+def record_end(context: RequestContext, outcome: str, config: Config, *, began: float, now: float) -> dict[str, Any]:
     """Count it, and give what there is to say of it in a log: names and numbers, nothing that anybody wrote."""
-    strategy = call.strategy
+    strategy, usage = context.strategy, context.run.usage
     metrics.REQUESTS.labels(strategy, outcome).inc()
     metrics.DURATION.labels(strategy).observe(now - began)
-    if turn.first is not None:
-        metrics.FIRST_TOKEN.labels(strategy).observe(turn.first - began)
-    meter = call.run.meter if call.run is not None else None
-    spent = {
-        "prompt": turn.prompt,
-        "visible": turn.visible,
-        "sampled": turn.visible if meter is None else meter.sampled,
-        "scored": 0 if meter is None else meter.scored,
-    }
-    for kind, tokens in spent.items():
-        metrics.TOKENS.labels(kind).inc(tokens)
-    metrics.CANCELLED.inc(turn.cancelled)
-    if call.run is not None:
-        for report in call.run.reports.values():
-            _reported(strategy, report)
-    if call.run is not None and call.scores is not None:
-        for answer in call.run.answers.values():
-            for name, score in call.scores.of(answer).get("transformed", {}).items():
-                if name in config.objectives:
-                    metrics.REWARD.labels(name).observe(score)
-    told = {"strategy": strategy, "outcome": outcome, "seconds": round(now - began, 4)}
-    return told | {f"{kind}_tokens": tokens for kind, tokens in spent.items()}
+    if usage.first_visible_at is not None:
+        metrics.FIRST_TOKEN.labels(strategy).observe(usage.first_visible_at - began)
+    tokens = {kind: getattr(usage, kind) for kind in ("prompt", "visible", "sampled", "scored")}
+    for kind, count in tokens.items():
+        metrics.TOKENS.labels(kind).inc(count)
+    metrics.CANCELLED.inc(usage.cancelled_calls)
+    for report in context.run.reports.values():
+        _observe(strategy, report)
+        for name, score in explain(report.get("value")).get("transformed", {}).items():
+            if name in config.objectives:
+                metrics.REWARD.labels(name).observe(score)
+    line = {"strategy": strategy, "outcome": outcome, "seconds": round(now - began, 4)}
+    line |= {f"{kind}_tokens": count for kind, count in tokens.items()}
+    params = {} if context.run.degraded else loggable_params(context.plan.name, context.plan.params)
+    return line | ({"params": params} if params else {})
 
 
-def write(request_id: str, path: str, told: dict[str, Any]) -> None:
+def write_line(request_id: str, path: str, fields: dict[str, Any]) -> None:
     """A request's line in the log."""
-    numbers = " ".join(f"{key}={value}" for key, value in told.items())
-    log.info("%s %s %s", request_id, path, numbers, extra={"told": {"request_id": request_id, "path": path, **told}})
+    words = " ".join(
+        f"{key}={json.dumps(value) if isinstance(value, dict) else value}" for key, value in fields.items()
+    )
+    log.info("%s %s %s", request_id, path, words, extra={"fields": {"request_id": request_id, "path": path, **fields}})
 
 
-def _reported(strategy: str, report: Mapping[str, Any]) -> None:
+def loggable_params(strategy: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that hold nothing that a client wrote in words: numbers, booleans, and choices among a strategy's own."""
+    choices = enumerated_params(strategy)
+    return {
+        name: value
+        for name, value in params.items()
+        if isinstance(value, int | float) or (isinstance(value, str) and value in choices.get(name, ()))
+    }
+
+
+@cache
+def enumerated_params(strategy: str) -> dict[str, frozenset[str]]:
+    """parameter -> the words that it may be, where these are listed"""
+    properties = parameters(strategy).model_json_schema(by_alias=True).get("properties", {})
+    return {
+        name: frozenset(word for option in (schema, *schema.get("anyOf", ())) for word in option.get("enum", ()))
+        for name, schema in properties.items()
+    }
+
+
+def _observe(strategy: str, report: Mapping[str, Any]) -> None:
     kl = report.get("kl")
     if isinstance(trace := report.get("trace"), Mapping) and "kl" in trace:
         kl = math.fsum(trace["kl"])

@@ -11,19 +11,20 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trimtab.decoders.protocols import Tokens
-from trimtab.runtime.metered import Meter
-from trimtab.server.errors import ApiError, explained, uncaught
+from trimtab.runtime.usage import Usage
+from trimtab.server.errors import ApiError, to_api_error
 from trimtab.server.http.auth import CALLER
-from trimtab.server.request.alignment import Given
-from trimtab.server.request.body import parse, whole
-from trimtab.server.request.reward_tree import parsed, weighted
-from trimtab.server.request.weights import preferences
-from trimtab.server.scoring import Scores, Scoring
-from trimtab.server.state import Site
+from trimtab.server.request.alignment import Comparands
+from trimtab.server.request.body import as_refusal, parse, read_body
+from trimtab.server.request.reward_tree import explain, parse_spec, weigh_objectives
+from trimtab.server.request.weights import parse_weights
+from trimtab.server.scoring import RequestReward, Scoring
+from trimtab.server.state import ServerState
+from trimtab.server.wording import explain_validation
 
-Work = Callable[[dict[str, Any], Scoring], Awaitable[dict[str, Any]]]
+Handler = Callable[[dict[str, Any], Scoring], Awaitable[dict[str, Any]]]
 
-MOST = 1024
+MAX_RESPONSES = 1024
 """Responses in one request."""
 
 
@@ -35,75 +36,74 @@ class ScoreRequest(BaseModel):
     model: str = ""
     messages: list[dict[str, Any]] = Field(default=[], min_length=1)
     prompt: str = Field(default="", min_length=1)
-    responses: list[str] = Field(min_length=1, max_length=MOST)
+    responses: list[str] = Field(min_length=1, max_length=MAX_RESPONSES)
     weights: dict[str, Any] = {}
     reward: Any = None
-    given: Given = Given()
+    given: Comparands = Comparands()
 
 
-async def answer(request: Request, site: Site, work: Work) -> Response:
-    """What `work` makes of the body, or what is wrong with it."""
-    config, scoring = site.config, site.scoring
+async def respond(request: Request, state: ServerState, handler: Handler) -> Response:
+    """What `handler` makes of the body, or what is wrong with it."""
+    config, scoring = state.config, state.scoring
     try:
-        body = await whole(request.receive, config.max_body_mib)
+        body = await read_body(request.receive, config.max_body_mib)
         most = math.ceil(config.limits.scored_weight * len(body))  # it holds no more tokens than bytes
-        with site.admission.admitted((request.scope.get(CALLER, ""), True), most):
-            return JSONResponse(await work(parse(body), scoring))
+        with state.admission.admit((request.scope.get(CALLER, ""), True), most):
+            return JSONResponse(await handler(parse(body), scoring))
     except (ApiError, RecursionError) as error:
-        too_deep = ApiError("the request body is nested too deeply", code="invalid_json")
-        return (error if isinstance(error, ApiError) else too_deep).response()
+        return as_refusal(error).response()
     except Exception as error:
-        refusal = uncaught(error)
+        refusal = to_api_error(error)
         if refusal.code == "internal_error":
             raise
         return refusal.response()
 
 
-async def scored(document: dict[str, Any], scoring: Scoring) -> dict[str, Any]:
+async def score(document: dict[str, Any], scoring: Scoring) -> dict[str, Any]:
     """Per response its value and what it came from; by default every objective that has a reward, weighted 1.
 
     Raises ApiError, and RewardError where a reward fails.
     """
     try:
-        asked = ScoreRequest.model_validate(document)
+        request = ScoreRequest.model_validate(document)
     except ValidationError as error:
-        raise explained(error, at="", fields=ScoreRequest.model_fields) from None
-    given, config = asked.model_fields_set, scoring.config
-    if ("messages" in given) == ("prompt" in given):
+        raise explain_validation(error, at="", fields=ScoreRequest.model_fields) from None
+    written, config = request.model_fields_set, scoring.config
+    if ("messages" in written) == ("prompt" in written):
         raise ApiError("give either messages or prompt", param="messages", code="missing_required_parameter")
-    if {"weights", "reward"} <= given:
+    if {"weights", "reward"} <= written:
         raise ApiError("weights and reward are two ways to say what is wanted: give one", param="reward")
-    if "reward" in given:
-        spec = parsed(asked.reward, config, at="reward")
+    if "reward" in written:
+        spec = parse_spec(request.reward, config, at="reward")
     else:
         every = {name: 1.0 for name, objective in config.objectives.items() if objective.reward is not None}
         if not every:
             raise ApiError("this server has no objective with a reward; name a reward", param="reward")
-        spec = weighted(preferences(asked.weights, config, at="weights") if "weights" in given else every, config)
-    compared = asked.given.model_dump(exclude_unset=True)
-    scoring.check(spec, compared, at="reward")
-    scoring.check_read([spec], compared)
-    meter = Meter()
-    scores = Scores.of_document(document, scoring=scoring, specs=(spec,), given=compared, meter=meter)
-    answers = completions(asked.responses, scores)
-    await scores(prompt(document, scores), answers)
+        weights = parse_weights(request.weights, config, at="weights") if "weights" in written else every
+        spec = weigh_objectives(weights, config)
+    compared_with = request.given.model_dump(exclude_unset=True)
+    scoring.check(spec, compared_with, at="reward")
+    scoring.check_given([spec], compared_with)
+    usage = Usage()
+    reward = RequestReward.of_document(document, scoring=scoring, specs=(spec,), given=compared_with, usage=usage)
+    rows = await reward(render_prompt(document, reward), encode_completions(request.responses, reward))
     return {
         "object": "alignment.scores",
         "model": config.model_name,
-        "scores": [{"index": i} | scores.of(tokens) for i, tokens in enumerate(answers)],
-        "scored_tokens": meter.scored,
-        "sampled_tokens": meter.sampled,
+        "scores": [{"index": i, **explain(value)} for i, [value] in enumerate(rows)],
+        "scored_tokens": usage.scored,
+        "sampled_tokens": usage.sampled,
     }
 
 
-def prompt(document: dict[str, Any], scores: Scores) -> Tokens:
+def render_prompt(document: dict[str, Any], reward: RequestReward) -> Tokens:
     """What the base reads of a body with messages, or with a bare prompt; raises ApiError for messages of nobody."""
-    host = scores.scoring.host
-    if "messages" in document and not scores.messages:
+    host = reward.scoring.host
+    if "messages" in document and not reward.messages:
         raise ApiError("messages hold no message of the user's", param="messages")
-    return host.render(scores.messages) if "messages" in document else host.tokenizer.encode(document["prompt"])
+    return host.render(reward.messages) if "messages" in document else host.tokenizer.encode(document["prompt"])
 
 
-def completions(texts: Sequence[str], scores: Scores) -> list[Tokens]:
+def encode_completions(texts: Sequence[str], reward: RequestReward) -> list[Tokens]:
     """[N] texts as the base would read them within a response."""
-    return [scores.scoring.host.tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    return [reward.scoring.host.tokenizer.encode(text, add_special_tokens=False) for text in texts]

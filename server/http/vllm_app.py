@@ -11,14 +11,14 @@ from typing import Any
 from fastapi import FastAPI
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.engine.protocol import EngineClient
-from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest
+from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest, AnthropicMessagesResponse
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
 from vllm.entrypoints.launchers.launcher import NoSignalServer, validate_api_server_args
-from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-from vllm.entrypoints.openai.completion.protocol import CompletionRequest
-from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest, ChatCompletionResponse
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest, CompletionResponse
+from vllm.entrypoints.openai.responses.protocol import ResponsesRequest, ResponsesResponse
 from vllm.entrypoints.serve.engine.protocol import ModelCard, ModelList
 from vllm.tool_parsers import ToolParserManager
 from vllm.usage.usage_lib import UsageContext
@@ -29,11 +29,12 @@ from trimtab.decoders.protocols import BASE, Tokens
 from trimtab.engine.aligned_client import AlignedClient
 from trimtab.engine.launch import EngineSpec
 from trimtab.engine.members import engine_args
+from trimtab.engine.toy_client import ToyClient, toy_client
 from trimtab.engine.vllm_engine import VLLMEngine
 from trimtab.runtime.shares import Shares
 from trimtab.server.config import Config, ConfigError
-from trimtab.server.errors import unknown
 from trimtab.server.request.messages import CHAT, COMPLETIONS, MESSAGES, RESPONSES
+from trimtab.server.wording import suggest
 
 __all__ = ["EngineClient", "ModelCard", "ModelList", "NoSignalServer", "arguments", "request_fields"]
 
@@ -43,6 +44,14 @@ ROUTES = frozenset(
     | {"/docs", "/openapi.json"}
 )
 """What of vLLM's app is served. Its other ways to generate know nothing of `alignment`, so they are not."""
+
+RESPONSE_MODELS: dict[str, Any] = {
+    CHAT: ChatCompletionResponse,
+    COMPLETIONS: CompletionResponse,
+    RESPONSES: ResponsesResponse,
+    MESSAGES: AnthropicMessagesResponse,
+}
+"""path -> what it answers, before `alignment` is put in"""
 
 ENGINE = frozenset(field.name for field in fields(AsyncEngineArgs)) - {"model", "served_model_name"}
 FRONTEND = frozenset(
@@ -62,7 +71,7 @@ def argv(config: Config) -> list[str]:
     flags = ["--model", config.base, "--served-model-name", config.model_name]
     for key, value in config.engine.items():
         if key not in ENGINE | FRONTEND:
-            raise ConfigError(f"engine.{unknown('key', key, ENGINE | FRONTEND)}")
+            raise ConfigError(f"engine.{suggest('key', key, ENGINE | FRONTEND)}")
         flag = key.replace("_", "-")
         if isinstance(value, bool):
             flags.append(f"--{flag}" if value else f"--no-{flag}")
@@ -103,13 +112,18 @@ def base_spec(config: Config, args: Namespace) -> EngineSpec:
 
 
 def aligned_client(client: EngineClient, config: Config) -> AlignedClient:
-    """The client of the base's engine, which aligns. Requests get fair shares unless a scheduling policy is chosen."""
+    """The base's client, which aligns. Requests get fair shares where the configuration has no scheduling policy."""
     view = VLLMEngine(client=client)
 
     def bind(context: Mapping[str, Any]) -> VLLMEngine:
         return view.for_request("trimtab", **context)
 
     return AlignedClient(client, bind, None if "scheduling_policy" in config.engine else Shares())
+
+
+def toy_base(config: Config, args: Namespace) -> ToyClient:
+    """A client with no engine behind it."""
+    return toy_client(AsyncEngineArgs.from_cli_args(args), config.guides)
 
 
 async def openai_app(client: AlignedClient, args: Namespace) -> FastAPI:
@@ -121,14 +135,14 @@ async def openai_app(client: AlignedClient, args: Namespace) -> FastAPI:
     return app
 
 
-async def rendered(app: FastAPI, path: str, document: Mapping[str, Any]) -> Tokens:
+async def render(app: FastAPI, path: str, document: Mapping[str, Any]) -> Tokens:
     """The prompt of a request's body as the app would make it; raises ValueError for what it would refuse."""
     renderer = app.state.openai_serving_chat.online_renderer
     if path == RESPONSES:
         if document.get("previous_response_id"):
             raise ValueError("what instructs the model cannot be combined with previous_response_id")
-        found = await renderer.render_responses(ResponsesRequest.model_validate(document))
-        prompt = getattr(found, "engine_input", None)
+        answer = await renderer.render_responses(ResponsesRequest.model_validate(document))
+        prompt = getattr(answer, "engine_input", None)
     else:
         if path == CHAT:
             request = ChatCompletionRequest.model_validate(document)
@@ -138,10 +152,10 @@ async def rendered(app: FastAPI, path: str, document: Mapping[str, Any]) -> Toke
                 AnthropicMessagesRequest.model_validate(document),
                 merge_inline_system=messages._merge_inline_system,
             )
-        found = await renderer.render_chat(request)
-        prompt = found[1][0] if isinstance(found, tuple) else None
+        answer = await renderer.render_chat(request)
+        prompt = answer[1][0] if isinstance(answer, tuple) else None
     if prompt is None:
-        raise ValueError(found.error.message)
+        raise ValueError(answer.error.message)
     if prompt["type"] != "token":
         raise ValueError("what instructs the model needs a request whose messages are all text")
     tokens: Tokens = prompt["prompt_token_ids"]

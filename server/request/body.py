@@ -8,8 +8,9 @@ from typing import Any
 
 from starlette.types import Receive
 
-from trimtab.server.errors import ApiError, shown
+from trimtab.server.errors import ApiError
 from trimtab.server.request.alignment import AT
+from trimtab.server.wording import quote
 
 Json = dict[str, Any]
 
@@ -18,7 +19,7 @@ class ClientGone(Exception):
     """The client left before its request was whole."""
 
 
-async def whole(receive: Receive, max_mib: float) -> bytes:
+async def read_body(receive: Receive, max_mib: float) -> bytes:
     """A request's body; raises ApiError for one over the limit, ClientGone where it never ends."""
     body = bytearray()
     while True:
@@ -32,19 +33,27 @@ async def whole(receive: Receive, max_mib: float) -> bytes:
             return bytes(body)
 
 
-class Twice(dict[str, Any]):
-    """A JSON object that was given some of its keys twice."""
+class DuplicateKeys(dict[str, Any]):
+    """A JSON object in which some keys stand twice."""
 
-    keys_twice: list[str]
+    duplicates: list[str]
 
 
-def marked(pairs: list[tuple[str, Any]]) -> Json:
-    found = dict(pairs)
-    if len(found) == len(pairs):
-        return found
-    twice = Twice(found)
-    twice.keys_twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
-    return twice
+def mark_duplicates(pairs: list[tuple[str, Any]]) -> Json:
+    """The object of its keys and values, a `DuplicateKeys` where some keys stand twice."""
+    unique = dict(pairs)
+    if len(unique) == len(pairs):
+        return unique
+    marked = DuplicateKeys(unique)
+    marked.duplicates = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+    return marked
+
+
+def as_refusal(error: ApiError | RecursionError) -> ApiError:
+    """What a client gets of a body that was refused, or that nests deeper than Python can follow."""
+    if isinstance(error, ApiError):
+        return error
+    return ApiError("the request body is nested too deeply", code="invalid_json")
 
 
 def parse(body: bytes) -> Json:
@@ -62,12 +71,12 @@ def parse(body: bytes) -> Json:
     if not isinstance(document, dict):
         raise ApiError("the request body must be a JSON object", code="invalid_json")
     if AT in document:
-        whole = json.loads(body, object_pairs_hook=marked)
-        asked = whole[AT]
-        inside = [asked, *asked.values()] if isinstance(asked, dict) else []
-        twice = [key for inner in inside if isinstance(inner, Twice) for key in inner.keys_twice]
-        if twice or (isinstance(whole, Twice) and AT in whole.keys_twice):
-            raise ApiError(f"{shown([*twice, AT][0])} is given twice", param=AT, code="duplicate_key")
+        marked = json.loads(body, object_pairs_hook=mark_duplicates)
+        alignment = marked[AT]
+        objects = [alignment, *alignment.values()] if isinstance(alignment, dict) else []
+        twice = [key for inner in objects if isinstance(inner, DuplicateKeys) for key in inner.duplicates]
+        if twice or (isinstance(marked, DuplicateKeys) and AT in marked.duplicates):
+            raise ApiError(f"{quote([*twice, AT][0])} is given twice", param=AT, code="duplicate_key")
     return document
 
 

@@ -13,22 +13,22 @@ RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
 Messages = tuple[dict[str, str], ...]
 
 
-def messages(document: Json) -> Messages:
+def parse_messages(document: Json) -> Messages:
     """{"role", "content"} of a chat, responses or Anthropic request; none for bare prompts, whose tokens say it all.
 
     What is malformed is left out: vLLM's own request model refuses it.
     """
-    found: list[dict[str, str]] = []
+    parsed: list[dict[str, str]] = []
     for role, key in (("system", "system"), ("system", "instructions")):
         if text := _text(document.get(key)):
-            found.append({"role": role, "content": text})
-    asked = document.get("messages", document.get("input"))
-    if isinstance(asked, str) and "messages" not in document:
-        found.append({"role": "user", "content": asked})
-    for item in asked if isinstance(asked, list) else ():
+            parsed.append({"role": role, "content": text})
+    items = document.get("messages", document.get("input"))
+    if isinstance(items, str) and "messages" not in document:
+        parsed.append({"role": "user", "content": items})
+    for item in items if isinstance(items, list) else ():
         if isinstance(item, Mapping) and isinstance(item.get("role"), str):
-            found.append({"role": item["role"], "content": _text(item.get("content"))})
-    return tuple(found) if any(message["role"] == "user" for message in found) else ()
+            parsed.append({"role": item["role"], "content": _text(item.get("content"))})
+    return tuple(parsed) if any(message["role"] == "user" for message in parsed) else ()
 
 
 def _text(content: Any) -> str:
@@ -43,7 +43,7 @@ def _parts(content: Any) -> Iterator[str]:
             yield text
 
 
-def instructed(path: str, document: Json, instruction: str, role: str) -> Json:
+def instruct(path: str, document: Json, instruction: str, role: str) -> Json:
     """The body under an instruction: joined to its system message, or ("user") before the user's last words.
 
     An instruction comes first, and a blank line parts it from what it joins. Raises ValueError where there is nothing
@@ -54,21 +54,21 @@ def instructed(path: str, document: Json, instruction: str, role: str) -> Json:
     key = "input" if path == RESPONSES else "messages"
     system = {RESPONSES: "instructions", MESSAGES: "system"}.get(path)
     if role == "system" and system is not None:
-        return document | {system: _joined(instruction, document.get(system))}
-    said = document.get(key)
-    items = [{"role": "user", "content": said}] if isinstance(said, str) else list(said or ())
-    wanted = ("system", "developer") if role == "system" else ("user",)
-    places = [i for i, item in enumerate(items) if isinstance(item, Mapping) and item.get("role") in wanted]
+        return document | {system: _join(instruction, document.get(system))}
+    content = document.get(key)
+    items = [{"role": "user", "content": content}] if isinstance(content, str) else list(content or ())
+    roles = ("system", "developer") if role == "system" else ("user",)
+    places = [i for i, item in enumerate(items) if isinstance(item, Mapping) and item.get("role") in roles]
     if role == "system" and 0 not in places:
         return document | {key: [{"role": "system", "content": instruction}, *items]}
     if not places:
         raise ValueError("what instructs the model needs a message of the user's")
     place = 0 if role == "system" else places[-1]
-    items[place] = {**items[place], "content": _joined(instruction, items[place].get("content"))}
+    items[place] = {**items[place], "content": _join(instruction, items[place].get("content"))}
     return document | {key: items}
 
 
-def _joined(instruction: str, content: Any) -> Any:
+def _join(instruction: str, content: Any) -> Any:
     """An instruction before a message's content, in its first part where that is text."""
     if not isinstance(content, list):
         return f"{instruction}\n\n{content}" if content else instruction

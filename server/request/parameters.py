@@ -2,39 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
-from functools import cache
-from inspect import signature
-from typing import Any, get_type_hints
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel
 
 from trimtab.decoders import STRATEGIES
 from trimtab.rewards import KINDS
 from trimtab.rewards.protocols import Scorer
 from trimtab.server.config import Config, ConfigError, RewardConfig
-from trimtab.server.errors import unknown
-
-MADE_HERE = frozenset({"guides", "wish"})
-"""A strategy's fields that the server fills, from other parts of a request than `params`."""
+from trimtab.server.wording import suggest
 
 
-@cache
 def parameters(name: str) -> type[BaseModel]:
-    """A strategy's parameters as a model, from the signature of what builds it."""
-    build = STRATEGIES[name].load()
-    hints = get_type_hints(build, include_extras=True)
-    made: dict[str, Any] = {
-        field.name: Field(default_factory=field.default_factory)
-        for field in (dataclasses.fields(build) if dataclasses.is_dataclass(build) else ())
-        if field.default_factory is not dataclasses.MISSING
-    }
-    fields: dict[str, Any] = {
-        p.name: (hints[p.name], made.get(p.name, ... if p.default is p.empty else p.default))
-        for p in signature(build).parameters.values()
-    }
-    config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
-    return create_model(name, __config__=config, **fields)
+    """What a request may write in `params` under a strategy."""
+    return STRATEGIES[name].parameters
 
 
 def about(build: Any) -> str:
@@ -47,21 +28,21 @@ def check_rewards(config: Config) -> None:
     for name, reward in config.rewards.items():
         at = f"rewards.{name}"
         if reward.kind not in KINDS:
-            raise ConfigError(unknown("kind of reward", reward.kind, KINDS), key=f"{at}.kind")
+            raise ConfigError(suggest("kind of reward", reward.kind, KINDS), key=f"{at}.kind")
         kind = KINDS[reward.kind]
         if ("pooler" in kind.uses) != (reward.model is not None):
             needs = "is a model: say which" if reward.model is None else "is no model"
             raise ConfigError(f"kind {reward.kind!r} {needs}", key=f"{at}.model")
-        given = reward.model_extra or {}
+        extra = reward.model_extra or {}
         fields = kind.parameters.model_fields
         valid = [f.alias or key for key, f in fields.items()]
-        if surplus := next((key for key in given if key not in valid), None):
-            raise ConfigError(unknown("key", surplus, [*RewardConfig.model_fields, *valid]), key=f"{at}.{surplus}")
+        if surplus := next((key for key in extra if key not in valid), None):
+            raise ConfigError(suggest("key", surplus, [*RewardConfig.model_fields, *valid]), key=f"{at}.{surplus}")
         if not kind.uses:
-            built(name, reward)
+            build_reward(name, reward)
 
 
-def built(name: str, reward: RewardConfig, **services: Any) -> Scorer:
+def build_reward(name: str, reward: RewardConfig, **services: Any) -> Scorer:
     """The reward itself; raises ConfigError for what it refuses to be."""
     kind = KINDS[reward.kind]
     used = {key: value for key, value in {"name": name, **services}.items() if key in kind.uses}

@@ -14,13 +14,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from trimtab.rewards import COMBINES, TRANSFORMS, Entry
+from trimtab.rewards import COMBINES, TRANSFORMS, RewardEntry
 from trimtab.rewards.combine import Combine, Weighted
 from trimtab.rewards.transforms import Standardise, Transform
 from trimtab.server.config import Config
-from trimtab.server.errors import ApiError, shown, unknown
+from trimtab.server.errors import ApiError
+from trimtab.server.wording import quote, suggest
 
-DEEPEST, MOST = 4, 32
+MAX_DEPTH, MAX_REWARDS = 4, 32
 """Levels of a tree, and rewards in it."""
 
 Rows = Mapping[str, Sequence[float]]
@@ -64,80 +65,109 @@ class Node:
     @property
     def references(self) -> int:
         """How many reference answers a transform asks for."""
-        return max(self.transform.wants if self.transform else 0, *(spec.references for spec in self.of))
+        return max(self.transform.n_references if self.transform else 0, *(spec.references for spec in self.of))
 
 
 Spec = Leaf | Node
 
 
+class Score(float):
+    """An answer's value, which carries what it came from wherever a strategy takes it."""
+
+    __slots__ = ("explanation",)
+    explanation: dict[str, Any]
+    """{"value", "rewards", "transformed"}"""
+
+    def __new__(cls, value: float, explanation: dict[str, Any]) -> Score:
+        score = super().__new__(cls, value)
+        score.explanation = explanation
+        return score
+
+
+def explain(value: object) -> dict[str, Any]:
+    """What a value that a strategy reports came from; empty where it is no score of a request's reward."""
+    return value.explanation if isinstance(value, Score) else {}
+
+
 @dataclass(frozen=True, kw_only=True)
-class Told:
+class Breakdown:
     """Of N answers: their values, and by name what they came from."""
 
     values: list[float]
-    raw: dict[str, list[float]] = field(default_factory=dict)
-    transformed: dict[str, list[float]] = field(default_factory=dict)
+    raw: dict[str, list[float]]
+    transformed: dict[str, list[float]]
+
+    def explain(self, i: int) -> dict[str, Any]:
+        """Of the i-th answer."""
+        explanation: dict[str, Any] = {"value": self.values[i]}
+        explanation["rewards"] = {name: scores[i] for name, scores in self.raw.items()}
+        if self.transformed:
+            explanation["transformed"] = {name: scores[i] for name, scores in self.transformed.items()}
+        return explanation
 
 
-def evaluated(spec: Spec, rows: Rows, references: Rows) -> Told:
+def evaluate(spec: Spec, rows: Rows, references: Rows) -> Breakdown:
     """The tree's arithmetic over the [N] scores of each leaf, and over the [M] of reference answers."""
-    told = Told(values=[])
-    values, _ = _evaluated(spec, rows, references, told)
-    return Told(values=values, raw=told.raw, transformed=told.transformed)
+    raw: dict[str, list[float]] = {}
+    transformed: dict[str, list[float]] = {}
+
+    def evaluate_node(spec: Spec) -> tuple[list[float], list[float]]:
+        if isinstance(spec, Leaf):
+            raw[spec.name] = [float(score) for score in rows[spec.name]]
+            return raw[spec.name], [float(score) for score in references.get(spec.name, ())]
+        parts = [evaluate_node(child) for child in spec.of]
+        values, reference_values = (
+            [value for [value] in spec.combine(list(zip(*columns, strict=True)))]
+            for columns in zip(*parts, strict=True)
+        )
+        if spec.transform is not None:
+            if len(spec.of) == 1 and isinstance(spec.of[0], Leaf):
+                del raw[spec.of[0].name]  # shown under this node's name
+            raw[spec.name] = values
+            compared = reference_values[: spec.transform.n_references]
+            values = spec.transform(values, compared)
+            reference_values = spec.transform(reference_values, compared) if reference_values else []
+            transformed[spec.name] = values
+        return values, reference_values
+
+    values, _ = evaluate_node(spec)
+    return Breakdown(values=values, raw=raw, transformed=transformed)
 
 
-def _evaluated(spec: Spec, rows: Rows, references: Rows, told: Told) -> tuple[list[float], list[float]]:
-    if isinstance(spec, Leaf):
-        told.raw[spec.name] = [float(score) for score in rows[spec.name]]
-        return told.raw[spec.name], [float(score) for score in references.get(spec.name, ())]
-    parts = [_evaluated(child, rows, references, told) for child in spec.of]
-    here, there = (
-        [value for [value] in spec.combine(list(zip(*columns, strict=True)))] for columns in zip(*parts, strict=True)
-    )
-    if spec.transform is not None:
-        if len(spec.of) == 1 and isinstance(spec.of[0], Leaf):
-            del told.raw[spec.of[0].name]  # shown under this node's name
-        told.raw[spec.name] = here
-        wanted = there[: spec.transform.wants]
-        here, there = spec.transform(here, wanted), spec.transform(there, wanted) if there else []
-        told.transformed[spec.name] = here
-    return here, there
-
-
-def weighted(weights: Mapping[str, float], config: Config) -> Spec:
+def weigh_objectives(weights: Mapping[str, float], config: Config) -> Spec:
     """sum_i w_i (r_i - mean_i) / spread_i over objectives, so that equal weights pull equally."""
     return Node(
-        of=tuple(standard(name, config) for name in weights),
+        of=tuple(standardise_objective(name, config) for name in weights),
         name="weighted",
         combine=Weighted(weights=tuple(weights.values())),
     )
 
 
-def standard(objective: str, config: Config) -> Spec:
+def standardise_objective(objective: str, config: Config) -> Spec:
     """An objective's reward in spreads of the base's own answers."""
     o = config.objectives[objective]
-    spec = parsed(o.reward, config, at=f"objectives.{objective}.reward", objectives=False)
+    spec = parse_spec(o.reward, config, at=f"objectives.{objective}.reward", objectives=False)
     return Node(of=(spec,), name=objective, transform=Standardise(mean=o.mean, std=o.spread))
 
 
-def parsed(raw: object, config: Config, *, at: str, objectives: bool = True) -> Spec:
+def parse_spec(raw: object, config: Config, *, at: str, objectives: bool = True) -> Spec:
     """The tree that a request or the config writes; raises ApiError naming the key."""
-    spec = _parsed(raw, config, at, objectives, depth=1)
-    if len(list(spec.leaves)) > MOST:
-        raise ApiError(f"{at} names more than {MOST} rewards", param=at)
+    spec = _parse_node(raw, config, at, objectives, depth=1)
+    if len(list(spec.leaves)) > MAX_REWARDS:
+        raise ApiError(f"{at} names more than {MAX_REWARDS} rewards", param=at)
     return spec
 
 
-def _parsed(raw: object, config: Config, at: str, objectives: bool, depth: int) -> Spec:
+def _parse_node(raw: object, config: Config, at: str, objectives: bool, depth: int) -> Spec:
     if isinstance(raw, str):
-        return _named(raw, config, at, objectives)
+        return _parse_name(raw, config, at, objectives)
     if not isinstance(raw, Mapping):
-        raise ApiError(f"{at} must be a reward's name or an object with the key `of`; got {shown(raw)}", param=at)
-    if depth > DEEPEST:
-        raise ApiError(f"{at} is nested more than {DEEPEST} levels deep", param=at)
+        raise ApiError(f"{at} must be a reward's name or an object with the key `of`; got {quote(raw)}", param=at)
+    if depth > MAX_DEPTH:
+        raise ApiError(f"{at} is nested more than {MAX_DEPTH} levels deep", param=at)
     keys = ("of", "combine", "transform")
     if surplus := next((key for key in raw if key not in keys), None):
-        raise ApiError(unknown("key", str(surplus), keys), param=f"{at}.{str(surplus)[:64]}", code="unknown_parameter")
+        raise ApiError(suggest("key", str(surplus), keys), param=f"{at}.{str(surplus)[:64]}", code="unknown_parameter")
     if not raw.get("of"):
         raise ApiError(f"{at}.of is required: one or more rewards", param=f"{at}.of", code="missing_required_parameter")
     inner, weights = raw["of"], None
@@ -146,7 +176,7 @@ def _parsed(raw: object, config: Config, at: str, objectives: bool, depth: int) 
         inner = list(inner)
     if not isinstance(inner, list):
         inner = [inner]
-    of = tuple(_parsed(child, config, f"{at}.of", objectives, depth + 1) for child in inner)
+    of = tuple(_parse_node(child, config, f"{at}.of", objectives, depth + 1) for child in inner)
     how = raw.get("combine", "weighted")
     if weights is not None and "combine" in raw:
         raise ApiError(
@@ -165,7 +195,7 @@ def _parsed(raw: object, config: Config, at: str, objectives: bool, depth: int) 
     return Node(of=of, name=named, combine=combine, transform=transform)
 
 
-def _named(name: str, config: Config, at: str, objectives: bool) -> Spec:
+def _parse_name(name: str, config: Config, at: str, objectives: bool) -> Spec:
     if name in config.rewards:
         return Leaf(reward=name)
     reward, _, label = name.rpartition(".")
@@ -173,18 +203,18 @@ def _named(name: str, config: Config, at: str, objectives: bool) -> Spec:
         return Leaf(reward=reward, label=label)
     scored = [o for o, objective in config.objectives.items() if objective.reward is not None] if objectives else []
     if name in scored:
-        return standard(name, config)
-    raise ApiError(unknown("reward", name, [*config.rewards, *scored]), param=at)
+        return standardise_objective(name, config)
+    raise ApiError(suggest("reward", name, [*config.rewards, *scored]), param=at)
 
 
 def _weight(value: object, at: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or abs(value) > 1e6:
-        raise ApiError(f"{at} must be a number within ±1e6; got {shown(value)}", param=at)
+        raise ApiError(f"{at} must be a number within ±1e6; got {quote(value)}", param=at)
     return float(value)
 
 
 def _combination(raw: object, at: str, count: int) -> Combine:
-    name, combine = _built(raw, COMBINES, "combination", at)
+    name, combine = _build_entry(raw, COMBINES, "combination", at)
     if combine.in_pool:
         message = f"combination {name!r} compares the candidates of a pool, and answers are scored as they come"
         raise ApiError(message, param=at, code="unsupported_pair")
@@ -196,20 +226,20 @@ def _combination(raw: object, at: str, count: int) -> Combine:
 
 
 def _transform(raw: object, at: str) -> Transform:
-    _, transform = _built(raw, TRANSFORMS, "transform", at)
+    _, transform = _build_entry(raw, TRANSFORMS, "transform", at)
     return transform  # type: ignore[no-any-return]
 
 
-def _built(raw: object, table: Mapping[str, Entry], kind: str, at: str) -> tuple[str, Any]:
+def _build_entry(raw: object, table: Mapping[str, RewardEntry], kind: str, at: str) -> tuple[str, Any]:
     """ "name" or {"name": {parameter: value}}, and what it names."""
     name: Any = raw
     params: Any = {}
     if isinstance(raw, Mapping) and len(raw) == 1:
         [(name, params)] = raw.items()
     if not isinstance(name, str) or name not in table:
-        raise ApiError(unknown(kind, name if isinstance(name, str) else shown(raw), table), param=at)
+        raise ApiError(suggest(kind, name if isinstance(name, str) else quote(raw), table), param=at)
     if not isinstance(params, Mapping):
-        raise ApiError(f"{at}.{name} must be an object of parameters; got {shown(params)}", param=f"{at}.{name}")
+        raise ApiError(f"{at}.{name} must be an object of parameters; got {quote(params)}", param=f"{at}.{name}")
     try:
         return name, table[name].build(params)
     except ValueError as error:

@@ -22,8 +22,8 @@ from trimtab.runtime.traced import tracer
 from trimtab.server.request.body import Json
 from trimtab.server.request.messages import COMPLETIONS
 
-EVENTS = 64
-"""Scores told of one reward's call, at the most."""
+MAX_EVENTS = 64
+"""Scores of one reward's call that its span holds, at the most."""
 
 
 def export(endpoint: str) -> TracerProvider:
@@ -35,8 +35,8 @@ def export(endpoint: str) -> TracerProvider:
 
 
 @contextmanager
-def request(scope: Scope, path: str, model: str, document: Json) -> Iterator[Span]:
-    """While it is being answered. What a client wrote is not told, but for the numbers of its request."""
+def span_request(scope: Scope, path: str, model: str, document: Json) -> Iterator[Span]:
+    """The span of a request while it is being answered, with none of what its client wrote but the numbers."""
     operation = "text_completion" if path == COMPLETIONS else "chat"
     attributes: dict[str, Any] = {
         "gen_ai.operation.name": operation,
@@ -56,22 +56,22 @@ def request(scope: Scope, path: str, model: str, document: Json) -> Iterator[Spa
         span.end()
 
 
-def ended(span: Span, told: Mapping[str, Any]) -> None:
+def record_end(span: Span, fields: Mapping[str, Any]) -> None:
     """How a request ended, from what its log line says."""
-    span.set_attribute("gen_ai.usage.input_tokens", told["prompt_tokens"])
-    span.set_attribute("gen_ai.usage.output_tokens", told["visible_tokens"])
+    span.set_attribute("gen_ai.usage.input_tokens", fields["prompt_tokens"])
+    span.set_attribute("gen_ai.usage.output_tokens", fields["visible_tokens"])
     for key in ("strategy", "outcome", "sampled_tokens", "scored_tokens"):
-        span.set_attribute(f"trimtab.{key}", told[key])
-    if told["outcome"] in ("reward_error", "engine_error"):
-        span.set_status(StatusCode.ERROR, told["outcome"])
+        span.set_attribute(f"trimtab.{key}", fields[key])
+    if fields["outcome"] in ("reward_error", "engine_error"):
+        span.set_status(StatusCode.ERROR, fields["outcome"])
 
 
 @contextmanager
-def reward(name: str, parent: Span | None, responses: int) -> Iterator[list[tuple[str, Sequence[float]]]]:
+def span_reward(name: str, parent: Span | None, responses: int) -> Iterator[list[tuple[str, Sequence[float]]]]:
     """A reward's call; (label, scores) that are put into the list become its events."""
-    told: list[tuple[str, Sequence[float]]] = []
+    scores_by_label: list[tuple[str, Sequence[float]]] = []
     if parent is None or not parent.is_recording():
-        yield told
+        yield scores_by_label
         return
     span = tracer.start_span(
         f"reward {name}",
@@ -79,13 +79,13 @@ def reward(name: str, parent: Span | None, responses: int) -> Iterator[list[tupl
         attributes={"trimtab.reward": name, "trimtab.responses": responses},
     )
     try:
-        yield told
+        yield scores_by_label
     except BaseException as error:
         span.set_status(StatusCode.ERROR, type(error).__name__)
         raise
     finally:
-        for label, scores in told:
-            for i, score in enumerate(scores[:EVENTS]):
+        for label, scores in scores_by_label:
+            for i, score in enumerate(scores[:MAX_EVENTS]):
                 attributes: dict[str, str | float | int] = {
                     "gen_ai.evaluation.name": label,
                     "gen_ai.evaluation.score.value": float(score),

@@ -7,34 +7,35 @@ from typing import Any, Literal
 
 from trimtab.preferences.from_prompt import Orchestrator, load
 from trimtab.server.config import Config, ConfigError
-from trimtab.server.errors import ApiError, shown, unknown
+from trimtab.server.errors import ApiError
 from trimtab.server.request.preference_prompts import ANGLE
+from trimtab.server.wording import quote, suggest
 
 By = Literal["guide", "reward", "direction"]
 """What carries weights out."""
 
 
-def orchestrator(config: Config) -> Orchestrator | None:
+def load_orchestrator(config: Config) -> Orchestrator | None:
     """What chooses weights by the prompt; raises ConfigError for an adapter of other objectives than the server's."""
     if config.auto_weights is None:
         return None
     try:
-        found = load(config.auto_weights)
+        adapter = load(config.auto_weights)
     except ValueError as error:
         raise ConfigError(str(error), key="auto_weights") from None
-    for name in found.objectives:
+    for name in adapter.objectives:
         if name not in config.objectives:
-            raise ConfigError(unknown("objective", name, config.objectives), key="auto_weights")
-    return found
+            raise ConfigError(suggest("objective", name, config.objectives), key="auto_weights")
+    return adapter
 
 
-def number(value: object, param: str, limit: float) -> float:
+def parse_number(value: object, param: str, limit: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= limit:
-        raise ApiError(f"{param} must be a number in [-{limit:g}, {limit:g}]; got {shown(value)}", param=param)
+        raise ApiError(f"{param} must be a number in [-{limit:g}, {limit:g}]; got {quote(value)}", param=param)
     return float(value)
 
 
-def preferences(
+def parse_weights(
     raw: Mapping[str, Any],
     config: Config,
     *,
@@ -50,23 +51,23 @@ def preferences(
             f"{at} is empty; name at least one objective of {', '.join(sorted(config.objectives))}", param=at
         )
     if by == "direction" and set(raw) == {ANGLE} and ANGLE not in config.objectives:
-        return {ANGLE: number(raw[ANGLE], f"{at}.{ANGLE}", 180.0)}
+        return {ANGLE: parse_number(raw[ANGLE], f"{at}.{ANGLE}", 180.0)}
     for name in raw:
         if name not in config.objectives:
-            raise ApiError(unknown("objective", name, config.objectives.keys()), param=f"{at}.{name[:64]}")
+            raise ApiError(suggest("objective", name, config.objectives.keys()), param=f"{at}.{name[:64]}")
         if by != "direction" and getattr(config.objectives[name], by) is None:
             raise ApiError(f"objective {name!r} has no {by} on this server", param=f"{at}.{name}")
-    weights = {name: number(value, f"{at}.{name}", config.max_weight) for name, value in raw.items()}
+    weights = {name: parse_number(value, f"{at}.{name}", config.max_weight) for name, value in raw.items()}
     if not any(weights.values()):
         raise ApiError(f"{at} are all zero: nothing is preferred; use strategy 'plain' for the base alone", param=at)
     return weights
 
 
-def pulls(weights: Mapping[str, float], config: Config) -> dict[str, float]:
+def guide_exponents(weights: Mapping[str, float], config: Config) -> dict[str, float]:
     """Preference weights as exponents: the sum over objectives of weight times gain, per guide."""
-    found: dict[str, float] = {}
+    exponents: dict[str, float] = {}
     for name, weight in weights.items():
         objective = config.objectives[name]
         if objective.guide is not None:
-            found[objective.guide] = found.get(objective.guide, 0.0) + weight * objective.gain
-    return found
+            exponents[objective.guide] = exponents.get(objective.guide, 0.0) + weight * objective.gain
+    return exponents

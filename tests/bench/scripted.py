@@ -25,8 +25,8 @@ def event(data: Any) -> str:
 
 
 def delta(content: str | None = None, finish: str | None = None, index: int = 0) -> str:
-    given = {"role": "assistant"} if content is None else {"content": content}
-    return event({"choices": [{"index": index, "delta": given, "finish_reason": finish}]})
+    fields = {"role": "assistant"} if content is None else {"content": content}
+    return event({"choices": [{"index": index, "delta": fields, "finish_reason": finish}]})
 
 
 LAST = event({"choices": [], "usage": USAGE, "alignment": {"strategy": "guided"}})
@@ -128,7 +128,7 @@ async def answer(send: Send, status: int, headers: dict[str, str], body: str) ->
 
 
 @contextlib.contextmanager
-def running() -> Iterator[Scripted]:
+def serve() -> Iterator[Scripted]:
     """In a thread with a loop of its own, so that neither side stalls the other."""
     app = Scripted()
     server = uvicorn.Server(

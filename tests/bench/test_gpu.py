@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from trimtab.bench.gpu import parity, show, speed
-from trimtab.bench.gpu.__main__ import Job, announced, chosen, jobs, run
+from trimtab.bench.gpu.__main__ import Job, announce_plugin, choose, jobs, run
 from trimtab.bench.gpu.job import counts
 from trimtab.bench.gpu.shapes import bound, cache_bytes, floor, weight_bytes
-from trimtab.bench.gpu.speed import DEVICE, SHAPES, STAND_INS, Load, kernels, rows, step
+from trimtab.bench.gpu.speed import DEVICE, SHAPES, STAND_INS, DecodeLoad, kernels, rows, step
 
 BASE, SMALL = SHAPES["8b"], SHAPES["1b"]
-LOAD = Load(batches=(8,), rounds=3, prompt=256, short=32, long=160)
+LOAD = DecodeLoad(batches=(8,), rounds=3, prompt=256, short=32, long=160)
 
 
 def test_what_a_step_multiplies_with() -> None:
@@ -66,12 +66,12 @@ def test_a_step_is_what_more_tokens_take() -> None:
     assert step({"short": [], "long": []}, LOAD) is None
 
 
-def found(**engines: list[dict[str, object]]) -> dict[str, dict[str, object]]:
+def results(**engines: list[dict[str, object]]) -> dict[str, dict[str, object]]:
     return {name.replace("_", "+"): {"load": vars(LOAD), "figures": figures} for name, figures in engines.items()}
 
 
 def test_rates_and_shares_of_an_engine() -> None:
-    timed = found(**{
+    timed = results(**{
         "8b": [figure(8, "plain", 0.010)],
         "1b": [figure(8, "plain", 0.002)],
         "8b_1b_1b": [figure(8, "plain", 0.0125), figure(8, "guided", 0.016)],
@@ -90,44 +90,47 @@ def test_rates_and_shares_of_an_engine() -> None:
 
 def test_what_was_not_measured_is_told_as_missing() -> None:
     left_out = {"batch": 256, "requests": "plain", "short": [], "long": [], "left_out": "left out"}
-    timed = found(**{"8b": [left_out], "8b_1b": [figure(8, "guided", 0.016)]})
+    timed = results(**{"8b": [left_out], "8b_1b": [figure(8, "guided", 0.016)]})
     for row in rows(timed, quick=False):
         assert row.ratio is row.share is row.of_base is None
-    told = {f"speed.{name}": {"state": show.HUNG, "result": result} for name, result in timed.items()}
-    assert "8b, batch 256, plain: left out" in show.tables(told, quick=False)
-    assert [row["engine"] for row in show.figures(told, quick=False)["speed"]] == ["8b", "8b+1b"]
+    outcomes = {f"speed.{name}": {"state": show.HUNG, "result": result} for name, result in timed.items()}
+    assert "8b, batch 256, plain: left out" in show.tables(outcomes, quick=False)
+    assert [row["engine"] for row in show.figures(outcomes, quick=False)["speed"]] == ["8b", "8b+1b"]
 
 
 def test_greedy_choices_are_right_ties_or_mismatches() -> None:
     logprobs = torch.tensor([-1.0, -1.0 - 0.5e-4, -1.0 - 2e-4, -9.0], dtype=torch.float64)
     assert [parity.verdict(logprobs, token) for token in range(4)] == ["right", "tie", "mismatch", "mismatch"]
     tally = parity.Tally()
-    for token, told in ((0, -1.0), (1, -1.25), (3, -9.0)):
-        tally.count((7, token), logprobs, token, told)
+    for token, engine_logprob in ((0, -1.0), (1, -1.25), (3, -9.0)):
+        tally.count((7, token), logprobs, token, engine_logprob)
     assert (tally.tokens, tally.ties, tally.mismatches, tally.where) == (3, 1, 1, [(7, 3)])
     assert tally.worst == pytest.approx(0.25 - 0.5e-4)
 
 
-def parted(mismatches: int) -> dict[str, object]:
+def parity_outcome(mismatches: int) -> dict[str, object]:
     tally = {"tokens": 9, "mismatches": mismatches, "ties": 1, "worst": 1e-5, "where": []}
-    told = {"engine": tally, "hugging_face": {**tally, "tokens": 0}, "cached": 3, "v2": True, "async": True}
-    return {"state": "done", "result": {**told, "graphs": "NONE"}}
+    result = {"engine": tally, "hugging_face": {**tally, "tokens": 0}, "cached": 3, "v2": True, "async": True}
+    return {"state": "done", "result": {**result, "graphs": "NONE"}}
 
 
 def test_only_fp32_must_not_differ() -> None:
-    assert show.wrong({"parity.float32.eager.v2": parted(0), "parity.bfloat16.eager.v2": parted(2)}) == []
-    assert show.wrong({"parity.float32.eager.v2": parted(1)}) == ["parity.float32.eager.v2: 1 mismatches"]
-    assert show.wrong({"search": {"state": show.HUNG}}) == ["search: timed out"]
-    assert show.wrong({"demo": {"state": "done", "result": {"passed": 3, "failed": 1}}}) == ["demo: 1 failed"]
+    assert (
+        show.problems({"parity.float32.eager.v2": parity_outcome(0), "parity.bfloat16.eager.v2": parity_outcome(2)})
+        == []
+    )
+    assert show.problems({"parity.float32.eager.v2": parity_outcome(1)}) == ["parity.float32.eager.v2: 1 mismatches"]
+    assert show.problems({"search": {"state": show.HUNG}}) == ["search: timed out"]
+    assert show.problems({"demo": {"state": "done", "result": {"passed": 3, "failed": 1}}}) == ["demo: 1 failed"]
 
 
 def test_every_kind_of_guide_and_request_is_held_against_the_recompute() -> None:
-    asked = parity.requests()
-    mixtures = [case.mixture for case in asked if case.mixture is not None]
-    assert len(mixtures) < len(asked), "plain requests among them"
+    requests = parity.requests()
+    mixtures = [case.mixture for case in requests if case.mixture is not None]
+    assert len(mixtures) < len(requests), "plain requests among them"
     assert {name for mixture in mixtures for name in mixture} == set(parity.FAMILY)
-    assert max(len(case.prompt) for case in asked) > 2 * parity.CHUNK
-    assert all(len(case.prompt) + parity.NEW <= parity.POSITIONS for case in asked)
+    assert max(len(case.prompt) for case in requests) > 2 * parity.CHUNK
+    assert all(len(case.prompt) + parity.NEW <= parity.POSITIONS for case in requests)
 
 
 def test_a_trace_says_where_the_time_went(tmp_path: Path) -> None:
@@ -144,21 +147,21 @@ def test_a_trace_says_where_the_time_went(tmp_path: Path) -> None:
     (tmp_path / "guided8_rank0.1.pt.trace.json.gz").write_bytes(
         gzip.compress(json.dumps({"traceEvents": events}).encode())
     )
-    told = kernels(tmp_path, "guided8_")
-    assert told is not None
-    assert (told["span_ms"], told["busy_ms"]) == (4.0, 3.5)
-    assert told["top"] == [{"name": "gemm", "ms": 3.0, "calls": 2}, {"name": "flash", "ms": 0.5, "calls": 1}]
+    outcomes = kernels(tmp_path, "guided8_")
+    assert outcomes is not None
+    assert (outcomes["span_ms"], outcomes["busy_ms"]) == (4.0, 3.5)
+    assert outcomes["top"] == [{"name": "gemm", "ms": 3.0, "calls": 2}, {"name": "flash", "ms": 0.5, "calls": 1}]
     assert kernels(tmp_path, "guided64_") is None
 
 
 def test_cases_are_named_in_whole_or_up_to_a_dot() -> None:
     every = jobs(cuda=True)
-    assert [job.name for job in chosen(every, ["speed.8b", "demo"], quick=False)] == ["speed.8b", "demo"]
-    assert len(chosen(every, ["parity.float32"], quick=False)) == 6
-    assert chosen(every, [], quick=False) == every
-    assert "demo" not in [job.name for job in chosen(every, [], quick=True)]
+    assert [job.name for job in choose(every, ["speed.8b", "demo"], quick=False)] == ["speed.8b", "demo"]
+    assert len(choose(every, ["parity.float32"], quick=False)) == 6
+    assert choose(every, [], quick=False) == every
+    assert "demo" not in [job.name for job in choose(every, [], quick=True)]
     with pytest.raises(ValueError, match="no such case"):
-        chosen(every, ["speed.7b"], quick=False)
+        choose(every, ["speed.7b"], quick=False)
 
 
 def test_only_fp32_turns_tf32_off_and_only_v1_leaves_the_default_runner() -> None:
@@ -168,9 +171,9 @@ def test_only_fp32_turns_tf32_off_and_only_v1_leaves_the_default_runner() -> Non
 
 
 def test_a_checkout_that_is_not_installed_still_has_its_plugin(tmp_path: Path) -> None:
-    announced(tmp_path)
-    [told] = distributions(path=[str(tmp_path)])
-    [plugin] = told.entry_points
+    announce_plugin(tmp_path)
+    [outcomes] = distributions(path=[str(tmp_path)])
+    [plugin] = outcomes.entry_points
     assert plugin.group == "vllm.general_plugins"
     assert callable(plugin.load())
 
@@ -202,4 +205,7 @@ def test_a_case_that_fails_or_hangs_is_told_and_ended(tmp_path: Path) -> None:
     assert hung["state"] == show.HUNG
     assert hung["seconds"] < 10
     assert run(Job(name="search", limit=600), time.monotonic(), [], None)["state"] == show.LEFT
-    assert show.wrong({"search": hung, "parity.nonsense": failed}) == ["search: timed out", "parity.nonsense: failed"]
+    assert show.problems({"search": hung, "parity.nonsense": failed}) == [
+        "search: timed out",
+        "parity.nonsense: failed",
+    ]

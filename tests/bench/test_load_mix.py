@@ -14,21 +14,21 @@ import pytest
 
 from trimtab.bench.load.arguments import arguments
 from trimtab.bench.load.arrival import constant, poisson
-from trimtab.bench.load.draw import Manners, body, requests
-from trimtab.bench.load.mix import SHIPPED, Entry, MixError, Request, entries, read
+from trimtab.bench.load.draw import Manners, request_body, requests
+from trimtab.bench.load.mix import SHIPPED, MixEntry, MixError, Request, entries, read
 from trimtab.decoders import STRATEGIES
 from trimtab.server.cli import DEMO
 from trimtab.server.config import load
 from trimtab.server.errors import ApiError
-from trimtab.server.request.alignment import plan
+from trimtab.server.request.plan import plan
 
 N = 4000
 FIVE = 5.0
 """Standard errors."""
 
 
-def drawn(*given: Entry, n: int = N, seed: int = 0, **manners: float) -> list[Request]:
-    return list(itertools.islice(requests(given, ["a", "b"], "m", Manners(**manners), seed), n))
+def draw_all(*entries_of_mix: MixEntry, n: int = N, seed: int = 0, **manners: float) -> list[Request]:
+    return list(itertools.islice(requests(entries_of_mix, ["a", "b"], "m", Manners(**manners), seed), n))
 
 
 def test_poisson_arrivals_have_exponential_gaps() -> None:
@@ -49,45 +49,47 @@ def test_constant_arrivals_do_not_drift() -> None:
 
 
 def test_shares() -> None:
-    counted = Counter(r.entry.name for r in drawn(Entry(name="one", share=1), Entry(name="three", share=3)))
+    counted = Counter(r.entry.name for r in draw_all(MixEntry(name="one", share=1), MixEntry(name="three", share=3)))
     assert abs(counted["three"] / N - 0.75) < FIVE * math.sqrt(0.75 * 0.25 / N)
     assert counted.total() == N
 
 
 def test_shares_of_clients() -> None:
-    found = drawn(Entry(name="s", stream=True), Entry(name="w"), disconnect=0.3, disconnect_within=2.0, slow=0.4)
-    left = [r.hang_up for r in found if r.hang_up is not None]
+    drawn = draw_all(
+        MixEntry(name="s", stream=True), MixEntry(name="w"), disconnect=0.3, disconnect_within=2.0, slow=0.4
+    )
+    left = [r.hang_up for r in drawn if r.hang_up is not None]
     assert abs(len(left) / N - 0.3) < FIVE * math.sqrt(0.3 * 0.7 / N)
     assert abs(sum(left) / len(left) - 1.0) < FIVE * 2.0 / math.sqrt(12 * len(left))
-    streams = [r for r in found if r.entry.stream]
+    streams = [r for r in drawn if r.entry.stream]
     assert abs(sum(r.slow for r in streams) / len(streams) - 0.4) < FIVE * math.sqrt(0.24 / len(streams))
-    assert not any(r.slow for r in found if not r.entry.stream)
+    assert not any(r.slow for r in drawn if not r.entry.stream)
 
 
 def test_ranges_are_drawn_anew() -> None:
-    given = {"alignment": {"weights": {"warmth": [0.5, 1.5], "brevity": 2}, "params": {"decisions": [3, 6]}}}
-    asked = [json.loads(r.content)["alignment"] for r in drawn(Entry(name="a", body=given))]
-    weights = [a["weights"]["warmth"] for a in asked]
+    body = {"alignment": {"weights": {"warmth": [0.5, 1.5], "brevity": 2}, "params": {"decisions": [3, 6]}}}
+    alignments = [json.loads(r.content)["alignment"] for r in draw_all(MixEntry(name="a", body=body))]
+    weights = [a["weights"]["warmth"] for a in alignments]
     assert len(set(weights)) > N / 2
     assert min(weights) >= 0.5
     assert max(weights) <= 1.5
     assert abs(sum(weights) / N - 1.0) < FIVE / math.sqrt(12 * N)
-    assert all(a["weights"]["brevity"] == 2 and a["params"] == {"decisions": [3, 6]} for a in asked)
+    assert all(a["weights"]["brevity"] == 2 and a["params"] == {"decisions": [3, 6]} for a in alignments)
 
 
 def test_the_seed_draws_the_same() -> None:
-    given = {"alignment": {"weights": {"warmth": [0.0, 1.0]}}}
-    pair = (Entry(name="a", body=given), Entry(name="b"))
-    assert drawn(*pair, n=50, seed=1) == drawn(*pair, n=50, seed=1) != drawn(*pair, n=50, seed=2)
+    body = {"alignment": {"weights": {"warmth": [0.0, 1.0]}}}
+    pair = (MixEntry(name="a", body=body), MixEntry(name="b"))
+    assert draw_all(*pair, n=50, seed=1) == draw_all(*pair, n=50, seed=1) != draw_all(*pair, n=50, seed=2)
 
 
 def test_what_is_filled_in() -> None:
     [chat, text, score] = [
-        json.loads(drawn(given, n=1)[0].content)
-        for given in (
-            Entry(name="c", stream=True, body={"model": "mine"}),
-            Entry(name="t", path="/v1/completions"),
-            Entry(name="s", path="/v1/alignment/score", body={"responses": []}),
+        json.loads(draw_all(entry, n=1)[0].content)
+        for entry in (
+            MixEntry(name="c", stream=True, body={"model": "mine"}),
+            MixEntry(name="t", path="/v1/completions"),
+            MixEntry(name="s", path="/v1/alignment/score", body={"responses": []}),
         )
     ]
     assert (chat["model"], chat["stream"], chat["messages"][0]["content"] in "ab") == ("mine", True, True)
@@ -102,16 +104,16 @@ def test_the_shipped_mixes_are_valid(name: str) -> None:
 
 def test_the_mix_of_all_asks_for_every_strategy_as_the_demo_has_it() -> None:
     config, rng = load(DEMO), random.Random(0)
-    asked = set()
+    strategies = set()
     for entry in read(SHIPPED["all"]):
-        alignment = body(entry, "hi", "m", rng).get("alignment", {})
+        alignment = request_body(entry, "hi", "m", rng).get("alignment", {})
         if entry.expect == 200:
-            asked.add(plan(alignment, config, lambda: {"warmth": 1.0}).name)
+            strategies.add(plan(alignment, config, lambda: {"warmth": 1.0}).name)
         else:
             with pytest.raises(ApiError) as refused:
                 plan(alignment, config)
             assert refused.value.status == entry.expect
-    assert asked == set(STRATEGIES)
+    assert strategies == set(STRATEGIES)
 
 
 ENV = {"CALLER": "sk-1"}
@@ -131,7 +133,8 @@ def test_a_caller_s_key() -> None:
         (None, "the file: missing: must be keys and values"),
         ({}, "requests: missing: must be a list of at least one request"),
         ({"requests": []}, "requests: []: must be a list of at least one request"),
-        ({"request": []}, "the file: unknown key 'request'; valid: defaults, requests. Did you mean requests?"),
+        ({"request": []},
+         "the file: unknown key 'request'; valid: defaults, requests, examples. Did you mean requests?"),
         ({"requests": ["a"]}, 'requests[0]: "a": must be keys and values'),
         ({"requests": [{}]}, "requests[0].name: missing: must be a name"),
         ({"requests": [{"name": "a"}, {"name": "a"}]}, "requests[1].name: 'a': must differ"),

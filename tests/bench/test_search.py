@@ -5,14 +5,14 @@ import itertools
 
 import pytest
 
-from trimtab.bench.peers.loop import Done, Way, Work, closed_loop
+from trimtab.bench.peers.loop import Measurement, Task, Way, closed_loop
 from trimtab.bench.search.best_of_n import best
 from trimtab.bench.search.common import (
     OURS,
     Cell,
     Prefill,
     block_size,
-    compared,
+    compare,
     long_conversation,
     measure,
     prefill,
@@ -31,9 +31,9 @@ vllm:cache_config_info{block_size="128",engine="0",kv_cache_memory_bytes="536870
 
 
 def test_prefill_is_what_was_asked_for_and_what_was_computed() -> None:
-    assert prefill(METRICS) == Prefill(asked=6400, computed=1600)
+    assert prefill(METRICS) == Prefill(requested=6400, computed=1600)
     assert prefill(METRICS).saved == 0.75
-    assert prefill(METRICS).since(Prefill(asked=6000, computed=1500)) == Prefill(asked=400, computed=100)
+    assert prefill(METRICS).since(Prefill(requested=6000, computed=1500)) == Prefill(requested=400, computed=100)
     assert block_size(METRICS) == 128
 
 
@@ -43,7 +43,7 @@ def test_the_best_is_the_first_of_the_highest() -> None:
 
 def test_ratios_are_taken_within_a_round() -> None:
     cells = {OURS: Cell([1.0, 2.0, 10.0], [0.0]), "other": Cell([2.0, 6.0, 20.0], [1.0, 3.0])}
-    ours, other = compared(cells, 6.0, n=4)
+    ours, other = compare(cells, 6.0, n=4)
     assert ours["ratios"] == [1.0, 1.0, 1.0]
     assert other["ratios"] == [2.0, 3.0, 2.0]
     assert (other["faster"], other["per_s"], other["reward"], other["n"]) == (2.0, 1.0, 2.0, 4)
@@ -53,20 +53,20 @@ async def test_every_way_does_every_work_and_has_every_turn() -> None:
     order: list[tuple[str, int]] = []
 
     def way(name: str) -> Way:
-        async def done(work: Work) -> Done:
-            order.append((name, work.n))
-            return Done(float(work.n), [f"{name}{work.n}"])
+        async def done(task: Task) -> Measurement:
+            order.append((name, task.n))
+            return Measurement(float(task.n), [f"{name}{task.n}"])
 
         return done
 
-    works = [Work([[{"role": "user", "content": "x"}]], n, 1) for n in range(3)]
+    tasks = [Task([[{"role": "user", "content": "x"}]], n, 1) for n in range(3)]
     read = []
 
     def reward(conversations) -> list[float]:
         read.extend(c[-1]["content"] for c in conversations)
         return [1.0] * len(conversations)
 
-    cells = await measure({"a": way("a"), "b": way("b")}, works, reward)
+    cells = await measure({"a": way("a"), "b": way("b")}, tasks, reward)
     assert order == [("a", 0), ("b", 0), ("b", 1), ("a", 1), ("a", 2), ("b", 2)]
     assert cells["a"].seconds == cells["b"].seconds == [1.0, 2.0], "the first warms up"
     assert read == ["b1", "a1", "a2", "b2"]
@@ -90,7 +90,7 @@ async def test_a_closed_loop_answers_all_with_so_many_at_a_time(clients: int) ->
         at_work -= 1
         return f"{conversation[0]['content']} {n}"
 
-    asked = [[{"role": "user", "content": str(i)}] for i in range(5)]
-    done = await closed_loop(answer, Work(asked, 7, clients))
+    conversations = [[{"role": "user", "content": str(i)}] for i in range(5)]
+    done = await closed_loop(answer, Task(conversations, 7, clients))
     assert done.answers == [f"{i} 7" for i in range(5)]
     assert most == clients

@@ -11,11 +11,21 @@ import pytest
 
 from tests.contracts import Specimen
 from trimtab.decoders.protocols import Chunk, Engine, Mixture, Reward, Sampling, Strategy, Tokens
+from trimtab.preferences.preference_direction import DPA, Cone, PreferenceDirection, Template
 from trimtab.runtime.toy_engine import Prefix, ToyEngine, ToyModel
 
 TOY = Path(__file__).parent.parent / "toy_model.json"
 START = 9
 """Where a response begins; no token of the toy's own."""
+
+
+WISH = PreferenceDirection(
+    objectives=("helpfulness", "verbosity"),
+    v=(0.8, 0.6),
+    cone=Cone(axis=(1.0, 0.0), degrees=45),
+    template=Template(text=DPA, role="system", slots=("h", "w"), signs=(1.0, 1.0)),
+    guides={"helpfulness": {"arm": 1.0}, "verbosity": {}},
+)
 
 
 @pytest.fixture(scope="session")
@@ -49,6 +59,8 @@ def specimen(toy: ToyModel, reward: dict[Prefix, float]) -> Specimen:
         live=live,
         sampling=Sampling(max_tokens=toy.max_tokens),
         tolerance=1e-9,
+        direction=WISH,
+        stopping=lambda stop: Sampling(max_tokens=toy.max_tokens, stop=(stop,)),
     )
 
 

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from trimtab.decoders.shared.answers import LONGEST, extractor, matching, number, standing_at
+from trimtab.decoders.shared.answers import LONGEST, by_path, by_pattern, last_number, make_extractor
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ from trimtab.decoders.shared.answers import LONGEST, extractor, matching, number
     ],
 )
 def test_numbers(text: str, answer: str | None) -> None:
-    assert number(text) == answer
+    assert last_number(text) == answer
 
 
 @pytest.mark.parametrize(
@@ -54,41 +54,41 @@ def test_numbers(text: str, answer: str | None) -> None:
 )
 def test_numbers_in_linear_time(text: str) -> None:
     began = time.perf_counter()
-    number(text)
+    last_number(text)
     assert time.perf_counter() - began < 5
 
 
 def test_patterns() -> None:
-    assert extractor({"regex": r"option ([A-D])"})("option A or option B") == "B"
-    assert extractor({"regex": r"[A-D]"})("A, B") == "B"
-    assert extractor({"regex": r"(?i)yes|no"})("maybe") is None
-    assert extractor({"regex": r"(x)?y"})("y") is None
-    assert extractor({"regex": r"^.*$"})(" \n ") is None
-    assert matching("^a")("a" + "b" * LONGEST) is None, "only the end is looked at"
+    assert make_extractor({"regex": r"option ([A-D])"})("option A or option B") == "B"
+    assert make_extractor({"regex": r"[A-D]"})("A, B") == "B"
+    assert make_extractor({"regex": r"(?i)yes|no"})("maybe") is None
+    assert make_extractor({"regex": r"(x)?y"})("y") is None
+    assert make_extractor({"regex": r"^.*$"})(" \n ") is None
+    assert by_pattern("^a")("a" + "b" * LONGEST) is None, "only the end is looked at"
 
 
 @pytest.mark.parametrize("pattern", ["(a|aa)+$", "(a+)+$", "(?:(?:a{1,30}){1,30})$"])
 def test_no_pattern_is_endless(pattern: str) -> None:
     began = time.perf_counter()
-    assert matching(pattern)("a" * 60 + "b") is None
+    assert by_pattern(pattern)("a" * 60 + "b") is None
     assert time.perf_counter() - began < 5
 
 
 def test_paths() -> None:
     text = '{"a": {"b": [1.0, {"d": 2, "c": "é"}], "e f": null}}'
-    assert standing_at("a.b[0]")(text) == "1"
-    assert standing_at("a.b[-1]")(text) == '{"c": "é", "d": 2}'
-    assert standing_at("a.e f")(text) == "null"
-    assert standing_at("[1]")("as asked:\n```json\n[1, 2.5]\n```\n") == "2.5"
+    assert by_path("a.b[0]")(text) == "1"
+    assert by_path("a.b[-1]")(text) == '{"c": "é", "d": 2}'
+    assert by_path("a.e f")(text) == "null"
+    assert by_path("[1]")("as asked:\n```json\n[1, 2.5]\n```\n") == "2.5"
     for nowhere in ("a.x", "a[0]", "a.b.c", "a.b[9]", "x"):
-        assert standing_at(nowhere)(text) is None
+        assert by_path(nowhere)(text) is None
     for broken in ("", "no", '{"a": NaN}', '{"a": 1e999}', "[" * 200_000):
-        assert standing_at("a")(broken) is None
+        assert by_path("a")(broken) is None
 
 
 def test_texts() -> None:
-    assert extractor("text")("  Paris\n") == "Paris"
-    assert extractor("text")(" \n") is None
+    assert make_extractor("text")("  Paris\n") == "Paris"
+    assert make_extractor("text")(" \n") is None
 
 
 @pytest.mark.parametrize(
@@ -106,4 +106,4 @@ def test_texts() -> None:
 )
 def test_an_unusable_rule_is_named(rule: object, wrong: str) -> None:
     with pytest.raises(ValueError, match=wrong):
-        extractor(rule)
+        make_extractor(rule)

@@ -12,7 +12,7 @@ from trimtab.decoders.beam import Beam
 from trimtab.decoders.best_of_n import BestOfN
 from trimtab.decoders.plain import Plain
 from trimtab.decoders.protocols import BASE, LimitReached, Sampling, Tokens
-from trimtab.decoders.shared.candidates import derived
+from trimtab.decoders.shared.candidates import derive_seed
 from trimtab.runtime.toy_engine import Prefix, ToyEngine, ToyModel
 
 BOTH = pytest.mark.parametrize("variant", ["beam", "dvts"])
@@ -48,7 +48,7 @@ async def reference(toy: ToyModel, seed: int, n: int, width: int, block: int, va
         for group in kept:
             grown: list[Prefix] = []
             for y in group:
-                grown += [y] if toy.ended(y) else await drawn(y, width, derived(seed, place, step) or 0)
+                grown += [y] if toy.ended(y) else await drawn(y, width, derive_seed(seed, place, step) or 0)
                 place += 1
             groups.append(grown)
             ended |= {y for y in grown if toy.ended(y)}

@@ -30,7 +30,7 @@ def test_divergence_and_its_bound(toy: ToyModel, reward: dict[Prefix, float], n:
     assert divergence(law(base, reward, n), base) <= math.log(n) - (n - 1) / n + 1e-12
 
 
-@pytest.mark.parametrize("guides", [{}, {"arm": 1.0}], ids=["base", "guided"])
+@pytest.mark.parametrize("guides", [{BASE: 1.0}, {"arm": 1.0}], ids=["base", "guided"])
 async def test_answers_follow_the_law(
     toy: ToyModel, reward: dict[Prefix, float], specimen: Specimen, guides: dict[str, float]
 ) -> None:

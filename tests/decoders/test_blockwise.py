@@ -12,6 +12,7 @@ import pytest
 
 from tests.contracts import Specimen, run
 from tests.decoders.conftest import START, Script, surprise, tilted, told, total_variation, worth
+from trimtab.decoders import STRATEGIES
 from trimtab.decoders.best_of_n import BestOfN
 from trimtab.decoders.blockwise import Blockwise
 from trimtab.decoders.plain import Plain
@@ -87,7 +88,7 @@ def test_many_blocks_weighed_by_the_soft_value_reach_the_target(toy: ToyModel, r
     assert apart[-1] < apart[-2] / 4, "no O(1/K)"
 
 
-@pytest.mark.parametrize("guides", [{}, {"arm": 1.0}])
+@pytest.mark.parametrize("guides", [{"base": 1.0}, {"arm": 1.0}])
 async def test_a_block_of_all_tokens_is_best_of_n(specimen: Specimen, guides: dict[str, float]) -> None:
     for seed in range(20):
         blocks = await run(Blockwise(n=5, block=5, guides=guides), specimen, (START,), seed=seed)
@@ -147,5 +148,4 @@ async def test_in_the_first_block_the_best_that_ended_is_in_hand() -> None:
 async def test_what_pieces_would_not_carry_out_is_refused(specimen: Specimen, logprobs: bool) -> None:
     sampling = replace(specimen.sampling, logprobs=logprobs, constrained=not logprobs)
     with pytest.raises(ValueError, match="blockwise"):
-        async for _ in Blockwise()([START], sampling, specimen.engine, specimen.reward, n=1, include=frozenset()):
-            pass
+        STRATEGIES["blockwise"].check_sampling("blockwise", sampling)

@@ -12,15 +12,19 @@ from tests.contracts import Specimen
 from tests.decoders.conftest import START
 from trimtab.decoders.best_of_n import BestOfN
 from trimtab.decoders.protocols import BASE, Sampling
-from trimtab.decoders.shared.diverse_beam import Diverse, hypotheses
-from trimtab.runtime.metered import Meter, Metered
+from trimtab.decoders.shared.diverse_beam import Diverse, search_hypotheses
+from trimtab.runtime.metered import Metered
 from trimtab.runtime.toy_engine import Prefix, ToyEngine, ToyModel
+from trimtab.runtime.usage import Usage
 
 
 async def pool(toy: ToyModel, n: int, groups: int, penalty: float = 0.5, **guides: float) -> list[Prefix]:
     how = Diverse(groups=groups, penalty=penalty)
     engine = ToyEngine(toy, start=START)
-    return [c.tokens for c in await hypotheses([START], toy.max_tokens, engine, how, n=n, guides=guides)]
+    return [
+        c.tokens
+        for c in await search_hypotheses([START], toy.max_tokens, engine, how, n=n, guides={"base": 1.0, **guides})
+    ]
 
 
 def beam(toy: ToyModel, width: int, mixture: dict[str, float]) -> list[Prefix]:
@@ -92,9 +96,11 @@ async def test_what_it_cannot_honour_is_refused(toy: ToyModel, specimen: Specime
 
 
 async def test_a_budget_leaves_beginnings(toy: ToyModel) -> None:
-    meter = Meter(max_sampled_tokens=6)
-    engine = Metered(ToyEngine(toy, start=START), meter)
-    chunks = await hypotheses([START], toy.max_tokens, engine, Diverse(groups=4, penalty=0.5), n=4, guides={})
+    usage = Usage(max_sampled_tokens=6)
+    engine = Metered(ToyEngine(toy, start=START), usage)
+    chunks = await search_hypotheses(
+        [START], toy.max_tokens, engine, Diverse(groups=4, penalty=0.5), n=4, guides={"base": 1.0}
+    )
     assert len(chunks) == 4
-    assert meter.cut == "budget"
+    assert usage.limit == "budget"
     assert any(c.finish == "budget" for c in chunks)

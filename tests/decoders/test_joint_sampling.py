@@ -10,7 +10,7 @@ from tests.decoders.conftest import START, Script, unasked, worth
 from trimtab.decoders.best_of_n import BestOfN
 from trimtab.decoders.protocols import Chunk, Mixture, Sampling, Tokens
 from trimtab.decoders.shared.candidates import draw
-from trimtab.decoders.shared.joint_sampling import HEADING_TOKENS, Jointly, parts
+from trimtab.decoders.shared.joint_sampling import HEADING_TOKENS, Jointly, split_parts
 
 INSTRUCTED = -7
 END = 0
@@ -59,15 +59,18 @@ def written(*answers: str) -> str:
 
 async def pool(engine: Author, n: int, together: int = 2, max_tokens: int = 20) -> list[tuple[str, str, bool]]:
     sampling = Sampling(max_tokens=max_tokens, seed=3)
-    found = await draw([START], sampling, engine, None, n=n, guides={}, diverse=Jointly(together=together))
+    found = await draw([START], sampling, engine, None, n=n, guides={"base": 1.0}, diverse=Jointly(together=together))
     assert [c.index for c in found] == list(range(n))
     assert all((c.tokens[-1] == END) == (c.finish == "stop") for c in found if not c.alone)
     return [(engine.text(c.tokens), c.finish, c.alone) for c in found]
 
 
 def test_parts_stand_under_headings() -> None:
-    assert parts("Here they are.\n# Response 1\nyes\n\nand more\n**Response 2:**\nno\n") == ["yes\n\nand more", "no"]
-    assert parts("My response 2 is this") == []
+    assert split_parts("Here they are.\n# Response 1\nyes\n\nand more\n**Response 2:**\nno\n") == [
+        "yes\n\nand more",
+        "no",
+    ]
+    assert split_parts("My response 2 is this") == []
 
 
 async def test_parts_are_the_candidates() -> None:

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.contracts import ENGINE_LAWS, STRATEGY_LAWS, Specimen
+from tests.contracts import ENGINE_LAWS, STRATEGY_LAWS, TABLE_LAWS, Specimen, build
+from tests.decoders.conftest import WISH
+from trimtab.decoders import STRATEGIES as TABLE
 from trimtab.decoders.args import Args
 from trimtab.decoders.beam import Beam
 from trimtab.decoders.best_of_n import BestOfN
@@ -19,15 +21,7 @@ from trimtab.decoders.soft_best_of_n import SoftBestOfN
 from trimtab.decoders.speculative_rejection import SpeculativeRejection
 from trimtab.decoders.transfer_q import TransferQ
 from trimtab.decoders.vote import Vote
-from trimtab.preferences.preference_direction import DPA, Cone, Template, Wish
 
-WISH = Wish(
-    objectives=("helpfulness", "verbosity"),
-    v=(0.8, 0.6),
-    cone=Cone(axis=(1.0, 0.0), degrees=45),
-    template=Template(text=DPA, role="system", slots=("h", "w"), signs=(1.0, 1.0)),
-    guides={"helpfulness": {"arm": 1.0}, "verbosity": {}},
-)
 STRATEGIES: list[Strategy] = [
     Plain(),
     Guided(guides={"arm": 0.7}),
@@ -56,9 +50,9 @@ STRATEGIES: list[Strategy] = [
     Particles(n=4, block=2, variant="pf_reference", answer="max_reward", guides={"arm": 1.0}, target="base"),
     Beam(n=4, width=2, block=1),
     Beam(n=4, width=2, block=2, variant="dvts", guides={"arm": 1.0}),
-    Directional(wish=WISH),
-    Rps(wish=WISH, k=3, m=2),
-    Rps(wish=WISH, k=3, over="both", selection="soft"),
+    Directional(direction=WISH),
+    Rps(direction=WISH, k=3, m=2),
+    Rps(direction=WISH, k=3, over="both", selection="soft"),
 ]
 
 
@@ -71,3 +65,15 @@ async def test_the_toy_engine(specimen: Specimen, law) -> None:
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
 async def test_a_strategy_on_the_toy(specimen: Specimen, strategy: Strategy, law) -> None:
     await law(specimen, strategy)
+
+
+@pytest.mark.parametrize("law", TABLE_LAWS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("name", TABLE)
+async def test_a_row_says_what_is_so(specimen: Specimen, name: str, law) -> None:
+    await law(specimen, name)
+
+
+@pytest.mark.parametrize("law", STRATEGY_LAWS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("name", TABLE)
+async def test_every_strategy_s_example(specimen: Specimen, name: str, law) -> None:
+    await law(specimen, build(name, specimen))

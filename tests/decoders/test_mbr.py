@@ -11,7 +11,7 @@ import pytest
 
 from tests.decoders.conftest import Script, told, unasked, worth
 from trimtab.decoders.mbr import MinimumBayesRisk
-from trimtab.decoders.shared.similarity import f1, words
+from trimtab.decoders.shared.similarity import f1, split_words
 
 
 def utility(a: Sequence[Hashable], b: Sequence[Hashable]) -> float:
@@ -58,7 +58,7 @@ def test_rouge_1_is_the_library_s() -> None:
 
     texts = [*pool(0), "The cat's 2 mats, on_the mat: THE END!", "", "don't; the   cat", "...", "a\tA\na"]
     scorer = RougeScorer(["rouge1"])
-    likeness = f1([words(text) for text in texts])
+    likeness = f1([split_words(text) for text in texts])
     for i, a in enumerate(texts):
         for j, b in enumerate(texts):
             if i != j:
@@ -66,7 +66,7 @@ def test_rouge_1_is_the_library_s() -> None:
 
 
 def test_words_of_any_script() -> None:
-    assert words("Ça, c'est l'ÉTÉ — привет 世界") == ["ça", "c", "est", "l", "été", "привет", "世界"]
+    assert split_words("Ça, c'est l'ÉTÉ — привет 世界") == ["ça", "c", "est", "l", "été", "привет", "世界"]
 
 
 def test_many_shared_words_are_counted_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from trimtab.decoders import STRATEGIES
 from trimtab.decoders.shared.answers import Extractor
-from trimtab.server.request.alignment import parameters
+from trimtab.server.request.parameters import parameters
 
 GOOD: list[tuple[str, dict[str, Any]]] = [
     ("best_of_n", {"n": 4}),
@@ -37,9 +37,7 @@ BAD: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("name", "params"), GOOD)
 def test_good_ones_build_a_strategy(name: str, params: dict[str, Any]) -> None:
-    model = parameters(name)
-    checked = model.model_validate({**params, "guides": {}})
-    strategy = STRATEGIES[name].load()(**{key: getattr(checked, key) for key in model.model_fields})
+    strategy = STRATEGIES[name].build(params, guides={})
     assert strategy.n == params.get("n", strategy.n)
 
 
@@ -51,4 +49,4 @@ def test_an_extractor_s_schema_stands_by_itself() -> None:
 @pytest.mark.parametrize(("name", "params"), BAD)
 def test_bad_ones_are_refused(name: str, params: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        parameters(name).model_validate({**params, "guides": {}})
+        parameters(name).model_validate(params)

@@ -10,10 +10,10 @@ import pytest
 
 from tests.contracts import Specimen, run
 from tests.decoders.conftest import START, Script, tilted, told, total_variation, worth
-from trimtab.decoders.particles import Particles, System, systematic
+from trimtab.decoders.particles import Particles, System, resample_systematically
 from trimtab.decoders.plain import Plain
 from trimtab.decoders.protocols import BASE, LimitReached, Reward, Sampling, Tokens
-from trimtab.decoders.shared.candidates import generator, softmax
+from trimtab.decoders.shared.candidates import make_generator, softmax
 from trimtab.decoders.soft_best_of_n import SoftBestOfN
 from trimtab.runtime.toy_engine import Prefix, ToyEngine, ToyModel
 
@@ -163,8 +163,8 @@ async def test_one_particle_is_plain_sampling(specimen: Specimen, answer: str) -
 def test_systematic_resampling_keeps_shares() -> None:
     """Each between floor and ceil of N w_i, and N w_i on average; 5 sigma."""
     weights = np.array([0.05, 0.31, 0.0, 0.44, 0.2])
-    rng = generator(0, 1)
-    counts = np.array([np.bincount(systematic(weights, rng), minlength=5) for _ in range(4000)])
+    rng = make_generator(0, 1)
+    counts = np.array([np.bincount(resample_systematically(weights, rng), minlength=5) for _ in range(4000)])
     assert (counts >= np.floor(5 * weights - 1e-9)).all()
     assert (counts <= np.ceil(5 * weights + 1e-9)).all()
     spread = np.maximum(counts.std(axis=0) / np.sqrt(len(counts)), 1e-12)
@@ -179,7 +179,7 @@ def test_the_effective_size_decides() -> None:
     assert even.effective == pytest.approx(1 / 0.52)
     for ess, resampled in ((0.4, 0), (0.5, 1), (1.0, 1), (0.0, 0)):
         one = System(particles=[None] * 4, logw=system().logw)  # type: ignore[list-item]
-        one.resample(generator(0, 0), ess, "increments")
+        one.resample(make_generator(0, 0), ess, "increments")
         assert one.resampled == resampled
         assert one.log_normaliser + one.log_mean == pytest.approx(float(np.log(0.25)))
 

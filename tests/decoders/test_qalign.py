@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from tests.decoders.conftest import START, tilted
+from trimtab.decoders import STRATEGIES
 from trimtab.decoders.plain import Plain
 from trimtab.decoders.protocols import BASE, Chunk, Sampling, Tokens
 from trimtab.decoders.qalign import QAlign
-from trimtab.decoders.shared.convergence import mixing
+from trimtab.decoders.shared.convergence import measure_mixing
 from trimtab.runtime.toy_engine import Prefix, ToyEngine, ToyModel
 
 GUIDES = {"arm": 1.0}
@@ -77,7 +78,7 @@ async def test_the_code_s_chains_follow_the_kernel(
         return [[reward[tuple(y)]] for y in completions]
 
     chains, steps, beta = 1024, 5, 0.5
-    search = QAlign(beta=beta, steps=steps, chains=chains, answer="last", guides=guides, target=target)
+    search = QAlign(beta=beta, steps=steps, chains=chains, answer="last", guides={BASE: 1.0, **guides}, target=target)
     drawn: Counter[Prefix] = Counter()
     engine = ToyEngine(toy, start=START)
     for seed in range(2):
@@ -113,10 +114,10 @@ async def test_no_steps_are_plain_sampling(toy: ToyModel, reward: dict[Prefix, f
 def test_mixing_of_known_chains() -> None:
     rng = np.random.default_rng(0)
     white = rng.normal(size=(8, 400))
-    r_hat, size = mixing(white)
+    r_hat, size = measure_mixing(white)
     assert r_hat == pytest.approx(1, abs=0.02)
     assert size > 0.7 * white.size
-    r_hat, size = mixing(white + 5 * np.arange(8)[:, None])
+    r_hat, size = measure_mixing(white + 5 * np.arange(8)[:, None])
     assert r_hat is not None
     assert r_hat > 3
     assert size < 40
@@ -134,7 +135,7 @@ def mixing_slow(traces: np.ndarray) -> float:
 
 def test_split_r_hat_is_its_definition() -> None:
     traces = np.cumsum(np.random.default_rng(1).normal(size=(3, 41)), axis=1)
-    assert mixing(traces)[0] == pytest.approx(mixing_slow(traces), rel=1e-12)
+    assert measure_mixing(traces)[0] == pytest.approx(mixing_slow(traces), rel=1e-12)
 
 
 class Uneven:
@@ -281,8 +282,13 @@ async def test_what_cannot_be_is_refused_before_any_work(
 
     asked = Sampling(max_tokens=toy.max_tokens, **sampling)
     chunks = QAlign(**params)([START], asked, ToyEngine(toy, start=START), unasked, n=n, include=frozenset())
-    with pytest.raises(ValueError, match=message):
+
+    async def attempt() -> None:
+        STRATEGIES["qalign"].check_sampling("qalign", asked)
         await anext(chunks)
+
+    with pytest.raises(ValueError, match=message):
+        await attempt()
     for wrong in ({"steps": 4, "burn_in": 5}, {"until": {}}, {"until": {"floor": 8}}):
         with pytest.raises(ValueError, match=r"burn_in=5|until names neither"):
             QAlign(**wrong)

@@ -9,7 +9,7 @@ from tests.contracts import Specimen, run
 from tests.decoders.conftest import Script, surprise, tilted, told, total_variation, worth
 from trimtab.decoders.protocols import BASE
 from trimtab.decoders.rejection import RejectionSampling, acceptances
-from trimtab.decoders.shared.candidates import generator
+from trimtab.decoders.shared.candidates import make_generator
 from trimtab.runtime.toy_engine import Prefix, ToyModel
 
 
@@ -52,7 +52,7 @@ def test_merging_equal_candidates_would_bias_it(toy: ToyModel, reward: dict[Pref
     for seed in range(runs):
         kept = random.choice(len(ys), 64, p=p).tolist()
         for name, pool in (("kept", kept), ("merged", list(dict.fromkeys(kept)))):
-            place, _ = next(acceptances([r[i] for i in pool], 0.5, generator(seed, 0)))
+            place, _ = next(acceptances([r[i] for i in pool], 0.5, make_generator(seed, 0)))
             counts[name][pool[place]] += 1
     target = np.array(list(tilted(base, reward, 0.5).values()))
     distance = {name: 0.5 * np.abs(count / runs - target).sum() for name, count in counts.items()}
@@ -63,8 +63,8 @@ def test_merging_equal_candidates_would_bias_it(toy: ToyModel, reward: dict[Pref
 @pytest.mark.parametrize("beta", [1e-3, 0.5, 1e3])
 def test_acceptances_against_the_paper_s_loop(beta: float) -> None:
     for seed in range(50):
-        rewards = generator(seed, 1).normal(size=12).round(1).tolist()
-        u, left, expected, looked = generator(seed, 2), dict(enumerate(rewards)), [], 0
+        rewards = make_generator(seed, 1).normal(size=12).round(1).tolist()
+        u, left, expected, looked = make_generator(seed, 2), dict(enumerate(rewards)), [], 0
         while left:
             top = max(left.values())
             for i, r in list(left.items()):
@@ -72,7 +72,7 @@ def test_acceptances_against_the_paper_s_loop(beta: float) -> None:
                 if u.random() < np.exp((r - top) / beta):
                     expected.append((i, looked))
                     del left[i]
-        assert list(acceptances(rewards, beta, generator(seed, 2))) == expected
+        assert list(acceptances(rewards, beta, make_generator(seed, 2))) == expected
         assert sorted(i for i, _ in expected) == list(range(12))
 
 

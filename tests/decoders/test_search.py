@@ -150,7 +150,7 @@ async def test_what_ends_while_a_reward_is_asked_is_scored_together() -> None:
         open_calls -= 1
         return [[float(completions[i][0])] for i in range(len(completions))]
 
-    pool = await draw([START], Sampling(max_tokens=9), Script(texts), slow, n=6, guides={})
+    pool = await draw([START], Sampling(max_tokens=9), Script(texts), slow, n=6, guides={"base": 1.0})
     assert sorted(text for call in calls for text in call) == texts
     assert len(calls) < 6
     assert [c.value for c in pool] == [float(ord(text[0])) for text in texts]

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from tests.contracts import Specimen, run
-from tests.decoders.conftest import START, Script, told, unasked, worth
+from tests.decoders.conftest import START, Script, told, worth
+from trimtab.decoders import STRATEGIES
 from trimtab.decoders.best_of_n import BestOfN
 from trimtab.decoders.protocols import Sampling, Tokens
-from trimtab.decoders.speculative_rejection import SpeculativeRejection, derived
+from trimtab.decoders.speculative_rejection import SpeculativeRejection, derive_seed
 
 LENGTHS = (2, 4, 8)
 
@@ -142,9 +143,8 @@ async def test_a_whole_answer_comes_before_a_better_one_that_was_cut() -> None:
 
 async def test_an_answer_that_cannot_be_carried_on_is_refused() -> None:
     sampling = Sampling(max_tokens=16, constrained=True)
-    strategy = SpeculativeRejection(n=4, decisions=(2,))
     with pytest.raises(ValueError, match=r"speculative_rejection.*min_tokens"):
-        await anext(strategy((START,), sampling, Script(["a"] * 4), unasked, n=1, include=frozenset()))
+        STRATEGIES["speculative_rejection"].check_sampling("speculative_rejection", sampling)
 
 
 @pytest.mark.parametrize("decisions", [(0, 2), (2, 2), (4, 2), (-1,)])
@@ -176,7 +176,7 @@ async def test_a_reward_that_fails_on_the_way_leaves_nothing(specimen: Specimen,
 
 
 def test_segments_seeds() -> None:
-    assert derived(None, 0, 64) is None
-    seeds = {derived(seed, i, t) for seed in (-1, 0, 1) for i in range(8) for t in (64, 128)}
+    assert derive_seed(None, 0, 64) is None
+    seeds = {derive_seed(seed, i, t) for seed in (-1, 0, 1) for i in range(8) for t in (64, 128)}
     assert len(seeds) == 48
     assert all(seed is not None and 0 <= seed < 2**62 for seed in seeds)

@@ -15,7 +15,7 @@ from tests.decoders.conftest import START, divergence, surprise, tilted, total_v
 from trimtab.decoders.args import Args
 from trimtab.decoders.plain import Plain
 from trimtab.decoders.protocols import BASE, Chunk, Mixture, Reward, Sampling, Strategy, Tokens
-from trimtab.decoders.shared.candidates import warped
+from trimtab.decoders.shared.candidates import warp
 from trimtab.decoders.shared.tokenwise import Tokenwise
 from trimtab.decoders.transfer_q import TransferQ
 from trimtab.runtime.toy_engine import Next, Prefix, ToyEngine, ToyModel
@@ -38,7 +38,7 @@ class Quota(ToyEngine):
         def going(y: Prefix) -> dict[Prefix, float]:
             if self.model.ended(y) or len(y) == limit:
                 return {y: 1.0}
-            p = warped(law(y), sampling)
+            p = warp(law(y), sampling)
             return {
                 rest: q * float(p[i])
                 for i, z in enumerate(self.model.vocab)

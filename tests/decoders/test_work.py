@@ -22,7 +22,8 @@ from trimtab.decoders.rejection import RejectionSampling
 from trimtab.decoders.speculative_rejection import SpeculativeRejection
 from trimtab.decoders.transfer_q import TransferQ
 from trimtab.decoders.vote import Vote
-from trimtab.runtime.metered import Meter, Metered
+from trimtab.runtime.metered import Metered
+from trimtab.runtime.usage import Usage
 
 LONGEST = 48
 
@@ -30,7 +31,7 @@ LONGEST = 48
 class Endless:
     """Tokens 1, 2, 3 … in every answer, the k likeliest being as likely."""
 
-    ends = frozenset({0})
+    eos_ids = frozenset({0})
 
     async def generate(
         self, prompt: Tokens, sampling: Sampling, *, n: int, guides: Mixture
@@ -86,23 +87,23 @@ CASES: list[tuple[Strategy, frozenset[str], tuple[float, float, float]]] = [
 """strategy, what is asked to see, and the least share of what it says of tokens drawn, scored and judged."""
 
 
-@pytest.mark.parametrize(("strategy", "want", "shares"), CASES, ids=lambda case: repr(case)[:60])
+@pytest.mark.parametrize(("strategy", "include", "shares"), CASES, ids=lambda case: repr(case)[:60])
 async def test_it_costs_what_it_says_and_not_far_less(
     strategy: Strategy, include: frozenset[str], shares: tuple[float, float, float]
 ) -> None:
-    meter, reward_tokens, values = Meter(), 0, count()
+    usage, reward_tokens, values = Usage(), 0, count()
 
     async def reward(prompt: Tokens, completions: Sequence[Tokens]) -> list[list[float]]:
         nonlocal reward_tokens
         reward_tokens += sum(map(len, completions))
         return [[next(values) % 7 / 7] for _ in completions]
 
-    engine = Metered(Endless(), meter)
+    engine = Metered(Endless(), usage)
     sampling = Sampling(max_tokens=LONGEST, seed=3)
     await answers(strategy([9], sampling, engine, reward, n=1, include=include), 1)
     most = strategy.work(LONGEST, n=1, include=include)
     for spent, bound, share in zip(
-        (meter.sampled, meter.scored, reward_tokens),
+        (usage.sampled, usage.scored, reward_tokens),
         (most.sampled, most.scored, most.reward_tokens),
         shares,
         strict=True,

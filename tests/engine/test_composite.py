@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from vllm.sampling_params import SamplingParams
 
 from trimtab.engine.composite import Composite
-from trimtab.engine.mixture import NEVER, read
+from trimtab.engine.mixture import ENTROPY, KL, NEG_INF, decode_scalar
 from trimtab.engine.table import KEY, WeightTable, pack
 
 V, SLOTS = 20, 4
@@ -98,16 +98,20 @@ def test_what_a_guide_makes_of_others_requests_is_nothing(noise):
 @torch.no_grad()
 def test_a_reading_is_of_its_row_alone():
     made = composite(torch.float32)
-    write(made, 1, [1.0, 0.7], readout=True)
+    write(made, 1, [1.0, 0.7], scalar=KL)
     write(made, 2, [1.0, 0.7])
-    hidden = states(torch.float32, [1, 2, 0])
-    hidden[1, :10] = hidden[0, :10]
+    write(made, 3, [1.0, 0.7], scalar=ENTROPY)
+    hidden = states(torch.float32, [1, 2, 0, 3])
+    hidden[1, :10] = hidden[3, :10] = hidden[0, :10]
     z = made.compute_logits(hidden)
     p, q = z[1].double().log_softmax(-1), made.base.head(hidden[1, :6]).double().log_softmax(-1)
     told = z[0].log_softmax(-1)
-    assert read(float(told[0]), float(told[1])) == pytest.approx(float((p.exp() * (p - q)).sum()), rel=1e-5)
-    assert (z[0, 2:] == NEVER).all()
-    assert z[1:].isfinite().all()
+    assert decode_scalar(float(told[0]), float(told[1])) == pytest.approx(float((p.exp() * (p - q)).sum()), rel=1e-5)
+    spread = z[3].log_softmax(-1)
+    assert decode_scalar(float(spread[0]), float(spread[1])) == pytest.approx(-float(p.exp() @ p), rel=1e-5)
+    assert (z[0, 2:] == NEG_INF).all()
+    assert (z[3, 2:] == NEG_INF).all()
+    assert z[1:3].isfinite().all()
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from vllm.sampling_params import SamplingParams
 pytest.importorskip("triton")
 
 from trimtab.engine.cuda import Graphs, ModelCudaGraphManager
+from trimtab.engine.mixture import KL
 from trimtab.engine.table import BASE_ALONE, KEY, WeightTable, pack
 
 SIZES = {CUDAGraphMode.PIECEWISE: ["mixed"], CUDAGraphMode.FULL: ["1", "8"]}
@@ -79,9 +80,9 @@ def test_while_experts_wait_for_each_other_there_is_one_graph_of_a_size():
     table = WeightTable(3, 4, torch.device("cpu"), owner=None)
     table.together = True
     assert table.captured == [table.everything]
-    for row in (pack([1, 0, 0]), pack([1, 0, 0.5], readout=True)):
+    for row in (pack([1, 0, 0]), pack([1, 0, 0.5], scalar=KL)):
         table.write(0, SamplingParams(extra_args={KEY: row}))
         table.publish()
         assert table.use.guides == (1, 2)
         assert table.everything.serves(table.use)
-    assert table.use.readout
+    assert table.use.scalars

@@ -1,18 +1,18 @@
-"""The laws of engines and strategies, on vLLM."""
+"""The laws of engines, of strategies and of the table's rows, on vLLM."""
+
+from dataclasses import replace
 
 import pytest
 from vllm.sampling_params import SamplingParams
 
-from tests.contracts import ENGINE_LAWS, STRATEGY_LAWS, Specimen
-from trimtab.decoders.beam import Beam
-from trimtab.decoders.best_of_n import BestOfN
-from trimtab.decoders.blockwise import Blockwise
-from trimtab.decoders.guided import Guided
-from trimtab.decoders.particles import Particles
-from trimtab.decoders.plain import Plain
+from tests.contracts import ENGINE_LAWS, STRATEGY_LAWS, TABLE_LAWS, Specimen, build
+from trimtab.decoders import STRATEGIES
 from trimtab.decoders.protocols import BASE, Sampling
-from trimtab.decoders.speculative_rejection import SpeculativeRejection
-from trimtab.decoders.transfer_q import TransferQ
+from trimtab.preferences.preference_direction import DPA, Cone, PreferenceDirection, Template
+from trimtab.runtime.metered import Metered
+from trimtab.runtime.usage import Usage
+
+PROMPTS = (list(range(3)), list(range(50, 90)), list(range(20, 170)))
 
 
 @pytest.fixture(scope="session")
@@ -25,13 +25,31 @@ def specimen(vllm_engine, client) -> Specimen:
 
     return Specimen(
         engine=vllm_engine,
-        prompts=(list(range(3)), list(range(50, 90)), list(range(20, 170))),
+        prompts=PROMPTS,
         guides=("llama", "windowed", "lora"),
         reward=shortness,
         live=live,
         sampling=Sampling(max_tokens=12, engine_params=SamplingParams()),
         tolerance=1e-4,
+        direction=PreferenceDirection(
+            objectives=("helpfulness", "verbosity"),
+            v=(0.8, 0.6),
+            cone=Cone(axis=(1.0, 0.0), degrees=45),
+            template=Template(text=DPA, role="system", slots=("h", "w"), signs=(1.0, 1.0)),
+            guides={"helpfulness": {"llama": 1.0}, "verbosity": {"lora": 0.5}},
+        ),
+        stopping=lambda stop: Sampling(max_tokens=12, stop=(stop,), engine_params=SamplingParams(stop=[stop])),
     )
+
+
+@pytest.fixture(scope="session")
+def requested(specimen: Specimen) -> Specimen:
+    """The engine as a request has it, which knows its own messages: here, whatever instructs the model is a prompt."""
+
+    async def render(instruction: str, role: str) -> list[int]:
+        return PROMPTS[2]
+
+    return replace(specimen, engine=Metered(specimen.engine, Usage(), render))
 
 
 @pytest.mark.parametrize("law", ENGINE_LAWS, ids=lambda law: law.__name__)
@@ -39,22 +57,16 @@ async def test_engine(specimen, law):
     await law(specimen)
 
 
-STRATEGIES = {
-    "plain": Plain(),
-    "guided": Guided(guides={"llama": 0.7, "lora": -0.3}),
-    "best_of_n": BestOfN(n=4, guides={"llama": 0.5}),
-    "speculative_rejection": SpeculativeRejection(n=4, decisions=(3, 6)),
-    "transfer_q": TransferQ(k=2, rollouts=2, horizon=3, baseline={"llama": 1.0}, min_p=0.5),
-    "blockwise": Blockwise(n=3, block=5),
-    "particles": Particles(n=4, block=5, beta=0.5),
-    "beam": Beam(n=4, width=2, block=5),
-}
-
-
-@pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
+@pytest.mark.parametrize("name", STRATEGIES)
 @pytest.mark.parametrize("law", STRATEGY_LAWS, ids=lambda law: law.__name__)
-async def test_strategy(specimen, law, strategy):
-    await law(specimen, strategy)
+async def test_strategy(requested, law, name):
+    await law(requested, build(name, requested))
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("law", TABLE_LAWS, ids=lambda law: law.__name__)
+async def test_a_row_says_what_is_so(requested, law, name):
+    await law(requested, name)
 
 
 def test_the_base_is_a_member(vllm_engine):

@@ -129,7 +129,9 @@ def test_an_adapter_s_own_refusals(members, tmp_path):
 
 def test_usage_statistics_are_off():
     """In a process that never heard of it, and unless the environment says otherwise."""
-    code = "import os, engine, vllm.envs; print(os.environ['VLLM_NO_USAGE_STATS'], vllm.envs.VLLM_NO_USAGE_STATS)"
+    code = (
+        "import os, trimtab.engine, vllm.envs; print(os.environ['VLLM_NO_USAGE_STATS'], vllm.envs.VLLM_NO_USAGE_STATS)"
+    )
     environment = {"PATH": str(Path(sys.executable).parent), "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1", "True"]

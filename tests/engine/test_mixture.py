@@ -5,12 +5,20 @@ import math
 import pytest
 import torch
 
-from trimtab.engine.mixture import NEVER, divergence, implausible, mix, read, write
+from trimtab.engine.mixture import (
+    NEG_INF,
+    decode_scalar,
+    divergence,
+    encode_scalar_as_logits,
+    entropy,
+    implausible,
+    mix,
+)
 
 V = 50
 
 
-def rows(*weights: list[float], log_a: float = NEVER) -> torch.Tensor:
+def rows(*weights: list[float], log_a: float = NEG_INF) -> torch.Tensor:
     return torch.tensor([[*w, log_a, 0.0] for w in weights])
 
 
@@ -33,7 +41,7 @@ def test_an_unknown_token_is_forbidden_only_where_its_guide_has_a_say(logits):
     z = mix(logits[0].clone(), [(1, logits[1, :, :30])], rows([1, 0, 0], [1, 0.5, 0], [1, -0.5, 0], [0, 0, 1]))
     assert z[0].isfinite().all()
     assert z[3].isfinite().all()
-    assert (z[1:3, 30:] == NEVER).all()
+    assert (z[1:3, 30:] == NEG_INF).all()
     assert z[1:3, :30].isfinite().all()
 
 
@@ -61,10 +69,23 @@ def test_divergence(logits):
     assert forbidding.isfinite().all()
 
 
+def test_entropy(logits):
+    w = rows([1, 0, 0], [1, 1e-4, 0], [0, 1, 0], [1, 3, -2])
+    guides = [(1, logits[1]), (2, logits[2])]
+    z = torch.einsum("mnv,nm->nv", logits.double(), w[:, :3].double())
+    expected = torch.distributions.Categorical(logits=z).entropy()
+    torch.testing.assert_close(entropy(logits[0], guides, w), expected, rtol=1e-9, atol=1e-12)
+    w[:, -2] = math.log(0.5)
+    few = torch.where(logits[0] >= logits[0].amax(-1, keepdim=True) + math.log(0.5), z, NEG_INF)
+    p = few.softmax(-1)
+    expected = -torch.special.xlogy(p, p).sum(-1)
+    torch.testing.assert_close(entropy(logits[0], guides, w), expected, rtol=1e-5, atol=1e-9)
+
+
 def test_a_reading_survives_a_softmax():
     readings = torch.tensor([0.0, 1e-12, 1e-6, 1e-3, 1.0, 30.0, 1e4], dtype=torch.float64)
-    logprobs = write(readings, V).log_softmax(-1)
-    back = [read(float(row[0]), float(row[1])) for row in logprobs]
+    logprobs = encode_scalar_as_logits(readings, V).log_softmax(-1)
+    back = [decode_scalar(float(row[0]), float(row[1])) for row in logprobs]
     assert back == pytest.approx(readings.tolist(), rel=1e-5)
     assert back[0] == 0
-    assert (logprobs[:, 2:] == NEVER).all()
+    assert (logprobs[:, 2:] == NEG_INF).all()

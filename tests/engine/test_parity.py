@@ -11,7 +11,7 @@ import pytest
 from vllm.sampling_params import SamplingParams
 
 from tests.engine.conftest import GUIDES, Reference
-from trimtab.decoders.protocols import BASE, Mixture, Sampling
+from trimtab.decoders.protocols import BASE, Mixture, Sampling, member_alone
 
 TIE = 1e-4
 TOLERANCE = 1e-4
@@ -35,7 +35,7 @@ def cases() -> list[Case]:
         {BASE: 1.0, **dict.fromkeys(GUIDES, 0.0)},
         {BASE: 0.3, "llama": -0.7},
         {BASE: 1.0, **{guide: round(draw.uniform(-0.5, 1.5), 3) for guide in GUIDES}},
-        *({guide: 1.0} for guide in GUIDES),
+        *map(member_alone, GUIDES),
         *({BASE: 1.0, guide: round(draw.uniform(-0.5, 1.5), 3)} for guide in GUIDES),
     ]
     return [Case(prompt, mixtures[i % len(mixtures)]) for i, prompt in enumerate(prompts * 2)]

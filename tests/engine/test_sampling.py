@@ -10,7 +10,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOu
 
 from tests.engine import family
 from trimtab.decoders.protocols import BASE, Sampling
-from trimtab.engine.mixture import NEVER
+from trimtab.engine.mixture import NEG_INF
 from trimtab.engine.table import KEY
 
 PROMPT = list(range(60, 90))
@@ -121,7 +121,7 @@ def assert_drawn_from(counts: torch.Tensor, p: torch.Tensor) -> None:
     [
         ({}, lambda logp: logp),
         ({"temperature": 1.7}, lambda logp: logp / 1.7),
-        ({"top_k": 5, "temperature": 1.5}, lambda logp: (logp / 1.5).masked_fill(logp < logp.topk(5)[0][-1], NEVER)),
+        ({"top_k": 5, "temperature": 1.5}, lambda logp: (logp / 1.5).masked_fill(logp < logp.topk(5)[0][-1], NEG_INF)),
     ],
     ids=["exact", "temperature", "top_k"],
 )  # fmt: skip
@@ -134,7 +134,7 @@ async def test_plausibility(vllm_engine, reference):
     guides = {BASE: 0.3, "llama": 0.7}
     base = reference.logprobs(PROMPT, {BASE: 1.0})[-1]
     mixed = reference.logprobs(PROMPT, guides)[-1]
-    masked = mixed.masked_fill(base < base.max() + torch.tensor(0.02).log(), NEVER)
+    masked = mixed.masked_fill(base < base.max() + torch.tensor(0.02).log(), NEG_INF)
     assert (masked.softmax(-1) - mixed.exp()).abs().sum() > 0.1, "the mask must matter here"
     assert_drawn_from(await draws(vllm_engine, 1000, guides=guides, plausibility=0.02), masked.softmax(-1))
 

@@ -11,6 +11,7 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.sample.logits_processor.interface import MoveDirectionality
 from vllm.v1.sample.logits_processor.state import BatchUpdateBuilder
 
+from trimtab.engine.mixture import KL
 from trimtab.engine.table import BASE_ALONE, KEY, RowWriter, WeightTable, default_row, guides_of, pack, salted
 
 SLOTS, MEMBERS = 6, 3
@@ -26,10 +27,10 @@ def request(*weights: float) -> SamplingParams:
 
 def test_a_row_is_what_was_packed():
     t = table()
-    t.write(2, SamplingParams(extra_args={KEY: pack([1, 0.5, -2], plausibility=0.1, readout=True)}))
+    t.write(2, SamplingParams(extra_args={KEY: pack([1, 0.5, -2], plausibility=0.1, scalar=KL)}))
     t.publish()
     assert t.rows[2].tolist() == pytest.approx([1, 0.5, -2, np.log(0.1), 1])
-    assert (t.use.guides, t.use.rescale, t.use.plausibility, t.use.readout) == ((1, 2), False, True, True)
+    assert (t.use.guides, t.use.rescale, t.use.plausibility, t.use.scalars) == ((1, 2), False, True, True)
     t.clear(2)
     t.write(1, request())
     t.publish()

@@ -6,11 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.engine.test_parity import TOLERANCE
 
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.engine
 def test_parity(members):
     """Mixed weights, chunks, queueing, seeds, scores, divergences, recycled rows, prefixes and an early close."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "tests" / "engine" / "v2"), str(ROOT)])}

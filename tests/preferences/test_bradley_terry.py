@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from trimtab.preferences.bradley_terry import Person, compared, entropy, inferred, sigmoid
+from trimtab.preferences.bradley_terry import Person, choices_from_ratings, entropy, infer_person, sigmoid
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -22,16 +22,16 @@ def choices(w: np.ndarray, n: int, generator: np.random.Generator) -> np.ndarray
 
 
 def test_nothing_said_is_the_prior() -> None:
-    person = inferred(np.zeros((0, 3)), [], mean_K=[1.0, 0.0, -2.0], std=0.5)
+    person = infer_person(np.zeros((0, 3)), [], mean_K=[1.0, 0.0, -2.0], std=0.5)
     assert person.mean == pytest.approx([1, 0, -2])
     assert person.covariance == pytest.approx(np.eye(3) / 4)
-    assert inferred(np.zeros((0, 2)), [], mean_K=[0, 0], std=1).direction is None
+    assert infer_person(np.zeros((0, 2)), [], mean_K=[0, 0], std=1).direction is None
 
 
 def test_the_mode_is_where_the_gradient_vanishes_however_far_the_rewards_lie_apart() -> None:
     for scale in (1e-3, 1.0, 1e3):
         d = choices(np.array([2.0, -1.0, 0.5]), 40, rng(1)) * scale
-        person = inferred(d, np.ones(40), mean_K=[0, 0, 0], std=2.0)
+        person = infer_person(d, np.ones(40), mean_K=[0, 0, 0], std=2.0)
         gradient = -sigmoid(-(d @ person.mean)) @ d + person.mean / 4
         assert np.abs(gradient).max() < 1e-6 * scale
         eps = 1e-5 / scale
@@ -45,7 +45,7 @@ def test_the_mode_is_where_the_gradient_vanishes_however_far_the_rewards_lie_apa
 def test_the_normal_law_is_near_the_exact_posterior() -> None:
     """Of one objective, where it can be integrated."""
     d = choices(np.array([1.5]), 30, rng(2))
-    person = inferred(d, np.ones(30), mean_K=[0.0], std=2.0)
+    person = infer_person(d, np.ones(30), mean_K=[0.0], std=2.0)
     w = np.linspace(-8, 12, 20001)
     log = -np.logaddexp(0, -(w[:, None] * d[:, 0])).sum(axis=1) - w**2 / 8
     p = np.exp(log - log.max())
@@ -58,8 +58,8 @@ def test_the_normal_law_is_near_the_exact_posterior() -> None:
 
 def test_a_choice_that_counts_twice_is_two() -> None:
     d = choices(np.array([1.0, 1.0]), 5, rng(3))
-    twice = inferred(np.concatenate([d, d]), np.ones(10), mean_K=[0, 0], std=1.0)
-    counted = inferred(d, np.full(5, 2.0), mean_K=[0, 0], std=1.0)
+    twice = infer_person(np.concatenate([d, d]), np.ones(10), mean_K=[0, 0], std=1.0)
+    counted = infer_person(d, np.full(5, 2.0), mean_K=[0, 0], std=1.0)
     assert counted.mean == pytest.approx(twice.mean)
     assert counted.covariance == pytest.approx(twice.covariance)
 
@@ -84,10 +84,10 @@ def test_stated_uncertainty_is_right_on_people_drawn_from_the_prior() -> None:
     generator = rng(6)
     for _ in range(people):
         w = generator.standard_normal(3) * 2
-        person = inferred(choices(w, 24, generator), np.ones(24), mean_K=[0, 0, 0], std=2.0)
+        person = infer_person(choices(w, 24, generator), np.ones(24), mean_K=[0, 0, 0], std=2.0)
         off = (w - person.mean) / np.sqrt(np.diag(person.covariance))
         held += int((np.abs(off) < 1.96).sum())
-        low, high = np.quantile(person.directions()[:2000], [0.025, 0.975], axis=0)
+        low, high = np.quantile(person.draw_directions()[:2000], [0.025, 0.975], axis=0)
         u = w / np.linalg.norm(w)
         held_direction += int(((low <= u) & (u <= high)).sum())
     n = 3 * people
@@ -106,14 +106,14 @@ def test_more_choices_tell_more_and_chosen_questions_most() -> None:
             d = np.zeros((0, 4))
             for n in range(1, 17):
                 pairs = generator.standard_normal((32, 4)) * math.sqrt(2)
-                person = inferred(d, np.ones(len(d)), mean_K=[0] * 4, std=2.0)
+                person = infer_person(d, np.ones(len(d)), mean_K=[0] * 4, std=2.0)
                 pair = pairs[0] if how == "random" else pairs[int(person.information(pairs).argmax())]
                 chosen = pair if generator.random() < sigmoid(pair @ w) else -pair
                 d = np.vstack([d, chosen])
                 if n in (2, 16):
-                    found = inferred(d, np.ones(n), mean_K=[0] * 4, std=2.0).direction
-                    assert found is not None
-                    cosines.setdefault((how, n), []).append(float(found @ w / np.linalg.norm(w)))
+                    direction = infer_person(d, np.ones(n), mean_K=[0] * 4, std=2.0).direction
+                    assert direction is not None
+                    cosines.setdefault((how, n), []).append(float(direction @ w / np.linalg.norm(w)))
     mean = {key: float(np.mean(values)) for key, values in cosines.items()}
     assert mean["random", 16] > mean["random", 2] + 0.2
     difference = np.array(cosines["active", 16]) - np.array(cosines["random", 16])
@@ -121,9 +121,9 @@ def test_more_choices_tell_more_and_chosen_questions_most() -> None:
 
 
 def test_ratings_are_compared_and_count_as_one_fewer() -> None:
-    assert compared([1.0, 3.0]) == [(1, 0, 1.0)]
-    assert compared([2.0, 2.0]) == []
-    assert compared([]) == compared([1.0]) == []
-    three = compared([1.0, 2.0, 3.0])
+    assert choices_from_ratings([1.0, 3.0]) == [(1, 0, 1.0)]
+    assert choices_from_ratings([2.0, 2.0]) == []
+    assert choices_from_ratings([]) == choices_from_ratings([1.0]) == []
+    three = choices_from_ratings([1.0, 2.0, 3.0])
     assert {(i, j) for i, j, _ in three} == {(1, 0), (2, 0), (2, 1)}
     assert sum(count for *_, count in three) == pytest.approx(2)

@@ -12,11 +12,11 @@ SAMPLE = 2500
 
 
 @pytest.fixture(scope="module")
-def conversations() -> list[corpus.Conversation]:
+def conversations() -> list[corpus.Dialogue]:
     return list(itertools.islice(corpus.train_conversations(7), SAMPLE))
 
 
-def questions_of(conversations: list[corpus.Conversation]) -> list[str]:
+def questions_of(conversations: list[corpus.Dialogue]) -> list[str]:
     return [m["content"] for c in conversations for m in c.messages if m["role"] == "user"]
 
 
@@ -28,7 +28,7 @@ def test_a_seed_gives_the_same_data() -> None:
     assert corpus.heldout_prompts(60, 1) != corpus.heldout_prompts(60, 2)
 
 
-def test_conversations_alternate_and_say_something(conversations: list[corpus.Conversation]) -> None:
+def test_conversations_alternate_and_say_something(conversations: list[corpus.Dialogue]) -> None:
     for c in conversations:
         roles = [m["role"] for m in c.messages]
         assert roles[roles[0] == "system" :] in (["user", "assistant"], ["user", "assistant"] * 2)
@@ -46,16 +46,16 @@ def test_every_question_names_its_topic() -> None:
                 assert corpus.topic_of(question) is topic, question
 
 
-def test_heldout_topics_and_phrasings_are_not_in_training(conversations: list[corpus.Conversation]) -> None:
-    asked = set(questions_of(conversations))
-    for question in asked:
+def test_heldout_topics_and_phrasings_are_not_in_training(conversations: list[corpus.Dialogue]) -> None:
+    questions = set(questions_of(conversations))
+    for question in questions:
         topic = corpus.topic_of(question)
-        assert topic is None or not (topic.composed and corpus.heldout(topic.key)), question
+        assert topic is None or not (topic.composed and corpus.is_heldout(topic.key)), question
     for prompt in corpus.heldout_prompts(500, 0):
-        assert prompt.text not in asked
+        assert prompt.text not in questions
         topic = corpus.topic_of(prompt.text)
         if topic is not None and topic.composed:
-            assert corpus.heldout(topic.key)
+            assert corpus.is_heldout(topic.key)
 
 
 def test_heldout_prompts_take_domains_in_turn() -> None:
@@ -65,7 +65,7 @@ def test_heldout_prompts_take_domains_in_turn() -> None:
     assert all((p.answer is not None) == (p.domain == "arithmetic") for p in prompts)
 
 
-def test_levels_are_drawn_independently(conversations: list[corpus.Conversation]) -> None:
+def test_levels_are_drawn_independently(conversations: list[corpus.Dialogue]) -> None:
     levels = [
         (c.behaviour.helpfulness, c.behaviour.verbosity, c.behaviour.warmth, c.behaviour.caution)
         for c in conversations
@@ -81,7 +81,7 @@ def correlation(x: list[float], y: list[float]) -> float:
     return cov / (sum((a - mx) ** 2 for a in x) * sum((b - my) ** 2 for b in y)) ** 0.5
 
 
-def test_shares_of_system_messages(conversations: list[corpus.Conversation]) -> None:
+def test_shares_of_system_messages(conversations: list[corpus.Dialogue]) -> None:
     directed = sum(c.theta is not None for c in conversations) / SAMPLE
     system = sum(c.messages[0]["role"] == "system" for c in conversations) / SAMPLE
     assert abs(directed - corpus.DPA_SHARE) < 0.04
@@ -90,7 +90,7 @@ def test_shares_of_system_messages(conversations: list[corpus.Conversation]) -> 
     assert all(abs(by_domain[d] - share) < 0.04 for d, share in corpus.SHARES.items())
 
 
-def test_the_direction_is_dpas_message_and_shapes_the_answer(conversations: list[corpus.Conversation]) -> None:
+def test_the_direction_is_dpas_message_and_shapes_the_answer(conversations: list[corpus.Dialogue]) -> None:
     assert corpus.dpa_system(-15.0) == (
         "You are a helpful, respectful, and honest assistant who always responds to the user in a harmless way. "
         "Your response should maximize weighted rating = helpfulness*97 + verbosity*-26"
@@ -147,8 +147,8 @@ def test_the_template_is_what_training_rendered() -> None:
         prompt = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
         assert prompt == render(c.messages[:-1]) + ASSISTANT
         ids = tokenizer(render(c.messages), add_special_tokens=False)["input_ids"]
-        said = assistant_mask(ids, *tokenizer.convert_tokens_to_ids([ASSISTANT, END]))
+        mask = assistant_mask(ids, *tokenizer.convert_tokens_to_ids([ASSISTANT, END]))
         spoken = [m["content"] + END for m in messages if m["role"] == "assistant"]
-        assert tokenizer.decode([i for i, s in zip(ids, said, strict=True) if s]) == "".join(spoken)
+        assert tokenizer.decode([i for i, s in zip(ids, mask, strict=True) if s]) == "".join(spoken)
     digits = tokenizer.convert_ids_to_tokens(tokenizer("12 + 305 = 317", add_special_tokens=False)["input_ids"])
     assert [d for d in digits if d.isdigit()] == list("12305317")

@@ -15,7 +15,7 @@ from trimtab.recipes import directional, gold, guides, rewards
 from trimtab.recipes.base import DEMO, load_tokenizer
 from trimtab.server.config import load
 from trimtab.server.errors import ApiError
-from trimtab.server.request.preference_prompts import wish
+from trimtab.server.request.preference_prompts import build_direction
 
 QUESTION = ({"role": "user", "content": "How do I clean a leather sofa?"},)
 
@@ -32,9 +32,11 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     gold._grammar.cache_clear()
 
 
-def pool(points: list[tuple[float, float]]) -> directional.Pool:
+def pool(points: list[tuple[float, float]]) -> directional.AnswerPool:
     z = torch.tensor(points)
-    return directional.Pool(QUESTION, [f"answer {i}" for i in range(len(points))], dict.fromkeys(directional.PAIRS, z))
+    return directional.AnswerPool(
+        QUESTION, [f"answer {i}" for i in range(len(points))], dict.fromkeys(directional.PAIRS, z)
+    )
 
 
 @pytest.mark.parametrize("radius", [directional.RADIUS, 1e4])
@@ -44,10 +46,10 @@ def test_a_direction_keeps_the_answer_nearest_to_it(monkeypatch: pytest.MonkeyPa
     around = [10.0 * i for i in range(36)]
     one = pool([tuple((1.7 * directional.unit(a)).tolist()) for a in around])  # type: ignore[misc]
     for theta in (-44, -13, 4, 38, 77):
-        kept = around[one.answers.index(one.favourite("dpa", theta))]
-        assert abs((kept - theta + 180) % 360 - 180) <= 5
+        nearest = around[one.answers.index(one.favourite("dpa", theta))]
+        assert abs((nearest - theta + 180) % 360 - 180) <= 5
         best = int((one.z["dpa"] @ directional.unit(theta)).argmax())
-        assert kept == around[best]
+        assert nearest == around[best]
 
 
 def test_an_answer_good_at_both_is_not_everybody_s_favourite() -> None:
@@ -76,8 +78,8 @@ def test_the_loss_reads_the_answer_alone() -> None:
     rows = [("<|user|>Hi<|end|>", "Hello there.", 30.0), ("<|user|>How do I clean it?<|end|>", "Wash it.", -20.0)]
     nll, tokens, off = directional.forward(model, probe, directional.tensors(tokenizer, rows))
     ids, mask = guides.tensors(tokenizer, [(prompt, y, y) for prompt, y, _ in rows])
-    said = guides.said_logprob(model, ids[:2], mask[:2])
-    assert torch.allclose(-nll, said, rtol=2e-2)
+    logprob = guides.answer_logprob(model, ids[:2], mask[:2])
+    assert torch.allclose(-nll, logprob, rtol=2e-2)
     assert tokens.tolist() == mask[:2].sum(1).tolist()
     assert off.square().sum(1).tolist() == pytest.approx([1.0] * int(tokens.sum()))
 
@@ -91,10 +93,10 @@ def test_the_reader_is_a_checkpoint_with_the_base_s_tokenizer(tiny: None, tmp_pa
         plain = LlamaForCausalLM.from_pretrained(DEMO / "base", dtype=torch.float32)(ids).logits
         reader = LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)(ids).logits
     assert not torch.allclose(reader, plain, atol=1e-3), "nothing was learnt"
-    told = json.loads((tmp_path / "recipe.json").read_text())
-    assert set(told["heldout"]) == set(told["base"]) == set(told["apart"]) == set(directional.PAIRS)
-    assert [round(row["theta"]) for row in told["heldout"]["kindness"]] == [0, 15, 30, 45, 60, 75, 90]
-    assert all(math.isfinite(told["apart"][name]["nats"]) for name in directional.PAIRS)
+    record = json.loads((tmp_path / "recipe.json").read_text())
+    assert set(record["heldout"]) == set(record["base"]) == set(record["apart"]) == set(directional.PAIRS)
+    assert [round(row["theta"]) for row in record["heldout"]["kindness"]] == [0, 15, 30, 45, 60, 75, 90]
+    assert all(math.isfinite(record["apart"][name]["nats"]) for name in directional.PAIRS)
 
 
 @pytest.mark.parametrize("name", directional.PAIRS)
@@ -102,11 +104,11 @@ def test_the_demo_says_to_the_reader_what_it_was_trained_on(name: str) -> None:
     """The same text for an angle, between the same axes, and as far from the middle."""
     config, pair = load(DEMO / "directions.yaml"), directional.PAIRS[name]
     for theta in (pair.low, pair.low + 17.3, pair.high - 30.5, pair.high):
-        asked = wish({"angle": theta}, {"prompt": name}, config, at="weights")
-        assert asked.template is not None
-        assert asked.template.said(asked.v) == pair.said(theta)
-        assert (asked.reader, asked.template.role) == ("directional", "system")
+        direction = build_direction({"angle": theta}, {"prompt": name}, config, at="weights")
+        assert direction.template is not None
+        assert direction.template.render(direction.v) == pair.render(theta)
+        assert (direction.reader, direction.template.role) == ("directional", "system")
         signs = {objective: sign for _, objective, sign in pair.axes}
-        assert asked.named(asked.template.signs) == signs
+        assert direction.by_objective(direction.template.signs) == signs
     with pytest.raises(ApiError, match="outside"):
-        wish({"angle": pair.high + 1}, {"prompt": name}, config, at="weights")
+        build_direction({"angle": pair.high + 1}, {"prompt": name}, config, at="weights")

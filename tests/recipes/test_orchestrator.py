@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from trimtab.preferences.from_prompt import load
-from trimtab.preferences.preference_direction import TEXTS, Template, angled
+from trimtab.preferences.preference_direction import TEXTS, Template, from_angle
 from trimtab.recipes import corpus, gold, guides, orchestrator, rewards
 from trimtab.recipes.base import DEMO, load_tokenizer
 
@@ -29,7 +29,7 @@ def test_the_corpus_says_directions_as_the_server_does() -> None:
     text, role = TEXTS["dpa"]
     template = Template(text=text, role=role, slots=("h", "w"), signs=(1.0, 1.0))
     for theta in (-45, -17.3, 0, 30.5, 45):
-        assert template.said(angled(theta)) == corpus.dpa_system(theta)
+        assert template.render(from_angle(theta)) == corpus.dpa_system(theta)
 
 
 def test_the_adapter_s_table_is_its_head_on_mean_embeddings(tiny: None, tmp_path: Path) -> None:
@@ -40,13 +40,13 @@ def test_the_adapter_s_table_is_its_head_on_mean_embeddings(tiny: None, tmp_path
     weights = adapter(tokenizer.encode("How do I clean a copper pan?", add_special_tokens=False))
     assert math.fsum(weights.values()) == pytest.approx(1)
     assert adapter.table_VK.shape == (len(tokenizer), len(rewards.OBJECTIVES))
-    told = json.loads((tmp_path / "recipe.json").read_text())
+    record = json.loads((tmp_path / "recipe.json").read_text())
     for domain in ("smalltalk", "arithmetic"):
         prompts = corpus.heldout_prompts(20, orchestrator.SEED, domains=(domain,))
         each = [adapter(tokenizer.encode(p.text, add_special_tokens=False)) for p in prompts]
         for o in rewards.OBJECTIVES:
             mean = math.fsum(w[o] for w in each) / len(each)
-            assert mean == pytest.approx(told["heldout"][domain][o], abs=2e-3)
+            assert mean == pytest.approx(record["heldout"][domain][o], abs=2e-3)
 
 
 def test_what_is_wanted_sums_to_one_and_is_of_the_question() -> None:
@@ -55,6 +55,6 @@ def test_what_is_wanted_sums_to_one_and_is_of_the_question() -> None:
         for prompt in corpus.heldout_prompts(5, 1, domains=(domain,)):
             assert orchestrator.domain_of(prompt.text) == domain
     sad = "I feel sad today."
-    assert orchestrator.wanted("smalltalk", sad, "I am so sorry to hear that, take care!") > orchestrator.wanted(
-        "smalltalk", sad, "Fine. That is all."
-    )
+    assert orchestrator.asker_worth(
+        "smalltalk", sad, "I am so sorry to hear that, take care!"
+    ) > orchestrator.asker_worth("smalltalk", sad, "Fine. That is all.")

@@ -54,14 +54,14 @@ def test_the_recipe(tokenizer, tiny, tmp_path: Path):
     scores = []
     for member in rewards.MEMBERS:
         model = AutoModelForSequenceClassification.from_pretrained(tmp_path / member)
-        own = AutoTokenizer.from_pretrained(tmp_path / member)
+        member_tokenizer = AutoTokenizer.from_pretrained(tmp_path / member)
         assert model.dtype == torch.bfloat16
         assert tuple(model.config.id2label.values()) == ("helpfulness", "brevity", "warmth", "caution")
-        assert model.config.pad_token_id == own.pad_token_id == 0
-        ids = rewards.read(own, [(QUESTION, [SHORT, LONG])])
+        assert model.config.pad_token_id == member_tokenizer.pad_token_id == 0
+        ids = rewards.read(member_tokenizer, [(QUESTION, [SHORT, LONG])])
         for row, answer in zip(ids, (SHORT, LONG), strict=True):
             turns = [*QUESTION, {"role": "assistant", "content": answer}]
-            expected = own.apply_chat_template(turns, tokenize=True)["input_ids"]
+            expected = member_tokenizer.apply_chat_template(turns, tokenize=True)["input_ids"]
             assert row[row != 0].tolist() == expected
         with torch.no_grad():
             whole = model.float()(ids).logits
@@ -99,18 +99,18 @@ def test_training_learns_what_is_preferred(tokenizer, tiny, points, monkeypatch)
     model, _ = rewards.trunk(tokenizer, seed=0)
     drawn = [(QUESTION, [SHORT, LONG])] * 16
     assert rewards.margins(model, tokenizer, drawn[:1]).tolist() == [[0.0] * 4], "the head starts at zero"
-    told = rewards.train(model, tokenizer, drawn, seed=0)
-    assert told["final_loss"] < 0.6
+    figures = rewards.train(model, tokenizer, drawn, seed=0)
+    assert figures["final_loss"] < 0.6
     [margin] = rewards.margins(model, tokenizer, drawn[:1])
     assert margin[1] > 0 > margin[2], "the short one is brief, the long one warm"
 
 
 def test_heldout_figures():
     real = torch.tensor([[2.0] * 4, [-1.0] * 4, [0.0] * 4, [1.0] * 4])
-    own = torch.tensor([[1.0, -1.0, 1.0, 4.0], [-3.0, 1.0, 1.0, -2.0], [1.0, 1.0, 1.0, 0.0], [1.0, -1.0, 1.0, 2.0]])
-    told = rewards.heldout(own, own * torch.tensor([1.0, -1.0, 1.0, 2.0]), real)
-    assert told["pairs"] == 4
-    assert list(told["accuracy"].values()) == pytest.approx([1, 0, 2 / 3, 1])
-    assert list(told["agreement"].values()) == pytest.approx([1, 0, 1, 1])
-    assert told["correlation"]["caution"] == pytest.approx(1)
-    assert told["correlation"]["warmth"] == pytest.approx(2 / math.sqrt(4 * 6))
+    member = torch.tensor([[1.0, -1.0, 1.0, 4.0], [-3.0, 1.0, 1.0, -2.0], [1.0, 1.0, 1.0, 0.0], [1.0, -1.0, 1.0, 2.0]])
+    figures = rewards.heldout_figures(member, member * torch.tensor([1.0, -1.0, 1.0, 2.0]), real)
+    assert figures["pairs"] == 4
+    assert list(figures["accuracy"].values()) == pytest.approx([1, 0, 2 / 3, 1])
+    assert list(figures["agreement"].values()) == pytest.approx([1, 0, 1, 1])
+    assert figures["correlation"]["caution"] == pytest.approx(1)
+    assert figures["correlation"]["warmth"] == pytest.approx(2 / math.sqrt(4 * 6))

@@ -45,32 +45,32 @@ def test_the_twin_is_an_adapter_that_peft_reads(tiny: None, tmp_path: Path) -> N
     with torch.no_grad():
         plain = base(ids).logits
         twin = PeftModel.from_pretrained(base, str(tmp_path))(ids).logits
-        own = LlamaForCausalLM.from_pretrained(DEMO / "base", dtype=torch.float32)
-        adapters = aligned.adapted(own)
+        twin_by_recipe = LlamaForCausalLM.from_pretrained(DEMO / "base", dtype=torch.float32)
+        adapters = aligned.add_adapters(twin_by_recipe)
         saved = load_file(tmp_path / "adapter_model.safetensors")
         for name, adapter in adapters.items():
             adapter.A.copy_(saved[f"base_model.model.{name}.lora_A.weight"])
             adapter.B.copy_(saved[f"base_model.model.{name}.lora_B.weight"])
-        assert torch.allclose(own(ids).logits, twin, atol=1e-4)
+        assert torch.allclose(twin_by_recipe(ids).logits, twin, atol=1e-4)
         aligned.switch(adapters, on=False)
-        assert torch.equal(own(ids).logits, plain)
+        assert torch.equal(twin_by_recipe(ids).logits, plain)
     assert not torch.allclose(twin, plain, atol=1e-3), "nothing was learnt"
-    told = json.loads((tmp_path / "recipe.json").read_text())
-    assert told["parameters"] == sum(w.numel() for w in saved.values())
-    assert told["base"]["kl"] == pytest.approx(0, abs=1e-6)
+    record = json.loads((tmp_path / "recipe.json").read_text())
+    assert record["parameters"] == sum(w.numel() for w in saved.values())
+    assert record["base"]["kl"] == pytest.approx(0, abs=1e-6)
 
 
 def test_margins_are_dpo_s() -> None:
     """Before a step both policies are one, so every margin is 0; B alone moves first, as A's gradient is 0 there."""
     tokenizer = load_tokenizer(DEMO / "base")
     model = LlamaForCausalLM.from_pretrained(DEMO / "base", dtype=torch.float32)
-    adapters = aligned.adapted(model)
+    adapters = aligned.add_adapters(model)
     pairs = [("<|user|>Hi<|end|>", "Hello there.", "Go away."), ("<|user|>Why?<|end|>", "Because.", "No.")]
     margins, entropy = aligned.margins(model, tokenizer, adapters, pairs)
     assert margins.tolist() == pytest.approx([0, 0], abs=1e-5)
     ids, mask = guides.tensors(tokenizer, pairs)
-    said = guides.said_logprob(model, ids[:2], mask[:2]).sum()
-    assert entropy.item() == pytest.approx((-said / mask[:2].sum()).item(), rel=1e-4)
+    logprob = guides.answer_logprob(model, ids[:2], mask[:2]).sum()
+    assert entropy.item() == pytest.approx((-logprob / mask[:2].sum()).item(), rel=1e-4)
     (-torch.nn.functional.logsigmoid(aligned.BETA * margins).mean()).backward()
     first = next(iter(adapters.values()))
     assert first.B.grad is not None
@@ -80,7 +80,7 @@ def test_margins_are_dpo_s() -> None:
 
 def test_values_are_read_in_the_last_turn_alone() -> None:
     tokenizer = load_tokenizer(DEMO / "base")
-    ids, at = value.opened(tokenizer, [(EARLIER, ["Use soap.", "No"]), (QUESTION, ["Rub it."])])
+    ids, at = value.value_positions(tokenizer, [(EARLIER, ["Use soap.", "No"]), (QUESTION, ["Rub it."])])
     read = [[tokenizer.decode([t]) for t in row[where].tolist()] for row, where in zip(ids, at, strict=True)]
     assert ["".join(tokens) for tokens in read] == ["<|assistant|>Use soap.", "<|assistant|>No", "<|assistant|>Rub it."]
 
@@ -95,6 +95,6 @@ def test_the_value_head_has_the_teacher_s_labels_and_its_own_weights(tiny: None,
     assert head.config.id2label == teacher.config.id2label
     assert head.dtype == torch.bfloat16
     assert not torch.equal(head.score.weight, teacher.score.weight)
-    told = json.loads((tmp_path / "value" / "recipe.json").read_text())
-    assert set(told["heldout"]) == set(rewards.OBJECTIVES)
-    assert set(told["heldout"]["warmth"]) == {str(part) for part in value.PARTS}
+    record = json.loads((tmp_path / "value" / "recipe.json").read_text())
+    assert set(record["heldout"]) == set(rewards.OBJECTIVES)
+    assert set(record["heldout"]["warmth"]) == {str(part) for part in value.PARTS}

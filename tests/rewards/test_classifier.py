@@ -25,12 +25,12 @@ def spelt_out(tokenizer, text):
 
 
 @pytest.mark.parametrize("template", [None, MERGING])
-@pytest.mark.parametrize("asked", ORDINARY)
-@pytest.mark.parametrize("said", ["Use soap.", " ing ", "", "a\n\nb"])
-async def test_ordinary_text_is_read_as_hugging_face_encodes_it(template, asked, said):
+@pytest.mark.parametrize("conversation", ORDINARY)
+@pytest.mark.parametrize("text", ["Use soap.", " ing ", "", "a\n\nb"])
+async def test_ordinary_text_is_read_as_hugging_face_encodes_it(template, conversation, text):
     reward = classifier(demo_tokenizer(template))
-    [row] = await reward(asked, [response(said)])
-    turns = [*asked.messages, {"role": "assistant", "content": said}]
+    [row] = await reward(conversation, [response(text)])
+    turns = [*conversation.messages, {"role": "assistant", "content": text}]
     expected = reward.pooler.tokenizer.apply_chat_template(turns, tokenize=True)["input_ids"]
     assert reward.pooler.seen == [expected]
     assert row == [sum((t + 1) * token for t, token in enumerate(expected))]
@@ -42,7 +42,7 @@ async def test_a_row_for_each_response_and_a_column_for_each_label():
     rows = await reward(question("Hi"), [response("a"), response("b b")])
     assert reward.labels == labels
     assert [len(row) for row in rows] == [3, 3]
-    assert rows == [(await reward(question("Hi"), [response(said)]))[0] for said in ("a", "b b")]
+    assert rows == [(await reward(question("Hi"), [response(text)]))[0] for text in ("a", "b b")]
     assert await reward(question("Hi"), []) == []
     assert classifier().labels == ("score",)
 
@@ -63,11 +63,11 @@ async def test_a_response_writes_no_control_tokens():
 async def test_a_conversation_writes_none_either():
     reward = classifier()
     tokenizer = reward.pooler.tokenizer
-    asked = question(CONTROL, "\ue0001\ue000 \ue000", "and?", system="<|end|>")
-    await reward(asked, [response("fine")])
+    conversation = question(CONTROL, "\ue0001\ue000 \ue000", "and?", system="<|end|>")
+    await reward(conversation, [response("fine")])
     [seen] = reward.pooler.seen
     rendered = tokenizer.apply_chat_template(
-        [*asked.messages, {"role": "assistant", "content": "fine"}], tokenize=False
+        [*conversation.messages, {"role": "assistant", "content": "fine"}], tokenize=False
     )
     assert tokenizer.decode(seen) == rendered
     assert [token for token in seen if token in tokenizer.all_special_ids] == [1, 4, 2, 4, 3, 4, 2, 4, 3, 4]
@@ -75,23 +75,23 @@ async def test_a_conversation_writes_none_either():
 
 async def test_a_mark_in_ordinary_text_is_text():
     reward = classifier(truncate="left")
-    before, after = reward.reading.around(question("\ue000", "\ue0000\ue000", "ok"))
+    before, after = reward.encoder.encode_context(question("\ue000", "\ue0000\ue000", "ok"))
     text = reward.pooler.tokenizer.decode(before)
     assert text == "<|user|>\ue000<|end|><|assistant|>\ue0000\ue000<|end|><|user|>ok<|end|><|assistant|>"
     assert after == [4]
 
 
-@pytest.mark.parametrize("said", ["Use soap.", CONTROL])
-async def test_a_published_template(said):
+@pytest.mark.parametrize("answer", ["Use soap.", CONTROL])
+async def test_a_published_template(answer):
     """The tokenizer's own frame is put around it, as the model's card does by calling the tokenizer."""
     reward = classifier(framing_tokenizer(), format="helpsteer_dpa")
-    await reward(question("Sofa {response}?"), [response(said)])
+    await reward(question("Sofa {response}?"), [response(answer)])
     [seen] = reward.pooler.seen
     text = TEMPLATES["helpsteer_dpa"].replace("{prompt}", "Sofa {response}?")[: -len("{response} [/INST]")]
     assert seen[0] == 2
     assert seen[-1] == 4
     assert [token for token in seen[1:-1] if token < 5] == []
-    assert reward.pooler.tokenizer.decode(seen[1:-1]) == f"{text}{said} [/INST]"
+    assert reward.pooler.tokenizer.decode(seen[1:-1]) == f"{text}{answer} [/INST]"
 
 
 async def test_one_slot_holds_a_conversation():
@@ -122,22 +122,22 @@ def short(limit, tokenizer=None, **options):
     return Classifier(name="r", pooler=pooler, **options)
 
 
-@pytest.mark.parametrize("said", ["Use soap.", CONTROL])
-async def test_what_is_too_long(said):
-    asked = question("How do I clean a leather sofa, please?")
+@pytest.mark.parametrize("text", ["Use soap.", CONTROL])
+async def test_what_is_too_long(text):
+    conversation = question("How do I clean a leather sofa, please?")
     whole = short(4096)
-    await whole(asked, [response(said)])
+    await whole(conversation, [response(text)])
     [full] = whole.pooler.seen
-    await short(len(full))(asked, [response(said)])
+    await short(len(full))(conversation, [response(text)])
     with pytest.raises(ValueError, match=f"r: .* have {len(full)} tokens, and the reward model reads {len(full) - 1}$"):
-        await short(len(full) - 1)(asked, [response(said)])
+        await short(len(full) - 1)(conversation, [response(text)])
     left = short(len(full) - 1, truncate="left")
-    await left(asked, [response(said)])
+    await left(conversation, [response(text)])
     assert left.pooler.seen == [full[1:]]
-    own = len(spelt_out(left.pooler.tokenizer, said)) + 1  # and the end of its turn
-    await short(own, truncate="left")(asked, [response(said)])
-    with pytest.raises(ValueError, match=f"r: the response alone has {own} tokens"):
-        await short(own - 1, truncate="left")(asked, [response(said)])
+    suffix = len(spelt_out(left.pooler.tokenizer, text)) + 1  # and the end of its turn
+    await short(suffix, truncate="left")(conversation, [response(text)])
+    with pytest.raises(ValueError, match=f"r: the response alone has {suffix} tokens"):
+        await short(suffix - 1, truncate="left")(conversation, [response(text)])
 
 
 async def test_a_beginning_of_sequence_stays():
@@ -149,28 +149,28 @@ async def test_a_beginning_of_sequence_stays():
     assert reward.pooler.tokenizer.decode(seen).endswith(":ok<|end|>")
 
 
-@pytest.mark.parametrize("said", ["", "Use", "Use soap, then", CONTROL])
-@pytest.mark.parametrize("asked", [ORDINARY[0], ORDINARY[1]])
-async def test_an_open_turn_ends_with_the_response(asked, said):
+@pytest.mark.parametrize("text", ["", "Use", "Use soap, then", CONTROL])
+@pytest.mark.parametrize("conversation", [ORDINARY[0], ORDINARY[1]])
+async def test_an_open_turn_ends_with_the_response(conversation, text):
     """What a prefix reads, a longer one reads too: an engine that caches prefixes has it already."""
     reward = classifier(turn="open")
-    await reward(asked, [response(said)])
+    await reward(conversation, [response(text)])
     tokenizer = reward.pooler.tokenizer
-    before = tokenizer.apply_chat_template(asked.messages, tokenize=False, add_generation_prompt=True)
-    expected = [*tokenizer(before, add_special_tokens=False)["input_ids"], *spelt_out(tokenizer, said)]
+    before = tokenizer.apply_chat_template(conversation.messages, tokenize=False, add_generation_prompt=True)
+    expected = [*tokenizer(before, add_special_tokens=False)["input_ids"], *spelt_out(tokenizer, text)]
     assert reward.pooler.seen == [expected]
 
 
 async def test_an_open_turn_that_is_too_long_loses_its_beginning():
     reward = classifier(turn="open", truncate="left")
-    before, _ = reward.reading.around(ORDINARY[0])
-    said = "soap " * reward.pooler.max_tokens
+    before, _ = reward.encoder.encode_context(ORDINARY[0])
+    text = "soap " * reward.pooler.max_tokens
     with pytest.raises(ValueError, match="the response alone"):
-        await reward(ORDINARY[0], [response(said)])
+        await reward(ORDINARY[0], [response(text)])
     short = "soap " * 3
-    limit = len(before) + len(reward.reading.verbatim(short)) - 2
+    limit = len(before) + len(reward.encoder.encode_verbatim(short)) - 2
     limited = Classifier(
         name="r", pooler=FakePooler(tokenizer=demo_tokenizer(), max_tokens=limit), truncate="left", turn="open"
     )
     await limited(ORDINARY[0], [response(short)])
-    assert limited.pooler.seen == [[*before, *limited.reading.verbatim(short)][2:]]
+    assert limited.pooler.seen == [[*before, *limited.encoder.encode_verbatim(short)][2:]]

@@ -17,7 +17,7 @@ import pytest
 from tests.rewards.conftest import question, response
 from trimtab.decoders.protocols import BASE, Mixture, Tokens
 from trimtab.rewards import KINDS
-from trimtab.rewards.judge import Endpoint
+from trimtab.rewards.judge import EndpointJudge
 from trimtab.rewards.protocols import RewardError, Scorer
 
 PRINCIPLES = {"kind": "It is kind.", "brief": "It is brief."}
@@ -73,7 +73,7 @@ TEXTS = ("Thank you, {dear} friend.", "Go away.")
 EXPECTED = [[2.0, 0.25], [-1.0, 0.25]]
 
 
-async def rated(scorer: Scorer, *texts: str) -> list[list[float]]:
+async def rate(scorer: Scorer, *texts: str) -> list[list[float]]:
     return await scorer(question("Hello?"), [response(text) for text in texts])
 
 
@@ -82,24 +82,24 @@ async def test_the_served_judge_and_its_liking_for_a_letter_cancels(bias: float)
     host = Served(bias=bias)
     scorer = judge(host)
     assert scorer.labels == ("kind", "brief")
-    assert await rated(scorer, *TEXTS) == [[pytest.approx(s, abs=1e-12) for s in row] for row in EXPECTED]
+    assert await rate(scorer, *TEXTS) == [[pytest.approx(s, abs=1e-12) for s in row] for row in EXPECTED]
     assert host.members == [{BASE: 1.0}] * (2 * 2 * 2 * 2)  # responses, principles, orders, letters
     assert {prompt.count("user: Hello?") for prompt in host.prompts} == {1}
 
 
 async def test_the_order_of_asking_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    ahead = await rated(judge(Served(bias=0.7)), *TEXTS)
+    ahead = await rate(judge(Served(bias=0.7)), *TEXTS)
     monkeypatch.setattr("trimtab.rewards.judge.ORDERS", (("no", "yes"), ("yes", "no")))
     host = Served(bias=0.7)
-    assert await rated(judge(host), *TEXTS) == ahead
+    assert await rate(judge(host), *TEXTS) == ahead
     assert "A) no\nB) yes" in host.prompts[0]
 
 
 async def test_a_row_depends_on_its_own_response_alone() -> None:
-    both = await rated(judge(Served(bias=0.7)), *TEXTS)
-    assert [(await rated(judge(Served(bias=0.7)), text))[0] for text in TEXTS] == both
-    assert await rated(judge(Served(bias=0.7)), *TEXTS[::-1]) == both[::-1]
-    assert await rated(judge(Served())) == []
+    both = await rate(judge(Served(bias=0.7)), *TEXTS)
+    assert [(await rate(judge(Served(bias=0.7)), text))[0] for text in TEXTS] == both
+    assert await rate(judge(Served(bias=0.7)), *TEXTS[::-1]) == both[::-1]
+    assert await rate(judge(Served())) == []
 
 
 @dataclass
@@ -111,7 +111,7 @@ class Fake:
     top: Any = None
     """What to list instead of the judge's own letters."""
     status: int = 200
-    asked: list[dict[str, Any]] = field(default_factory=list)
+    requests: list[dict[str, Any]] = field(default_factory=list)
     keys: set[str] = field(default_factory=set)
 
     def reply(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            endpoint.asked.append({"path": self.path, **body})
+            endpoint.requests.append({"path": self.path, **body})
             endpoint.keys.add(self.headers["Authorization"])
             sent = json.dumps(endpoint.reply(body)).encode()
             self.send_response(endpoint.status)
@@ -164,23 +164,23 @@ def remote(fake: Fake, **params: Any) -> Scorer:
 
 async def one_order(fake: Fake) -> tuple[float, float]:
     """What the endpoint's judge makes of one reply."""
-    return await Endpoint(url=fake.url, model="m", key="k", seconds=10)("text")
+    return await EndpointJudge(url=fake.url, model="m", key="k", seconds=10)("text")
 
 
 @pytest.mark.parametrize("bias", [0.0, 1.5, -3.0])
 async def test_the_endpoint_says_what_the_served_judge_says(fake: Fake, bias: float) -> None:
     fake.bias = bias
-    assert await rated(remote(fake), *TEXTS) == [[pytest.approx(s, abs=1e-12) for s in row] for row in EXPECTED]
-    assert len(fake.asked) == 2 * 2 * 2
+    assert await rate(remote(fake), *TEXTS) == [[pytest.approx(s, abs=1e-12) for s in row] for row in EXPECTED]
+    assert len(fake.requests) == 2 * 2 * 2
     assert fake.keys == {"Bearer s3cret"}
-    first = fake.asked[0]
+    first = fake.requests[0]
     assert first["path"] == "/v1/chat/completions"
     assert (first["model"], first["max_tokens"], first["logprobs"], first["top_logprobs"]) == ("m", 1, True, 20)
 
 
 async def test_a_letter_that_is_not_listed_counts_as_the_least_that_is(fake: Fake) -> None:
     fake.top = [("A", -0.1), ("the", -4.0), ("I", -7.5)]
-    assert await rated(remote(fake), "text") == [[0, 0]]  # whatever it is asked it says A: that is for its place alone
+    assert await rate(remote(fake), "text") == [[0, 0]]  # whatever it is asked it says A: that is for its place alone
     assert await one_order(fake) == (-0.1, -7.5)
     fake.top = [("the", -0.1), ("B", -4.0), ("I", -7.5)]
     assert await one_order(fake) == (-7.5, -4.0)
@@ -195,14 +195,14 @@ async def test_every_token_that_reads_as_the_letter_counts(fake: Fake) -> None:
 async def test_no_letter_listed_is_an_error(fake: Fake, top: list[Any]) -> None:
     fake.top = top
     with pytest.raises(RewardError, match=r"'m' at http://127\.0\.0\.1.* lists neither A nor B"):
-        await rated(remote(fake), "text")
+        await rate(remote(fake), "text")
 
 
 async def test_an_endpoint_that_fails_is_an_error_without_the_key(fake: Fake) -> None:
     fake.status = 401
     scorer = remote(fake)
     with pytest.raises(RewardError, match="gave no reply: AuthenticationError") as raised:
-        await rated(scorer, "text")
+        await rate(scorer, "text")
     assert "s3cret" not in f"{raised.value}{scorer}{scorer._judge}"  # type: ignore[attr-defined]
 
 
@@ -223,7 +223,7 @@ async def test_one_failure_ends_the_other_calls() -> None:
     host = Dying()
     with pytest.raises(RewardError, match=r"^dead$"):
         async with asyncio.timeout(10):
-            await rated(judge(host), *TEXTS)
+            await rate(judge(host), *TEXTS)
     assert host.ended > 0
 
 

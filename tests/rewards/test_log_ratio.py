@@ -35,7 +35,7 @@ def host() -> Toy:
     return Toy()
 
 
-def asked(*messages: Mapping[str, str]) -> Question:
+def question(*messages: Mapping[str, str]) -> Question:
     return Question(messages=messages or ({"role": "user", "content": "Hi"},), prompt=(4, START))
 
 
@@ -44,7 +44,7 @@ def law(host: Toy, mixture: Mapping[str, float]) -> dict[Prefix, float]:
 
 
 async def rewards(scorer: LogRatio, answers: Sequence[Prefix]) -> dict[Prefix, float]:
-    rows = await scorer(asked(), [Response(text="", tokens=y) for y in answers])
+    rows = await scorer(question(), [Response(text="", tokens=y) for y in answers])
     return {y: r for y, [r] in zip(answers, rows, strict=True)}
 
 
@@ -52,7 +52,7 @@ async def rewards(scorer: LogRatio, answers: Sequence[Prefix]) -> dict[Prefix, f
 @pytest.mark.parametrize("weak", [BASE, {BASE: 0.5, "arm": 0.5}])
 async def test_tilting_the_weak_model_by_it_is_the_strong_model(host: Toy, strong: Any, weak: Any) -> None:
     scorer = KINDS["log_ratio"].build({"strong": strong, "weak": weak}, host=host)
-    weak_law, strong_law = (law(host, m if isinstance(m, dict) else {m: 1.0}) for m in (weak, strong))
+    weak_law, strong_law = (law(host, m if isinstance(m, dict) else {BASE: 0.0} | {m: 1.0}) for m in (weak, strong))
     r = await rewards(scorer, list(weak_law))
     assert sum(p * math.exp(r[y]) for y, p in weak_law.items()) == pytest.approx(1, abs=1e-12)
     assert total_variation(tilted(weak_law, r, 1.0), strong_law) < 1e-12
@@ -84,7 +84,7 @@ async def test_an_instruction_is_told_to_the_strong_side_alone(host: Toy) -> Non
 
     host.rendered.clear()
     there = ({"role": "system", "content": "You are kind."}, {"role": "user", "content": "Hi"})
-    await scorer(asked(*there), [Response(text="", tokens=y)])
+    await scorer(question(*there), [Response(text="", tokens=y)])
     assert host.rendered == [[{"role": "system", "content": "Be brief.\n\nYou are kind."}, there[1]]]
 
 

@@ -76,7 +76,7 @@ def test_each_is_a_function_of_one_score_and_never_turns_the_order(name: str) ->
     built = transform(name, **params.get(name, {}))
     draw = random.Random(3)
     scores = [draw.gauss(0, 3) for _ in range(50)]
-    references = [draw.gauss(0, 3) for _ in range(built.wants)]
+    references = [draw.gauss(0, 3) for _ in range(built.n_references)]
     together = built(scores, references)
     assert together == [built([score], references)[0] for score in scores]
     by_score = [u for _, u in sorted(zip(scores, together, strict=True))]
@@ -84,7 +84,7 @@ def test_each_is_a_function_of_one_score_and_never_turns_the_order(name: str) ->
 
 
 def test_references_wanted() -> None:
-    assert {name: transform(name).wants for name in ("centre", "identity", "lsc", "par")} == {
+    assert {name: transform(name).n_references for name in ("centre", "identity", "lsc", "par")} == {
         "centre": 1,
         "identity": 0,
         "lsc": 8,

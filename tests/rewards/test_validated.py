@@ -10,7 +10,7 @@ import pytest
 
 from tests.rewards.conftest import question, response
 from trimtab.rewards.protocols import Question, Response, RewardError
-from trimtab.rewards.validated import checked
+from trimtab.rewards.validated import ValidatedScorer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,29 +26,31 @@ class Fake:
         return rows
 
 
-def giving(rows: Any) -> Fake:
+def give(rows: Any) -> Fake:
     async def gives() -> Any:
         return rows
 
     return Fake(gives=gives)
 
 
-def raising(error: BaseException) -> Fake:
+def fail(error: BaseException) -> Fake:
     async def gives() -> Any:
         raise error
 
     return Fake(gives=gives)
 
 
-async def guarded(scorer: Fake, seconds: float = 5, **given: Any) -> list[list[float]]:
-    return await checked(scorer, name="kind", timeout=seconds)(question(**given), [response("a"), response("b")])
+async def call_validated(scorer: Fake, seconds: float = 5, **fields: Any) -> list[list[float]]:
+    return await ValidatedScorer(scorer=scorer, name="kind", timeout=seconds)(
+        question(**fields), [response("a"), response("b")]
+    )
 
 
 async def test_what_is_sound_passes_as_floats() -> None:
-    rows = await guarded(giving([(1, 2.5), [-1e308, 0]]))
+    rows = await call_validated(give([(1, 2.5), [-1e308, 0]]))
     assert rows == [[1, 2.5], [-1e308, 0]]
     assert all(type(score) is float for row in rows for score in row)
-    sound = checked(giving([]), name="kind", timeout=1)
+    sound = ValidatedScorer(scorer=give([]), name="kind", timeout=1)
     assert (sound.labels, sound.needs) == (("good", "brief"), frozenset())
     assert await sound(question(), []) == []
 
@@ -73,7 +75,7 @@ async def test_what_is_sound_passes_as_floats() -> None:
 )
 async def test_what_is_not_is_an_error_that_says_where(rows: Any, says: str) -> None:
     with pytest.raises(RewardError, match=says):
-        await guarded(giving(rows))
+        await call_validated(give(rows))
 
 
 async def test_too_slow_is_an_error_and_is_ended() -> None:
@@ -86,33 +88,33 @@ async def test_too_slow_is_an_error_and_is_ended() -> None:
             ended.set()
 
     with pytest.raises(RewardError, match=r"reward 'kind' took longer than 0\.02 s"):
-        await guarded(Fake(gives=slow), seconds=0.02)
+        await call_validated(Fake(gives=slow), seconds=0.02)
     assert ended.is_set()
 
 
 @pytest.mark.parametrize("error", [KeyError("answer"), TimeoutError("its own"), OSError("gone"), ZeroDivisionError()])
 async def test_whatever_it_raises_is_a_reward_error_with_its_cause(error: Exception) -> None:
     with pytest.raises(RewardError, match=f"reward 'kind' failed: {type(error).__name__}") as raised:
-        await guarded(raising(error))
+        await call_validated(fail(error))
     assert raised.value.__cause__ is error
 
 
 async def test_its_own_reward_error_gets_its_name() -> None:
     with pytest.raises(RewardError, match="reward 'kind': the engine is dead"):
-        await guarded(raising(RewardError("the engine is dead")))
+        await call_validated(fail(RewardError("the engine is dead")))
 
 
 async def test_the_requests_own_fault_passes() -> None:
     with pytest.raises(ValueError, match=r"^references must be a list$"):
-        await guarded(raising(ValueError("references must be a list")))
-    needy = Fake(gives=giving([[0.0, 0.0]] * 2).gives, needs=frozenset({"answer"}))
+        await call_validated(fail(ValueError("references must be a list")))
+    needy = Fake(gives=give([[0.0, 0.0]] * 2).gives, needs=frozenset({"answer"}))
     with pytest.raises(ValueError, match="'kind' needs answer"):
-        await guarded(needy)
-    assert await guarded(needy, answer="42") == [[0, 0], [0, 0]]
+        await call_validated(needy)
+    assert await call_validated(needy, answer="42") == [[0, 0], [0, 0]]
 
 
 async def test_cancellation_passes() -> None:
-    task = asyncio.create_task(guarded(Fake(gives=lambda: asyncio.sleep(60))))
+    task = asyncio.create_task(call_validated(Fake(gives=lambda: asyncio.sleep(60))))
     await asyncio.sleep(0.01)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

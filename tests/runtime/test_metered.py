@@ -1,4 +1,4 @@
-"""What a meter counts and where it ends an answer, on the toy engine."""
+"""What a usage counts and where it ends an answer, on the toy engine."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import pytest
 
 from tests.decoders.conftest import START, TOY
 from trimtab.decoders.protocols import BASE, LIMIT_REASONS, Chunk, Sampling
-from trimtab.runtime.metered import Meter, Metered
+from trimtab.runtime.metered import Metered
 from trimtab.runtime.toy_engine import ToyEngine, ToyModel
+from trimtab.runtime.usage import Usage
 
 LAW = {BASE: 1.0}
 
@@ -35,49 +36,49 @@ def tokens(answer: list[Chunk]) -> tuple[int, ...]:
 
 
 async def test_without_bounds_it_only_counts(toy: ToyEngine) -> None:
-    meter = Meter()
-    metered = await drawn(Metered(toy, meter), 3)
-    assert metered == await drawn(Metered(toy, Meter()), 3)
-    assert meter.sampled == sum(len(tokens(a)) for a in metered)
-    assert meter.cut is None
-    assert len((await drawn(Metered(toy, Meter()), 3, stream=False))[0]) == 1, "whole answers stay whole"
+    usage = Usage()
+    metered = await drawn(Metered(toy, usage), 3)
+    assert metered == await drawn(Metered(toy, Usage()), 3)
+    assert usage.sampled == sum(len(tokens(a)) for a in metered)
+    assert usage.limit is None
+    assert len((await drawn(Metered(toy, Usage()), 3, stream=False))[0]) == 1, "whole answers stay whole"
 
 
 async def test_scores_are_counted_once_per_mixture(toy: ToyEngine) -> None:
-    meter = Meter()
-    await Metered(toy, meter).score([START], [0, 1], guides=LAW)
-    await Metered(toy, meter).divergence([START], [0, 1, 0], guides={BASE: 1.0, "arm": 1.0})
-    assert meter.scored == 5
+    usage = Usage()
+    await Metered(toy, usage).score([START], [0, 1], guides=LAW)
+    await Metered(toy, usage).divergence([START], [0, 1, 0], guides={BASE: 1.0, "arm": 1.0})
+    assert usage.scored == 5
 
 
 @pytest.mark.parametrize("budget", [1, 2, 3, 4])
 @pytest.mark.parametrize("stream", [True, False])
 async def test_one_answer_never_passes_its_budget(toy: ToyEngine, budget: int, stream: bool) -> None:
     for seed in range(30):
-        [whole] = await drawn(Metered(toy, Meter()), 1, seed=seed)
-        meter = Meter(max_sampled_tokens=budget)
-        [answer] = await drawn(Metered(toy, meter), 1, seed=seed, stream=stream)
+        [whole] = await drawn(Metered(toy, Usage()), 1, seed=seed)
+        usage = Usage(max_sampled_tokens=budget)
+        [answer] = await drawn(Metered(toy, usage), 1, seed=seed, stream=stream)
         assert tokens(answer) == tokens(whole)[:budget]
-        assert meter.sampled == len(tokens(answer))
+        assert usage.sampled == len(tokens(answer))
         cut = len(tokens(whole)) > budget
         assert (answer[-1].finish in LIMIT_REASONS) == cut
-        assert meter.cut == ("budget" if cut else None)
+        assert usage.limit == ("budget" if cut else None)
 
 
 async def test_answers_side_by_side_end_together(toy: ToyEngine) -> None:
-    whole = await drawn(Metered(toy, Meter()), 8)
-    meter = Meter(max_sampled_tokens=12)
-    answers = await drawn(Metered(toy, meter), 8)
-    assert 12 <= meter.sampled < 12 + 8
+    whole = await drawn(Metered(toy, Usage()), 8)
+    usage = Usage(max_sampled_tokens=12)
+    answers = await drawn(Metered(toy, usage), 8)
+    assert 12 <= usage.sampled < 12 + 8
     assert all(tokens(w)[: len(tokens(a))] == tokens(a) for a, w in zip(answers, whole, strict=True))
     assert {a[-1].finish for a in answers} > {"budget"}
     assert toy.live == 0
 
 
 async def test_a_budget_is_the_whole_request_s(toy: ToyEngine) -> None:
-    meter = Meter(max_sampled_tokens=3)
-    await drawn(Metered(toy, meter), 4)
-    [late] = await drawn(Metered(toy, meter), 1)
+    usage = Usage(max_sampled_tokens=3)
+    await drawn(Metered(toy, usage), 4)
+    [late] = await drawn(Metered(toy, usage), 1)
     assert (tokens(late), late[-1].finish) == ((), "budget")
 
 
@@ -96,12 +97,12 @@ class Slow:
 
 async def test_a_deadline_ends_what_runs(toy: ToyEngine) -> None:
     loop = asyncio.get_running_loop()
-    meter = Meter(deadline=loop.time() + 0.15)
-    answers = await drawn(Metered(Slow(toy), meter), 8)  # type: ignore[arg-type]
-    assert loop.time() < meter.deadline + 0.5  # type: ignore[operator]
-    assert meter.cut == "deadline"
+    usage = Usage(deadline=loop.time() + 0.15)
+    answers = await drawn(Metered(Slow(toy), usage), 8)  # type: ignore[arg-type]
+    assert loop.time() < usage.deadline + 0.5  # type: ignore[operator]
+    assert usage.limit == "deadline"
     assert {a[-1].finish for a in answers} & LIMIT_REASONS == {"deadline"}
-    assert 0 < meter.sampled <= 8
+    assert 0 < usage.sampled <= 8
     await asyncio.sleep(0)
     assert toy.live == 0
 
@@ -112,6 +113,6 @@ async def test_another_timeout_is_no_deadline(toy: ToyEngine) -> None:
             raise TimeoutError("the engine's own")
             yield
 
-    meter = Meter(deadline=asyncio.get_running_loop().time() + 60)
+    usage = Usage(deadline=asyncio.get_running_loop().time() + 60)
     with pytest.raises(TimeoutError, match="own"):
-        await drawn(Metered(Broken(toy), meter), 1)  # type: ignore[arg-type]
+        await drawn(Metered(Broken(toy), usage), 1)  # type: ignore[arg-type]

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
 import pytest
-from vllm.outputs import CompletionOutput, RequestOutput
-from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-from trimtab.engine.table import KEY, pack
-from trimtab.engine.vllm_engine import VLLMEngine
-from trimtab.runtime.shares import KEPT, Shares, Turn, turn
+from trimtab.runtime.shares import MAX_ACCOUNTS, Shares
 
 
 @dataclass
@@ -28,13 +23,13 @@ class Queue:
     got: Counter[str] = field(default_factory=Counter)
 
     def send(self, caller: str, tokens: int, *, search: bool = True) -> None:
-        start = self.shares.sent(caller, search=search, tokens=tokens)
+        start = self.shares.enqueue(caller, search=search, tokens=tokens)
         heapq.heappush(self.waiting, (start, next(self.arrivals), caller, search, tokens))
 
     def serve(self, *, drawn: float = 1.0) -> str:
         start, _, caller, search, tokens = heapq.heappop(self.waiting)
-        self.shares.served(start)
-        self.shares.returned(caller, search=search, tokens=tokens - round(tokens * drawn))
+        self.shares.advance(start)
+        self.shares.refund(caller, search=search, tokens=tokens - round(tokens * drawn))
         self.got[caller] += round(tokens * drawn)
         return caller
 
@@ -109,73 +104,8 @@ def test_two_accounts_are_no_second_share() -> None:
 
 def test_callers_that_have_been_served_are_forgotten() -> None:
     shares = Shares()
-    for i in range(10 * KEPT):
-        start = shares.sent(f"caller {i}", search=True, tokens=1)
-        shares.returned(f"caller {i}", search=True, tokens=1)
-        shares.served(start)
-    assert len(shares.finish) <= KEPT + 1
-
-
-def output(tokens: list[int], *, finished: bool = False, index: int = 0) -> RequestOutput:
-    piece = CompletionOutput(index=index, text="", token_ids=tokens, cumulative_logprob=None, logprobs=None)
-    return RequestOutput("id", None, [1], None, [piece], finished)
-
-
-@pytest.mark.parametrize("kind", [RequestOutputKind.DELTA, RequestOutputKind.FINAL_ONLY])
-async def test_a_call_gives_back_what_it_did_not_draw(kind: RequestOutputKind) -> None:
-    shares, given = Shares(), dict[str, Any]()
-
-    async def generate(**context: Any) -> AsyncGenerator[RequestOutput, None]:
-        given.update(context)
-        if kind == RequestOutputKind.DELTA:
-            yield output([1, 2])
-            yield output([3], finished=True)
-        else:
-            yield output([1, 2, 3], finished=True)
-
-    turn = Turn(shares=shares, caller="a")
-    params = SamplingParams(max_tokens=10, output_kind=kind)
-    shares.now = 7
-    async for _ in turn.through(generate, params, shown=True, lora_request=None):
-        pass
-    assert given == {"lora_request": None, "priority": 7}
-    assert shares.finish == {("a", False): 10, ("a", True): 10}
-    assert (turn.visible, turn.cancelled) == (3, 0)
-    assert turn.first is not None
-
-
-async def test_a_call_that_is_left_is_counted_and_given_back() -> None:
-    async def generate(**context: Any) -> AsyncGenerator[RequestOutput, None]:
-        assert not context  # without shares, vLLM's own order
-        for token in range(9):
-            yield output([token])
-
-    turn = Turn()
-    stream = turn.through(generate, SamplingParams(max_tokens=10, output_kind=RequestOutputKind.DELTA))
-    async for _ in stream:
-        break
-    await stream.aclose()
-    assert (turn.visible, turn.cancelled) == (0, 1)
-
-
-@dataclass
-class Client:
-    """Remembers the priority of each call."""
-
-    given: list[Any] = field(default_factory=list)
-
-    async def generate(self, *args: Any, **context: Any) -> AsyncGenerator[RequestOutput, None]:
-        self.given.append(context.get("priority"))
-        yield output([1], finished=True)
-
-
-async def test_a_reward_that_asks_the_base_waits_in_its_request_s_place() -> None:
-    """Its engine is bound to no request, and a call without a priority would pass all others."""
-    client, shares = Client(), Shares(now=7)
-    unbound = VLLMEngine(client=client)
-    for own, priority in ((None, None), (Turn(shares=shares, caller="a"), 7), (Turn(), None)):
-        token = turn.set(own)
-        assert [piece async for piece in unbound._run([1], SamplingParams(max_tokens=1, extra_args={KEY: pack([1.0])}))]
-        turn.reset(token)
-        assert client.given.pop() == priority
-    assert shares.finish[("a", False)] == 8
+    for i in range(10 * MAX_ACCOUNTS):
+        start = shares.enqueue(f"caller {i}", search=True, tokens=1)
+        shares.refund(f"caller {i}", search=True, tokens=1)
+        shares.advance(start)
+    assert len(shares.finish) <= MAX_ACCOUNTS + 1

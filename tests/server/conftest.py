@@ -15,6 +15,8 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.conftest import require_mark
+from trimtab.decoders import STRATEGIES, example_request
 from trimtab.server.config import Config, load
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -72,10 +74,12 @@ class Running:
         return self.log.read_text(errors="replace")
 
 
-def serve(path: Path, log: Path, *more: str, port: int | None = None) -> Running:
+def serve(path: Path, log: Path, *more: str, port: int | None = None, key: str = KEY) -> Running:
+    if "toy" not in more:
+        require_mark("trimtab serve")
     port = port or free_port()
     command = [sys.executable, "-m", "trimtab.server.cli", "serve", str(path), "--port", str(port), *more]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TRIMTAB_API_KEY": KEY, "VLLM_LOGGING_LEVEL": "INFO"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TRIMTAB_API_KEY": key, "VLLM_LOGGING_LEVEL": "INFO"}
     with log.open("wb") as out:
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
@@ -129,38 +133,21 @@ def _up(running: Running) -> bool:
 
 
 def wishes(config: Config) -> dict[str, dict[str, Any]]:
-    """strategy -> an `alignment` that asks for it"""
-    one, other, *_ = config.guides
-    searches = {name: {"strategy": name, "reward": "short", "params": params} for name, params in SEARCHES.items()}
-    helpful = {"helpfulness": 1.0, "brevity": 0.5}
-    return {
-        **searches,
-        "rps": {"strategy": "rps", "weights": helpful, "params": SEARCHES["rps"]},
-        "directional": {"strategy": "directional", "weights": helpful},
-        "guided": {"guides": {one: 0.7, other: 0.3}},
-        "genarm": {"strategy": "genarm", "guides": {one: 1.0}, "params": {"alpha": 0.5}},
-        "dera": {"strategy": "dera", "params": {"aligned": one, "lambda": 0.5}},
-        "mod": {"strategy": "mod", "guides": {one: 0.5, other: 0.5}},
-        "proxy_tuning": {"strategy": "proxy_tuning", "params": {"expert": one, "antiexpert": other, "alpha": 0.5}},
-        "contrastive": {"strategy": "contrastive", "params": {"amateur": one, "alpha": 0.1}},
-    }
+    """strategy -> an `alignment` that asks for it: the example of its row, and something to prefer."""
+    found = {name: example_request(name, list(config.guides)) for name in STRATEGIES}
+    for name, wish in found.items():
+        if "direction" in STRATEGIES[name].takes:
+            wish["weights"] = {"helpfulness": 1.0, "brevity": 0.5}
+        elif "reward" in STRATEGIES[name].takes:
+            wish["reward"] = "short"
+    del found["guided"]["strategy"]  # what guides alone mean
+    return found
 
 
-SEARCHES: dict[str, dict[str, Any]] = {
-    "best_of_n": {"n": 4},
-    "soft_best_of_n": {"n": 4, "lambda": 0.5},
-    "vote": {"n": 4, "extractor": "text", "weighting": "softmax"},
-    "mbr": {"n": 4},
-    "rejection": {"n": 4},
-    "speculative_rejection": {"n": 4, "decisions": [3, 6]},
-    "qalign": {"chains": 3, "steps": 4},
-    "args": {"k": 3},
-    "transfer_q": {"k": 3, "horizon": 4, "min_p": 0.1, "rollout_temperature": 0.0},
-    "blockwise": {"n": 3, "block": 4},
-    "particles": {"n": 4, "block": 4},
-    "beam": {"n": 4, "width": 2, "block": 4},
-    "rps": {"k": 4},
-}
-STRATEGIES = ("directional", "guided", "genarm", "dera", "mod", "proxy_tuning", "contrastive", *SEARCHES)
+SEARCHES = [name for name, row in STRATEGIES.items() if "reward" in row.takes]
+PIECED = [name for name, row in STRATEGIES.items() if row.draws == "pieces"]
+"""Those that put an answer together from several draws, which nothing that reaches across them survives."""
+INSTRUCTED = [name for name, row in STRATEGIES.items() if "direction" in row.takes]
+"""Those that instruct the model, for which a bare prompt has no place."""
 REWARD = "rewards.short={kind: length, unit: characters, target: 20}"
 """A reward that any model can be asked for."""

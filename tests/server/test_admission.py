@@ -14,8 +14,8 @@ from trimtab.server.admission import LONGEST_WAIT, UNKNOWN_WAIT, WINDOW, Admissi
 from trimtab.server.config import Config, LimitsConfig
 from trimtab.server.errors import ApiError
 from trimtab.server.request import cost
-from trimtab.server.request.alignment import plan
 from trimtab.server.request.messages import CHAT, COMPLETIONS, MESSAGES, RESPONSES
+from trimtab.server.request.plan import plan
 
 
 class Clock:
@@ -36,7 +36,7 @@ def admission(clock: Clock) -> Admission:
 
 
 def refusal(admission: Admission, account: tuple[str, bool], tokens: int) -> ApiError:
-    with pytest.raises(ApiError) as caught, admission.admitted(account, tokens):
+    with pytest.raises(ApiError) as caught, admission.admit(account, tokens):
         pass
     return caught.value
 
@@ -51,11 +51,11 @@ def test_what_never_fits_is_a_400_and_what_does_not_fit_now_a_429(admission: Adm
     assert (never.status, never.code) == (400, "out_of_range")
     assert "1001 tokens" in never.message
     assert "limits.max_tokens, 1000" in never.message
-    with admission.admitted(("a", True), 600):
+    with admission.admit(("a", True), 600):
         now = refusal(admission, ("b", True), 500)
         assert (now.status, now.code, now.headers["retry-after"]) == (429, "rate_limit_exceeded", str(UNKNOWN_WAIT))
         assert refusal(admission, ("a", True), 10).message.startswith("your requests fill your share")
-        with admission.admitted(("b", True), 400):
+        with admission.admit(("b", True), 400):
             assert admission.total == 1000
     assert admission.total == admission.requests == 0
     assert admission.held == {}
@@ -69,7 +69,7 @@ def test_one_caller_alone_gets_half_and_leaves_room_for_a_newcomer(admission: Ad
         held = 0
         while True:
             try:
-                place.enter_context(admission.admitted(account, 10))
+                place.enter_context(admission.admit(account, 10))
             except ApiError:
                 return held
             held += 10
@@ -81,17 +81,17 @@ def test_one_caller_alone_gets_half_and_leaves_room_for_a_newcomer(admission: Ad
 
 
 def test_the_largest_request_fits_an_empty_server(admission: Admission) -> None:
-    with admission.admitted(("a", True), 1000):
+    with admission.admit(("a", True), 1000):
         assert admission.total == 1000
 
 
 def test_retry_after_is_what_the_drain_rate_says(admission: Admission, clock: Clock) -> None:
-    with admission.admitted(("a", True), 500):
+    with admission.admit(("a", True), 500):
         clock.now += 10
-        with admission.admitted(("b", True), 200):
+        with admission.admit(("b", True), 200):
             clock.now += 4
         clock.now += 6
-        with admission.admitted(("b", True), 100):
+        with admission.admit(("b", True), 100):
             pass
         # 300 tokens in the 6 s since the first of them: 50 a second, and 250 of the 800 asked for do not fit.
         assert refusal(admission, ("c", True), 750).retry_after == 5
@@ -108,11 +108,11 @@ def test_nothing_is_begun_by_a_server_that_closes(admission: Admission) -> None:
 
 
 async def test_it_is_empty_when_the_last_is_answered(admission: Admission) -> None:
-    await admission.emptied()
-    with admission.admitted(("a", False), 1):
-        waiting = asyncio.create_task(admission.emptied())
+    await admission.wait_until_empty()
+    with admission.admit(("a", False), 1):
+        waiting = asyncio.create_task(admission.wait_until_empty())
         await asyncio.sleep(0)
-        with admission.admitted(("b", False), 1):
+        with admission.admit(("b", False), 1):
             await asyncio.sleep(0)
         assert not waiting.done()
     await waiting
@@ -120,7 +120,7 @@ async def test_it_is_empty_when_the_last_is_answered(admission: Admission) -> No
 
 def test_a_request_that_fails_lets_go(admission: Admission) -> None:
     def fail() -> None:
-        with admission.admitted(("a", False), 10, 4):
+        with admission.admit(("a", False), 10, 4):
             assert REGISTRY.get_sample_value("trimtab_admitted_tokens") == 10
             raise RuntimeError
 

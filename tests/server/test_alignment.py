@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
 import pytest
@@ -11,9 +12,10 @@ import pytest
 from trimtab.decoders.guided import Guided
 from trimtab.decoders.plain import Plain
 from trimtab.decoders.protocols import BASE
-from trimtab.server.config import Config, ConfigError
+from trimtab.server.config import Config, ConfigError, RewardConfig
 from trimtab.server.errors import ApiError
-from trimtab.server.request.alignment import Plan, check, parameters, plan
+from trimtab.server.request.parameters import parameters
+from trimtab.server.request.plan import Plan, check_config, plan
 
 CONFIG = Config.model_validate(
     {
@@ -91,6 +93,7 @@ def test_what_is_said_of_a_plan() -> None:
     assert told.include == {"trace"}
     assert told.described() == {
         "strategy": "guided",
+        "params": {"plausibility": 0.0},
         "weights": {"brevity": 1.0},
         "guides": {BASE: 1.0, "brief": 1.0},
         "streaming": "native",
@@ -248,4 +251,60 @@ def test_every_parameter_is_described() -> None:
 
 def test_a_default_that_needs_weights_cannot_be_a_default() -> None:
     with pytest.raises(ConfigError, match="default_strategy: strategy 'guided' needs"):
-        check(CONFIG.model_copy(update={"default_strategy": "guided"}))
+        check_config(CONFIG.model_copy(update={"default_strategy": "guided"}))
+
+
+SMALL = CONFIG.model_copy(
+    update={
+        "rewards": {"short": RewardConfig(kind="length", target=20)},
+        "max_candidates": 8,
+        "max_draws": 40,
+        "engine": {"max_logprobs": 12},
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "params", "param", "message"),
+    [
+        ("args", {}, "k", "strategy 'args' is bounded by max_candidates, 8: alignment.params.k must be at most 8"),
+        ("transfer_q", {"k": 4, "rollouts": 3}, "rollouts", "alignment.params.k * rollouts must be at most 8"),
+        ("best_of_n", {}, "n", "'best_of_n' is bounded by max_candidates, 8: alignment.params.n must be at most 8"),
+        (
+            "qalign",
+            {"chains": 4, "steps": 10},
+            "steps",
+            "is bounded by max_draws, 40: alignment.params.chains * (steps",
+        ),
+        ("particles", {"n": 9}, "n", "alignment.params.n must be at most 8 on this server; got 9"),
+    ],
+)
+def test_what_is_too_much_is_named(strategy: str, params: dict[str, Any], param: str, message: str) -> None:
+    """Strategy, limit, and the parameters that come to too much: those that it has, and no other."""
+    with pytest.raises(ApiError, match=re.escape(message)) as caught:
+        plan({"strategy": strategy, "reward": "short", "params": params}, SMALL)
+    assert (caught.value.param, caught.value.code) == (f"alignment.params.{param}", "out_of_range")
+
+
+def test_diverse_pools_read_no_more_log_probs_than_the_engine_shows() -> None:
+    wide = SMALL.model_copy(update={"max_candidates": 64})
+    asked = {"strategy": "best_of_n", "reward": "short", "params": {"n": 16, "diverse": {"groups": 4, "penalty": 0.5}}}
+    with pytest.raises(ApiError, match=r"engine\.max_logprobs, 12.*got 16") as caught:
+        plan(asked, wide)
+    assert caught.value.param == "alignment.params.n"
+    assert plan(asked | {"params": {"n": 16}}, wide).name == "best_of_n"
+
+
+def test_a_mixture_of_zeros_is_refused() -> None:
+    error = refusal({"guides": {"base": 0, "helpful": 0}})
+    assert "would draw every token alike" in error.message
+
+
+def test_the_parameters_that_run_hold_the_defaults() -> None:
+    """Under their public names, without what the server supplies."""
+    planned = plan({"strategy": "soft_best_of_n", "reward": "short", "params": {"lambda": 0.5, "n": 4}}, SMALL)
+    assert planned.params == {"n": 4, "lambda": 0.5}
+    assert plan({"strategy": "qalign", "reward": "short", "params": {"chains": 2, "steps": 3}}, SMALL).params == {
+        "beta": 1.0, "steps": 3, "chains": 2, "burn_in": 0, "thin": 1, "until": None, "answer": "mbr",
+        "extractor": "number", "target": "proposal",
+    }  # fmt: skip

@@ -13,7 +13,15 @@ import yaml
 from tests.decoders.conftest import START, TOY
 from trimtab.rewards.protocols import Question, Response
 from trimtab.runtime.toy_engine import ToyEngine, ToyModel
-from trimtab.server.calibrate import EXPONENTS, Measured, calibrate, put, read_prompts, with_gain, written
+from trimtab.server.calibrate import (
+    EXPONENTS,
+    Calibration,
+    calibrate,
+    fit_gain,
+    read_prompts,
+    set_key,
+    write_calibrations,
+)
 from trimtab.server.config import Config, ConfigError
 from trimtab.server.scoring import Scoring
 
@@ -77,11 +85,11 @@ async def test_the_figures_are_the_law_s() -> None:
 
 
 def test_a_gain_is_taken_only_from_a_clear_rise() -> None:
-    plain = Measured(mean=0.0, spread=1.0)
-    clear = with_gain(plain, [[a * 2.0, a * 2.1, a * 1.9] for a in EXPONENTS])
+    plain = Calibration(mean=0.0, spread=1.0)
+    clear = fit_gain(plain, [[a * 2.0, a * 2.1, a * 1.9] for a in EXPONENTS])
     assert clear.gain == pytest.approx(0.5)
-    assert with_gain(plain, [[a, -a, 2 * a] for a in EXPONENTS]).gain is None
-    assert with_gain(plain, [[-a, -a, -1.1 * a] for a in EXPONENTS]).gain is None
+    assert fit_gain(plain, [[a, -a, 2 * a] for a in EXPONENTS]).gain is None
+    assert fit_gain(plain, [[-a, -a, -1.1 * a] for a in EXPONENTS]).gain is None
 
 
 TEXT = """# mine
@@ -96,20 +104,20 @@ presets: {}
 
 
 def test_the_file_keeps_what_it_had() -> None:
-    found = {"warmth": Measured(mean=1.0, spread=2.0, gain=0.5), "brevity": Measured(mean=-1.0, spread=3.0)}
-    text = written(TEXT, found)
+    found = {"warmth": Calibration(mean=1.0, spread=2.0, gain=0.5), "brevity": Calibration(mean=-1.0, spread=3.0)}
+    text = write_calibrations(TEXT, found)
     assert yaml.safe_load(text)["objectives"] == {
         "warmth": {"guide": "warmth", "gain": 0.5, "mean": 1, "spread": 2},
         "brevity": {"guide": "brief", "mean": -1, "spread": 3},
     }
     assert "# kind words" in text
     assert "gain: 0.5  # to be measured" in text
-    assert written(text, found) == text
+    assert write_calibrations(text, found) == text
 
 
 def test_a_key_goes_to_the_end_of_a_file_without_a_last_line_break() -> None:
-    assert put("a:\n  b: 1", ("a",), "c", "2") == "a:\n  b: 1\n  c: 2"
-    assert put("a: {}", ("a",), "c", "2") == "a: {c: 2}"
+    assert set_key("a:\n  b: 1", ("a",), "c", "2") == "a:\n  b: 1\n  c: 2"
+    assert set_key("a: {}", ("a",), "c", "2") == "a: {c: 2}"
 
 
 def test_prompts_are_lines_of_text_or_json(tmp_path: Path) -> None:

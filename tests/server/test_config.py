@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from trimtab.server.config import Config, ConfigError, load
-from trimtab.server.request.alignment import check
+from trimtab.server.request.plan import check_config
 
 GOOD = """\
 base: models/base
@@ -40,7 +40,7 @@ def written(folder: Path, text: str) -> Path:
 
 
 def test_a_good_file(folder: Path) -> None:
-    config = load(written(folder, GOOD), check=check)
+    config = load(written(folder, GOOD), check=check_config)
     assert config.base == str(folder / "models/base")
     assert config.model_name == "base"
     assert config.guides["kind"].model == str(folder / "models/kind")
@@ -77,7 +77,7 @@ PROMPTS = [
 def test_a_preference_prompt_that_says_no_direction_is_refused(folder: Path, prompt: str, message: str) -> None:
     path = written(folder, GOOD.replace("engine:", f"preference_prompts:\n  p: {prompt}\nengine:", 1))
     with pytest.raises(ConfigError) as caught:
-        load(path, check=check)
+        load(path, check=check_config)
     assert str(caught.value).startswith(f"{path}:13: {message}")
 
 
@@ -119,7 +119,7 @@ def test_a_refusal_names_line_and_key(folder: Path, old: str, new: str, line: in
     assert old in GOOD
     path = written(folder, GOOD.replace(old, new, 1))
     with pytest.raises(ConfigError) as caught:
-        load(path, check=check)
+        load(path, check=check_config)
     assert str(caught.value).startswith(f"{path}:{line}: {message}")
 
 
@@ -211,5 +211,5 @@ def test_a_reward_that_cannot_be_is_refused(folder: Path, old: str, new: str, li
     assert old in REWARDS
     path = written(folder, REWARDS.replace(old, new, 1))
     with pytest.raises(ConfigError) as caught:
-        load(path, check=check)
+        load(path, check=check_config)
     assert str(caught.value).startswith(f"{path}:{line}: {message}"), str(caught.value)

@@ -9,21 +9,22 @@ import httpx
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from trimtab.server.errors import ApiError, as_error, listed, shown, uncaught, unknown
-from trimtab.server.http.errors_and_ids import Envelope
+from trimtab.server.errors import ApiError, parse_error, to_api_error
+from trimtab.server.http.errors_and_ids import RequestIdAndErrorMiddleware
+from trimtab.server.wording import list_names, quote, suggest
 
 
 def test_messages_are_short_whatever_they_are_about() -> None:
-    assert shown("a\nb") == "'a\\nb'"
-    assert shown("x" * 2**20) == "'" + "x" * 59 + "…"
-    assert shown({"a": 1}) == "dict"
-    assert listed([]) == "none"
-    assert listed(["b", "a"]) == "a, b"
-    assert listed(f"{i:03}" for i in range(100)).endswith("058, 059, … (100 in all)")
+    assert quote("a\nb") == "'a\\nb'"
+    assert quote("x" * 2**20) == "'" + "x" * 59 + "…"
+    assert quote({"a": 1}) == "dict"
+    assert list_names([]) == "none"
+    assert list_names(["b", "a"]) == "a, b"
+    assert list_names(f"{i:03}" for i in range(100)).endswith("058, 059, … (100 in all)")
     assert (
-        unknown("guide", "kond", {"kind", "brief"}) == "unknown guide 'kond'; valid: brief, kind. Did you mean 'kind'?"
+        suggest("guide", "kond", {"kind", "brief"}) == "unknown guide 'kond'; valid: brief, kind. Did you mean 'kind'?"
     )
-    assert unknown("guide", "zzzz", {"kind", "brief"}) == "unknown guide 'zzzz'; valid: brief, kind"
+    assert suggest("guide", "zzzz", {"kind", "brief"}) == "unknown guide 'zzzz'; valid: brief, kind"
 
 
 def test_ours() -> None:
@@ -31,7 +32,7 @@ def test_ours() -> None:
     assert json.loads(error.body())["error"] == {
         "message": "no", "type": "invalid_request_error", "param": "alignment.weights", "code": "out_of_range",
     }  # fmt: skip
-    again = as_error(error.body(), 400)
+    again = parse_error(error.body(), 400)
     assert again is not None
     assert again.body() == error.body()
 
@@ -48,27 +49,30 @@ def test_ours() -> None:
     ],
 )  # fmt: skip
 def test_vllms_become_ours(body: dict[str, Any], status: int, param: str | None, code: str | None) -> None:
-    error = as_error(json.dumps({"error": body}).encode())
+    error = parse_error(json.dumps({"error": body}).encode())
     assert error is not None
     assert (error.message, error.status, error.param, error.code) == ("m", status, param, code)
 
 
 def test_the_status_of_the_answer_goes_before_the_one_in_its_body() -> None:
-    error = as_error(b'{"error": {"message": "m", "code": 400}}', 422)
+    error = parse_error(b'{"error": {"message": "m", "code": 400}}', 422)
     assert error is not None
     assert error.status == 422
 
 
 @pytest.mark.parametrize("body", [b"", b"oops", b"[]", b'{"ready": false}', b'{"error": "x"}', b"\xff"])
 async def test_what_is_no_error_passes(body: bytes) -> None:
-    assert as_error(body, 503) is None
+    assert parse_error(body, 503) is None
     given = await answer(body, status=503)
     assert (given.status_code, given.content) == (503, body)
 
 
 def test_only_a_value_error_is_told() -> None:
-    assert (uncaught(ValueError("too long")).status, uncaught(ValueError("too long")).message) == (400, "too long")
-    assert (uncaught(RuntimeError("secret")).status, uncaught(RuntimeError("secret")).message) == (
+    assert (to_api_error(ValueError("too long")).status, to_api_error(ValueError("too long")).message) == (
+        400,
+        "too long",
+    )
+    assert (to_api_error(RuntimeError("secret")).status, to_api_error(RuntimeError("secret")).message) == (
         500, "internal server error",
     )  # fmt: skip
 
@@ -87,7 +91,9 @@ async def answer(*parts: bytes, status: int = 200, content: str = "application/j
         if fault is not None:
             raise fault
 
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(Envelope(app)), base_url="http://toy") as client:
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(RequestIdAndErrorMiddleware(app)), base_url="http://toy"
+    ) as client:
         return await client.get("/", headers=headers)
 
 

@@ -22,7 +22,7 @@ from prometheus_client import REGISTRY
 from starlette.types import Message
 
 from tests.server import toy_server
-from trimtab.decoders import STRATEGIES, Entry
+from trimtab.decoders import STRATEGIES, StrategyEntry
 from trimtab.decoders.plain import Plain
 from trimtab.decoders.protocols import BASE, Chunk, Engine, Reward, Sampling, Tokens
 from trimtab.runtime.toy_engine import ToyEngine
@@ -113,7 +113,8 @@ async def test_an_answer_and_all_that_is_told_of_it(client: AsyncOpenAI) -> None
     told = alignment(body)
     visible = len(text) + (body.choices[0].finish_reason == "stop")
     assert told == {
-        "strategy": "guided", "weights": {"good": 0.8}, "guides": LAW, "streaming": "native",
+        "strategy": "guided", "params": {"plausibility": 0.0}, "weights": {"good": 0.8}, "guides": LAW,
+        "streaming": "native",
         "sampled_tokens": visible, "scored_tokens": 0,
     }  # fmt: skip
     assert body.model == "toy"
@@ -406,7 +407,8 @@ class Breaking:
 
 @pytest.fixture
 def breaking(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(STRATEGIES, "breaking", Entry(target=f"{__name__}:Breaking"))
+    row = StrategyEntry(target=f"{__name__}:Breaking", draws="stream", example={}, neutral=None)
+    monkeypatch.setitem(STRATEGIES, "breaking", row)
 
 
 def broken(after: int, **more: Any) -> dict[str, Any]:
@@ -484,7 +486,7 @@ async def visit(app: FastAPI, body: dict[str, Any], *, leave_after: int) -> int:
     return seen
 
 
-@pytest.mark.parametrize("want", [[], ["trace"]])
+@pytest.mark.parametrize("include", [[], ["trace"]])
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_client_that_leaves_leaves_nothing(
     app: FastAPI, toy: ToyEngine, stream: bool, include: list[str]

@@ -13,15 +13,15 @@ import pytest
 from prometheus_client import REGISTRY
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from trimtab.engine.aligned_client import Run, running
+from trimtab.runtime.strategy_run import StrategyRun, current_run
 from trimtab.runtime.toy_engine import ToyEngine, ToyModel
 from trimtab.server.admission import Admission
 from trimtab.server.config import Config
-from trimtab.server.http.middleware import Seam
+from trimtab.server.http.middleware import AlignmentMiddleware
 from trimtab.server.request.body import parse
 from trimtab.server.request.cost import Longest
 from trimtab.server.request.messages import CHAT, COMPLETIONS, MESSAGES, RESPONSES
-from trimtab.server.scoring import Base, Scoring
+from trimtab.server.scoring import BaseHost, Scoring
 
 CONFIG = Config.model_validate(
     {
@@ -35,13 +35,13 @@ CONFIG = Config.model_validate(
 FIELDS = {path: frozenset({"model", "messages", "prompt", "n", "vllm_xargs"}) for path in
           (CHAT, COMPLETIONS, RESPONSES, MESSAGES)}  # fmt: skip
 NOBODY = ToyEngine(ToyModel(tables={}, vocab=(0,), max_tokens=1), start=0)
-SCORING = Scoring(config=CONFIG, scorers={}, host=Base(engine=NOBODY, tokenizer=None))
+SCORING = Scoring(config=CONFIG, scorers={}, host=BaseHost(engine=NOBODY, tokenizer=None))
 WARM = {"weights": {"warmth": 1.0}}
 
 
-def seam(app: ASGIApp) -> Seam:
+def seam(app: ASGIApp) -> AlignmentMiddleware:
     longest = Longest(context=512)
-    return Seam(app, CONFIG, FIELDS, SCORING, nothing, Admission(capacity=10**6), longest)
+    return AlignmentMiddleware(app, CONFIG, FIELDS, SCORING, nothing, Admission(capacity=10**6), longest)
 
 
 async def nothing(path: str, document: Any) -> list[int]:
@@ -55,10 +55,10 @@ class Fake:
     parts: list[bytes] = field(default_factory=lambda: [b'{"model": "base"}'])
     content: str = "application/json"
     status: int = 200
-    work: Callable[[Run | None], Awaitable[None]] | None = None
+    work: Callable[[StrategyRun | None], Awaitable[None]] | None = None
     body: Any = None
     raw: bytes = b""
-    run: Run | None = None
+    run: StrategyRun | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         more = True
@@ -67,7 +67,7 @@ class Fake:
             self.raw += message["body"]
             more = message["more_body"]
         self.body = json.loads(self.raw or b"null")
-        self.run = running.get()
+        self.run = current_run.get()
         if self.work is not None:
             await self.work(self.run)
         head = [(b"content-type", self.content.encode())]
@@ -111,7 +111,8 @@ async def test_a_body_without_a_wish_passes_as_it_came() -> None:
     app = Fake()
     await post(app, raw)
     assert app.raw == raw
-    assert app.run is None
+    assert app.run is not None
+    assert app.run.native
 
 
 async def test_alignment_is_taken_out_and_left_where_the_engine_finds_it() -> None:
@@ -120,7 +121,7 @@ async def test_alignment_is_taken_out_and_left_where_the_engine_finds_it() -> No
     assert app.body == {"model": "base", "messages": []}
     assert app.run is not None
     assert dict(app.run.strategy.mixture) == {"base": 1.0, "kind": 1.0}
-    assert running.get() is None
+    assert current_run.get() is None
 
 
 async def test_a_preset_is_the_base_with_a_wish() -> None:
@@ -238,10 +239,10 @@ async def test_a_client_that_leaves_while_it_sends_is_counted_and_nothing_runs()
 # On the way out.
 
 
-def spend(sampled: int, **report: Any) -> Callable[[Run | None], Awaitable[None]]:
-    async def work(run: Run | None) -> None:
+def spend(sampled: int, **report: Any) -> Callable[[StrategyRun | None], Awaitable[None]]:
+    async def work(run: StrategyRun | None) -> None:
         assert run is not None
-        run.meter.sampled += sampled
+        run.usage.sampled += sampled
         if report:
             run.reports[0] = report
 
@@ -262,6 +263,7 @@ async def test_an_answer_says_what_ran_and_what_it_took() -> None:
     }  # fmt: skip
     assert body["alignment"] == {
         "strategy": "guided",
+        "params": {"plausibility": 0.0},
         "weights": {"warmth": 1.0},
         "guides": {"base": 1.0, "kind": 1.0},
         "streaming": "native",
@@ -420,24 +422,24 @@ async def test_a_client_that_leaves_a_stream_is_counted_once() -> None:
 async def test_what_the_app_does_not_catch_is_counted_and_goes_on() -> None:
     before = counted("guided", "engine_error")
 
-    async def work(run: Run | None) -> None:
+    async def work(run: StrategyRun | None) -> None:
         raise RuntimeError("dead")
 
     with pytest.raises(RuntimeError, match="dead"):
         await post(Fake(work=work), {"alignment": WARM})
     assert counted("guided", "engine_error") == before + 1
-    assert running.get() is None
+    assert current_run.get() is None
 
 
 async def test_requests_side_by_side_keep_their_own_runs() -> None:
 
-    runs: list[Run | None] = []
+    runs: list[StrategyRun | None] = []
     both = asyncio.Barrier(2)
 
-    async def work(run: Run | None) -> None:
+    async def work(run: StrategyRun | None) -> None:
         await both.wait()
-        runs.append(running.get())
-        assert running.get() is run
+        runs.append(current_run.get())
+        assert current_run.get() is run
 
     await asyncio.gather(*(post(Fake(work=work), {"alignment": WARM}) for _ in range(2)))
     assert runs[0] is not runs[1]

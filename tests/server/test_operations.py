@@ -29,12 +29,12 @@ from trimtab.runtime.toy_engine import ToyEngine
 from trimtab.server.cli import main
 from trimtab.server.config import HASHED, Config, ConfigError, load
 from trimtab.server.http.auth import TRUSTED, Auth, digest, new_key
-from trimtab.server.json_log import Lines
+from trimtab.server.json_log import JsonFormatter
 from trimtab.server.metrics import REQUESTS
 from trimtab.server.request import tracing
-from trimtab.server.request.alignment import check
 from trimtab.server.request.messages import CHAT
-from trimtab.server.state import Site
+from trimtab.server.request.plan import check_config
+from trimtab.server.state import ServerState
 
 HI: list[Any] = [{"role": "user", "content": "hi"}]
 BODY = {"model": "toy", "messages": HI, "max_tokens": 5}
@@ -310,8 +310,8 @@ async def test_the_metrics_sums_are_what_clients_were_told(app: FastAPI, caplog:
     assert gained["low"] == sum(score <= -1 for score in scores)  # with scores below 0 there is no `_sum`
     assert (gained["kl"], gained["accept"], gained["pool"], gained["first"]) == (1, 1, 4, 2)
     lines = [record for record in caplog.records if record.name == "trimtab.request"]
-    assert [record.told["strategy"] for record in lines] == ["plain", "plain", "guided", "best_of_n", "qalign"]  # type: ignore[attr-defined]
-    assert sum(record.told["sampled_tokens"] for record in lines) == told["sampled"]  # type: ignore[attr-defined]
+    assert [record.fields["strategy"] for record in lines] == ["plain", "plain", "guided", "best_of_n", "qalign"]  # type: ignore[attr-defined]
+    assert sum(record.fields["sampled_tokens"] for record in lines) == told["sampled"]  # type: ignore[attr-defined]
 
 
 async def test_no_log_holds_a_prompt_an_answer_or_a_key(
@@ -328,20 +328,39 @@ async def test_no_log_holds_a_prompt_an_answer_or_a_key(
                 {**BODY, "alignment": {"weights": {secret: 1}}},
             ):
                 await raw.post(CHAT, json=body, headers={"x-request-id": "an-id-of-the-test"})
-    shown = "\n".join(Lines().format(record) for record in caplog.records)
+    shown = "\n".join(JsonFormatter().format(record) for record in caplog.records)
     assert "an-id-of-the-test" in shown
     assert secret not in shown
     assert KEY not in shown
+
+
+async def test_a_log_line_has_the_parameters_that_are_no_text(app: FastAPI, caplog: pytest.LogCaptureFixture) -> None:
+    secret = "the-client-s-own-words"
+    asked = {
+        "plain": {"strategy": "plain"},
+        "vote": {"strategy": "vote", "params": {"n": 2, "extractor": {"regex": f"({secret})"}}},
+        "blockwise": {**BEST, "strategy": "blockwise", "params": {"n": 2, "step": secret}},
+    }
+    with caplog.at_level(logging.INFO, "trimtab.request"):
+        async with http(app) as raw:
+            for alignment in asked.values():
+                assert (await raw.post(CHAT, json={**BODY, "alignment": alignment})).status_code == 200
+    lines = dict(zip(asked, caplog.records, strict=True))
+    assert "params" not in lines["plain"].fields  # type: ignore[attr-defined]
+    assert lines["vote"].fields["params"] == {"n": 2, "weighting": "uniform", "beta": 1.0}  # type: ignore[attr-defined]
+    assert lines["blockwise"].fields["params"] == {"n": 2, "block": 16, "beta": 0.0}  # type: ignore[attr-defined]
+    assert 'params={"n": 2, "block": 16, "beta": 0.0}' in lines["blockwise"].getMessage()
+    assert secret not in caplog.text + "".join(JsonFormatter().format(line) for line in lines.values())
 
 
 def test_a_line_for_machines_is_an_object() -> None:
     record = logging.makeLogRecord(
         {"name": "trimtab", "levelname": "INFO", "msg": "a %s", "args": ("b",), "created": 0.5, "msecs": 500}
     )
-    said = json.loads(Lines().format(record))
+    said = json.loads(JsonFormatter().format(record))
     assert (said["level"], said["logger"], said["message"]) == ("info", "trimtab", "a b")
-    record.told = {"request_id": "x", "seconds": 0.1}
-    assert json.loads(Lines().format(record)).items() >= {"request_id": "x", "seconds": 0.1}.items()
+    record.fields = {"request_id": "x", "seconds": 0.1}
+    assert json.loads(JsonFormatter().format(record)).items() >= {"request_id": "x", "seconds": 0.1}.items()
 
 
 async def test_every_metric_of_the_contract_is_there(app: FastAPI) -> None:
@@ -425,17 +444,17 @@ async def test_nothing_is_traced_unless_asked(app: FastAPI) -> None:
 
 
 @pytest.fixture
-async def site(folder: Path, toy: ToyEngine, tmp_path: Path) -> tuple[Site, FastAPI, Path]:
+async def site(folder: Path, toy: ToyEngine, tmp_path: Path) -> tuple[ServerState, FastAPI, Path]:
     """A server whose configuration is a file."""
     import yaml
 
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(settings(folder) | {"admin_keys": [ADMIN]}))
-    site = toy_server.site(load(path), toy, reread=lambda: load(path, check=check))
+    site = toy_server.site(load(path), toy, load_config=lambda: load(path, check=check_config))
     return site, await toy_server.app(site), path
 
 
-async def test_a_reload_takes_all_or_nothing(site: tuple[Site, FastAPI, Path]) -> None:
+async def test_a_reload_takes_all_or_nothing(site: tuple[ServerState, FastAPI, Path]) -> None:
     served, app, path = site
     text = path.read_text()
     async with http(app, authorization=f"Bearer {ADMIN}") as raw:
@@ -464,7 +483,7 @@ async def test_a_reload_takes_all_or_nothing(site: tuple[Site, FastAPI, Path]) -
             path.write_text(now)
 
 
-async def test_a_reload_changes_rules_limits_and_keys(site: tuple[Site, FastAPI, Path]) -> None:
+async def test_a_reload_changes_rules_limits_and_keys(site: tuple[ServerState, FastAPI, Path]) -> None:
     served, app, path = site
     async with http(app, authorization=f"Bearer {ADMIN}") as raw:
         asked = {"prompt": "hi", "responses": ["four"]}
@@ -481,7 +500,7 @@ async def test_a_reload_changes_rules_limits_and_keys(site: tuple[Site, FastAPI,
         assert (await raw.post(CHAT, json=BODY)).status_code == 401
 
 
-async def test_clients_are_told_the_limits(site: tuple[Site, FastAPI, Path]) -> None:
+async def test_clients_are_told_the_limits(site: tuple[ServerState, FastAPI, Path]) -> None:
     served, app, _ = site
     batch = served.client.vllm_config.scheduler_config.max_num_seqs * 256
     async with http(app) as raw:
@@ -511,7 +530,7 @@ async def test_a_server_that_closes_answers_what_it_has_begun(
         refused = await raw.post(CHAT, json=BODY)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
         assert int(refused.headers["retry-after"]) > 0
-        emptied = asyncio.create_task(served.admission.emptied())
+        emptied = asyncio.create_task(served.admission.wait_until_empty())
         await asyncio.sleep(0.01)
         assert not emptied.done()
         gate.set()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
 
 from trimtab.server.config import Config
-from trimtab.server.request.messages import messages
-from trimtab.server.request.reward_tree import evaluated, parsed, weighted
+from trimtab.server.request.messages import parse_messages
+from trimtab.server.request.reward_tree import Score, evaluate, explain, parse_spec, weigh_objectives
 
 CONFIG = Config.model_validate(
     {
@@ -21,22 +22,26 @@ CONFIG = Config.model_validate(
 
 
 def test_weights_are_of_standardised_objectives() -> None:
-    told = evaluated(weighted({"good": 3.0, "brief": -1.0}, CONFIG), {"rm.good": [6.0, 2.0], "short": [1.0, -1.0]}, {})
+    told = evaluate(
+        weigh_objectives({"good": 3.0, "brief": -1.0}, CONFIG), {"rm.good": [6.0, 2.0], "short": [1.0, -1.0]}, {}
+    )
     assert told.values == [3 * 1.0 - 1.0, 3 * 0.0 + 1.0]
     assert told.raw == {"good": [6.0, 2.0], "brief": [1.0, -1.0]}
     assert told.transformed == {"good": [1.0, 0.0], "brief": [1.0, -1.0]}
 
 
 def test_a_name_with_a_dot_is_a_reward_before_it_is_a_label() -> None:
-    assert [leaf.name for leaf in parsed("rm.v2", CONFIG, at="r").leaves] == ["rm.v2"]
-    [leaf] = parsed("rm.v2.good", CONFIG, at="r").leaves
+    assert [leaf.name for leaf in parse_spec("rm.v2", CONFIG, at="r").leaves] == ["rm.v2"]
+    [leaf] = parse_spec("rm.v2.good", CONFIG, at="r").leaves
     assert (leaf.reward, leaf.label) == ("rm.v2", "good")
 
 
 def test_a_transform_of_a_combination_is_against_the_combined_references() -> None:
-    spec = parsed({"of": ["rm.a", "short"], "combine": "min", "transform": {"par": {"references": 2}}}, CONFIG, at="r")
+    spec = parse_spec(
+        {"of": ["rm.a", "short"], "combine": "min", "transform": {"par": {"references": 2}}}, CONFIG, at="r"
+    )
     assert spec.references == 2
-    told = evaluated(spec, {"rm.a": [1.0], "short": [3.0]}, {"rm.a": [0.0, 5.0], "short": [9.0, 2.0]})
+    told = evaluate(spec, {"rm.a": [1.0], "short": [3.0]}, {"rm.a": [0.0, 5.0], "short": [9.0, 2.0]})
     sigmoid = [1 / (1 + math.exp(-(1.0 - reference))) for reference in (0.0, 2.0)]
     assert told.values == [pytest.approx(sum(sigmoid) / 2)]
     assert told.raw["par(min(rm.a, short))"] == [1.0]
@@ -44,8 +49,16 @@ def test_a_transform_of_a_combination_is_against_the_combined_references() -> No
 
 def test_nested_transforms_see_transformed_references() -> None:
     inner = {"of": "short", "transform": {"clip": {"low": 0, "high": 1}}}
-    spec = parsed({"of": inner, "transform": {"centre": {"references": 2}}}, CONFIG, at="r")
-    assert evaluated(spec, {"short": [5.0]}, {"short": [-3.0, 0.5]}).values == [1.0 - 0.25]
+    spec = parse_spec({"of": inner, "transform": {"centre": {"references": 2}}}, CONFIG, at="r")
+    assert evaluate(spec, {"short": [5.0]}, {"short": [-3.0, 0.5]}).values == [1.0 - 0.25]
+
+
+def test_a_score_is_a_number_that_carries_its_explanation() -> None:
+    breakdown = evaluate(weigh_objectives({"good": 3.0}, CONFIG), {"rm.good": [6.0, 2.0]}, {})
+    score = Score(breakdown.values[1], breakdown.explain(1))
+    assert explain(score) == {"value": 0.0, "rewards": {"good": 2.0}, "transformed": {"good": 0.0}}
+    assert json.dumps([score]) == "[0.0]"
+    assert explain(0.0) == explain(None) == explain(score + 1) == {}, "a number that was computed is another"
 
 
 @pytest.mark.parametrize(("document", "found"), [
@@ -62,4 +75,4 @@ def test_nested_transforms_see_transformed_references() -> None:
     ({"messages": "none"}, []),
 ])  # fmt: skip
 def test_every_kind_of_request_has_its_messages(document: dict, found: list[tuple[str, str]]) -> None:
-    assert [(m["role"], m["content"]) for m in messages(document)] == found
+    assert [(m["role"], m["content"]) for m in parse_messages(document)] == found

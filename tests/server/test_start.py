@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 from tests.server.conftest import PATIENCE, Running, end, free_port, serve
 from trimtab.server.config import load
 
+pytestmark = pytest.mark.engine  # those that are refused have loaded vLLM first
 Edited = Callable[..., Path]
 
 

@@ -19,7 +19,7 @@ from prometheus_client import REGISTRY
 
 from tests.server import toy_server
 from trimtab.rewards.protocols import Question, Response
-from trimtab.rewards.validated import Checked
+from trimtab.rewards.validated import ValidatedScorer
 from trimtab.runtime.toy_engine import ToyEngine
 from trimtab.server.config import Config
 
@@ -87,8 +87,8 @@ def toy(config: Config) -> ToyEngine:
 
 @pytest.fixture(scope="module")
 async def app(config: Config, toy: ToyEngine) -> FastAPI:
-    scorers = {fault: Checked(scorer=Letters(fault), name=fault, timeout=0.2) for fault in FAULTS}
-    letters = Checked(scorer=Letters(), name="letters", timeout=5)
+    scorers = {fault: ValidatedScorer(scorer=Letters(fault), name=fault, timeout=0.2) for fault in FAULTS}
+    letters = ValidatedScorer(scorer=Letters(), name="letters", timeout=5)
     return await toy_server.serve(config, toy, scorers={"letters": letters, **scorers})
 
 
@@ -150,7 +150,7 @@ class Slow:
 
 
 async def slow(config: Config, toy: ToyEngine, pause: float) -> AsyncOpenAI:
-    letters = Checked(scorer=Letters(), name="letters", timeout=5)
+    letters = ValidatedScorer(scorer=Letters(), name="letters", timeout=5)
     app = await toy_server.serve(config, Slow(toy, pause), scorers={"letters": letters})
     transport = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://toy")
     return AsyncOpenAI(base_url="http://toy/v1", api_key="none", http_client=transport, max_retries=2)

@@ -189,7 +189,7 @@ ODD: list[tuple[Any, str, str]] = [
     ({"weights": {"angle": 10}, "params": {"prompt": "words"}}, "weights.angle", "is for two objectives"),
     ({"params": {"prompt": "sytem"}}, "params.prompt", "valid: opposite, system, user, words. Did you mean 'system'?"),
     ({"params": {"prompt": 3}}, "params.prompt", "unknown preference prompt '3'"),
-    ({"params": {"wish": {}}}, "params.wish", "unknown parameter 'wish'"),
+    ({"params": {"direction": {}}}, "params.direction", "unknown parameter 'direction'"),
     ({"guides": {"arn": 1}}, "guides.arn", "unknown guide 'arn'"),
 ]  # fmt: skip
 

@@ -16,9 +16,9 @@ from safetensors.numpy import save_file
 
 from tests.server import toy_server
 from tests.server.search.conftest import HI, Letters, chat, told
-from trimtab.preferences.bradley_terry import inferred
+from trimtab.preferences.bradley_terry import infer_person
 from trimtab.preferences.from_prompt import FILE
-from trimtab.rewards.validated import Checked
+from trimtab.rewards.validated import ValidatedScorer
 from trimtab.runtime.toy_engine import ToyEngine
 from trimtab.server.config import Config, ConfigError
 
@@ -44,7 +44,7 @@ async def test_choices_are_weighed_by_the_rewards_of_what_was_chosen(raw: httpx.
     pairs = [("aab", "b"), ("aaa", "ab"), ("a", "bbb")]
     answer = await found(raw, comparisons=[chosen(*pair) for pair in pairs])
     differences = np.array([rewards(better) - rewards(worse) for better, worse in pairs])
-    person = inferred(differences, np.ones(3), mean_K=[0, 0], std=2.0)
+    person = infer_person(differences, np.ones(3), mean_K=[0, 0], std=2.0)
     assert list(answer["weights"]) == ["a", "brevity"]
     assert list(answer["weights"].values()) == pytest.approx(list(person.direction))
     told = answer["coefficients"]
@@ -88,7 +88,7 @@ async def test_the_next_question_is_the_one_that_tells_most(raw: httpx.AsyncClie
     ]
     answer = await found(raw, candidates=candidates)
     ask = answer["ask"]
-    person = inferred(np.zeros((0, 2)), [], mean_K=[0, 0], std=2.0)
+    person = infer_person(np.zeros((0, 2)), [], mean_K=[0, 0], std=2.0)
     information = {
         (i, a, b): float(person.information((rewards(c["responses"][a]) - rewards(c["responses"][b]))[None])[0])
         for i, c in enumerate(candidates)
@@ -158,7 +158,7 @@ async def choosing(config: Config, toy: ToyEngine, adapter: Path) -> AsyncIterat
     presets = {"toy-auto": {"strategy": "best_of_n", "weights": "auto", "params": {"n": 4}}}
     with_adapter = config.model_copy(update={"auto_weights": str(adapter), "presets": presets})
     app = await toy_server.serve(
-        with_adapter, toy, scorers={"letters": Checked(scorer=Letters(), name="letters", timeout=5)}
+        with_adapter, toy, scorers={"letters": ValidatedScorer(scorer=Letters(), name="letters", timeout=5)}
     )
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://toy") as transport:
         yield AsyncOpenAI(base_url="http://toy/v1", api_key="none", http_client=transport)

@@ -17,7 +17,7 @@ from prometheus_client import REGISTRY
 from tests.server import toy_server
 from tests.server.search.conftest import FAULTS, HI, Letters, best, chains, chat, counted, refused, slow, told
 from trimtab.rewards.protocols import Question, Response
-from trimtab.rewards.validated import Checked
+from trimtab.rewards.validated import ValidatedScorer
 from trimtab.runtime.toy_engine import ToyEngine
 from trimtab.server.config import Config
 
@@ -463,7 +463,7 @@ async def test_a_client_that_leaves_ends_the_reward_s_work(config: Config, toy: 
                 state.append("ended")
             return []
 
-    letters = Checked(scorer=Waiting(), name="letters", timeout=60)
+    letters = ValidatedScorer(scorer=Waiting(), name="letters", timeout=60)
     app = await toy_server.serve(config, toy, scorers={"letters": letters})
     body = json.dumps({"model": "toy", "messages": HI, "seed": 3, "stream": stream, "alignment": best(n=4)}).encode()
     messages = [{"type": "http.request", "body": body, "more_body": False}]

@@ -16,7 +16,7 @@ from openai import AsyncOpenAI
 from tests.server import toy_server
 from tests.server.search.conftest import FAULTS, HI, Letters, chat, counted, refused, slow, told
 from trimtab.rewards.protocols import Question, Response
-from trimtab.rewards.validated import Checked
+from trimtab.rewards.validated import ValidatedScorer
 from trimtab.runtime.toy_engine import ToyEngine
 from trimtab.server.config import Config
 
@@ -46,6 +46,17 @@ async def test_the_answer_s_own_reward_is_told(client: AsyncOpenAI, name: str) -
         assert choice["value"] == choice["transformed"]["a"] == (count - 1) / 2
         assert told(answer)["streaming"] == ("native" if name in NATIVE else "buffered")
         assert told(answer)["sampled_tokens"] >= answer.usage.completion_tokens
+
+
+async def test_an_answer_that_was_cut_has_the_reward_of_what_there_is(client: AsyncOpenAI) -> None:
+    cut = 0
+    for seed in range(6):
+        answer = await chat(client, {**asked("args"), "budget": {"max_sampled_tokens": 2}}, seed=seed)
+        [choice] = told(answer)["choices"]
+        cut += told(answer).get("outcome") == "budget"
+        assert choice["rewards"] == {"a": answer.choices[0].message.content.count("a")}
+        assert choice["value"] == choice["transformed"]["a"]
+    assert cut, "no answer was cut"
 
 
 @pytest.mark.parametrize("name", STEPPED)
@@ -168,7 +179,7 @@ async def test_one_that_fails_after_its_first_token_says_so_in_the_stream(config
                 raise RuntimeError("its engine died")
             return await super().__call__(question, responses)
 
-    letters = Checked(scorer=Failing(), name="letters", timeout=5)
+    letters = ValidatedScorer(scorer=Failing(), name="letters", timeout=5)
     app = await toy_server.serve(config, toy, scorers={"letters": letters})
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://toy") as http:
         client = AsyncOpenAI(base_url="http://toy/v1", api_key="none", http_client=http, max_retries=0)

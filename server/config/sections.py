@@ -1,17 +1,13 @@
-"""The server's one configuration: what is frozen, what guides it, what people may prefer, how it is served.
-
-Read from YAML, refused with the line and the key of what is wrong. Relative model paths are relative to the file.
-"""
+"""The sections of the configuration file, typed and frozen, and what must agree among them."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -26,7 +22,7 @@ from pydantic import (
 
 from trimtab.decoders import STRATEGIES
 from trimtab.decoders.protocols import BASE
-from trimtab.server.errors import unknown
+from trimtab.server.wording import suggest
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,63}$")]
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -40,7 +36,7 @@ class ConfigError(Exception):
         self.key = key
 
 
-def _found(name: str, info: ValidationInfo) -> str:
+def _resolve_model(name: str, info: ValidationInfo) -> str:
     """A path from the file's folder as an absolute one; what looks like no path is a Hugging Face id."""
     path = (info.context or Path()) / Path(name).expanduser()
     if path.exists():
@@ -50,14 +46,14 @@ def _found(name: str, info: ValidationInfo) -> str:
     return name
 
 
-Model = Annotated[str, AfterValidator(_found)]
+Model = Annotated[str, AfterValidator(_resolve_model)]
 
 
-def _file(name: str, info: ValidationInfo) -> str:
+def _resolve_file(name: str, info: ValidationInfo) -> str:
     return str(((info.context or Path()) / Path(name).expanduser()).resolve())
 
 
-File = Annotated[str, AfterValidator(_file)]
+File = Annotated[str, AfterValidator(_resolve_file)]
 """A path, from the file's folder."""
 
 
@@ -65,13 +61,13 @@ HASHED = "sha256:"
 """What a key's digest in hexadecimal digits begins with, where it stands in the key's place."""
 
 
-def _key(key: str) -> str:
+def _check_key(key: str) -> str:
     if key.startswith(HASHED) and not re.fullmatch(HASHED + "[0-9a-f]{64}", key):
         raise ValueError("a digest is sha256: and 64 hexadecimal digits")
     return key
 
 
-Key = Annotated[str, Field(min_length=1), AfterValidator(_key)]
+Key = Annotated[str, Field(min_length=1), AfterValidator(_check_key)]
 KEY = TypeAdapter[str](Key)
 TrustedHeader = Literal["endpoint-load-metrics-format", "x-data-parallel-rank", "x-session-id", "x-vllm-priority"]
 
@@ -244,9 +240,9 @@ class Config(Section):
             raise ValueError(f"guides.{BASE}: {BASE!r} is the frozen model's own name")
         for name, objective in self.objectives.items():
             if objective.guide is not None and objective.guide not in self.guides:
-                raise ValueError(f"objectives.{name}.guide: {unknown('guide', objective.guide, self.guides.keys())}")
+                raise ValueError(f"objectives.{name}.guide: {suggest('guide', objective.guide, self.guides.keys())}")
         if self.default_strategy not in STRATEGIES:
-            raise ValueError(f"default_strategy: {unknown('strategy', self.default_strategy, STRATEGIES.keys())}")
+            raise ValueError(f"default_strategy: {suggest('strategy', self.default_strategy, STRATEGIES.keys())}")
         if "x-vllm-priority" in self.trusted_headers and "scheduling_policy" not in self.engine:
             raise ValueError(
                 "trusted_headers: x-vllm-priority needs engine.scheduling_policy: without it, fair shares decide"
@@ -262,14 +258,14 @@ class Config(Section):
     @property
     def keys(self) -> tuple[str, ...]:
         """Every key that opens the server, or the digest of one; raises ConfigError for a file that holds none."""
-        listed = [*self.api_keys, *self._listed()]
-        return (*listed, *filter(None, [os.environ.get("TRIMTAB_API_KEY")]))
+        keys = [*self.api_keys, *self._keys_from_file()]
+        return (*keys, *filter(None, [os.environ.get("TRIMTAB_API_KEY")]))
 
     @property
     def all_admin_keys(self) -> tuple[str, ...]:
         return (*self.admin_keys, *filter(None, [os.environ.get("TRIMTAB_ADMIN_KEY")]))
 
-    def _listed(self) -> list[str]:
+    def _keys_from_file(self) -> list[str]:
         if self.api_keys_file is None:
             return []
         try:
@@ -291,73 +287,3 @@ SECTIONS: dict[str, type[Section]] = {
     "preference_prompts": PromptConfig,
 }
 """Of the keys whose values are named, what a value is."""
-
-
-def load(path: Path, overrides: Sequence[str] = (), check: Callable[[Config], None] = lambda _: None) -> Config:
-    """The configuration in a file, with "key=value" or "a.b=value" put over it; raises ConfigError, also `check`'s."""
-    try:
-        text = path.read_text()
-        data = yaml.safe_load(text)
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: {error}") from None
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected keys and values at the top; valid keys: {', '.join(Config.model_fields)}")
-    for override in overrides:
-        _put(data, override)
-    try:
-        config = Config.model_validate(data, context=path.parent)
-        check(config)
-    except ValidationError as error:
-        raise ConfigError(f"{path}{_complaint(error, text)}") from None
-    except ConfigError as error:
-        raise ConfigError(f"{path}:{_line(text, error.key.split('.'))}: {error}") from None
-    return config
-
-
-def _put(data: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"--set {override}: expected KEY=VALUE, such as port=8001 or engine.max_model_len=512")
-    *above, last = key.split(".")
-    for part in above:
-        data = data.setdefault(part, {})
-        if not isinstance(data, dict):
-            raise ConfigError(f"--set {override}: {part} holds a value, not keys")
-    try:
-        data[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: {error}") from None
-
-
-def _complaint(error: ValidationError, text: str) -> str:
-    """ ":LINE: key: what is wrong" for one complaint: a misspelt key rather than the one that it leaves missing."""
-    first: Any = min(error.errors(include_url=False), key=lambda complaint: complaint["type"] != "extra_forbidden")
-    path = [str(part) for part in first["loc"]]
-    message = first["msg"].removeprefix("Value error, ")
-    if not path and (named := re.match(r"([\w.:/-]+): (.*)", message, re.DOTALL)):
-        path, message = named[1].split("."), named[2]
-    if first["type"] == "extra_forbidden":
-        message = unknown("key", path[-1], _fields(path[:-1]))
-    return f":{_line(text, path)}: {'.'.join(path)}: {message}"
-
-
-def _fields(path: Sequence[str]) -> list[str]:
-    if list(path) == ["limits"]:
-        return list(LimitsConfig.model_fields)
-    section: type[Section] = SECTIONS.get(path[0] if path else "", Config)
-    return list((ConeConfig if path[2:] == ["cone"] else section).model_fields)
-
-
-def _line(text: str, path: Sequence[str]) -> int:
-    """The line, from 1, of the deepest key of `path` that stands in the file."""
-    node, line = yaml.compose(text), 1
-    for part in path:
-        if not isinstance(node, yaml.MappingNode):
-            break
-        for key, value in node.value:
-            if key.value == part:
-                node, line = value, key.start_mark.line + 1
-                break
-        else:
-            break
-    return line

@@ -1,0 +1,130 @@
+"""One HTTP request at the engine: the strategy that answers it, what that may spend and has spent, and what came of it.
+
+The context variable `current_run` holds it while the request is being handled. Every request has one; the run of a
+request that the engine answers by itself has no strategy, and is `native`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from types import AsyncGeneratorType
+from typing import Any
+
+from opentelemetry.trace import Span
+
+from trimtab.decoders.protocols import (
+    LIMIT_REASONS,
+    Chunk,
+    Engine,
+    LimitReached,
+    Reward,
+    Sampling,
+    Strategy,
+    Tokens,
+    no_reward,
+)
+from trimtab.decoders.report import Report
+from trimtab.runtime.metered import Metered, Render
+from trimtab.runtime.shares import RequestShare
+from trimtab.runtime.traced import Traced
+from trimtab.runtime.usage import Usage
+
+
+@dataclass(kw_only=True)
+class StrategyRun:
+    strategy: Strategy | None = None
+    reward: Reward = no_reward
+    include: frozenset[str] = frozenset()
+    """What the client wants to see beside the answers."""
+    check_sampling: Callable[[Sampling], None] = lambda sampling: None
+    """Raises ValueError for sampling that the strategy's way to draw would not carry out."""
+    render: Render | None = None
+    span: Span | None = None
+    """The request's, under which its calls of the engine are; None where nothing is traced."""
+    fallback: Strategy | None = None
+    """What answers where the strategy fails before its first token with one of `recoverable_errors`."""
+    recoverable_errors: tuple[type[Exception], ...] = ()
+    usage: Usage = field(default_factory=Usage)
+    share: RequestShare = field(default_factory=RequestShare)
+
+    failure: Exception | None = None
+    """What ended the strategy, and the request too unless the fallback answered it."""
+    degraded: bool = False
+    """Whether the fallback answers in the strategy's place."""
+    reports: dict[int, Report] = field(default_factory=dict)
+    """choice -> what the strategy reports of it"""
+    answers: dict[int, list[int]] = field(default_factory=dict)
+    """choice -> its tokens so far"""
+    choices: int = 0
+    """Answers begun, over all the request's prompts."""
+    streams: list[AsyncGenerator[Any, None]] = field(default_factory=list)
+
+    @property
+    def native(self) -> bool:
+        """Whether the engine answers by itself: no strategy, and nothing to bound or to report."""
+        return self.strategy is None
+
+    def begin(self, stream: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
+        """The stream, which `close` ends."""
+        self.streams.append(stream)
+        return stream
+
+    async def close(self) -> None:
+        """End what still runs: a server whose client leaves while it sends drops generators without closing them."""
+        for stream in self.streams:
+            if isinstance(stream, AsyncGeneratorType) and not stream.ag_running:  # one that runs is being cancelled
+                await stream.aclose()
+
+    def instrument(self, engine: Engine) -> Engine:
+        """The engine, whose work counts as this request's and is traced under its span."""
+        metered = Metered(engine, self.usage, self.render)
+        return metered if self.span is None else Traced(metered, self.span)
+
+    def record(self, choice: int, chunk: Chunk) -> None:
+        """A piece of the answer that the client gets as `choice`."""
+        self.usage.record_visible(len(chunk.tokens))
+        self.answers.setdefault(choice, []).extend(chunk.tokens)
+        if chunk.report:
+            self.reports.setdefault(choice, Report()).update(chunk.report)
+
+    async def execute(
+        self, prompt: Tokens, sampling: Sampling, engine: Engine, *, n: int
+    ) -> AsyncGenerator[Chunk, None]:
+        """The strategy's chunks; `failure` holds what went wrong, whoever gets to see the exception.
+
+        Raises LimitReached where every answer was cut before its first token: vLLM streams no such answer.
+        """
+        assert self.strategy is not None, "the engine answers by itself"
+        begun = False
+        empty: list[Chunk] = []
+        try:
+            self.check_sampling(sampling)
+            answers = self.strategy(prompt, sampling, engine, self.reward, n=n, include=self.include)
+            async with aclosing(answers) as chunks:
+                async for chunk in chunks:
+                    if not begun and chunk.finish in LIMIT_REASONS and not chunk.tokens:
+                        empty.append(chunk)
+                        continue
+                    begun = True
+                    yield chunk
+            if empty and not begun:
+                raise LimitReached(empty[0].finish)
+            for chunk in empty:
+                yield chunk
+            return
+        except Exception as error:
+            self.failure = error
+            if begun or self.fallback is None or not isinstance(error, self.recoverable_errors):
+                raise
+        self.degraded = True
+        answers = self.fallback(prompt, sampling, engine, self.reward, n=n, include=frozenset())
+        async with aclosing(answers) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+
+current_run: ContextVar[StrategyRun | None] = ContextVar("current_run", default=None)
+"""None outside of a request, as when a server starts."""

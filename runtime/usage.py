@@ -1,0 +1,46 @@
+"""What one HTTP request has spent of the engine, and what it may spend."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+
+@dataclass(kw_only=True)
+class Usage:
+    """Tokens, shared by all that a request draws and has scored."""
+
+    max_sampled_tokens: int | None = None
+    deadline: float | None = None
+    """On the event loop's clock, in seconds."""
+    prompt: int = 0
+    """Of its prompts, as the response's usage counts them."""
+    visible: int = 0
+    """That the client gets."""
+    sampled: int = 0
+    """Drawn, visible or not."""
+    scored: int = 0
+    """Whose log-prob or reward was computed, once per mixture and per reward."""
+    cancelled_calls: int = 0
+    """Calls of the engine that ended before their answers did."""
+    first_visible_at: float | None = None
+    """When the first visible token came, on the event loop's clock."""
+    limit: str | None = None
+    """Of `decoders.protocols.LIMIT_REASONS`, what first ended an answer before its time."""
+
+    @property
+    def remaining(self) -> int | None:
+        """Tokens that may yet be drawn; None: any number."""
+        return None if self.max_sampled_tokens is None else max(0, self.max_sampled_tokens - self.sampled)
+
+    @property
+    def bounded(self) -> bool:
+        return self.max_sampled_tokens is not None or self.deadline is not None
+
+    def record_visible(self, tokens: int) -> None:
+        self.visible += tokens
+        if self.first_visible_at is None and tokens:
+            self.first_visible_at = asyncio.get_running_loop().time()
+
+    def record_limit(self, reason: str) -> None:
+        self.limit = self.limit or reason
