@@ -83,7 +83,7 @@ class Server:
 
     def engines(self) -> list[psutil.Process]:
         """The engines' own processes: the base's, then the reward models'."""
-        title = f"EngineCore_{Path(demo()['base']).name}"
+        title = f"EngineCore_{Path(demo_config()['base']).name}"
         lines = {p: " ".join(p.cmdline()) for p in psutil.Process(self.process.pid).children(recursive=True)}
         engines = [process for process, line in lines.items() if "EngineCore" in line]
         return sorted(engines, key=lambda p: (title not in lines[p], p.create_time()))

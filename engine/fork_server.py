@@ -28,10 +28,10 @@ from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
 
-IMPORTED = ["trimtab.engine", "vllm.v1.engine.core", "trimtab.engine.cpu", "trimtab.engine.composite"]
+PRELOAD = ["trimtab.engine", "vllm.v1.engine.core", "trimtab.engine.cpu", "trimtab.engine.composite"]
 """Modules that the fork server imports, and so what they import. One that is not found is left to the processes."""
 
-INDUCTOR = {"TORCHINDUCTOR_COMPILE_THREADS": "1", "TORCHINDUCTOR_CPP_DYNAMIC_THREADS": "1"}
+TORCH_SETTINGS = {"TORCHINDUCTOR_COMPILE_THREADS": "1", "TORCHINDUCTOR_CPP_DYNAMIC_THREADS": "1"}
 """What torch reads at import; the values that vLLM sets on CPU."""
 
 OPENMP = ("libgomp", "libomp", "libiomp")
@@ -52,7 +52,7 @@ class EngineProcess(ForkServerProcess):
         super().run()
 
 
-class EngineContext(ForkServerContext):
+class EngineProcessContext(ForkServerContext):
     Process = EngineProcess
 
 
@@ -99,8 +99,8 @@ def fork_engines() -> None:
 
     if current_platform.is_cpu():
         prepare_environment()
-        forkserver.set_forkserver_preload(IMPORTED)
-        utils.get_mp_context = EngineContext
+        forkserver.set_forkserver_preload(PRELOAD)
+        utils.get_mp_context = EngineProcessContext
         registry._run_in_subprocess = run_forked
 
 
@@ -114,7 +114,7 @@ def running_fork_server() -> Iterator[None]:
         yield
         return
     prepare_environment()
-    forkserver.set_forkserver_preload(IMPORTED)
+    forkserver.set_forkserver_preload(PRELOAD)
     forkserver.ensure_running()
     try:
         yield
@@ -140,18 +140,18 @@ def built_for_cpu() -> bool:
 
 def prepare_environment() -> None:
     """What vLLM's CPU platform sets for the processes that it spawns, where it cannot be set later."""
-    os.environ.update(INDUCTOR)
+    os.environ.update(TORCH_SETTINGS)
     loaded = os.environ.get("LD_PRELOAD", "")
     libraries = [loaded] if loaded else []
     if not any(name in loaded for name in OPENMP):
-        libraries += libraries_of("torch", "../torch.libs/libgomp*.so*", "lib/libgomp*.so*")[:1]
+        libraries += find_libraries("torch", "../torch.libs/libgomp*.so*", "lib/libgomp*.so*")[:1]
     if "libtcmalloc" not in loaded:
-        libraries[:0] = libraries_of("vllm", "libs/libtcmalloc_minimal*.so*", "libs/libtcmalloc.so*")[:1]
+        libraries[:0] = find_libraries("vllm", "libs/libtcmalloc_minimal*.so*", "libs/libtcmalloc.so*")[:1]
     if libraries:
         os.environ["LD_PRELOAD"] = ":".join(libraries)
 
 
-def libraries_of(package: str, *patterns: str) -> list[str]:
+def find_libraries(package: str, *patterns: str) -> list[str]:
     """Files of a package that is not imported for it."""
     spec = find_spec(package)
     assert spec is not None

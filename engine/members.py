@@ -45,16 +45,16 @@ class Guide:
     def parse(cls, name: str, options: str | Mapping[str, Any]) -> Guide:
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name) or name == BASE:
             raise MemberError(name, f"not a guide's name: letters, digits, - and _, a letter first, and not {BASE!r}")
-        given = {"model": options} if isinstance(options, str) else dict(options)
+        fields = {"model": options} if isinstance(options, str) else dict(options)
         valid = ["hf_overrides", "model", "quantization", "revision", "tokenizer"]
-        if unknown := sorted(set(given) - set(valid)):
+        if unknown := sorted(set(fields) - set(valid)):
             raise MemberError(name, f"unknown option {unknown[0]!r}; valid: {', '.join(valid)}")
-        if not isinstance(given.get("model"), str):
-            raise MemberError(name, f"`model` must be a path or a hub id, not {given.get('model')!r}")
-        return cls(name=name, **given)
+        if not isinstance(fields.get("model"), str):
+            raise MemberError(name, f"`model` must be a path or a hub id, not {fields.get('model')!r}")
+        return cls(name=name, **fields)
 
 
-REFUSED: dict[str, tuple[Any, str]] = {
+UNSUPPORTED_OPTIONS: dict[str, tuple[Any, str]] = {
     "pipeline_parallel_size": (1, "guides run in lock-step with the base, so a layer cannot be on another machine"),
     "enable_lora": (False, "a guide may be a LoRA adapter, but requests cannot bring their own"),
     "enable_prompt_embeds": (False, "a guide cannot read the base's embeddings"),
@@ -88,8 +88,8 @@ def engine_args(base: str, guides: Mapping[str, str | Mapping[str, Any]], **opti
     check_kind(BASE, base_config)
     vocabulary_of_base = cache(partial(base_vocabulary, base_config))
     members = []
-    for name, given in guides.items():
-        guide = Guide.parse(name, given)
+    for name, guide_options in guides.items():
+        guide = Guide.parse(name, guide_options)
         if lora.is_adapter(guide.model, guide.revision):
             check_adapter(guide, base_config)
             guide = replace(
@@ -104,21 +104,21 @@ def engine_args(base: str, guides: Mapping[str, str | Mapping[str, Any]], **opti
             check_guide(guide, base_config, asked_length=options.get("max_model_len"))
             check_vocabulary(guide, base_config, vocabulary_of_base())
         members.append(asdict(guide))
-    own = {"architectures": base_config.architectures, "guides": members}
+    composite = {"architectures": base_config.architectures, "guides": members}
     if current_platform.is_cpu():
-        options.setdefault("worker_cls", "trimtab.engine.cpu.Worker")
+        options.setdefault("worker_cls", "trimtab.engine.cpu.SeededWorker")
         if options.get("tensor_parallel_size", 1) == 1:
             options.setdefault("distributed_executor_backend", CPU_EXECUTOR)
     return {
         **options,
         "model": base,
-        "hf_overrides": {**overrides, "architectures": [ARCHITECTURE], FIELD: own},
+        "hf_overrides": {**overrides, "architectures": [ARCHITECTURE], FIELD: composite},
         "logits_processors": [*(options.get("logits_processors") or ()), "trimtab.engine.table:RowWriter"],
     }
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    for name, (valid, why) in REFUSED.items():
+    for name, (valid, why) in UNSUPPORTED_OPTIONS.items():
         if options.get(name, valid) not in (valid, None):
             raise MemberError("engine", f"{name}={options[name]!r} cannot be honoured: {why}; valid: {valid!r}")
     if callable(options.get("hf_overrides")):
@@ -172,14 +172,14 @@ def guide_model_config(guide: Guide, base: ModelConfig, max_model_len: int | Non
 
 def check_kind(member: str, config: ModelConfig) -> None:
     """Only decoders over text tokens with a plain KV cache run in lock-step."""
-    found = {
+    refused_kinds = {
         "an encoder-decoder": config.is_encoder_decoder,
         "a multimodal model": config.is_multimodal_model,
         "a hybrid or state-space model": config.is_hybrid or config.is_attention_free or config.has_inner_state,
         "a diffusion model": config.is_diffusion,
         "a pooling model": config.runner_type != "generate",
     }
-    for kind, is_it in found.items():
+    for kind, is_it in refused_kinds.items():
         if is_it:
             raise MemberError(member, f"{config.model} is {kind} ({config.architecture}); valid: a causal text model")
 
@@ -241,6 +241,6 @@ def check_adapter(guide: Guide, base: ModelConfig) -> None:
     if base.is_quantized:
         raise MemberError(guide.name, "a LoRA adapter cannot be merged into a quantised base; valid: a full checkpoint")
     try:
-        lora.Adapter.read(guide.model, guide.revision).check(lora.shapes(base.model))
+        lora.Adapter.read(guide.model, guide.revision).check(lora.read_shapes(base.model))
     except lora.AdapterError as error:
         raise MemberError(guide.name, str(error)) from error

@@ -72,23 +72,25 @@ class PoolingEngine:
     async def _pool(self, inputs: Sequence[Tokens], task: str) -> list[Any]:
         try:
             async with asyncio.TaskGroup() as group:
-                scores = [group.create_task(self._one(tokens, task)) for tokens in inputs]
+                scores = [group.create_task(self._pool_one(tokens, task)) for tokens in inputs]
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None  # the others were cancelled because of it
         return [score.result() for score in scores]
 
-    async def _one(self, tokens: Tokens, task: str) -> Any:
+    async def _pool_one(self, tokens: Tokens, task: str) -> Any:
         request = f"{self.name}-{uuid4().hex[:16]}"
         params = PoolingParams(task=task, use_activation=False)
         outputs = self.client.encode(tokens_input(list(tokens)), params, request)
-        ended = False
+        finished = False
         try:
             async with aclosing(outputs):
                 async for output in outputs:
-                    ended = output.finished
+                    finished = output.finished
             return output.outputs.data.tolist()
         finally:
-            if not ended:  # a task cancelled between registering the request and sending it would leave it registered
+            if (
+                not finished
+            ):  # a task cancelled between registering the request and sending it would leave it registered
                 await self.client.abort(request)
 
 
@@ -119,7 +121,7 @@ def pooling_spec(name: str, model: str, **options: Any) -> PoolingSpec:
     config = model_config(name, lambda: AsyncEngineArgs(**options).create_model_config())
     if config.convert_type == "embed":  # vLLM would serve it as an embedding model: it has no head that scores
         raise MemberError(name, f"{model} is {config.architecture}, which has no scoring head; valid: {VALID}")
-    return PoolingSpec(name=name, args=AsyncEngineArgs(**options), tokenizer=own_tokenizer(name, config))
+    return PoolingSpec(name=name, args=AsyncEngineArgs(**options), tokenizer=load_tokenizer(name, config))
 
 
 async def pooling_engine(spec: PoolingSpec, client: AsyncLLM) -> PoolingEngine:
@@ -130,7 +132,7 @@ async def pooling_engine(spec: PoolingSpec, client: AsyncLLM) -> PoolingEngine:
     return PoolingEngine(client=client, tokenizer=spec.tokenizer, name=spec.name)
 
 
-def own_tokenizer(name: str, config: ModelConfig) -> Any:
+def load_tokenizer(name: str, config: ModelConfig) -> Any:
     """As `transformers` loads it: vLLM's stands behind a pool of threads."""
     try:
         return AutoTokenizer.from_pretrained(

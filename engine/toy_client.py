@@ -64,8 +64,8 @@ class TokenizedToy(ToyEngine):
         ]
 
     def _response(self, prompt: Tokens) -> Prefix:
-        own = [token in self.model.vocab[:-1] for token in prompt]
-        run = own[::-1].index(False) if not all(own) else len(own)
+        in_answer = [token in self.model.vocab[:-1] for token in prompt]
+        run = in_answer[::-1].index(False) if not all(in_answer) else len(in_answer)
         return tuple(prompt[len(prompt) - run :])
 
     def _steps(self, prompt: Tokens, completion: Tokens) -> Iterator[tuple[Prefix, int]]:

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from trimtab.engine import launch
-from trimtab.engine.fork_server import INDUCTOR, fork_engines, prepare_environment, run_forked
+from trimtab.engine.fork_server import TORCH_SETTINGS, fork_engines, prepare_environment, run_forked
 from trimtab.engine.launch import EngineSpec, Progress, running_engines
 
 
@@ -85,7 +85,7 @@ def test_the_log_says_what_is_awaited() -> None:
 def test_the_environment_is_what_vllm_would_make_it(monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm.config import VllmConfig
 
-    names = ["LD_PRELOAD", *INDUCTOR]
+    names = ["LD_PRELOAD", *TORCH_SETTINGS]
     made = []
     for prepare in (prepare_environment, VllmConfig):
         for name in names:
