@@ -115,11 +115,23 @@ def running_fork_server() -> Iterator[None]:
         return
     prepare_environment()
     forkserver.set_forkserver_preload(PRELOAD)
-    forkserver.ensure_running()
+    with ignore_signals(signal.SIGINT, signal.SIGHUP):  # a terminal sends them to all, and this process decides
+        forkserver.ensure_running()
     try:
         yield
     finally:
         end_fork_server()
+
+
+@contextmanager
+def ignore_signals(*signals: signal.Signals) -> Iterator[None]:
+    """Ignored by processes that are started meanwhile, and stay so there. For the main thread."""
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def end_fork_server() -> None:
