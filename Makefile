@@ -4,13 +4,31 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 CONFIG ?= demo/config.yaml
 
-.PHONY: serve test check wheel-check bench models clean
+.PHONY: serve test quick quick-strategies quick-rest check coverage wheel-check bench models clean
 
 serve: $(VENV)/installed
 	$(BIN)/trimtab serve $(CONFIG)
 
 test: check
 	$(BIN)/python -m pytest
+
+# Lint, types, and every test that neither starts an engine of vLLM's nor trains a model: under a minute on two cores.
+# Tests of strategies import no vLLM, so they need not wait for those that do.
+PURE := tests/decoders tests/preferences tests/rewards
+QUICK := $(BIN)/python -m pytest -q -p no:cacheprovider -m 'not engine and not slow'
+
+quick: $(VENV)/installed
+	@$(MAKE) --no-print-directory --output-sync=target -j 3 quick-rest quick-strategies check
+
+quick-strategies: $(VENV)/installed
+	$(QUICK) $(PURE)
+
+quick-rest: $(VENV)/installed
+	$(QUICK) tests $(PURE:%=--ignore=%)
+
+# Of everything but what vLLM's own processes run, which start no coverage of their own.
+coverage: $(VENV)/installed
+	$(BIN)/python -m pytest -q -m 'not engine' --cov --cov-report=term:skip-covered --cov-report=html:out/coverage
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .

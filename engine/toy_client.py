@@ -19,8 +19,7 @@ from vllm.outputs import RequestOutput
 from vllm.renderers.registry import renderer_from_config
 from vllm.v1.engine.input_processor import InputProcessor
 
-from trimtab.decoders.plain import Plain
-from trimtab.decoders.protocols import BASE, Chunk, Engine, Mixture, Sampling, Tokens
+from trimtab.decoders.protocols import BASE, Chunk, Engine, Mixture, Sampling, Strategy, Tokens
 from trimtab.engine.aligned_client import AlignedClient
 from trimtab.engine.errors import MemberError
 from trimtab.runtime.strategy_run import StrategyRun, current_run
@@ -64,8 +63,8 @@ class TokenizedToy(ToyEngine):
         ]
 
     def _response(self, prompt: Tokens) -> Prefix:
-        in_answer = [token in self.model.vocab[:-1] for token in prompt]
-        run = in_answer[::-1].index(False) if not all(in_answer) else len(in_answer)
+        drawable = [token in self.model.vocab[:-1] for token in prompt]
+        run = drawable[::-1].index(False) if not all(drawable) else len(drawable)
         return tuple(prompt[len(prompt) - run :])
 
     def _steps(self, prompt: Tokens, completion: Tokens) -> Iterator[tuple[Prefix, int]]:
@@ -76,20 +75,21 @@ class TokenizedToy(ToyEngine):
 
 
 class ToyClient:
-    """What vLLM's app asks of an engine client, and plain generation."""
+    """What vLLM's app asks of an engine client; `plain` answers where no strategy does."""
 
     is_running = True
     errored = False
 
-    def __init__(self, args: AsyncEngineArgs, engine: Engine) -> None:
+    def __init__(self, args: AsyncEngineArgs, engine: Engine, plain: Strategy) -> None:
         self.engine = engine
+        self.plain = plain
         self.vllm_config = args.create_engine_config()
         self.model_config = self.vllm_config.model_config
         self.renderer = renderer_from_config(self.vllm_config)
         self.input_processor = InputProcessor(self.vllm_config, self.renderer)
 
     def generate(self, *args: Any, **context: Any) -> AsyncGenerator[RequestOutput, None]:
-        before = current_run.set(StrategyRun(strategy=Plain()))
+        before = current_run.set(StrategyRun(strategy=self.plain))
         try:
             return self.aligned().generate(*args, **context)
         finally:
@@ -133,15 +133,15 @@ class ToyPooler:
         return [np.sin(np.outer(np.asarray(tokens) + 1, columns)).tolist() for tokens in inputs]
 
 
-def toy_client(args: AsyncEngineArgs, guides: Iterable[str]) -> ToyClient:
+def toy_client(args: AsyncEngineArgs, guides: Iterable[str], plain: Strategy) -> ToyClient:
     """A client of a toy with the base's tokenizer and members of these names. No weights are read."""
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     known = tokenizer.get_vocab()
     letters = [known[letter] for letter in "abcdefghijklmnopqrstuvwxyz" if letter in known][:2]
     if len(letters) < 2 or tokenizer.eos_token_id is None:
-        raise MemberError(f"{args.model}: the toy engine needs a tokenizer with two letters and an end of sequence")
+        raise MemberError(args.model, "the toy engine needs a tokenizer with two letters and an end of sequence")
     model = made_up_model([BASE, *guides], (*letters, tokenizer.eos_token_id))
-    return ToyClient(args, TokenizedToy(model, start=tokenizer.eos_token_id, tokenizer=tokenizer))
+    return ToyClient(args, TokenizedToy(model, start=tokenizer.eos_token_id, tokenizer=tokenizer), plain)
 
 
 def toy_pooler(model: str, options: Mapping[str, Any]) -> ToyPooler:

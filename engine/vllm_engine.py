@@ -187,7 +187,7 @@ class VLLMEngine:
             max_tokens=1,
             temperature=0.0,
             logprobs=logprobs,
-            prompt_logprobs=logprobs,
+            prompt_logprobs=logprobs if completion[1:] else None,  # without, the prefix cache serves the prompt
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
             extra_args={KEY: row},
@@ -196,7 +196,7 @@ class VLLMEngine:
         )
         async with aclosing(self._run([*prompt, *completion[:-1]], params)) as outputs:
             output = [output async for output in outputs][-1]
-        return [*output.prompt_logprobs[len(prompt) :], output.outputs[0].logprobs[0]]
+        return [*(output.prompt_logprobs or ())[len(prompt) :], output.outputs[0].logprobs[0]]
 
     async def _apart(self, prompt: Tokens, params: SamplingParams, n: int) -> AsyncGenerator[RequestOutput, None]:
         """n answers as n requests, each given when it has ended: one request with n answers waits for the last.

@@ -69,12 +69,10 @@ class Explanation(TypedDict, total=False):
 
 
 REPORTED: dict[str, Any] = {"index": int, **get_type_hints(Report), **get_type_hints(Explanation)}
-AlignedChoice: Any = create_model(
-    "AlignedChoice",
-    __doc__="What a strategy reports of one answer: it tells what it has.",
-    __config__=ConfigDict(extra="allow", json_schema_extra=lambda schema: schema.pop("required")),
-    **{key: (kind, ...) for key, kind in REPORTED.items()},
+AlignedChoice: Any = create_model(  # type: ignore[call-overload]
+    "AlignedChoice", **{key: (kind, ...) for key, kind in REPORTED.items()}
 )
+AlignedChoice.__doc__ = "What a strategy reports of one answer. It tells what it has, so no key is required."
 
 
 @documented
@@ -120,7 +118,7 @@ class Coefficient(TypedDict):
 
 
 @documented
-class Question(TypedDict):
+class NextQuestion(TypedDict):
     """The pair of one conversation's answers whose comparison would tell most of the person."""
 
     candidate: int
@@ -140,7 +138,7 @@ class InferResponse(TypedDict):
     """The middle 95 % of what each may be."""
     expected_cosine: float
     coefficients: dict[str, Coefficient]
-    ask: Question | None
+    ask: NextQuestion | None
     warnings: list[str]
     choices: int
     scored_tokens: int
@@ -181,7 +179,7 @@ class Reloaded(TypedDict):
     """Keys of the configuration."""
 
 
-OWN: tuple[Any, ...] = (
+MODELS: tuple[Any, ...] = (
     AlignmentRequest, AlignmentResponse, Error, ScoreRequest, ScoreResponse, InferRequest, InferResponse, Catalogue,
     Health, Ready, Reloaded, ModelList, ModelCard,
 )  # fmt: skip
@@ -216,11 +214,11 @@ def document(app: FastAPI) -> Schema:
     made["security"] = [{"key": []}, {}]
     for path, operations in made["paths"].items():
         for operation in operations.values():
-            responses = {code: said for code, said in operation["responses"].items() if code == "200"}
+            responses = {code: response for code, response in operation["responses"].items() if code == "200"}
             if path in ANSWERS:
                 responses["200"]["content"] = {JSON: {"schema": references[ANSWERS[path]]}}
             elif path in RESPONSE_MODELS:
-                responses["200"]["content"][JSON] = {"schema": aligned(references[RESPONSE_MODELS[path]])}
+                responses["200"]["content"][JSON] = {"schema": with_alignment(references[RESPONSE_MODELS[path]])}
             for code in ERRORS:
                 responses[code] = {"description": "Refused", "content": {JSON: {"schema": references[Error]}}}
             if path in ("/health", "/ready"):
@@ -241,7 +239,7 @@ def add_models(schemas: Schema) -> dict[Any, Schema]:
 
     Parameters are `Params.NAME`.
     """
-    models = (*OWN, *dict.fromkeys(RESPONSE_MODELS.values()))
+    models = (*MODELS, *dict.fromkeys(RESPONSE_MODELS.values()))
     inputs: list[Any] = [(model, "validation", TypeAdapter(model)) for model in models]
     inputs += [(name, "validation", TypeAdapter(entry.parameters)) for name, entry in STRATEGIES.items()]
     references, made = TypeAdapter.json_schemas(inputs, ref_template=REF)
@@ -250,12 +248,13 @@ def add_models(schemas: Schema) -> dict[Any, Schema]:
             if not key.get("default", True):
                 del key["default"]  # it stands for a key that is not there, and could not be sent
         schemas.setdefault(name, schema)
+    del schemas["AlignedChoice"]["required"]
     for name in STRATEGIES:
         schemas[f"Params.{name}"] = references[name, "validation"]
     return {model: references[model, "validation"] for model in models}
 
 
-def aligned(reference: Schema) -> Schema:
+def with_alignment(reference: Schema) -> Schema:
     """What vLLM answers, with what we put in."""
     return {"allOf": [reference, {"properties": {"alignment": {"$ref": REF.format(model="AlignmentResponse")}}}]}
 

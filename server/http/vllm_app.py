@@ -25,6 +25,7 @@ from vllm.usage.usage_lib import UsageContext
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.utils.system_utils import set_ulimit
 
+from trimtab.decoders.plain import Plain
 from trimtab.decoders.protocols import BASE, Tokens
 from trimtab.engine.aligned_client import AlignedClient
 from trimtab.engine.launch import EngineSpec
@@ -123,7 +124,7 @@ def aligned_client(client: EngineClient, config: Config) -> AlignedClient:
 
 def toy_base(config: Config, args: Namespace) -> ToyClient:
     """A client with no engine behind it."""
-    return toy_client(AsyncEngineArgs.from_cli_args(args), config.guides)
+    return toy_client(AsyncEngineArgs.from_cli_args(args), config.guides, Plain())
 
 
 async def openai_app(client: AlignedClient, args: Namespace) -> FastAPI:

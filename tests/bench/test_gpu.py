@@ -196,6 +196,7 @@ def test_outcomes_of_tests(tmp_path: Path) -> None:
     assert counts(report) == {"passed": 5, "failed": 2, "skipped": 2}
 
 
+@pytest.mark.slow
 def test_a_case_that_fails_or_hangs_is_told_and_ended(tmp_path: Path) -> None:
     failed = run(Job(name="parity.nonsense", limit=60), math.inf, [], tmp_path)
     assert failed["state"] == show.FAILED

@@ -127,6 +127,7 @@ def test_an_adapter_s_own_refusals(members, tmp_path):
         start(members, {"one": str(tmp_path)})
 
 
+@pytest.mark.slow
 def test_usage_statistics_are_off():
     """In a process that never heard of it, and unless the environment says otherwise."""
     code = (

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, LlamaConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 
 from tests.engine import family
+from trimtab.decoders.plain import Plain
 from trimtab.decoders.protocols import Engine
 from trimtab.engine.aligned_client import AlignedClient
 from trimtab.engine.toy_client import TokenizedToy, ToyClient
@@ -67,7 +68,7 @@ def site(
     load_config: Callable[[], Config] | None = None,
 ) -> ServerState:
     """What a server serves; `scorers` stand in for the config's rewards of their names."""
-    frontend = ToyClient(AsyncEngineArgs.from_cli_args(arguments(config)), engine)
+    frontend = ToyClient(AsyncEngineArgs.from_cli_args(arguments(config)), engine, Plain())
     host = BaseHost(engine=engine, tokenizer=frontend.renderer.tokenizer)
     configured = scoring.build_scorers(config, host, {})
     served = scoring.Scoring(config=config, scorers={**configured, **(scorers or {})}, host=host)

@@ -21,7 +21,7 @@ CANDIDATES = [{"messages": HI, "responses": ["a", "b", "ab"]}]
 HISTORY = [*HI, {"role": "assistant", "content": "a"}, *HI]
 SENT: dict[str, tuple[str, dict[str, Any]]] = {
     "chat": (CHAT, {"messages": HI, "alignment": {"weights": {"truth": 0.5}}}),
-    "chat, plain": (CHAT, {"messages": HISTORY, "n": 2, "logprobs": True}),
+    "chat, plain": (CHAT, {"messages": HISTORY, "n": 2}),
     "chat, a search": (
         CHAT,
         {
