@@ -23,7 +23,7 @@ from trimtab.decoders.protocols import BASE, Chunk, Mixture, Sampling, Tokens, n
 from trimtab.engine.mixture import DISTRIBUTION, ENTROPY, KL, decode_scalar
 from trimtab.engine.plugin import FIELD
 from trimtab.engine.scheduling import schedule
-from trimtab.engine.table import KEY, guides_of, pack, salted
+from trimtab.engine.table import KEY, cache_salt, guides_of, pack
 from trimtab.runtime.strategy_run import StrategyRun, current_run
 
 HEAVIEST = 1e6
@@ -222,7 +222,7 @@ class VLLMEngine:
 
     async def _run(self, prompt: Tokens, params: SamplingParams) -> AsyncGenerator[RequestOutput, None]:
         request = f"{self.name}-{uuid4().hex[:16]}"
-        salt = salted(self.cache_salt, [self.guides[i] for i in guides_of(params.extra_args[KEY])])
+        salt = cache_salt(self.cache_salt, [self.guides[i] for i in guides_of(params.extra_args[KEY])])
         generate = partial(self.client.generate, tokens_input(list(prompt), cache_salt=salt), params, request)
         outputs = schedule(self.run or current_run.get() or StrategyRun(), generate, params, **self.context)
         ended = False
