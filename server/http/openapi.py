@@ -272,11 +272,10 @@ def with_names(made: Schema, config: Config) -> Schema:
     keys["guides"].update(weights | {"propertyNames": {"enum": [BASE, *config.guides]}})
     keys["strategy"]["enum"] = list(STRATEGIES)
     keys["return"]["items"] = {"enum": sorted(set[str]().union(*(entry.shows for entry in STRATEGIES.values())))}
-    request["allOf"] = [
-        {
-            "if": {"properties": {"strategy": {"const": name}}, "required": ["strategy"]},
-            "then": {"properties": {"params": {"$ref": REF.format(model=f"Params.{name}")}}},
-        }
-        for name in STRATEGIES
-    ]
+    request["anyOf"] = [{"not": {"required": ["strategy"]}}]
+    for name in STRATEGIES:
+        params = {"$ref": REF.format(model=f"Params.{name}")}
+        request["anyOf"].append(
+            {"properties": {"strategy": {"const": name}, "params": params}, "required": ["strategy"]}
+        )
     return {**made, "components": {**made["components"], "schemas": schemas}}
