@@ -38,7 +38,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from trimtab.bench import report
 from trimtab.bench.gpu.shapes import tokenizer
 from trimtab.bench.hf_guide import KEY as HF_KEY
-from trimtab.engine.members import engine_args
+from trimtab.engine.members import CPU_EXECUTOR, engine_args
 from trimtab.engine.table import KEY, pack
 
 VOCABULARY = 8192
@@ -153,6 +153,8 @@ def environment(**values: str) -> Iterator[None]:
 def start_contenders(
     stack: ExitStack, load: Workload, base: str, guide: str, dtype: str, *, eager: bool
 ) -> dict[str, Contender]:
+    from vllm.platforms import current_platform
+
     shared: dict[str, Any] = {
         "dtype": dtype,
         "enforce_eager": eager,
@@ -165,6 +167,8 @@ def start_contenders(
         "gpu_memory_utilization": 0.1,
         "disable_log_stats": True,
     }
+    if current_platform.is_cpu():  # for all, as the composite has it
+        shared["distributed_executor_backend"] = CPU_EXECUTOR
     contenders: dict[str, Contender] = {
         "base": stack.enter_context(vllm_engine(load, model=base, **shared)),
         "guide": (alone := stack.enter_context(vllm_engine(load, model=guide, **shared))),

@@ -82,10 +82,11 @@ class Server:
     """Seconds until it was ready."""
 
     def engines(self) -> list[psutil.Process]:
-        """Processes of the engines, in the order of their start: the base's, then the reward models'."""
-        children = psutil.Process(self.process.pid).children(recursive=True)
-        children = [process for process in children if "EngineCore" in " ".join([process.name(), *process.cmdline()])]
-        return sorted(children, key=lambda p: p.create_time())
+        """The engines' own processes: the base's, then the reward models'."""
+        title = f"EngineCore_{Path(demo_config()['base']).name}"
+        lines = {p: " ".join(p.cmdline()) for p in psutil.Process(self.process.pid).children(recursive=True)}
+        engines = [process for process, line in lines.items() if "EngineCore" in line]
+        return sorted(engines, key=lambda p: (title not in lines[p], p.create_time()))
 
 
 @dataclass

@@ -209,6 +209,14 @@ STRATEGIES: dict[str, StrategyEntry] = {
         example={"params": {"k": 4}},
         neutral=None,
     ),
+    "segments": StrategyEntry(
+        target="trimtab.decoders.segments:Segments",
+        paper="2406.16306",
+        takes=_search,
+        draws="pieces",
+        example={"params": {"entropy": 1.0, "block": 4, "beta": 0.5, "target": 1.0, "rise": 4, "tries": 3}},
+        neutral={"params": {"tries": 1}},
+    ),
     "soft_best_of_n": StrategyEntry(
         target="trimtab.decoders.soft_best_of_n:SoftBestOfN",
         paper="2505.03156",
@@ -235,7 +243,7 @@ STRATEGIES: dict[str, StrategyEntry] = {
         takes=_search,
         draws="pieces",
         shows=_trace,
-        example={"params": {"k": 3, "horizon": 4, "min_p": 0.1, "baseline": {GUIDE: 1.0}}},
+        example={"params": {"k": 3, "horizon": 4, "min_p": 0.1, "baseline": {GUIDE: 1.0}, "rollout_temperature": 0.0}},
         neutral={"params": {"k": 1}},
         neutral_when="greedy",
     ),

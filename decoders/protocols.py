@@ -71,7 +71,8 @@ class Sampling:
     engine_params: Any = None
     """The engine's own sampling object with what a strategy does not look into: stop strings, grammar, penalties."""
     measured: bool = False
-    """Whether chunks carry `logprobs` and `entropies` of their tokens: for strategies that go by uncertainty."""
+    """Whether chunks carry `logprobs` and `entropies` of their tokens: for strategies that go by uncertainty. A chunk
+    costs a reading of its own, so whole answers cost less than streams, and its tokens count as scored."""
     constrained: bool = False
     """Whether `engine_params` changes the distribution too (min-p, penalties, logit bias, grammar)."""
 
@@ -113,7 +114,8 @@ class Work:
     reward_tokens: int = 0
     """That each reward is given, those given again counted again."""
     draws: int = 0
-    """Answers begun or drawn anew from the middle, in all; 0 is `candidates`. What only looks ahead is no answer."""
+    """Whole answers drawn in all, to their end, whether begun or drawn anew from the middle; 0 is `candidates`. Blocks,
+    segments and look-ahead are parts of an answer, which `sampled` bounds."""
     top_logprobs: int = 0
     """Next tokens whose log-probs the engine is asked for at a time."""
     mixtures: Mapping[str, Mixture] = field(default_factory=dict)

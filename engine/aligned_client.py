@@ -19,7 +19,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from trimtab.decoders.protocols import LIMIT_REASONS, Chunk, Engine, Sampling
 from trimtab.engine.scheduling import schedule
-from trimtab.engine.table import salted
+from trimtab.engine.table import cache_salt
 from trimtab.runtime.shares import Shares
 from trimtab.runtime.strategy_run import StrategyRun, current_run
 
@@ -82,7 +82,7 @@ class AlignedClient:
         run = current_run.get() or StrategyRun()
         if run.native:
             if prompt.get("cache_salt"):
-                prompt = {**prompt, "cache_salt": salted(prompt["cache_salt"])}
+                prompt = {**prompt, "cache_salt": cache_salt(prompt["cache_salt"])}
             generate = partial(self.inner.generate, prompt, sampling_params, request_id)
             run.usage.prompt += len(prompt.get("prompt_token_ids") or ())
             return schedule(run, generate, sampling_params, visible=True, **context)

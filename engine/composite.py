@@ -71,7 +71,7 @@ class Composite(nn.Module):
         self.widths = [*hidden, slot_columns]
         # Experts spread over ranks of data parallelism wait for each other, so that all ranks run the same layers.
         experts = any(c.model_config.is_moe for c in (base_config, *self.configs))
-        self.table.together = experts and vllm_config.parallel_config.data_parallel_size > 1
+        self.table.always_all = experts and vllm_config.parallel_config.data_parallel_size > 1
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
         embedded: Tensor = self.base.embed_input_ids(input_ids)
@@ -87,7 +87,7 @@ class Composite(nn.Module):
     ) -> Tensor:
         """[T, Σ H_i + slot columns], of which those of a guide that no request here asks for are noise; [T, H] of a
         step that is the base's alone."""
-        use = self.table.use
+        use = self.table.active
         base: Tensor = self.base(input_ids, positions, None, inputs_embeds)
         if use == BASE_ALONE:
             return base
@@ -135,7 +135,7 @@ class Composite(nn.Module):
         slot_N = slots.contiguous().view(torch.int32).view(-1).long()
         slot_N.clamp_(0, self.table.default)  # vLLM warms up on random hidden states
         rows_NW = self.table.rows[slot_N]
-        use = self.table.use
+        use = self.table.active
         base_NV = self.base.compute_logits(states[0].contiguous())
 
         def guides() -> Iterator[tuple[int, Tensor]]:

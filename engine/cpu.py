@@ -15,7 +15,7 @@ from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.cpu_worker import CPUWorker
 
 
-class Runner(CPUModelRunner):  # type: ignore[misc]
+class SeededRunner(CPUModelRunner):  # type: ignore[misc]
     def _unfinished_prompts(self) -> list[int]:
         """Seeded requests whose sampled token is thrown away, by their place in the batch."""
         places = np.nonzero(self.discard_request_mask.np[: self.input_batch.num_reqs])[0]
@@ -39,8 +39,8 @@ class Runner(CPUModelRunner):  # type: ignore[misc]
             self.input_batch.generators = generators
 
 
-class Worker(CPUWorker):  # type: ignore[misc]
+class SeededWorker(CPUWorker):  # type: ignore[misc]
     def init_device(self) -> None:
         super().init_device()
         if type(self.model_runner) is CPUModelRunner:  # not Model Runner V2
-            self.model_runner.__class__ = Runner  # its own init builds the runner and offers no choice of class
+            self.model_runner.__class__ = SeededRunner  # its own init builds the runner and offers no choice of class

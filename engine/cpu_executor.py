@@ -18,8 +18,8 @@ from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 
 class CPUExecutor(UniProcExecutor):  # type: ignore[misc]
-    """Computes on the cores that vLLM's own executor would bind the worker to: VLLM_CPU_OMP_THREADS_BIND, and by
-    default all of a NUMA node but one."""
+    """Computes on the cores that vLLM's own executor would choose: those of VLLM_CPU_OMP_THREADS_BIND, and without it
+    all of a NUMA node but one. A single one of those is left to the kernel to choose."""
 
     def _init_executor(self) -> None:
         set_process_title("EngineCore", suffix=Path(self.model_config.model).name)
@@ -27,17 +27,19 @@ class CPUExecutor(UniProcExecutor):  # type: ignore[misc]
         super()._init_executor()
 
     def set_threads(self) -> None:
-        manager = OMPProcessManager(self.vllm_config)
-        if not manager.skip_setup:
-            [cores] = manager.cpu_lists
-            os.sched_setaffinity(0, cores)
-            torch.set_num_threads(len(cores))
+        chosen = OMPProcessManager(self.vllm_config)
+        if chosen.skip_setup:
+            return
+        [cores] = chosen.cpu_lists
+        torch.set_num_threads(len(cores))
+        if len(cores) > 1 or not chosen.auto_setup:
+            os.sched_setaffinity(0, cores)  # of this thread, and so of all that it starts
 
 
 class SharedCoresExecutor(CPUExecutor):
-    """For an engine beside another one: free to run on any core, with threads for half of them (OMP_NUM_THREADS).
+    """For an engine beside another one: free to run on any core, with threads for half of them, or OMP_NUM_THREADS.
 
-    vLLM would bind each engine to the same cores, the first ones. VLLM_CPU_OMP_THREADS_BIND decides instead where set.
+    vLLM would bind all engines to the same cores. VLLM_CPU_OMP_THREADS_BIND decides instead where it is set.
     """
 
     def set_threads(self) -> None:

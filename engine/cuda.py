@@ -18,48 +18,48 @@ from vllm.v1.worker.gpu.cudagraph_utils import ModelCudaGraphManager
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 from vllm.v1.worker.gpu_worker import Worker as GPUWorker
 
-from trimtab.engine.table import Use
+from trimtab.engine.table import ActiveGuides
 
 if TYPE_CHECKING:
     from trimtab.engine.composite import Composite
     from trimtab.engine.state import CompositeState
 
 
-class Graphs(ModelCudaGraphManager):  # type: ignore[misc]
-    """vLLM's manager, whose graphs and output buffer are those of one use of guides at a time."""
+class GuideGraphs(ModelCudaGraphManager):  # type: ignore[misc]
+    """vLLM's manager, whose graphs and output buffer are those of one set of guides at a time."""
 
     model: Composite
-    kept: list[tuple[Use, dict[Any, Any], Tensor | None]]
+    captures: list[tuple[ActiveGuides, dict[Any, Any], Tensor | None]]
     _capture_descs: dict[CUDAGraphMode, list[Any]]
     graphs: dict[Any, Any]
     hidden_states: Tensor | None
 
     def capture(self, model: Composite, model_state: CompositeState, *args: Any, **more: Any) -> None:
-        every_mode, self.kept = self._capture_descs, []
-        for use in model.table.captured:
-            model_state.captured = use
+        every_mode, self.captures = self._capture_descs, []
+        for active in model.table.captures:
+            model_state.capturing = active
             self.graphs, self.hidden_states = {}, None
             super().capture(model, model_state, *args, **more)
-            self.kept.append((use, self.graphs, self.hidden_states))
+            self.captures.append((active, self.graphs, self.hidden_states))
             self._capture_descs = {mode: sizes for mode, sizes in every_mode.items() if mode is CUDAGraphMode.FULL}
-        self.model, self._capture_descs, model_state.captured = model, every_mode, None
+        self.model, self._capture_descs, model_state.capturing = model, every_mode, None
 
     def run_fullgraph(self, desc: Any) -> Any:
-        asked = self.model.table.use
-        fit = [kept for kept in self.kept if kept[0].serves(asked)]
-        _, self.graphs, self.hidden_states = min(fit, key=lambda kept: len(kept[0].guides))
+        needed = self.model.table.active
+        fitting = [capture for capture in self.captures if capture[0].covers(needed)]
+        _, self.graphs, self.hidden_states = min(fitting, key=lambda capture: len(capture[0].guides))
         return super().run_fullgraph(desc)
 
 
-class Runner(GPUModelRunner):  # type: ignore[misc]
+class GuideGraphsRunner(GPUModelRunner):  # type: ignore[misc]
     def initialize_kv_cache(self, *args: Any, **more: Any) -> None:
         super().initialize_kv_cache(*args, **more)
-        self.cudagraph_manager.__class__ = Graphs  # made in there, with no choice of class
+        self.cudagraph_manager.__class__ = GuideGraphs  # made in there, with no choice of class
 
 
-class Worker(GPUWorker):  # type: ignore[misc]
+class GuideGraphsWorker(GPUWorker):  # type: ignore[misc]
     def _make_model_runner(self) -> Any:
         runner = super()._make_model_runner()
         if type(runner) is GPUModelRunner:  # not the V1 runner
-            runner.__class__ = Runner
+            runner.__class__ = GuideGraphsRunner
         return runner

@@ -12,21 +12,26 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from multiprocessing import forkserver, resource_tracker
+from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
-IMPORTED = ["trimtab.engine", "vllm.v1.engine.core", "trimtab.engine.cpu", "trimtab.engine.composite"]
+T = TypeVar("T")
+
+PRELOAD = ["trimtab.engine", "vllm.v1.engine.core", "trimtab.engine.cpu", "trimtab.engine.composite"]
 """Modules that the fork server imports, and so what they import. One that is not found is left to the processes."""
 
-INDUCTOR = {"TORCHINDUCTOR_COMPILE_THREADS": "1", "TORCHINDUCTOR_CPP_DYNAMIC_THREADS": "1"}
+TORCH_SETTINGS = {"TORCHINDUCTOR_COMPILE_THREADS": "1", "TORCHINDUCTOR_CPP_DYNAMIC_THREADS": "1"}
 """What torch reads at import; the values that vLLM sets on CPU."""
 
 OPENMP = ("libgomp", "libomp", "libiomp")
@@ -47,8 +52,36 @@ class EngineProcess(ForkServerProcess):
         super().run()
 
 
-class EngineContext(ForkServerContext):
+class EngineProcessContext(ForkServerContext):
     Process = EngineProcess
+
+
+def run_forked(function: Callable[[], T]) -> T:
+    """In place of how vLLM looks at a model's class: it starts a Python for each that it has not seen before."""
+    import cloudpickle  # type: ignore[import-untyped]
+
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    process = EngineProcess(target=send_result, args=(cloudpickle.dumps(function), sender))
+    process.start()
+    sender.close()
+    try:
+        result, error = receiver.recv()
+    except EOFError:
+        result, error = None, "the process died"
+    process.join()
+    if error is not None:
+        raise RuntimeError(f"Error raised in subprocess:\n{error}")
+    return cast(T, result)
+
+
+def send_result(function: bytes, sender: Connection) -> None:
+    from vllm.plugins import load_general_plugins
+
+    try:
+        load_general_plugins()
+        sender.send((pickle.loads(function)(), None))
+    except Exception:
+        sender.send((None, traceback.format_exc()))
 
 
 def exit_with_parent() -> None:
@@ -59,14 +92,16 @@ def exit_with_parent() -> None:
 
 
 def fork_engines() -> None:
-    """Engines that this process starts from now on are forked, if they run on CPU."""
+    """What vLLM starts from this process from now on is forked, if it runs on CPU."""
+    from vllm.model_executor.models import registry
     from vllm.platforms import current_platform
     from vllm.v1.engine import utils
 
     if current_platform.is_cpu():
         prepare_environment()
-        forkserver.set_forkserver_preload(IMPORTED)
-        utils.get_mp_context = EngineContext
+        forkserver.set_forkserver_preload(PRELOAD)
+        utils.get_mp_context = EngineProcessContext
+        registry._run_in_subprocess = run_forked
 
 
 @contextmanager
@@ -79,12 +114,24 @@ def running_fork_server() -> Iterator[None]:
         yield
         return
     prepare_environment()
-    forkserver.set_forkserver_preload(IMPORTED)
-    forkserver.ensure_running()
+    forkserver.set_forkserver_preload(PRELOAD)
+    with ignore_signals(signal.SIGINT, signal.SIGHUP):  # a terminal sends them to all, and this process decides
+        forkserver.ensure_running()
     try:
         yield
     finally:
         end_fork_server()
+
+
+@contextmanager
+def ignore_signals(*signals: signal.Signals) -> Iterator[None]:
+    """Ignored by processes that are started meanwhile, and stay so there. For the main thread."""
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def end_fork_server() -> None:
@@ -105,18 +152,18 @@ def built_for_cpu() -> bool:
 
 def prepare_environment() -> None:
     """What vLLM's CPU platform sets for the processes that it spawns, where it cannot be set later."""
-    os.environ.update(INDUCTOR)
+    os.environ.update(TORCH_SETTINGS)
     loaded = os.environ.get("LD_PRELOAD", "")
     libraries = [loaded] if loaded else []
     if not any(name in loaded for name in OPENMP):
-        libraries += libraries_of("torch", "../torch.libs/libgomp*.so*", "lib/libgomp*.so*")[:1]
+        libraries += find_libraries("torch", "../torch.libs/libgomp*.so*", "lib/libgomp*.so*")[:1]
     if "libtcmalloc" not in loaded:
-        libraries[:0] = libraries_of("vllm", "libs/libtcmalloc_minimal*.so*", "libs/libtcmalloc.so*")[:1]
+        libraries[:0] = find_libraries("vllm", "libs/libtcmalloc_minimal*.so*", "libs/libtcmalloc.so*")[:1]
     if libraries:
         os.environ["LD_PRELOAD"] = ":".join(libraries)
 
 
-def libraries_of(package: str, *patterns: str) -> list[str]:
+def find_libraries(package: str, *patterns: str) -> list[str]:
     """Files of a package that is not imported for it."""
     spec = find_spec(package)
     assert spec is not None

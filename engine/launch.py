@@ -87,13 +87,11 @@ async def running_engines(specs: Sequence[EngineSpec]) -> AsyncIterator[list[Asy
         for client in clients:
             if isinstance(client, BaseException):
                 raise client
-            await (
-                client.get_supported_tasks()
-            )  # the first call makes it listen to its engine, whose death it else misses
+            await client.get_supported_tasks()  # from its first call on it listens, and hears of its engine's death
         yield clients
     finally:
         for spec, client in zip(specs, clients, strict=False):
-            if isinstance(client, AsyncLLM):
+            if not isinstance(client, BaseException):
                 client.shutdown(timeout=spec.config.shutdown_timeout or None)  # None: vLLM's own patience
 
 

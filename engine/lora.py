@@ -20,7 +20,7 @@ from transformers.utils import cached_file
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
-HONOURED = {
+SUPPORTED = {
     "alpha_pattern",
     "fan_in_fan_out",
     "lora_alpha",
@@ -54,29 +54,29 @@ class AdapterError(ValueError):
     """An adapter that cannot be merged into this base."""
 
 
-def file_of(model: str, name: str, revision: str | None = None) -> Path | None:
+def find_file(model: str, name: str, revision: str | None = None) -> Path | None:
     """A checkpoint's file, from a directory or the hub; None if it has none such."""
     if Path(model).is_dir():
         return Path(model, name) if Path(model, name).is_file() else None
     try:
-        found = cached_file(model, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+        file = cached_file(model, name, revision=revision, _raise_exceptions_for_missing_entries=False)
     except OSError:  # no such repository; whoever builds the model's config says so better
         return None
-    return Path(found) if found is not None else None
+    return Path(file) if file is not None else None
 
 
 def is_adapter(model: str, revision: str | None = None) -> bool:
-    return file_of(model, CONFIG, revision) is not None
+    return find_file(model, CONFIG, revision) is not None
 
 
-def shapes(model: str) -> dict[str, tuple[int, ...]] | None:
+def read_shapes(model: str) -> dict[str, tuple[int, ...]] | None:
     """Names and shapes of a checkpoint's weights; None where it is not a local directory of safetensors."""
     files = sorted(Path(model).glob("*.safetensors"))
-    found: dict[str, tuple[int, ...]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
         with safe_open(file, framework="pt") as weights:
-            found |= {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
-    return found or None
+            shapes |= {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+    return shapes or None
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Adapter:
     @classmethod
     def read(cls, model: str, revision: str | None = None) -> Adapter:
         """Raises AdapterError for whatever a merge of A and B would not honour."""
-        config_file, path = file_of(model, CONFIG, revision), file_of(model, WEIGHTS, revision)
+        config_file, path = find_file(model, CONFIG, revision), find_file(model, WEIGHTS, revision)
         if config_file is None or path is None:
             raise AdapterError(f"{model} has no {WEIGHTS if config_file else CONFIG}")
         config = json.loads(config_file.read_text())
@@ -97,7 +97,7 @@ class Adapter:
             raise AdapterError(f"{model} is a {config.get('peft_type')} adapter; valid: LORA")
         for key, value in config.items():
             neutral = value in NEUTRAL[key] if key in NEUTRAL else not value
-            if not neutral and key not in HONOURED | TRAINING_ONLY:
+            if not neutral and key not in SUPPORTED | TRAINING_ONLY:
                 raise AdapterError(f"{model} has {key}={value!r}, which a merge of A and B does not honour")
         modules: dict[str, set[str]] = {}
         with safe_open(path, framework="pt") as weights:
@@ -118,11 +118,11 @@ class Adapter:
         with safe_open(self.path, framework="pt") as weights:
             for module in sorted(self.modules):
                 A, B = (weights.get_slice(self._key(module, half)).get_shape() for half in "AB")
-                want = (A[1], B[0]) if self.config.get("fan_in_fan_out") else (B[0], A[1])
-                found = base.get(f"{module}.weight")
-                if found != want:
-                    has = f"has it as {list(found)}" if found else "has no such weight"
-                    raise AdapterError(f"a LoRA of another base: it changes {module} of {list(want)}; the base {has}")
+                needed = (A[1], B[0]) if self.config.get("fan_in_fan_out") else (B[0], A[1])
+                shape = base.get(f"{module}.weight")
+                if shape != needed:
+                    has = f"has it as {list(shape)}" if shape else "has no such weight"
+                    raise AdapterError(f"a LoRA of another base: it changes {module} of {list(needed)}; the base {has}")
 
     def merge(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """The base's weights with this adapter in them, in the base's dtype; the products are taken in fp32."""

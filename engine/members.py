@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,16 +45,16 @@ class Guide:
     def parse(cls, name: str, options: str | Mapping[str, Any]) -> Guide:
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name) or name == BASE:
             raise MemberError(name, f"not a guide's name: letters, digits, - and _, a letter first, and not {BASE!r}")
-        given = {"model": options} if isinstance(options, str) else dict(options)
+        fields = {"model": options} if isinstance(options, str) else dict(options)
         valid = ["hf_overrides", "model", "quantization", "revision", "tokenizer"]
-        if unknown := sorted(set(given) - set(valid)):
+        if unknown := sorted(set(fields) - set(valid)):
             raise MemberError(name, f"unknown option {unknown[0]!r}; valid: {', '.join(valid)}")
-        if not isinstance(given.get("model"), str):
-            raise MemberError(name, f"`model` must be a path or a hub id, not {given.get('model')!r}")
-        return cls(name=name, **given)
+        if not isinstance(fields.get("model"), str):
+            raise MemberError(name, f"`model` must be a path or a hub id, not {fields.get('model')!r}")
+        return cls(name=name, **fields)
 
 
-REFUSED: dict[str, tuple[Any, str]] = {
+UNSUPPORTED_OPTIONS: dict[str, tuple[Any, str]] = {
     "pipeline_parallel_size": (1, "guides run in lock-step with the base, so a layer cannot be on another machine"),
     "enable_lora": (False, "a guide may be a LoRA adapter, but requests cannot bring their own"),
     "enable_prompt_embeds": (False, "a guide cannot read the base's embeddings"),
@@ -62,6 +63,8 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "logprobs_mode": ("raw_logprobs", "scoring reads log-probabilities before masks and temperature"),
 }
 """Engine options that cannot be honoured: the one valid value, and why."""
+
+CPU_EXECUTOR = "trimtab.engine.cpu_executor.CPUExecutor"
 
 LOCK_STEP_DRAFTS = {"draft_model", "ngram", "ngram_gpu", "suffix"}
 """Speculation that reads tokens only; the other methods read the base's hidden states, which here hold the guides'."""
@@ -83,9 +86,10 @@ def engine_args(base: str, guides: Mapping[str, str | Mapping[str, Any]], **opti
         BASE, lambda: AsyncEngineArgs(model=base, hf_overrides=overrides, **options).create_model_config()
     )
     check_kind(BASE, base_config)
+    vocabulary_of_base = cache(partial(base_vocabulary, base_config))
     members = []
-    for name, given in guides.items():
-        guide = Guide.parse(name, given)
+    for name, guide_options in guides.items():
+        guide = Guide.parse(name, guide_options)
         if lora.is_adapter(guide.model, guide.revision):
             check_adapter(guide, base_config)
             guide = replace(
@@ -98,22 +102,23 @@ def engine_args(base: str, guides: Mapping[str, str | Mapping[str, Any]], **opti
             )
         else:
             check_guide(guide, base_config, asked_length=options.get("max_model_len"))
+            check_vocabulary(guide, base_config, vocabulary_of_base())
         members.append(asdict(guide))
-    own = {"architectures": base_config.architectures, "guides": members}
+    composite = {"architectures": base_config.architectures, "guides": members}
     if current_platform.is_cpu():
-        options.setdefault("worker_cls", "trimtab.engine.cpu.Worker")
+        options.setdefault("worker_cls", "trimtab.engine.cpu.SeededWorker")
         if options.get("tensor_parallel_size", 1) == 1:
-            options.setdefault("distributed_executor_backend", "trimtab.engine.cpu_executor.CPUExecutor")
+            options.setdefault("distributed_executor_backend", CPU_EXECUTOR)
     return {
         **options,
         "model": base,
-        "hf_overrides": {**overrides, "architectures": [ARCHITECTURE], FIELD: own},
+        "hf_overrides": {**overrides, "architectures": [ARCHITECTURE], FIELD: composite},
         "logits_processors": [*(options.get("logits_processors") or ()), "trimtab.engine.table:RowWriter"],
     }
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    for name, (valid, why) in REFUSED.items():
+    for name, (valid, why) in UNSUPPORTED_OPTIONS.items():
         if options.get(name, valid) not in (valid, None):
             raise MemberError("engine", f"{name}={options[name]!r} cannot be honoured: {why}; valid: {valid!r}")
     if callable(options.get("hf_overrides")):
@@ -167,14 +172,14 @@ def guide_model_config(guide: Guide, base: ModelConfig, max_model_len: int | Non
 
 def check_kind(member: str, config: ModelConfig) -> None:
     """Only decoders over text tokens with a plain KV cache run in lock-step."""
-    found = {
+    refused_kinds = {
         "an encoder-decoder": config.is_encoder_decoder,
         "a multimodal model": config.is_multimodal_model,
         "a hybrid or state-space model": config.is_hybrid or config.is_attention_free or config.has_inner_state,
         "a diffusion model": config.is_diffusion,
         "a pooling model": config.runner_type != "generate",
     }
-    for kind, is_it in found.items():
+    for kind, is_it in refused_kinds.items():
         if is_it:
             raise MemberError(member, f"{config.model} is {kind} ({config.architecture}); valid: a causal text model")
 
@@ -189,7 +194,6 @@ def check_guide(guide: Guide, base: ModelConfig, asked_length: int | None) -> No
             f"{guide.model} has {config.max_model_len} positions and {whose} {base.max_model_len}; "
             f"valid: the engine option max_model_len of at most {config.max_model_len}",
         )
-    check_vocabulary(guide, base)
 
 
 def vocabulary(member: str, tokenizer: str, *, trust_remote_code: bool, revision: str | None) -> dict[int, str]:
@@ -205,17 +209,19 @@ def vocabulary(member: str, tokenizer: str, *, trust_remote_code: bool, revision
     return {index: token for token, index in loaded.get_vocab().items()}
 
 
-def check_vocabulary(guide: Guide, base: ModelConfig) -> None:
-    """A mixture adds log-probabilities id by id, so an id must mean the same token to both.
+def base_vocabulary(base: ModelConfig) -> dict[int, str]:
+    return vocabulary(BASE, base.tokenizer, trust_remote_code=base.trust_remote_code, revision=base.tokenizer_revision)
+
+
+def check_vocabulary(guide: Guide, base: ModelConfig, ours: Mapping[int, str]) -> None:
+    """A mixture adds log-probabilities id by id, so an id must mean the same token to both; `ours` is the base's.
 
     One may know more ids than the other (padding, later additions): those are forbidden where the guide has a say.
     """
-    trust = base.trust_remote_code
-    ours = vocabulary(BASE, base.tokenizer, trust_remote_code=trust, revision=base.tokenizer_revision)
     theirs = vocabulary(
         guide.name,
         guide.tokenizer or guide.model,
-        trust_remote_code=trust,
+        trust_remote_code=base.trust_remote_code,
         revision=guide.revision if guide.tokenizer is None else None,
     )
     differ = sorted(index for index in ours.keys() & theirs.keys() if ours[index] != theirs[index])
@@ -235,6 +241,6 @@ def check_adapter(guide: Guide, base: ModelConfig) -> None:
     if base.is_quantized:
         raise MemberError(guide.name, "a LoRA adapter cannot be merged into a quantised base; valid: a full checkpoint")
     try:
-        lora.Adapter.read(guide.model, guide.revision).check(lora.shapes(base.model))
+        lora.Adapter.read(guide.model, guide.revision).check(lora.read_shapes(base.model))
     except lora.AdapterError as error:
         raise MemberError(guide.name, str(error)) from error

@@ -19,11 +19,11 @@ FIELD = "trimtab"
 """Where the base's config carries the members: {"architectures": the base's own, "guides": [options]}."""
 
 
-class OwnHooks:
+class BaseHooks:
     """vLLM adjusts some configs by architecture; ours hides the base's, so its own hooks are called here."""
 
     @classmethod
-    def _own(cls, model_config: ModelConfig) -> list[type]:
+    def _base_hooks(cls, model_config: ModelConfig) -> list[type]:
         from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 
         architectures = getattr(model_config.hf_config, FIELD)["architectures"]
@@ -31,12 +31,12 @@ class OwnHooks:
 
     @classmethod
     def verify_and_update_config(cls, vllm_config: VllmConfig) -> None:
-        for hooks in cls._own(vllm_config.model_config):
+        for hooks in cls._base_hooks(vllm_config.model_config):
             hooks.verify_and_update_config(vllm_config)  # type: ignore[attr-defined]
 
     @classmethod
     def verify_and_update_model_config(cls, model_config: ModelConfig) -> None:
-        for hooks in cls._own(model_config):
+        for hooks in cls._base_hooks(model_config):
             hooks.verify_and_update_model_config(model_config)  # type: ignore[attr-defined]
 
 
@@ -48,7 +48,7 @@ def register() -> None:
 
     if ARCHITECTURE not in ModelRegistry.get_supported_archs():
         ModelRegistry.register_model(ARCHITECTURE, "trimtab.engine.composite:Composite")
-    MODELS_CONFIG_MAP[ARCHITECTURE] = OwnHooks
+    MODELS_CONFIG_MAP[ARCHITECTURE] = BaseHooks
     if current_platform.is_cpu():
         shm_broadcast.sched_yield = nap
 

@@ -72,24 +72,31 @@ class PoolingEngine:
     async def _pool(self, inputs: Sequence[Tokens], task: str) -> list[Any]:
         try:
             async with asyncio.TaskGroup() as group:
-                scores = [group.create_task(self._one(tokens, task)) for tokens in inputs]
+                scores = [group.create_task(self._pool_one(tokens, task)) for tokens in inputs]
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None  # the others were cancelled because of it
         return [score.result() for score in scores]
 
-    async def _one(self, tokens: Tokens, task: str) -> Any:
+    async def _pool_one(self, tokens: Tokens, task: str) -> Any:
         request = f"{self.name}-{uuid4().hex[:16]}"
         params = PoolingParams(task=task, use_activation=False)
         outputs = self.client.encode(tokens_input(list(tokens)), params, request)
-        ended = False
+        finished = False
         try:
             async with aclosing(outputs):
                 async for output in outputs:
-                    ended = output.finished
+                    finished = output.finished
             return output.outputs.data.tolist()
         finally:
-            if not ended:  # a task cancelled between registering the request and sending it would leave it registered
+            if (
+                not finished
+            ):  # a task cancelled between registering the request and sending it would leave it registered
                 await self.client.abort(request)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolingSpec(EngineSpec):
+    tokenizer: Any
 
 
 @asynccontextmanager
@@ -100,7 +107,7 @@ async def running_pooler(name: str, model: str, **options: Any) -> AsyncIterator
         yield await pooling_engine(spec, client)
 
 
-def pooling_spec(name: str, model: str, **options: Any) -> EngineSpec:
+def pooling_spec(name: str, model: str, **options: Any) -> PoolingSpec:
     """A reward model's engine; `options` are vLLM's engine arguments and pass through.
 
     Several engines share a machine, so give each its share: `kv_cache_memory_bytes`; for cores on CPU see
@@ -114,19 +121,18 @@ def pooling_spec(name: str, model: str, **options: Any) -> EngineSpec:
     config = model_config(name, lambda: AsyncEngineArgs(**options).create_model_config())
     if config.convert_type == "embed":  # vLLM would serve it as an embedding model: it has no head that scores
         raise MemberError(name, f"{model} is {config.architecture}, which has no scoring head; valid: {VALID}")
-    own_tokenizer(name, config)
-    return EngineSpec(name=name, args=AsyncEngineArgs(**options))
+    return PoolingSpec(name=name, args=AsyncEngineArgs(**options), tokenizer=load_tokenizer(name, config))
 
 
-async def pooling_engine(spec: EngineSpec, client: AsyncLLM) -> PoolingEngine:
+async def pooling_engine(spec: PoolingSpec, client: AsyncLLM) -> PoolingEngine:
     """The view of its running engine; raises MemberError for what cannot score after all."""
     tasks = await client.get_supported_tasks()
     if not {"classify", "token_classify"} & set(tasks):
         raise MemberError(spec.name, f"{spec.args.model} cannot score, only {', '.join(tasks)}; valid: {VALID}")
-    return PoolingEngine(client=client, tokenizer=own_tokenizer(spec.name, spec.config.model_config), name=spec.name)
+    return PoolingEngine(client=client, tokenizer=spec.tokenizer, name=spec.name)
 
 
-def own_tokenizer(name: str, config: ModelConfig) -> Any:
+def load_tokenizer(name: str, config: ModelConfig) -> Any:
     """As `transformers` loads it: vLLM's stands behind a pool of threads."""
     try:
         return AutoTokenizer.from_pretrained(

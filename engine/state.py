@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from vllm.v1.worker.gpu.states import RequestState
 
     from trimtab.engine.composite import Composite
-    from trimtab.engine.table import Use
+    from trimtab.engine.table import ActiveGuides
 
 
 class CompositeState(DefaultModelState):  # type: ignore[misc]
@@ -24,8 +24,8 @@ class CompositeState(DefaultModelState):  # type: ignore[misc]
         super().__init__(vllm_config, model, encoder_cache, device)
         self.table = model.table
         self.slot_of: dict[str, int] = {}
-        self.captured: Use | None = None
-        """What the next CUDA graph is captured for; None: for everything, which serves any step."""
+        self.capturing: ActiveGuides | None = None
+        """What the next CUDA graph is captured for; None: for all guides, which are right for any step."""
         # One address for ever, so that a captured CUDA graph reads what each step writes here.
         self.slots = torch.full((self.max_num_tokens,), self.table.default, dtype=torch.int32, device=device)
         model.slots = self.slots
@@ -52,6 +52,6 @@ class CompositeState(DefaultModelState):  # type: ignore[misc]
 
     def prepare_dummy_inputs(self, num_reqs: int, num_tokens: int) -> dict[str, Any]:
         """Of a CUDA graph to be captured."""
-        self.table.use = self.captured or self.table.everything
+        self.table.active = self.capturing or self.table.all_guides
         inputs: dict[str, Any] = super().prepare_dummy_inputs(num_reqs, num_tokens)
         return inputs

@@ -43,7 +43,7 @@ def guides_of(row: bytes) -> list[int]:
     return np.frombuffer(row, dtype=np.float32)[1:PLAUSIBILITY].nonzero()[0].tolist()  # type: ignore[no-any-return]
 
 
-def salted(salt: str | None, guides: Iterable[str] = ()) -> str | None:
+def cache_salt(salt: str | None, guides: Iterable[str] = ()) -> str | None:
     """What salts the prefix cache for a request of these guides: blocks are shared by requests of the very same ones.
 
     Plain requests without a salt share blocks as in plain vLLM. No client's salt is one of ours: a name has no `|`.
@@ -58,7 +58,7 @@ def default_row(members: int) -> list[float]:
 
 
 @dataclass(frozen=True, slots=True)
-class Use:
+class ActiveGuides:
     """What at least one request in the table asks for; what none does is not computed."""
 
     guides: tuple[int, ...]
@@ -67,13 +67,13 @@ class Use:
     plausibility: bool
     scalars: bool
 
-    def serves(self, other: Use) -> bool:
-        """Whether hidden states of a step run for this use hold what the other asks for: the base's alone hold no slot
+    def covers(self, other: ActiveGuides) -> bool:
+        """Whether hidden states of a step run for these hold what the other asks for: the base's alone hold no slot
         of the table, all others do."""
         return other == BASE_ALONE if self == BASE_ALONE else set(other.guides) <= set(self.guides)
 
 
-BASE_ALONE = Use(guides=(), rescale=False, plausibility=False, scalars=False)
+BASE_ALONE = ActiveGuides(guides=(), rescale=False, plausibility=False, scalars=False)
 
 
 class WeightTable:
@@ -82,13 +82,13 @@ class WeightTable:
         self.default = slots
         self.owner = owner
         """Kept alive with the table: `WeightTable.of` knows an engine by its identity."""
-        self.together = False
+        self.always_all = False
         """Whether every guide runs in every step."""
         self._default_row = torch.tensor(default_row(members))
         self.host = self._default_row.repeat(slots + 1, 1)
         self.rows = self.host if device.type == "cpu" else self.host.to(device)
-        self.taken = np.zeros(slots, dtype=bool)
-        self.use = self.everything
+        self.occupied = np.zeros(slots, dtype=bool)
+        self.active = self.all_guides
         self._stale = False
 
     _tables: ClassVar[WeakValueDictionary[int, WeightTable]] = WeakValueDictionary()
@@ -105,37 +105,36 @@ class WeightTable:
         return table
 
     @property
-    def everything(self) -> Use:
+    def all_guides(self) -> ActiveGuides:
         """While nobody is served: memory is measured, models are compiled and graphs captured with every guide."""
-        return Use(guides=tuple(range(1, self.members)), rescale=True, plausibility=True, scalars=False)
+        return ActiveGuides(guides=tuple(range(1, self.members)), rescale=True, plausibility=True, scalars=False)
 
     @property
-    def captured(self) -> list[Use]:
-        """What CUDA graphs are captured for, where they are captured apart: everything first, for it needs most."""
-        everything = self.everything
-        if self.together:
-            return [everything]
-        each = [(column,) for column in everything.guides if self.members > 2]
-        return [everything, *(replace(everything, guides=guides) for guides in each), BASE_ALONE]
+    def captures(self) -> list[ActiveGuides]:
+        """What CUDA graphs are captured for, where they are captured apart: all guides first, for they need most."""
+        if self.always_all:
+            return [self.all_guides]
+        each = [(column,) for column in self.all_guides.guides if self.members > 2]
+        return [self.all_guides, *(replace(self.all_guides, guides=guides) for guides in each), BASE_ALONE]
 
     def write(self, slot: int, params: SamplingParams | None) -> None:
         packed = (params.extra_args or {}).get(KEY) if params is not None else None
         self.clear(slot)
-        self.taken[slot] = True
+        self.occupied[slot] = True
         if packed is not None:
             self.host[slot] = torch.from_numpy(np.frombuffer(packed, dtype=np.float32).copy())
 
     def clear(self, slot: int) -> None:
         self.host[slot] = self._default_row
-        self.taken[slot] = False
+        self.occupied[slot] = False
         self._stale = True
 
     def move(self, source: int, target: int) -> None:
-        self.host[target], self.taken[target] = self.host[source], self.taken[source]
+        self.host[target], self.occupied[target] = self.host[source], self.occupied[source]
         self.clear(source)
 
     def swap(self, one: int, other: int) -> None:
-        self.host[[one, other]], self.taken[[one, other]] = self.host[[other, one]], self.taken[[other, one]]
+        self.host[[one, other]], self.occupied[[one, other]] = self.host[[other, one]], self.occupied[[other, one]]
         self._stale = True
 
     def publish(self) -> None:
@@ -145,13 +144,13 @@ class WeightTable:
         self._stale = False
         if self.rows is not self.host:
             async_tensor_h2d(self.host, out=self.rows)  # stages a snapshot, so that the next write cannot overtake it
-        if not self.taken.any():
-            self.use = self.everything
+        if not self.occupied.any():
+            self.active = self.all_guides
             return
         weights = self.host[:, : self.members]
-        asked = tuple(i for i in (weights != 0).any(0).nonzero().flatten().tolist() if i > 0)
-        self.use = Use(
-            guides=self.everything.guides if self.together else asked,
+        columns = tuple(i for i in (weights != 0).any(0).nonzero().flatten().tolist() if i > 0)
+        self.active = ActiveGuides(
+            guides=self.all_guides.guides if self.always_all else columns,
             rescale=bool((weights[:, 0] != 1).any()),
             plausibility=bool((self.host[:, PLAUSIBILITY] > NEG_INF).any()),
             scalars=bool(self.host[:, SCALAR].any()),

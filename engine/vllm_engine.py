@@ -23,7 +23,7 @@ from trimtab.decoders.protocols import BASE, Chunk, Mixture, Sampling, Tokens, n
 from trimtab.engine.mixture import DISTRIBUTION, ENTROPY, KL, decode_scalar
 from trimtab.engine.plugin import FIELD
 from trimtab.engine.scheduling import schedule
-from trimtab.engine.table import KEY, guides_of, pack, salted
+from trimtab.engine.table import KEY, cache_salt, guides_of, pack
 from trimtab.runtime.strategy_run import StrategyRun, current_run
 
 HEAVIEST = 1e6
@@ -187,7 +187,7 @@ class VLLMEngine:
             max_tokens=1,
             temperature=0.0,
             logprobs=logprobs,
-            prompt_logprobs=logprobs,
+            prompt_logprobs=logprobs if completion[1:] else None,  # without, the prefix cache serves the prompt
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
             extra_args={KEY: row},
@@ -196,7 +196,7 @@ class VLLMEngine:
         )
         async with aclosing(self._run([*prompt, *completion[:-1]], params)) as outputs:
             output = [output async for output in outputs][-1]
-        return [*output.prompt_logprobs[len(prompt) :], output.outputs[0].logprobs[0]]
+        return [*(output.prompt_logprobs or ())[len(prompt) :], output.outputs[0].logprobs[0]]
 
     async def _apart(self, prompt: Tokens, params: SamplingParams, n: int) -> AsyncGenerator[RequestOutput, None]:
         """n answers as n requests, each given when it has ended: one request with n answers waits for the last.
@@ -222,7 +222,7 @@ class VLLMEngine:
 
     async def _run(self, prompt: Tokens, params: SamplingParams) -> AsyncGenerator[RequestOutput, None]:
         request = f"{self.name}-{uuid4().hex[:16]}"
-        salt = salted(self.cache_salt, [self.guides[i] for i in guides_of(params.extra_args[KEY])])
+        salt = cache_salt(self.cache_salt, [self.guides[i] for i in guides_of(params.extra_args[KEY])])
         generate = partial(self.client.generate, tokens_input(list(prompt), cache_salt=salt), params, request)
         outputs = schedule(self.run or current_run.get() or StrategyRun(), generate, params, **self.context)
         ended = False

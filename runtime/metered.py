@@ -48,6 +48,7 @@ class Metered:
                     limit = "deadline"
                     break
                 usage.sampled += len(chunk.tokens)
+                usage.scored += len(chunk.tokens) * sampling.measured
                 drawn[chunk.index] += len(chunk.tokens)
                 if chunk.finish == "length" and drawn[chunk.index] == sampling.max_tokens < length:
                     usage.record_limit("budget")

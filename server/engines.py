@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from trimtab.engine.aligned_client import AlignedClient
-from trimtab.engine.launch import EngineSpec, running_engines
-from trimtab.engine.pooling import pooling_engine, pooling_spec
+from trimtab.engine.launch import running_engines
+from trimtab.engine.pooling import PoolingSpec, pooling_engine, pooling_spec
 from trimtab.engine.toy_client import toy_pooler
 from trimtab.server.config import Config
 from trimtab.server.http.vllm_app import aligned_client, base_spec, toy_base
@@ -38,9 +38,9 @@ async def toy_models(config: Config, args: Namespace) -> AsyncIterator[tuple[Ali
     yield aligned, build_scoring(config, aligned, {engine_key(r) or "": toy_pooler(*r.served()) for r in models})
 
 
-def reward_specs(config: Config) -> dict[str, EngineSpec]:
+def reward_specs(config: Config) -> dict[str, PoolingSpec]:
     """The reward models' engines by `engine_key`."""
-    specs: dict[str, EngineSpec] = {}
+    specs: dict[str, PoolingSpec] = {}
     for name, reward in config.rewards.items():
         if (key := engine_key(reward)) is not None and key not in specs:
             model, options = reward.served()

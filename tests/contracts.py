@@ -367,15 +367,15 @@ async def neutral_values_are_plain(s: Specimen, name: str) -> None:
 
 async def a_stop_string_ends_the_answer(s: Specimen, name: str) -> None:
     """Wherever in the answer it stands, also across the pieces that a strategy draws."""
-    strategy, greedy = build(name, s), replace(s.sampling, temperature=0.0)
-    ended = 0
-    for prompt in s.prompts:
-        [answer] = await run(strategy, replace(s, sampling=greedy), prompt, seed=1)
+    strategy, ended = build(name, s), 0
+    for temperature, prompt in (*((0.0, prompt) for prompt in s.prompts), (1.0, s.prompts[0])):
+        at = replace(s, sampling=replace(s.sampling, temperature=temperature))
+        [answer] = await run(strategy, at, prompt, seed=1)
         for t in range(max(len(answer) - 2, 0)):
             stop = s.engine.text(answer[t : t + 2])
             if len(stop) < 2 or "\ufffd" in stop:  # part of a character has no text yet
                 continue
-            sampling = replace(s.stopping(stop), temperature=0.0)
+            sampling = replace(s.stopping(stop), temperature=temperature)
             [cut] = await run(strategy, replace(s, sampling=sampling), prompt, seed=1)
             assert stop not in s.engine.text(cut[:-1]), "tokens behind a stop string"
             ended += stop in s.engine.text(cut)
@@ -419,6 +419,28 @@ async def a_budget_leaves_the_best_so_far(s: Specimen, name: str) -> None:
     assert await _quiet(s) == 0
 
 
+async def no_two_draws_share_a_seed(s: Specimen, name: str) -> None:
+    """Draws with one seed would be one draw."""
+    engine = Recording(s.engine)
+    await run(build(name, s), replace(s, engine=engine), s.prompts[0], seed=1, n=2)
+    seeds = [sampling.seed for sampling in engine.samplings]
+    assert None not in seeds
+    assert len(set(seeds)) == len(seeds)
+
+
+async def what_streams_comes_in_pieces(s: Specimen, name: str) -> None:
+    if not STRATEGIES[name].streams:
+        return
+    for seed in range(8):
+        chunks = build(name, s)(
+            s.prompts[0], replace(s.sampling, seed=seed), s.engine, s.reward, n=1, include=frozenset()
+        )
+        async with aclosing(chunks):
+            if len([chunk async for chunk in chunks if chunk.tokens]) > 1:
+                return
+    raise AssertionError("every answer came whole")
+
+
 async def a_report_has_the_keys_of_reports(s: Specimen, name: str) -> None:
     include = STRATEGIES[name].shows
     chunks = build(name, s)(s.prompts[0], replace(s.sampling, seed=4), s.engine, s.reward, n=1, include=include)
@@ -433,5 +455,7 @@ TABLE_LAWS = [
     a_stop_string_ends_the_answer,
     sampling_is_honoured_or_refused,
     a_budget_leaves_the_best_so_far,
+    no_two_draws_share_a_seed,
+    what_streams_comes_in_pieces,
     a_report_has_the_keys_of_reports,
 ]

@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-CLEAN = ("bench", "decoders", "preferences", "recipes", "rewards", "runtime", "server")
+CLEAN = ("bench", "decoders", "engine", "preferences", "recipes", "rewards", "runtime", "server")
 """The packages that are held to the rule."""
 
 

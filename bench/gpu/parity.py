@@ -178,7 +178,7 @@ def generate_all(llm: Any, cases: Sequence[Case]) -> tuple[list[Completion], int
     from vllm import SamplingParams
     from vllm.inputs.engine import tokens_input
 
-    from trimtab.engine.table import KEY, guides_of, pack, salted
+    from trimtab.engine.table import KEY, cache_salt, guides_of, pack
 
     def row(mixture: Mixture | None) -> dict[str, bytes] | None:
         return None if mixture is None else {KEY: pack([mixture.get(name, 0.0) for name in (BASE, *GUIDES)])}
@@ -192,7 +192,7 @@ def generate_all(llm: Any, cases: Sequence[Case]) -> tuple[list[Completion], int
     prompts = []
     for case, param in zip(cases, params, strict=True):
         guides = guides_of(param.extra_args[KEY]) if param.extra_args else []
-        prompts.append(tokens_input(case.prompt, cache_salt=salted(None, [GUIDES[i] for i in guides])))
+        prompts.append(tokens_input(case.prompt, cache_salt=cache_salt(None, [GUIDES[i] for i in guides])))
     outputs = llm.generate(prompts, params, use_tqdm=False)
     completions = []
     for output in outputs:

@@ -33,7 +33,7 @@ from trimtab.bench.gpu.shapes import Shape, bound, floor
 from trimtab.engine.members import engine_args
 
 DEVICE = "device"
-APART = "trimtab.engine.cuda.Worker"
+APART = "trimtab.engine.cuda.GuideGraphsWorker"
 ENGINES = ("8b", "1b", "8b+1b", "8b+8b", "8b+1b+1b")
 """Members of each, the base first; a guide of the base's shape needs no run alone, its time is the base's."""
 

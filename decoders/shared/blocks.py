@@ -95,12 +95,19 @@ async def expand(
     if not unscored and all(one.value is None for one in [*partials, *parents]):
         unscored = [i for i, one in enumerate(partials) if one.tokens]
     if unscored:
-        rows = await reward(prompt, [partials[i].tokens for i in unscored])
-        for i, row in zip(unscored, rows, strict=True):
-            if not 1 <= len(row) <= 2:
-                raise ValueError(f"one reward is needed to choose by; {len(row)} given")
-            partials[i] = replace(partials[i], value=row[0] if partials[i].ended else row[-1])
+        scored = await score_beginnings(prompt, [partials[i] for i in unscored], reward)
+        for i, one in zip(unscored, scored, strict=True):
+            partials[i] = one
     return partials
+
+
+async def score_beginnings(prompt: Tokens, beginnings: Sequence[PartialAnswer], reward: Reward) -> list[PartialAnswer]:
+    """All of them with their values: of a reward of two columns the second is for those that are no whole answers."""
+    rows = await reward(prompt, [one.tokens for one in beginnings])
+    for row in rows:
+        if not 1 <= len(row) <= 2:
+            raise ValueError(f"one reward is needed to choose by; {len(row)} given")
+    return [replace(one, value=row[0] if one.ended else row[-1]) for one, row in zip(beginnings, rows, strict=True)]
 
 
 def expansion_cost(

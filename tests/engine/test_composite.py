@@ -205,7 +205,7 @@ def test_a_guide_runs_in_steps_of_requests_that_ask_for_it():
     torch.testing.assert_close(
         logits, base + torch.tensor([[0.5], [0], [0.5]]) * other - torch.tensor([[0.0], [1], [0]]) * one
     )
-    made.table.together = True
+    made.table.always_all = True
     write(made, 2, [1.0, 0.0, 0.0])
     write(made, 0, [1.0, 0.0, 0.0])
     logits, ran = step(made, inputs, ids)

@@ -14,7 +14,7 @@ from tests.engine.conftest import GUIDES
 from tests.engine.test_parity import TIE, TOLERANCE, Case, check
 from trimtab.decoders.protocols import BASE, Mixture, Sampling
 from trimtab.engine.aligned_client import AlignedClient
-from trimtab.engine.table import salted
+from trimtab.engine.table import cache_salt
 
 PREFIXES = [[random.Random(seed).randrange(190) for _ in range(160)] for seed in range(2)]
 MIXTURES: list[Mixture] = [
@@ -83,7 +83,7 @@ async def test_prefixes_shared_in_any_order_by_requests_of_any_guides(vllm_engin
 
 async def test_without_salts_a_hit_would_be_wrong(vllm_engine, reference, monkeypatch):
     """So the test above can fail."""
-    monkeypatch.setattr("trimtab.engine.vllm_engine.salted", lambda salt, guides: salt)
+    monkeypatch.setattr("trimtab.engine.vllm_engine.cache_salt", lambda salt, guides: salt)
     mistakes, _ = await interleaved(vllm_engine, reference, 0)
     assert mistakes > 0
 
@@ -102,10 +102,10 @@ async def test_no_salt_of_a_client_s_is_that_of_guides(vllm_engine, reference):
     client = AlignedClient(vllm_engine.client, bind=lambda context: vllm_engine)
     await client.reset_prefix_cache()
     prompt = PREFIXES[1]
-    for salt in (None, salted(None, ["llama"]), "llama"):
+    for salt in (None, cache_salt(None, ["llama"]), "llama"):
         tokens, logprobs, _ = await plain(client, prompt, salt)
         assert not wrong(reference, Case(prompt, {BASE: 1.0}), tokens, logprobs)
-    assert (await plain(client, prompt, salted(None, ["llama"])))[2] == 128
+    assert (await plain(client, prompt, cache_salt(None, ["llama"])))[2] == 128
     for salt in (None, "llama"):
         case = Case(prompt, {BASE: 1.0, "llama": 1.0})
         tokens, logprobs, cached = await told(vllm_engine.for_request("salted", cache_salt=salt), case)

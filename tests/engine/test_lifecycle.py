@@ -10,7 +10,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from tests.engine.conftest import GUIDES, OPTIONS
 from tests.engine.test_parity import TOLERANCE, Case, answer, check
 from trimtab.decoders.protocols import BASE, Sampling
-from trimtab.engine.table import salted
+from trimtab.engine.table import cache_salt
 
 PROMPT = list(range(40))
 LONG = Sampling(max_tokens=200, seed=0, engine_params=SamplingParams(ignore_eos=True))
@@ -133,6 +133,6 @@ async def test_a_request_s_context_reaches_vllm(vllm_engine):
     )
     with pytest.raises(RuntimeError, match="enough"):
         await bound.score([1], [2], guides={BASE: 1.0})
-    assert seen["prompt"]["cache_salt"] == salted("s")
+    assert seen["prompt"]["cache_salt"] == cache_salt("s")
     assert seen["id"].startswith("chat-7-")
     assert (seen["priority"], seen["trace_headers"], seen["aborted"]) == (3, {"a": "b"}, seen["id"])

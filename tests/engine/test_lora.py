@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM as HF
 from transformers import GPT2Config
 
 from tests.engine import family
-from trimtab.engine.lora import Adapter, AdapterError, is_adapter, shapes
+from trimtab.engine.lora import Adapter, AdapterError, is_adapter, read_shapes
 
 
 @pytest.fixture(scope="module")
@@ -103,10 +103,10 @@ def test_another_base(base, tmp_path):
     adapter = Adapter.read(str(family.adapter(tmp_path / "adapter", base)))
     other = family.llama(tmp_path / "other")
     with pytest.raises(AdapterError, match="a LoRA of another base"):
-        adapter.check(shapes(str(other)))
+        adapter.check(read_shapes(str(other)))
     with pytest.raises(AdapterError, match="a LoRA of another base"):
         dict(adapter.merge(load_file(other / "model.safetensors").items()))
-    adapter.check(shapes(str(base)))
+    adapter.check(read_shapes(str(base)))
 
 
 def test_what_is_an_adapter(base, tmp_path):

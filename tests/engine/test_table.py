@@ -12,7 +12,7 @@ from vllm.v1.sample.logits_processor.interface import MoveDirectionality
 from vllm.v1.sample.logits_processor.state import BatchUpdateBuilder
 
 from trimtab.engine.mixture import KL
-from trimtab.engine.table import BASE_ALONE, KEY, RowWriter, WeightTable, default_row, guides_of, pack, salted
+from trimtab.engine.table import BASE_ALONE, KEY, RowWriter, WeightTable, cache_salt, default_row, guides_of, pack
 
 SLOTS, MEMBERS = 6, 3
 
@@ -30,27 +30,27 @@ def test_a_row_is_what_was_packed():
     t.write(2, SamplingParams(extra_args={KEY: pack([1, 0.5, -2], plausibility=0.1, scalar=KL)}))
     t.publish()
     assert t.rows[2].tolist() == pytest.approx([1, 0.5, -2, np.log(0.1), 1])
-    assert (t.use.guides, t.use.rescale, t.use.plausibility, t.use.scalars) == ((1, 2), False, True, True)
+    assert (t.active.guides, t.active.rescale, t.active.plausibility, t.active.scalars) == ((1, 2), False, True, True)
     t.clear(2)
     t.write(1, request())
     t.publish()
     assert t.rows[2].tolist() == default_row(MEMBERS)
-    assert t.use == BASE_ALONE
+    assert t.active == BASE_ALONE
 
 
 def test_while_nobody_is_served_everything_is_in_use():
     t = table()
-    assert t.use == t.everything
+    assert t.active == t.all_guides
     t.write(1, None)
     t.publish()
-    assert t.use == BASE_ALONE
+    assert t.active == BASE_ALONE
     t.move(1, 0)
     t.swap(0, 3)
     t.publish()
-    assert t.use == BASE_ALONE
+    assert t.active == BASE_ALONE
     t.clear(3)
     t.publish()
-    assert t.use == t.everything
+    assert t.active == t.all_guides
 
 
 def test_the_guides_of_a_row_are_those_that_the_worker_sees():
@@ -58,13 +58,13 @@ def test_the_guides_of_a_row_are_those_that_the_worker_sees():
         row, t = pack(weights, plausibility=0.1), table()
         t.write(0, SamplingParams(extra_args={KEY: row}))
         t.publish()
-        assert tuple(guide + 1 for guide in guides_of(row)) == t.use.guides
+        assert tuple(guide + 1 for guide in guides_of(row)) == t.active.guides
 
 
 def test_salts_of_different_guides_never_meet():
     clients = (None, "", "a", "a,b", "|", "|a", "a|", "a|b", "a,b|c")
     salts = {
-        (client or "", guides): salted(client, guides) for client in clients for guides in ((), ("a",), ("a", "b"))
+        (client or "", guides): cache_salt(client, guides) for client in clients for guides in ((), ("a",), ("a", "b"))
     }
     assert len(set(salts.values())) == len(salts)
     assert [key for key, salt in salts.items() if salt is None] == [("", ())]
@@ -124,7 +124,7 @@ def test_v1_histories(seed):
             packed = (params.extra_args or {}).get(KEY) if params is not None else None
             expected = default_row(MEMBERS) if packed is None else np.frombuffer(packed, np.float32).tolist()
             assert writer.table.rows[place].tolist() == expected
-        assert writer.table.taken.tolist() == [place < len(batch) for place in range(SLOTS)]
+        assert writer.table.occupied.tolist() == [place < len(batch) for place in range(SLOTS)]
 
 
 def test_engines_do_not_share_a_table():
