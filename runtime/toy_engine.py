@@ -167,8 +167,8 @@ class ToyEngine:
         self.live += 1
         try:
             while open_answers:
-                await asyncio.sleep(0)  # others' turn
                 for i in tuple(open_answers):
+                    await asyncio.sleep(0)
                     cdf = cumulative(answers[i])
                     token = self.model.vocab[bisect_right(cdf, draws[i][len(answers[i])] * cdf[-1])]
                     answers[i] = (*answers[i], token)
