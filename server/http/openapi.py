@@ -196,13 +196,13 @@ def describe(app: FastAPI, config: Callable[[], Config]) -> None:
 
     def openapi() -> Schema:
         if not made:
-            made.append(document(app))
+            made.append(build_document(app))
         return with_names(made[0], config())
 
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def document(app: FastAPI) -> Schema:
+def build_document(app: FastAPI) -> Schema:
     try:
         released = version("trimtab")
     except PackageNotFoundError:  # a bare checkout
