@@ -86,6 +86,8 @@ class AlignmentResponse(TypedDict):
     weights: NotRequired[dict[str, float]]
     auto_weights: NotRequired[bool]
     """Whether the server chose the weights."""
+    reward: NotRequired[Any]
+    """As the request wrote it."""
     guides: NotRequired[dict[str, float]]
     """Exponent per member that answers were drawn with."""
     streaming: NotRequired[Literal["native", "buffered"]]

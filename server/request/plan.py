@@ -38,6 +38,8 @@ class Plan:
     auto: bool = False
     """Whether the server chose the weights."""
     include: frozenset[str]
+    reward: Any = None
+    """As the request wrote it; None where weights say what is preferred, or nothing is."""
     objective: Spec | None = None
     """What the reward is made of; None where the strategy wants none."""
     others: Mapping[str, Spec] = field(default_factory=dict)
@@ -71,6 +73,8 @@ class Plan:
             description["weights"] = dict(self.weights)
         if self.auto:
             description["auto_weights"] = True
+        if self.reward is not None:
+            description["reward"] = self.reward
         if self.guides:
             description["guides"] = dict(self.guides)
         if not self.is_plain:
@@ -121,6 +125,7 @@ def plan(raw: object, config: Config, auto: Callable[[], Mapping[str, float]] | 
         weights=weights,
         guides=_shown_mixture(work, entry),
         include=frozenset(request.include),
+        reward=request.reward,
         objective=objective,
         others=others,
         auto=request.weights == "auto",
