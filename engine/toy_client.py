@@ -133,18 +133,18 @@ class ToyPooler:
         return [np.sin(np.outer(np.asarray(tokens) + 1, columns)).tolist() for tokens in inputs]
 
 
-def toy_client(args: AsyncEngineArgs, guides: Iterable[str], plain: Strategy) -> ToyClient:
+def build_toy_client(args: AsyncEngineArgs, guides: Iterable[str], plain: Strategy) -> ToyClient:
     """A client of a toy with the base's tokenizer and members of these names. No weights are read."""
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     known = tokenizer.get_vocab()
     letters = [known[letter] for letter in "abcdefghijklmnopqrstuvwxyz" if letter in known][:2]
     if len(letters) < 2 or tokenizer.eos_token_id is None:
         raise MemberError(args.model, "the toy engine needs a tokenizer with two letters and an end of sequence")
-    model = made_up_model([BASE, *guides], (*letters, tokenizer.eos_token_id))
+    model = invent_model([BASE, *guides], (*letters, tokenizer.eos_token_id))
     return ToyClient(args, TokenizedToy(model, start=tokenizer.eos_token_id, tokenizer=tokenizer), plain)
 
 
-def toy_pooler(model: str, options: Mapping[str, Any]) -> ToyPooler:
+def build_toy_pooler(model: str, options: Mapping[str, Any]) -> ToyPooler:
     """A reward model's stand-in; of `options`, vLLM's engine arguments, it heeds `tokenizer` and `max_model_len`."""
     config = AutoConfig.from_pretrained(model)
     return ToyPooler(
@@ -154,7 +154,7 @@ def toy_pooler(model: str, options: Mapping[str, Any]) -> ToyPooler:
     )
 
 
-def made_up_model(members: Iterable[str], vocab: tuple[int, ...]) -> ToyModel:
+def invent_model(members: Iterable[str], vocab: tuple[int, ...]) -> ToyModel:
     """Next-token probabilities that are a function of the member's name alone."""
     prefixes = [p for length in range(MAX_TOKENS) for p in product(vocab[:-1], repeat=length)]
 

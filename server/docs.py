@@ -57,11 +57,16 @@ def strategies() -> str:
         )
         for name, entry in STRATEGIES.items()
     ]
-    lines = [MADE, "# Strategies", "", *table(("strategy", "paper", "carries out", "can return", "streams"), rows)]
+    lines = [
+        MADE,
+        "# Strategies",
+        "",
+        *render_table(("strategy", "paper", "carries out", "can return", "streams"), rows),
+    ]
     for name, entry in STRATEGIES.items():
         lines += ["", f"## {name}", "", describe(entry.load()), ""]
         keys = list(_parameters(parameters(name)))
-        lines += table(("`params`", *KEY_COLUMNS), keys) if keys else ["No `params`."]
+        lines += render_table(("`params`", *KEY_COLUMNS), keys) if keys else ["No `params`."]
     return "\n".join(lines) + "\n"
 
 
@@ -78,11 +83,11 @@ def rewards() -> str:
             model = " Needs `model`, and takes `engine`." if "pooler" in entry.uses else ""
             keys = list(_parameters(entry.parameters))
             lines += ["", f"### {name}", "", f"{describe(entry.load())}{paper}{model}", ""]
-            lines += table(("key", *KEY_COLUMNS), keys) if keys else ["No keys of its own."]
+            lines += render_table(("key", *KEY_COLUMNS), keys) if keys else ["No keys of its own."]
     return "\n".join(lines) + "\n"
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def render_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """Its lines. A cell is one line, whatever its text was, and its bars are no borders."""
     bodies = [[" ".join(cell.split()).replace("|", r"\|") for cell in row] for row in (head, *rows)]
     lines = [f"| {' | '.join(cells)} |" for cells in bodies]
@@ -127,7 +132,7 @@ def configuration() -> str:
         ("preference_prompts.NAME.cone", ConeConfig),
     ]
     for title, section in sections:
-        lines += ["", f"## {title}", "", *table(("key", *KEY_COLUMNS), _keys(section))]
+        lines += ["", f"## {title}", "", *render_table(("key", *KEY_COLUMNS), _keys(section))]
     return "\n".join(lines) + "\n"
 
 
@@ -141,7 +146,7 @@ def operations() -> str:
             labels = ", ".join(f"`{label}`" for label in metric._labelnames) or "none"
             name = family.name + "_total" * (family.type == "counter")
             rows.append((f"`{name}`", family.type, labels, family.documentation))
-    return "\n".join([text + TABLE, "", *table(("name", "type", "labels", "meaning"), sorted(rows))]) + "\n"
+    return "\n".join([text + TABLE, "", *render_table(("name", "type", "labels", "meaning"), sorted(rows))]) + "\n"
 
 
 ROOMS = ("decoders", "preferences", "rewards", "runtime", "engine", "server")
@@ -153,7 +158,7 @@ def architecture() -> str:
     before, _, rest = (DOCS / "architecture.md").read_text().partition(TABLE)
     _, _, after = rest.partition(END)
     rows = [(f"`{name}`", sentence) for folder in (*ROOMS, "bench", "recipes") for name, sentence in _modules(folder)]
-    return "\n".join([before + TABLE, "", *table(("file", "what it is"), rows), "", END + after])
+    return "\n".join([before + TABLE, "", *render_table(("file", "what it is"), rows), "", END + after])
 
 
 def _modules(folder: str) -> Iterator[tuple[str, str]]:

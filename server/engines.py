@@ -9,9 +9,9 @@ from contextlib import asynccontextmanager
 from trimtab.engine.aligned_client import AlignedClient
 from trimtab.engine.launch import running_engines
 from trimtab.engine.pooling import PoolingSpec, pooling_engine, pooling_spec
-from trimtab.engine.toy_client import toy_pooler
+from trimtab.engine.toy_client import build_toy_pooler
 from trimtab.server.config import Config
-from trimtab.server.http.vllm_app import aligned_client, base_spec, toy_base
+from trimtab.server.http.vllm_app import aligned_client, base_spec, build_toy
 from trimtab.server.scoring import Scoring, build_scoring, engine_key
 
 
@@ -33,9 +33,9 @@ async def running_models(config: Config, args: Namespace) -> AsyncIterator[tuple
 @asynccontextmanager
 async def toy_models(config: Config, args: Namespace) -> AsyncIterator[tuple[AlignedClient, Scoring]]:
     """`running_models` without an engine: a toy model in the base's and the guides' place, made-up reward models."""
-    aligned = toy_base(config, args).aligned()
+    aligned = build_toy(config, args).aligned()
     models = [reward for reward in config.rewards.values() if reward.model is not None]
-    yield aligned, build_scoring(config, aligned, {engine_key(r) or "": toy_pooler(*r.served()) for r in models})
+    yield aligned, build_scoring(config, aligned, {engine_key(r) or "": build_toy_pooler(*r.served()) for r in models})
 
 
 def reward_specs(config: Config) -> dict[str, PoolingSpec]:

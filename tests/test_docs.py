@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from trimtab.server.docs import DOCS, PAGES, describe, first_sentence, table
+from trimtab.server.docs import DOCS, PAGES, describe, first_sentence, render_table
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -15,7 +15,7 @@ def test_the_page_is_up_to_date(name: str) -> None:
 
 
 def test_a_cell_is_one_line_whose_bars_are_no_borders() -> None:
-    lines = table(("a", "b"), [("x |\n  y", "z  z"), ("", "w")])
+    lines = render_table(("a", "b"), [("x |\n  y", "z  z"), ("", "w")])
     assert lines == ["| a | b |", "|---|---|", r"| x \| y | z z |", "|  | w |"]
 
 

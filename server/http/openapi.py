@@ -198,13 +198,13 @@ def describe(app: FastAPI, config: Callable[[], Config]) -> None:
 
     def openapi() -> Schema:
         if not made:
-            made.append(document(app))
+            made.append(build_document(app))
         return with_names(made[0], config())
 
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def document(app: FastAPI) -> Schema:
+def build_document(app: FastAPI) -> Schema:
     try:
         released = version("trimtab")
     except PackageNotFoundError:  # a bare checkout
@@ -274,11 +274,10 @@ def with_names(made: Schema, config: Config) -> Schema:
     keys["guides"].update(weights | {"propertyNames": {"enum": [BASE, *config.guides]}})
     keys["strategy"]["enum"] = list(STRATEGIES)
     keys["return"]["items"] = {"enum": sorted(set[str]().union(*(entry.shows for entry in STRATEGIES.values())))}
-    request["allOf"] = [
-        {
-            "if": {"properties": {"strategy": {"const": name}}, "required": ["strategy"]},
-            "then": {"properties": {"params": {"$ref": REF.format(model=f"Params.{name}")}}},
-        }
-        for name in STRATEGIES
-    ]
+    request["anyOf"] = [{"not": {"required": ["strategy"]}}]
+    for name in STRATEGIES:
+        params = {"$ref": REF.format(model=f"Params.{name}")}
+        request["anyOf"].append(
+            {"properties": {"strategy": {"const": name}, "params": params}, "required": ["strategy"]}
+        )
     return {**made, "components": {**made["components"], "schemas": schemas}}

@@ -30,7 +30,7 @@ from trimtab.decoders.protocols import BASE, Tokens
 from trimtab.engine.aligned_client import AlignedClient
 from trimtab.engine.launch import EngineSpec
 from trimtab.engine.members import engine_args
-from trimtab.engine.toy_client import ToyClient, toy_client
+from trimtab.engine.toy_client import ToyClient, build_toy_client
 from trimtab.engine.vllm_engine import VLLMEngine
 from trimtab.runtime.shares import Shares
 from trimtab.server.config import Config, ConfigError
@@ -122,9 +122,9 @@ def aligned_client(client: EngineClient, config: Config) -> AlignedClient:
     return AlignedClient(client, bind, None if "scheduling_policy" in config.engine else Shares())
 
 
-def toy_base(config: Config, args: Namespace) -> ToyClient:
+def build_toy(config: Config, args: Namespace) -> ToyClient:
     """A client with no engine behind it."""
-    return toy_client(AsyncEngineArgs.from_cli_args(args), config.guides, Plain())
+    return build_toy_client(AsyncEngineArgs.from_cli_args(args), config.guides, Plain())
 
 
 async def openai_app(client: AlignedClient, args: Namespace) -> FastAPI:
