@@ -14,7 +14,7 @@ test: check
 
 # Lint, types, and every test that neither starts an engine of vLLM's nor trains a model: under a minute on two cores.
 # Tests of strategies import no vLLM, so they need not wait for those that do.
-PURE := tests/decoders tests/preferences tests/rewards
+PURE := tests/decoders tests/preferences tests/rewards tests/runtime tests/test_imports.py tests/test_names.py
 QUICK := $(BIN)/python -m pytest -q -p no:cacheprovider -m 'not engine and not slow'
 
 quick: $(VENV)/installed

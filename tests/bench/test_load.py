@@ -20,6 +20,8 @@ from trimtab.bench.load.run import Load, LoadRun, run
 from trimtab.bench.serving import free_port
 from trimtab.server.cli import main as trimtab
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def server() -> Iterator[Scripted]:

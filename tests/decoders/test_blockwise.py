@@ -64,6 +64,7 @@ def law(toy: ToyModel, values: dict[Prefix, float], k: int, beta: float) -> dict
     return dict(toy.sequences(step))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beta", [0.0, BETA])
 async def test_blocks_are_chosen_by_the_law(toy: ToyModel, reward: dict[Prefix, float], beta: float) -> None:
     """1500 answers against the enumerated law, 5 sigma."""
@@ -78,6 +79,7 @@ async def test_blocks_are_chosen_by_the_law(toy: ToyModel, reward: dict[Prefix, 
     assert surprise(drawn, law(toy, values, 3, BETA - beta)) > 5
 
 
+@pytest.mark.slow
 def test_many_blocks_weighed_by_the_soft_value_reach_the_target(toy: ToyModel, reward: dict[Prefix, float]) -> None:
     values = soft_value(toy, reward)
     target = tilted(dict(toy.sequences(toy.next({BASE: 1.0}))), reward, BETA)

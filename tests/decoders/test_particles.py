@@ -74,6 +74,7 @@ SEARCHES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("search", SEARCHES, ids=repr)
 async def test_the_target_s_measure_is_estimated_without_bias(
     toy: ToyModel, reward: dict[Prefix, float], search: Particles
@@ -107,6 +108,7 @@ async def test_the_target_s_measure_is_estimated_without_bias(
     assert worst(measure(toy, reward, twin)) > 5
 
 
+@pytest.mark.slow
 async def test_more_particles_come_nearer_to_the_target(toy: ToyModel, reward: dict[Prefix, float]) -> None:
     """TV of the answer's law, from the weights of all particles, which have less noise than the answers drawn."""
     target = tilted(law(toy, {}), reward, BETA)

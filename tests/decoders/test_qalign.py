@@ -68,6 +68,7 @@ def test_the_distance_by_step_is_the_paper_s_chain_s(toy: ToyModel, reward: dict
     assert sorted(np.abs(np.linalg.eigvals(k)))[-2] == pytest.approx(0.952, abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("guides", "target"), [({}, "proposal"), (GUIDES, "proposal"), (GUIDES, "base")])
 async def test_the_code_s_chains_follow_the_kernel(
     toy: ToyModel, reward: dict[Prefix, float], guides: dict[str, float], target: str
@@ -222,6 +223,7 @@ async def test_the_states_shown_are_those_of_the_trace(toy: ToyModel, reward: di
     assert chunk.tokens == max(shown, key=lambda c: c["value"])["tokens"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [("0 1",), ("1 1", "0 0")])
 async def test_a_stop_string_ends_an_answer_wherever_it_begins(toy: ToyModel, stop: tuple[str, ...]) -> None:
     """Under a reward of nothing the chains keep the law of answers ended at the string, cell by cell within 5 sigma."""

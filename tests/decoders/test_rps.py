@@ -186,6 +186,7 @@ async def test_a_consensus_is_what_most_neighbours_would_choose() -> None:
         assert report.get("votes", 4) == 4
 
 
+@pytest.mark.slow
 async def test_a_soft_choice_has_its_law() -> None:
     rows = {0: (1.0, 0.0), 1: (0.0, 0.0), 2: (0.3, 5.0)}
     search = Rps(direction=wish(0), k=3, theta_max=0.0, selection="soft", lambda_=0.5)
@@ -228,6 +229,7 @@ async def test_one_neighbour_is_the_direction_itself(specimen: Specimen) -> None
         assert guided == await run(Guided(guides={"arm": 1.0}), specimen, (START,), seed=seed)
 
 
+@pytest.mark.slow
 async def test_where_directions_change_nothing_the_pool_has_best_of_n_s_law(
     specimen: Specimen, toy: Any, reward: dict[Prefix, float]
 ) -> None:

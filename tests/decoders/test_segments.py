@@ -151,6 +151,7 @@ async def test_a_segment_is_accepted_by_the_law(toy: ToyModel, values: dict[Pref
     assert surprise(found, stands(short, (), values, replace(search, tries=6 - tries))) > 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "search",
     [
@@ -171,6 +172,7 @@ async def test_answers_follow_the_law(toy: ToyModel, values: dict[Prefix, float]
     assert surprise(found, plain) > 5
 
 
+@pytest.mark.slow
 async def test_the_place_of_the_cut_is_told_by_the_law(toy: ToyModel, values: dict[Prefix, float]) -> None:
     """Another threshold of entropy gives another law: the test above would see a cut that is a token off."""
     found = await drawn(SEARCH, toy, table(values), count=2000)

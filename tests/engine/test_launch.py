@@ -111,6 +111,8 @@ PARENT = """
 import os, time
 from multiprocessing import forkserver
 from trimtab.engine.fork_server import EngineProcess
+
+pytestmark = pytest.mark.slow
 if __name__ == "__main__":
     forkserver.set_forkserver_preload([])
     forkserver.ensure_running()

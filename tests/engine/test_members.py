@@ -49,6 +49,7 @@ def test_guide_options(members):
         start(members, {"one": {}})
 
 
+@pytest.mark.slow
 def test_missing_files(members, tmp_path):
     with pytest.raises(MemberError, match=r"^one: .*nowhere"):
         start(members, {"one": str(tmp_path / "nowhere")})

@@ -187,6 +187,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", REFUSED)
 async def test_what_cannot_score_is_refused_before_a_worker_starts(what, tmp_path):
     model = tmp_path / "model"

@@ -167,6 +167,7 @@ async def one_order(fake: Fake) -> tuple[float, float]:
     return await EndpointJudge(url=fake.url, model="m", key="k", seconds=10)("text")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bias", [0.0, 1.5, -3.0])
 async def test_the_endpoint_says_what_the_served_judge_says(fake: Fake, bias: float) -> None:
     fake.bias = bias

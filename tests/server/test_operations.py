@@ -242,6 +242,7 @@ async def test_a_full_server_refuses_before_any_work(config: Config, toy: ToyEng
     assert sample("trimtab_requests_total", strategy="best_of_n", outcome="rejected") == rejected + 2
 
 
+@pytest.mark.slow
 async def test_the_official_client_waits_and_tries_again(config: Config, toy: ToyEngine, gate: asyncio.Event) -> None:
     update = {"limits": config.limits.model_copy(update={"max_tokens": 15})}
     app = await toy_server.serve(config.model_copy(update=update), Gated(toy, gate))  # type: ignore[arg-type]
