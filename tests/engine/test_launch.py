@@ -16,6 +16,8 @@ from trimtab.engine import launch
 from trimtab.engine.fork_server import TORCH_SETTINGS, fork_engines, prepare_environment, run_forked
 from trimtab.engine.launch import EngineSpec, Progress, running_engines
 
+pytestmark = pytest.mark.slow
+
 
 class Client:
     def __init__(self) -> None:
@@ -111,8 +113,6 @@ PARENT = """
 import os, time
 from multiprocessing import forkserver
 from trimtab.engine.fork_server import EngineProcess
-
-pytestmark = pytest.mark.slow
 if __name__ == "__main__":
     forkserver.set_forkserver_preload([])
     forkserver.ensure_running()
