@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 CONFIG ?= demo/config.yaml
 
-.PHONY: serve test quick quick-strategies quick-rest check coverage wheel-check bench models clean
+.PHONY: serve test quick quick-strategies quick-searches quick-rest check coverage wheel-check bench models clean
 
 serve: $(VENV)/installed
 	$(BIN)/trimtab serve $(CONFIG)
@@ -18,13 +18,16 @@ PURE := tests/decoders tests/preferences tests/rewards tests/runtime tests/test_
 QUICK := $(BIN)/python -m pytest -q -p no:cacheprovider -m 'not engine and not slow'
 
 quick: $(VENV)/installed
-	@$(MAKE) --no-print-directory --output-sync=target -j 3 quick-rest quick-strategies check
+	@$(MAKE) --no-print-directory --output-sync=target -j 4 quick-rest quick-searches quick-strategies check
 
 quick-strategies: $(VENV)/installed
 	$(QUICK) $(PURE)
 
+quick-searches: $(VENV)/installed
+	$(QUICK) tests/server/search
+
 quick-rest: $(VENV)/installed
-	$(QUICK) tests $(PURE:%=--ignore=%)
+	$(QUICK) tests $(PURE:%=--ignore=%) --ignore=tests/server/search
 
 # Of everything but what vLLM's own processes run, which start no coverage of their own.
 coverage: $(VENV)/installed

@@ -61,6 +61,7 @@ CONFIG = Config.model_validate(
 )
 
 
+@pytest.mark.slow
 async def test_the_figures_are_the_law_s() -> None:
     """Mean, spread and slope of enumeration, within 5 standard errors."""
     model = ToyModel.load(TOY, {"base": "base", "arm": "arm"})

@@ -92,6 +92,7 @@ def answer_schema(described: Mapping[str, Any], method: str, path: str, code: st
     return described["paths"][path][method]["responses"][code]["content"]["application/json"]["schema"]
 
 
+@pytest.mark.slow
 def test_it_is_valid(described: dict[str, Any]) -> None:
     assert described["openapi"].startswith("3.1")
     OpenAPIV31SpecValidator(described).validate()

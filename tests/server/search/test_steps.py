@@ -59,6 +59,7 @@ async def test_an_answer_that_was_cut_has_the_reward_of_what_there_is(client: As
     assert cut, "no answer was cut"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STEPPED)
 async def test_it_pulls_towards_the_reward(client: AsyncOpenAI, name: str) -> None:
     async def mean(alignment: dict[str, Any]) -> float:
