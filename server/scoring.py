@@ -24,6 +24,7 @@ from trimtab.rewards.validated import ValidatedScorer
 from trimtab.runtime.metered import Metered
 from trimtab.runtime.usage import Usage
 from trimtab.server.config import Config, ConfigError, RewardConfig
+from trimtab.server.config.rewards import build_reward
 from trimtab.server.errors import ApiError
 from trimtab.server.metrics import REWARD_ERRORS, REWARD_SECONDS
 from trimtab.server.request import tracing
@@ -31,7 +32,6 @@ from trimtab.server.request.alignment import AT
 from trimtab.server.request.body import Json
 from trimtab.server.request.cost import REFERENCE_TOKENS
 from trimtab.server.request.messages import Messages, parse_messages
-from trimtab.server.request.parameters import build_reward
 from trimtab.server.request.plan import Plan
 from trimtab.server.request.reward_tree import Leaf, Rows, Score, Spec, evaluate, parse_spec
 from trimtab.server.request.weights import load_orchestrator

@@ -22,7 +22,6 @@ from trimtab.server.http.infer import infer
 from trimtab.server.http.middleware import AlignmentMiddleware
 from trimtab.server.http.score import respond, score
 from trimtab.server.http.vllm_app import ModelCard, ModelList, openai_app, render, request_fields
-from trimtab.server.request.parameters import about, parameters
 from trimtab.server.scoring import Scoring
 from trimtab.server.state import ServerState
 from trimtab.server.wording import suggest
@@ -122,9 +121,9 @@ def describe_server(config: Config, scoring: Scoring) -> dict[str, Any]:
     """What a client needs to build its controls."""
     strategies = {}
     for name, entry in STRATEGIES.items():
-        schema = parameters(name).model_json_schema()
+        schema = entry.parameters.model_json_schema()
         strategies[name] = {
-            "description": about(entry.load()),
+            "description": entry.summary,
             "paper": f"https://arxiv.org/abs/{entry.paper}" if entry.paper else None,
             "takes": sorted(entry.takes),
             "return": sorted(entry.shows),
@@ -154,7 +153,7 @@ def describe_table(table: Mapping[str, RewardEntry]) -> dict[str, Any]:
     """name -> what it is, and its parameters"""
     return {
         name: {
-            "description": about(entry.load()),
+            "description": entry.summary,
             "paper": f"https://arxiv.org/abs/{entry.paper}" if entry.paper else None,
             "params": entry.parameters.model_json_schema().get("properties", {}),
         }

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+from trimtab.decoders import STRATEGIES
 from trimtab.server import metrics
 from trimtab.server.config import Config
 from trimtab.server.http.context import RequestContext
-from trimtab.server.request.parameters import parameters
 from trimtab.server.request.reward_tree import explain
 
 log = logging.getLogger("trimtab.request")
@@ -66,7 +66,7 @@ def loggable_params(strategy: str, params: Mapping[str, Any]) -> dict[str, Any]:
 @cache
 def enumerated_params(strategy: str) -> dict[str, frozenset[str]]:
     """parameter -> the words that it may be, where these are listed"""
-    properties = parameters(strategy).model_json_schema(by_alias=True).get("properties", {})
+    properties = STRATEGIES[strategy].parameters.model_json_schema(by_alias=True).get("properties", {})
     return {
         name: frozenset(word for option in (schema, *schema.get("anyOf", ())) for word in option.get("enum", ()))
         for name, schema in properties.items()

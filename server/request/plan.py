@@ -13,10 +13,10 @@ from pydantic import BaseModel, ValidationError
 from trimtab.decoders import STRATEGIES, StrategyEntry
 from trimtab.decoders.protocols import BASE, Mixture, Strategy, Work
 from trimtab.server.config import Config, ConfigError
+from trimtab.server.config.rewards import check_rewards
 from trimtab.server.errors import ApiError
 from trimtab.server.request.alignment import AT, AlignmentRequest, Budget
 from trimtab.server.request.cost import check_bounds
-from trimtab.server.request.parameters import check_rewards, parameters
 from trimtab.server.request.preference_prompts import build_direction, check_prompts
 from trimtab.server.request.reward_tree import Spec, parse_spec, standardise_objective, weigh_objectives
 from trimtab.server.request.weights import By, guide_exponents, load_orchestrator, parse_number, parse_weights
@@ -215,7 +215,7 @@ def _build(
     name: str, entry: StrategyEntry, params: Mapping[str, Any], supplied: Mapping[str, Any]
 ) -> tuple[Strategy, dict[str, Any]]:
     """The strategy, and its parameters as they run; `supplied` is what the server makes of the rest of the request."""
-    at, model = f"{AT}.params", parameters(name)
+    at, model = f"{AT}.params", entry.parameters
     fields = {field.alias or key for key, field in model.model_fields.items()}
     if surplus := next((key for key in params if key not in fields), None):
         message = f"strategy {name!r}: {suggest('parameter', surplus, fields)}"

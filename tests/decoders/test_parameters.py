@@ -9,7 +9,6 @@ from pydantic import TypeAdapter, ValidationError
 
 from trimtab.decoders import STRATEGIES
 from trimtab.decoders.shared.answers import Extractor
-from trimtab.server.request.parameters import parameters
 
 GOOD: list[tuple[str, dict[str, Any]]] = [
     ("best_of_n", {"n": 4}),
@@ -49,4 +48,4 @@ def test_an_extractor_s_schema_stands_by_itself() -> None:
 @pytest.mark.parametrize(("name", "params"), BAD)
 def test_bad_ones_are_refused(name: str, params: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        parameters(name).model_validate(params)
+        STRATEGIES[name].parameters.model_validate(params)

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
+from trimtab.decoders import STRATEGIES
 from trimtab.decoders.guided import Guided
 from trimtab.decoders.plain import Plain
 from trimtab.decoders.protocols import BASE
 from trimtab.server.config import Config, ConfigError, RewardConfig
 from trimtab.server.errors import ApiError
-from trimtab.server.request.parameters import parameters
 from trimtab.server.request.plan import Plan, check_config, plan
 
 CONFIG = Config.model_validate(
@@ -245,7 +245,7 @@ def test_infinity_in_disguise(number: str) -> None:
 
 def test_every_parameter_is_described() -> None:
     for name in ("contrastive", "dera", "genarm", "guided", "mod", "plain", "proxy_tuning"):
-        for key, schema in parameters(name).model_json_schema().get("properties", {}).items():
+        for key, schema in STRATEGIES[name].parameters.model_json_schema().get("properties", {}).items():
             assert schema.get("description"), f"{name}.{key}"
 
 

@@ -1,26 +1,13 @@
-"""What strategies and rewards are configured with."""
+"""The configuration's rewards: checked before a model is up, and built."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel
-
-from trimtab.decoders import STRATEGIES
 from trimtab.rewards import KINDS
 from trimtab.rewards.protocols import Scorer
 from trimtab.server.config import Config, ConfigError, RewardConfig
 from trimtab.server.wording import suggest
-
-
-def parameters(name: str) -> type[BaseModel]:
-    """What a request may write in `params` under a strategy."""
-    return STRATEGIES[name].parameters
-
-
-def about(build: Any) -> str:
-    """The first paragraph of its documentation."""
-    return " ".join((build.__doc__ or "").split("\n\n")[0].split())
 
 
 def check_rewards(config: Config) -> None:
