@@ -12,6 +12,11 @@ from typing import Any, get_type_hints
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 
+def summarise(build: Any) -> str:
+    """The first paragraph of a docstring, as one line."""
+    return " ".join((build.__doc__ or "").split("\n\n")[0].split())
+
+
 @dataclass(frozen=True)
 class NamesReward:
     """In a parameter's annotation: its value names one more reward, written as the request's `reward` is. Its scores
@@ -37,8 +42,7 @@ class Entry:
 
     @property
     def summary(self) -> str:
-        """The first paragraph of the builder's docstring, as one line."""
-        return " ".join((self.load().__doc__ or "").split("\n\n")[0].split())
+        return summarise(self.load())
 
     @cached_property
     def parameters(self) -> type[BaseModel]:

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from trimtab.decoders import STRATEGIES
-from trimtab.decoders.registry import Entry
+from trimtab.decoders.registry import summarise
 from trimtab.rewards import COMBINES, KINDS, TRANSFORMS
 from trimtab.server import metrics
 from trimtab.server.config import SECTIONS, ConeConfig, Config, LimitsConfig, Section
@@ -64,7 +64,7 @@ def strategies() -> str:
         *render_table(("strategy", "paper", "carries out", "can return", "streams"), rows),
     ]
     for name, entry in STRATEGIES.items():
-        lines += ["", f"## {name}", "", describe(entry), ""]
+        lines += ["", f"## {name}", "", describe(entry.load()), ""]
         keys = list(_parameters(entry.parameters))
         lines += render_table(("`params`", *KEY_COLUMNS), keys) if keys else ["No `params`."]
     return "\n".join(lines) + "\n"
@@ -82,7 +82,7 @@ def rewards() -> str:
             paper = f" ({_paper(entry.paper)})" if entry.paper else ""
             model = " Needs `model`, and takes `engine`." if "pooler" in entry.uses else ""
             keys = list(_parameters(entry.parameters))
-            lines += ["", f"### {name}", "", f"{describe(entry)}{paper}{model}", ""]
+            lines += ["", f"### {name}", "", f"{describe(entry.load())}{paper}{model}", ""]
             lines += render_table(("key", *KEY_COLUMNS), keys) if keys else ["No keys of its own."]
     return "\n".join(lines) + "\n"
 
@@ -94,10 +94,10 @@ def render_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str
     return [lines[0], "|---" * len(head) + "|", *lines[1:]]
 
 
-def describe(entry: Entry) -> str:
+def describe(build: Any) -> str:
     """The summary, and where that ends with a colon, the formula that it announces and what goes on behind it."""
-    _, *rest = inspect.cleandoc(entry.load().__doc__ or "").split("\n\n")
-    text = entry.summary
+    _, *rest = inspect.cleandoc(build.__doc__ or "").split("\n\n")
+    text = summarise(build)
     if not text.endswith(":") or not rest:
         return text
     formula, *after = rest
