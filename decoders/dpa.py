@@ -1,4 +1,5 @@
-"""Directional preference alignment (DPA, arXiv 2402.18571): a direction in reward space, told to a model that obeys it.
+"""Directional preference alignment (DPA, arXiv 2402.18571): a direction in reward space, as a prompt to a model
+that obeys it.
 
     y ~ pi(. | x under s(v)),    v = w / |w|                                                                         (1)
 
@@ -29,7 +30,7 @@ Guides = Annotated[Mixture, Field(description="exponent per guide that the answe
 
 @dataclass(frozen=True, kw_only=True)
 class Directional:
-    """A direction in reward space, told to a model that was trained to obey it."""
+    """A direction in reward space, as a prompt to a model that was trained to obey it."""
 
     direction: PreferenceDirection
     prompt: Prompt = None

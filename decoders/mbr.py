@@ -59,10 +59,11 @@ class MinimumBayesRisk:
 
     n: Annotated[int, Field(ge=1, le=1024, description="candidates drawn")] = 16
     utility: Annotated[
-        Literal["rouge1", "token_f1"], Field(description="likeness of two candidates: F1 of their words or of tokens")
+        Literal["rouge1", "token_f1"], Field(description="similarity of two candidates: F1 of their words or of tokens")
     ] = "rouge1"
     weighting: Annotated[
-        Literal["uniform", "softmax"], Field(description="what likeness to a candidate counts: 1 or exp(reward / beta)")
+        Literal["uniform", "softmax"],
+        Field(description="what similarity to a candidate counts: 1 or exp(reward / beta)"),
     ] = "uniform"
     beta: Beta = 1.0
     guides: Guides = field(default_factory=base_alone)
@@ -83,10 +84,10 @@ class MinimumBayesRisk:
                 split_words(text) if self.utility == "rouge1" else c.tokens
                 for c, text in zip(candidates, texts, strict=True)
             ]
-            likeness = f1(bags)
-            np.fill_diagonal(likeness, 0)
+            similarity = f1(bags)
+            np.fill_diagonal(similarity, 0)
             # Rounded, for equal candidates tie whatever order their terms are added in.
-            return [float(u) for u in np.round(likeness @ weights, 12)]  # (1)
+            return [float(u) for u in np.round(similarity @ weights, 12)]  # (1)
 
         utilities = await asyncio.to_thread(expected)
         order = sorted(range(len(candidates)), key=lambda i: -utilities[i])

@@ -269,11 +269,11 @@ class QAlign:
         return [distinct[i] if i < len(distinct) else order[0] for i in range(n)]
 
     def _ranks(self, texts: Sequence[str], weight: Vector) -> list[int]:
-        """States, best first, by likeness to the others or by votes; ties stay in the order visited."""
+        """States, best first, by similarity to the others or by votes; ties stay in the order visited."""
         if self.answer == "mbr":
-            likeness = f1([split_words(text) for text in texts])
-            np.fill_diagonal(likeness, 1.0)  # a state is like itself however often it was visited
-            merit = np.round(likeness @ weight, 12)
+            similarity = f1([split_words(text) for text in texts])
+            np.fill_diagonal(similarity, 1.0)  # a state is like itself however often it was visited
+            merit = np.round(similarity @ weight, 12)
         else:
             merit = np.array(count_votes(texts, weight, self.extractor))
         return [int(i) for i in np.argsort(-merit, kind="stable")]

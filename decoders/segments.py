@@ -58,7 +58,7 @@ class Segments:
     block: Block = 32
     beta: Beta = 0.5
     target: Annotated[float, Field(description="reward from which on every segment is accepted")] = 1.0
-    rise: Annotated[int, Field(ge=1, description="tokens over which what is asked for rises to target")] = 128
+    rise: Annotated[int, Field(ge=1, description="tokens over which the required reward rises to target")] = 128
     tries: Annotated[int, Field(ge=1, le=4096, description="draws of a segment, at most; then their best stands")] = 8
     prefix_reward: PrefixReward = None
     guides: Guides = field(default_factory=base_alone)

@@ -1,4 +1,4 @@
-"""Model Runner V2's seam: the model names its own state, which is told of requests and prepares each step's inputs."""
+"""Model Runner V2's hook: the model names its own state, which learns of requests and prepares each step's inputs."""
 
 from __future__ import annotations
 
