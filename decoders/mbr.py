@@ -63,7 +63,7 @@ class MinimumBayesRisk:
     ] = "rouge1"
     weighting: Annotated[
         Literal["uniform", "softmax"],
-        Field(description="what similarity to a candidate counts: 1 or exp(reward / beta)"),
+        Field(description="what similarity to a candidate counts: 1, exp(reward / beta)"),
     ] = "uniform"
     beta: Beta = 1.0
     guides: Guides = field(default_factory=base_alone)
