@@ -43,7 +43,7 @@ def normalise_mixture(mixture: Mixture) -> dict[str, float]:
 
 def is_base_alone(mixture: Mixture) -> bool:
     """Whether its tokens are the frozen model's, token for token."""
-    return {member: w for member, w in mixture.items() if w} in ({}, {BASE: 1.0}) and mixture.get(BASE, 1.0) == 1
+    return all(w == (member == BASE) for member, w in mixture.items())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -71,5 +71,8 @@ class Entry:
 
     def build(self, params: Mapping[str, Any], **supplied: Any) -> Any:
         """What the parameters, under their public names, ask for; raises pydantic's ValidationError, and ValueError."""
-        model = self.parameters.model_validate(dict(params))
-        return self.load()(**{name: getattr(model, name) for name in self.parameters.model_fields}, **supplied)
+        return self.build_from(self.parameters.model_validate(dict(params)), **supplied)
+
+    def build_from(self, params: BaseModel, **supplied: Any) -> Any:
+        """What parameters that are validated already ask for; raises ValueError."""
+        return self.load()(**{name: getattr(params, name) for name in self.parameters.model_fields}, **supplied)

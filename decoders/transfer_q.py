@@ -93,7 +93,7 @@ class TransferQ:
             raise ValueError("rollouts above 1 need a rollout_temperature above 0: greedy ones are all the same")
 
     @property
-    def rolls_out(self) -> Mixture:
+    def rollout_mixture(self) -> Mixture:
         """rho_BL: the members that `baseline` names, and no other."""
         return {BASE: 0.0, **self.baseline}
 
@@ -118,7 +118,7 @@ class TransferQ:
                 engine,
                 n=self.rollouts,
                 limits=[len(answer) + length for answer in beginnings],
-                guides=self.rolls_out,
+                guides=self.rollout_mixture,
                 seeds=[derive_seed(sampling.seed, i, at, j, ROLLOUT) for j in range(len(begun))],
             )
             if greedy:
@@ -146,7 +146,7 @@ class TransferQ:
             rollouts=self.rollouts,
             horizon=horizon,
             n=n,
-            mixtures={"": self.guides, "baseline": self.rolls_out},
+            mixtures={"": self.guides, "baseline": self.rollout_mixture},
         )
 
     def q(self, rows: Sequence[Sequence[float]]) -> float:

@@ -84,6 +84,8 @@ class VLLMEngine:
         if sampling.measured and params.logprobs is None:
             params.logprobs = 0  # of the token drawn
         drawn: dict[int, list[int]] = {i: [] for i in range(n)}
+        measured = sampling.measured
+        entropy_row = self._row(guides, plausibility=sampling.plausibility, scalar=ENTROPY) if measured else b""
         async with aclosing(self._apart(prompt, params, n) if apart else self._run(prompt, params)) as outputs:
             async for output in outputs:
                 for piece in output.outputs:
@@ -91,9 +93,8 @@ class VLLMEngine:
                     native.outputs = [piece]
                     finish = "step" if step and piece.stop_reason == step else piece.finish_reason
                     chunk = Chunk(index=piece.index, tokens=tuple(piece.token_ids), finish=finish, engine_output=native)
-                    if sampling.measured:
-                        row = self._row(guides, plausibility=sampling.plausibility, scalar=ENTROPY)
-                        chunk = await self._measured(chunk, [*prompt, *drawn[piece.index]], row)
+                    if measured:
+                        chunk = await self._measured(chunk, [*prompt, *drawn[piece.index]], entropy_row)
                         drawn[piece.index] += piece.token_ids
                     yield chunk
 

@@ -19,6 +19,7 @@ from trimtab.decoders.protocols import BASE, Engine, Sampling, Tokens
 from trimtab.engine.aligned_client import AlignedClient
 from trimtab.engine.pooling import PoolingEngine
 from trimtab.engine.toy_client import ToyPooler
+from trimtab.rewards.gather import gather_or_cancel
 from trimtab.rewards.protocols import Host, Question, Response, RewardError, Scorer
 from trimtab.rewards.validated import ValidatedScorer
 from trimtab.runtime.metered import Metered
@@ -174,12 +175,8 @@ class Scoring:
         """leaf -> [N] raw scores, every reward asked once; raises RewardError."""
         leaves = {leaf.name: leaf for spec in specs for leaf in spec.leaves}
         names = sorted({leaf.reward for leaf in leaves.values()})
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._score(name, question, responses, span)) for name in names]
-        except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None  # the others were cancelled because of it
-        tables = dict(zip(names, (task.result() for task in tasks), strict=True))
+        scores = await gather_or_cancel(self._score(name, question, responses, span) for name in names)
+        tables = dict(zip(names, scores, strict=True))
 
         def column(leaf: Leaf) -> list[float]:
             k = 0 if leaf.label is None else self.scorers[leaf.reward].labels.index(leaf.label)
@@ -236,8 +233,9 @@ class RequestReward:
         self.usage.scored += rewards * sum(len(tokens) for tokens in completions)
         rows = await self.scoring.rows(self.specs, question, responses, self.span)
         breakdowns = [evaluate(spec, rows, references) for spec in self.specs]
+        explanations = [breakdowns[0].explain(i) for i in range(len(completions))]
         values = zip(*(breakdown.values for breakdown in breakdowns), strict=True)
-        return [[Score(value, breakdowns[0].explain(i)) for value in row] for i, row in enumerate(values)]
+        return [[Score(value, why) for value in row] for row, why in zip(values, explanations, strict=True)]
 
     @property
     def reference_count(self) -> int:

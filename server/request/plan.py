@@ -221,8 +221,9 @@ def _build(
         message = f"strategy {name!r}: {suggest('parameter', surplus, fields)}"
         raise ApiError(message, param=f"{at}.{surplus[:64]}", code="unknown_parameter")
     try:
-        strategy: Strategy = entry.build(params, **supplied)
-        return strategy, model.model_validate(dict(params)).model_dump(mode="json", by_alias=True)
+        checked = model.model_validate(dict(params))
+        strategy: Strategy = entry.build_from(checked, **supplied)
+        return strategy, checked.model_dump(mode="json", by_alias=True)
     except ValidationError as error:
         where = error.errors()[0]["loc"]
         raise explain_validation(error, at=at, fields=_inside(model, where) if len(where) > 1 else fields) from None
