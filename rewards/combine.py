@@ -29,11 +29,13 @@ from typing import Annotated, ClassVar, Protocol
 import numpy as np
 from pydantic import Field
 
-from trimtab.rewards.transforms import log_sigmoid
+from trimtab.rewards.transforms import LARGEST, log_sigmoid
 
 Rows = Sequence[Sequence[float]]
 
-Caution = Annotated[float, Field(ge=0, alias="lambda", description="how much disagreement costs; 0 is the mean")]
+Caution = Annotated[
+    float, Field(ge=0, le=LARGEST, alias="lambda", description="how much disagreement costs; 0 is the mean")
+]
 
 
 class Combine(Protocol):
@@ -58,7 +60,8 @@ class Weighted:
 
     in_pool: ClassVar[bool] = False
     weights: Annotated[
-        Sequence[float] | None, Field(min_length=1, description="one per reward, in their order; all 1 if not given")
+        Sequence[Annotated[float, Field(ge=-LARGEST, le=LARGEST)]] | None,
+        Field(min_length=1, description="one per reward, in their order; all 1 if not given"),
     ] = None
 
     def __call__(self, rows: Rows) -> list[list[float]]:
@@ -143,7 +146,7 @@ class Heron:
 
     in_pool: ClassVar[bool] = True
     margins: Annotated[
-        Sequence[Annotated[float, Field(ge=0)]],
+        Sequence[Annotated[float, Field(ge=0, le=LARGEST)]],
         Field(min_length=1, description="one per reward, the most important first: what difference decides nothing"),
     ]
 

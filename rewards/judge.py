@@ -17,13 +17,18 @@ neither letter is listed, there is no score. Cost: two short calls per principle
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Annotated, Protocol
+from urllib.parse import urlsplit
 
+import httpx
 import openai
 from openai.types.chat.chat_completion import Choice
 from pydantic import Field
@@ -31,6 +36,12 @@ from pydantic import Field
 from trimtab.decoders.protocols import BASE
 from trimtab.rewards.gather import gather_or_cancel
 from trimtab.rewards.protocols import Host, Question, Response, RewardError
+from trimtab.rewards.turns import gather_in_turn
+
+log = logging.getLogger("trimtab")
+
+RETRIES = 2
+"""Of a reply that an endpoint did not give, all within its `seconds`."""
 
 LETTERS = ("A", "B")
 ORDERS = (("yes", "no"), ("no", "yes"))
@@ -82,38 +93,60 @@ class BaseJudge:
 
 @dataclass(frozen=True, kw_only=True)
 class EndpointJudge:
-    """A model behind an OpenAI-compatible API as the judge."""
+    """A model behind an OpenAI-compatible API as the judge.
 
-    url: str
+    It is asked where its URL says and nowhere else: redirects are not followed, and no cookie of one request goes with
+    another. Clients read what it raises, so that says neither where it is nor what an exception said.
+    """
+
+    url: str = field(repr=False)
     model: str
     key: str = field(repr=False)
     seconds: float
 
     @cached_property
     def _client(self) -> openai.AsyncOpenAI:
-        return openai.AsyncOpenAI(base_url=self.url, api_key=self.key, timeout=self.seconds)
+        no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
+        http_client = openai.DefaultAsyncHttpxClient(follow_redirects=False, cookies=no_cookies)
+        return openai.AsyncOpenAI(
+            base_url=self.url, api_key=self.key, timeout=self.seconds, max_retries=RETRIES, http_client=http_client
+        )
 
     async def __call__(self, text: str) -> tuple[float, float]:
+        """Raises RewardError."""
         try:
-            reply = await self._client.chat.completions.create(
-                model=self.model,
-                messages=[{"role": "user", "content": text}],
-                max_tokens=1,
-                temperature=1,
-                logprobs=True,
-                top_logprobs=20,
-            )
-        except openai.OpenAIError as error:
-            raise RewardError(
-                f"the judge {self.model!r} at {self.url} gave no reply: {type(error).__name__}"
-            ) from error
-        a, b = (first_logprobs(reply.choices, letter) for letter in LETTERS)
-        least = min(first_logprobs(reply.choices, None), default=-math.inf)
-        if not a and not b:
-            raise RewardError(
-                f"the judge {self.model!r} at {self.url} lists neither A nor B among its likeliest tokens"
-            )
-        return logsumexp(a or [least]), logsumexp(b or [least])
+            async with asyncio.timeout(self.seconds):
+                reply = await self._client.chat.completions.create(
+                    model=self.model,
+                    messages=[{"role": "user", "content": text}],
+                    max_tokens=1,
+                    temperature=1,
+                    logprobs=True,
+                    top_logprobs=20,
+                )
+        except (TimeoutError, openai.APITimeoutError) as error:
+            raise self._failure(f"timed out after {self.seconds:g} s (its key `seconds`)", error) from None
+        except openai.APIStatusError as error:
+            raise self._failure(f"answered {error.status_code}", error) from None
+        except openai.APIConnectionError as error:
+            raise self._failure("cannot be reached", error) from None
+        except (openai.OpenAIError, httpx.HTTPError, ValueError) as error:
+            raise self._failure("no score in its answer", error) from None
+        try:
+            a, b = (first_logprobs(reply.choices, letter) for letter in LETTERS)
+            least = min(first_logprobs(reply.choices, None), default=-math.inf)
+            if a or b:
+                return logsumexp(a or [least]), logsumexp(b or [least])
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # no completion at all
+            raise self._failure("no score in its answer", error) from None
+        raise self._failure("no score in its answer: neither A nor B is among its likeliest tokens")
+
+    def _failure(self, what: str, error: Exception | None = None) -> RewardError:
+        """For the client; the log says where it was too, but neither a user nor a path, which may hold a secret."""
+        place = urlsplit(self.url)
+        kind = "" if error is None else f" ({type(error).__name__})"
+        log.warning("the judge %r at %s:%s: %s%s", self.model, place.hostname, place.port or place.scheme, what, kind)
+        return RewardError(what)
 
 
 def first_logprobs(choices: Sequence[Choice], letter: str | None) -> list[float]:
@@ -150,8 +183,8 @@ class Judge:
 
     def __post_init__(self) -> None:
         if (self.endpoint is None) != (self.endpoint_model is None):
-            got = f"endpoint={self.endpoint}, endpoint_model={self.endpoint_model}"
-            raise ValueError(f"give endpoint and endpoint_model, or neither; got {got}")
+            missing = "endpoint" if self.endpoint is None else "endpoint_model"
+            raise ValueError(f"give endpoint and endpoint_model, or neither; {missing} is missing")
         if self.endpoint is None and self.api_key_env is not None:
             raise ValueError(f"api_key_env={self.api_key_env!r} is only for an endpoint, and none is given")
         if self.api_key_env is not None and not os.environ.get(self.api_key_env):
@@ -174,18 +207,22 @@ class Judge:
 
     async def __call__(self, question: Question, responses: Sequence[Response]) -> list[list[float]]:
         conversation = "\n".join(f"{message['role']}: {message['content']}" for message in question.messages)
-        scores = await gather_or_cancel(
-            self._log_odds(conversation, response.text, principle)
-            for response in responses
-            for principle in self.principles.values()
+        odds = await gather_in_turn(
+            question.turns,
+            (
+                partial(self._log_odds, conversation, response.text, principle, order)
+                for response in responses
+                for principle in self.principles.values()
+                for order in ORDERS
+            ),
         )
+        scores = [math.fsum(odds[i : i + len(ORDERS)]) / len(ORDERS) for i in range(0, len(odds), len(ORDERS))]  # (1)
         k = len(self.principles)
         return [scores[i * k : (i + 1) * k] for i in range(len(responses))]
 
-    async def _log_odds(self, conversation: str, response: str, principle: str) -> float:
-        replies = await gather_or_cancel(
-            self._judge(PROMPT.format(conversation=conversation, response=response, principle=principle, a=a, b=b))
-            for a, b in ORDERS
-        )
-        log_odds = [a - b if order[0] == "yes" else b - a for order, (a, b) in zip(ORDERS, replies, strict=True)]
-        return math.fsum(log_odds) / len(ORDERS)  # (1)
+    async def _log_odds(self, conversation: str, response: str, principle: str, order: tuple[str, str]) -> float:
+        """log p(yes) - log p(no) in one order."""
+        first, second = order
+        text = PROMPT.format(conversation=conversation, response=response, principle=principle, a=first, b=second)
+        a, b = await self._judge(text)
+        return a - b if first == "yes" else b - a

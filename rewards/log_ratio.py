@@ -18,13 +18,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 from pydantic import Field
 
 from trimtab.decoders.protocols import BASE, Mixture, Tokens
-from trimtab.rewards.gather import gather_or_cancel
 from trimtab.rewards.protocols import Host, Question, Response
+from trimtab.rewards.turns import gather_in_turn
 
 Member = Annotated[str | Mapping[str, float], Field(description="a guide, the base, or a mixture {member: exponent}")]
 
@@ -68,10 +69,13 @@ class LogRatio:
         strong_prompt = question.prompt
         if self.instruction is not None:
             strong_prompt = self.host.render(add_instruction(question.messages, self.instruction))
-        scores = await gather_or_cancel(
-            self._logprob(side, prompt, response.tokens)
-            for response in responses
-            for side, prompt in ((self.strong, strong_prompt), (self.weak, question.prompt))
+        scores = await gather_in_turn(
+            question.turns,
+            (
+                partial(self._logprob, side, prompt, response.tokens)
+                for response in responses
+                for side, prompt in ((self.strong, strong_prompt), (self.weak, question.prompt))
+            ),
         )
         rows = zip(scores[::2], scores[1::2], responses, strict=True)
         return [[self.beta * (s - w) / (self._length(response) or 1)] for s, w, response in rows]  # (1)

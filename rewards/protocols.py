@@ -5,11 +5,13 @@ Shapes: N responses, K labels, T tokens. Higher is better; NaN and infinity are 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from trimtab.decoders.protocols import Engine, Tokens
+from trimtab.rewards.turns import READINGS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,6 +24,8 @@ class Question:
     """The conversation in the base's tokens, chat template included."""
     given: Mapping[str, Any] = field(default_factory=dict)
     """From the request, to score against: "references" (list of strings), "answer" (string) …"""
+    turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(READINGS), compare=False)
+    """What the request's calls of judges, and of the base for its rewards, take one of each."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from trimtab.rewards.protocols import Question, Response
+from trimtab.rewards.turns import restart_clock
 
 
 class TextRule(ABC):
@@ -25,6 +26,7 @@ class TextRule(ABC):
 
     async def __call__(self, question: Question, responses: Sequence[Response]) -> list[list[float]]:
         def score_all() -> list[list[float]]:
+            restart_clock()  # before, it waited for a thread
             return [[self.score(question, response)] for response in responses]
 
         return await asyncio.to_thread(score_all)

@@ -25,6 +25,10 @@ from typing import Annotated, Protocol
 
 from pydantic import Field
 
+LARGEST = 1e6
+"""Parameters of transforms and combinations lie within ±LARGEST, and those that divide are no less than 1 / LARGEST, so
+that scores of any sane size stay numbers."""
+
 References = Annotated[int, Field(ge=1, le=256, description="M, answers of the base that are scored as references")]
 
 
@@ -93,7 +97,7 @@ class Par:
     """Preference as reward: the mean probability of being preferred to a reference under Bradley-Terry, in (0, 1)."""
 
     references: References = 1
-    k: Annotated[float, Field(gt=0, description="steepness")] = 1.0
+    k: Annotated[float, Field(gt=0, le=LARGEST, description="steepness")] = 1.0
 
     @property
     def n_references(self) -> int:
@@ -108,8 +112,8 @@ class Par:
 class Standardise:
     """In standard deviations, by a mean and std measured once: rewards of different scales become comparable."""
 
-    mean: Annotated[float, Field(description="of the reward on the base's own answers")]
-    std: Annotated[float, Field(gt=0, description="of the reward on the base's own answers")]
+    mean: Annotated[float, Field(ge=-LARGEST, le=LARGEST, description="of the reward on the base's own answers")]
+    std: Annotated[float, Field(ge=1 / LARGEST, le=LARGEST, description="of the reward on the base's own answers")]
 
     @property
     def n_references(self) -> int:
@@ -123,8 +127,8 @@ class Standardise:
 class Clip:
     """Within bounds."""
 
-    low: Annotated[float, Field(description="no reward is less")]
-    high: Annotated[float, Field(description="no reward is more; above low")]
+    low: Annotated[float, Field(ge=-LARGEST, le=LARGEST, description="no reward is less")]
+    high: Annotated[float, Field(ge=-LARGEST, le=LARGEST, description="no reward is more; above low")]
 
     def __post_init__(self) -> None:
         if not self.low < self.high:

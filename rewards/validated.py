@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 import math
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from trimtab.rewards.protocols import Question, Response, RewardError, Scorer
+from trimtab.rewards.turns import Clock, current_clock
+
+log = logging.getLogger("trimtab")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,13 +22,16 @@ class ValidatedScorer:
     """A scorer whose every row is K finite numbers.
 
     ValueError (a fault of the request) passes through; any other failure is raised as a RewardError with the reward's
-    name.
+    name. Clients read it, so it says nothing that an exception said: that is for the log.
     """
 
     scorer: Scorer
     name: str
     timeout: float
-    """Seconds for one call."""
+    """Seconds for which a call may stand still: without an answer to any part of it, or from what it waits for."""
+    active_at: Callable[[], float] = lambda: -math.inf
+    """When the engine that it asks last answered anybody, by `time.monotonic`: a call that waits for its turn there has
+    not begun."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -34,21 +44,40 @@ class ValidatedScorer:
     async def __call__(self, question: Question, responses: Sequence[Response]) -> list[list[float]]:
         if missing := sorted(self.needs - set(question.given)):
             raise ValueError(f"the reward {self.name!r} needs {', '.join(missing)} to score against")
-        deadline = asyncio.timeout(self.timeout)
         try:
-            async with deadline:
-                rows = await self.scorer(question, responses)
+            rows = await self._ask(question, responses)
+        except RewardError as error:
+            raise RewardError(f"reward {self.name!r} failed: {error}") from error
+        except (json.JSONDecodeError, UnicodeError) as error:  # of what it read, not of the request
+            raise self._failure(error) from error
         except ValueError:
             raise
-        except RewardError as error:
-            raise RewardError(f"reward {self.name!r}: {error}") from error
         except Exception as error:
-            if deadline.expired():
-                raise RewardError(f"reward {self.name!r} took longer than {self.timeout:g} s") from error
-            raise RewardError(f"reward {self.name!r} failed: {type(error).__name__}: {error}") from error
+            raise self._failure(error) from error
         if not isinstance(rows, Sequence) or len(rows) != len(responses):
             raise RewardError(f"reward {self.name!r} gave {describe_size(rows, 'rows')} for {len(responses)} responses")
         return [self._row(i, row) for i, row in enumerate(rows)]
+
+    async def _ask(self, question: Question, responses: Sequence[Response]) -> object:
+        """What the scorer gives; raises RewardError where it stands still for too long."""
+        clock = Clock()
+        before = current_clock.set(clock)
+        call = asyncio.create_task(self.scorer(question, responses))
+        current_clock.reset(before)
+        try:
+            while not call.done():
+                left = max(clock.at, self.active_at()) + self.timeout - time.monotonic()
+                if left <= 0:
+                    raise RewardError(f"timed out after {self.timeout:g} s (rewards.{self.name}.timeout_s)")
+                await asyncio.wait({call}, timeout=left)
+            return call.result()
+        finally:
+            call.cancel()
+            await asyncio.gather(call, return_exceptions=True)
+
+    def _failure(self, error: Exception) -> RewardError:
+        log.error("reward %r failed", self.name, exc_info=error)
+        return RewardError(f"reward {self.name!r} failed: internal error")
 
     def _row(self, index: int, row: object) -> list[float]:
         at = f"reward {self.name!r}, response {index}"
@@ -57,7 +86,7 @@ class ValidatedScorer:
         for label, score in zip(self.labels, row, strict=True):
             if isinstance(score, bool) or not isinstance(score, int | float):
                 raise RewardError(f"{at}, {label}: a {type(score).__name__} is no score")
-            if not -math.inf < score < math.inf:
+            if not -sys.float_info.max <= score <= sys.float_info.max:
                 raise RewardError(f"{at}, {label}: {score} is no score")
         return [float(score) for score in row]
 

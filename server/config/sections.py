@@ -145,7 +145,8 @@ class RewardConfig(Section):
     kind: str
     """Which of the kinds of docs/rewards.md."""
     timeout_s: float = Field(default=30.0, gt=0)
-    """Longest wait for its scores."""
+    """Seconds that it may stand still: without one more answer to a question of a judge's, or, while it waits for an
+    engine, without an answer of that engine to anybody."""
     model: Model | None = None
     """For kinds that are models: a checkpoint directory or Hugging Face id."""
     engine: Mapping[str, Any] = {}

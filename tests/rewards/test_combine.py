@@ -113,6 +113,8 @@ def test_heron_without_margins_is_lexicographic_rank() -> None:
     [
         ("sum", {"weights": []}, "weights"),
         ("sum", {"weights": [1.0, math.nan]}, "weights.1: .*finite"),
+        ("sum", {"weights": [1.0, 1e7]}, "weights.1: "),
+        ("uwo", {"lambda": 1e300}, "lambda: "),
         ("uwo", {"lambda": -0.1}, "lambda: .*got '-0.1'"),
         ("uwo", {"lambda_": 1.0}, "unknown parameter 'lambda_'; valid: lambda"),
         ("heron", {}, "margins is required"),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -111,8 +113,13 @@ class Fake:
     top: Any = None
     """What to list instead of the judge's own letters."""
     status: int = 200
+    body: bytes | None = None
+    """What it answers instead of a completion."""
+    headers: dict[str, str] = field(default_factory=dict)
+    pause: float = 0.0
     requests: list[dict[str, Any]] = field(default_factory=list)
     keys: set[str] = field(default_factory=set)
+    cookies: set[str] = field(default_factory=set)
 
     def reply(self, body: dict[str, Any]) -> dict[str, Any]:
         a, b = letters(body["messages"][0]["content"], self.bias)
@@ -139,9 +146,13 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             endpoint.requests.append({"path": self.path, **body})
             endpoint.keys.add(self.headers["Authorization"])
-            sent = json.dumps(endpoint.reply(body)).encode()
+            endpoint.cookies |= {self.headers["Cookie"]} - {None}
+            time.sleep(endpoint.pause)
+            sent = json.dumps(endpoint.reply(body)).encode() if endpoint.body is None else endpoint.body
             self.send_response(endpoint.status)
             self.send_header("Content-Type", "application/json")
+            for name, value in endpoint.headers.items():
+                self.send_header(name, value)
             self.end_headers()
             self.wfile.write(sent)
 
@@ -195,16 +206,51 @@ async def test_every_token_that_reads_as_the_letter_counts(fake: Fake) -> None:
 @pytest.mark.parametrize("top", [[("the", -0.1), ("a", -4.0), ("AB", -5.0)], []])
 async def test_no_letter_listed_is_an_error(fake: Fake, top: list[Any]) -> None:
     fake.top = top
-    with pytest.raises(RewardError, match=r"'m' at http://127\.0\.0\.1.* lists neither A nor B"):
+    with pytest.raises(RewardError, match=r"^no score in its answer: neither A nor B is among its likeliest tokens$"):
         await rate(remote(fake), "text")
 
 
-async def test_an_endpoint_that_fails_is_an_error_without_the_key(fake: Fake) -> None:
-    fake.status = 401
-    scorer = remote(fake)
-    with pytest.raises(RewardError, match="gave no reply: AuthenticationError") as raised:
-        await rate(scorer, "text")
-    assert "s3cret" not in f"{raised.value}{scorer}{scorer._judge}"  # type: ignore[attr-defined]
+@pytest.mark.parametrize(("status", "body", "says"), [
+    (401, b"{}", "answered 401"),
+    (503, b"", "answered 503"),
+    (302, b"", "answered 302"),
+    (200, b"<html>", "no score in its answer"),
+    (200, b"[]", "no score in its answer"),
+    (200, b"{}", "no score in its answer"),
+    (200, b'{"choices": {}}', "no score in its answer"),
+    (200, b'{"choices": [{"logprobs": {"content": [{"top_logprobs": [{"token": 1}]}]}}]}', "no score in its answer"),
+    (200, b'{"choices": [{"logprobs": {"content": [{"top_logprobs": [{"token": "A", "logprob": null}]}]}}]}',
+     "no score in its answer"),
+])  # fmt: skip
+async def test_an_endpoint_that_fails_says_how_and_no_secret(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, status: int, body: bytes, says: str
+) -> None:
+    """Neither its key, nor the user in its URL, nor what an exception said; redirects are not followed."""
+    caplog.set_level(logging.WARNING, logger="trimtab")
+    monkeypatch.setattr("trimtab.rewards.judge.RETRIES", 0)
+    fake.status, fake.body = status, body
+    fake.headers = {"Location": f"{fake.url}/elsewhere", "Set-Cookie": "who=somebody"}
+    with_user = fake.url.replace("http://", "http://someone:pa55@")
+    scorer = judge(endpoint=with_user, endpoint_model="m", api_key_env="JUDGE_KEY")
+    for _ in range(2):
+        with pytest.raises(RewardError) as raised:
+            await rate(scorer, "text")
+    assert str(raised.value).startswith(says)
+    assert {request["path"] for request in fake.requests} == {"/v1/chat/completions"}
+    assert fake.cookies == set()
+    seen = f"{raised.value}{raised.value.__cause__}{scorer._judge}{caplog.text}"  # type: ignore[attr-defined]
+    assert "127.0.0.1" in caplog.text
+    assert not [secret for secret in ("s3cret", "pa55", "someone") if secret in seen]
+
+
+async def test_an_endpoint_that_cannot_be_reached_or_is_slow(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trimtab.rewards.judge.RETRIES", 0)
+    nobody = EndpointJudge(url="http://127.0.0.1:9/v1", model="m", key="k", seconds=10)
+    with pytest.raises(RewardError, match=r"^cannot be reached$"):
+        await nobody("text")
+    fake.pause = 0.5
+    with pytest.raises(RewardError, match=r"^timed out after 0\.05 s \(its key `seconds`\)$"):
+        await EndpointJudge(url=fake.url, model="m", key="k", seconds=0.05)("text")
 
 
 async def test_one_failure_ends_the_other_calls() -> None:

@@ -100,7 +100,11 @@ def test_references_wanted() -> None:
     [
         ("clip", {"low": 1.0, "high": 1.0}, "low must lie below high; got low=1, high=1"),
         ("clip", {"low": math.nan, "high": 1.0}, "low"),
-        ("standardise", {"mean": 0.0, "std": 0.0}, "std: .*greater than 0"),
+        ("standardise", {"mean": 0.0, "std": 0.0}, "std: .*greater than or equal to 0.000001"),
+        ("standardise", {"mean": 1e7, "std": 1.0}, "mean: .*less than or equal to"),
+        ("clip", {"low": -1e300, "high": 1.0}, "low"),
+        ("par", {"k": 1e7}, "k: "),
+        ("par", {"k": 10**400}, "k: "),
         ("standardise", {"std": 1.0}, "mean is required"),
         ("lsc", {"quantile": 1.0}, "quantile"),
         ("par", {"k": 0.0}, "k: "),

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 import math
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +13,7 @@ import pytest
 
 from tests.rewards.conftest import question, response
 from trimtab.rewards.protocols import Question, Response, RewardError
+from trimtab.rewards.turns import READINGS, gather_in_turn, restart_clock
 from trimtab.rewards.validated import ValidatedScorer
 
 
@@ -70,6 +74,7 @@ async def test_what_is_sound_passes_as_floats() -> None:
         ([[0.0, 1.0], "12"], "response 1: "),
         ([["0", 1.0], [0.0, 1.0]], "response 0, good: a str is no score"),
         ([[0.0, None], [0.0, 1.0]], "response 0, brief: a NoneType is no score"),
+        ([[0.0, 10**400], [0.0, 1.0]], "response 0, brief: 10*0 is no score"),
         ([[True, 1.0], [0.0, 1.0]], "response 0, good: a bool is no score"),
     ],
 )
@@ -87,20 +92,29 @@ async def test_too_slow_is_an_error_and_is_ended() -> None:
         finally:
             ended.set()
 
-    with pytest.raises(RewardError, match=r"reward 'kind' took longer than 0\.02 s"):
+    with pytest.raises(
+        RewardError, match=r"^reward 'kind' failed: timed out after 0\.02 s \(rewards\.kind\.timeout_s\)$"
+    ):
         await call_validated(Fake(gives=slow), seconds=0.02)
     assert ended.is_set()
 
 
-@pytest.mark.parametrize("error", [KeyError("answer"), TimeoutError("its own"), OSError("gone"), ZeroDivisionError()])
-async def test_whatever_it_raises_is_a_reward_error_with_its_cause(error: Exception) -> None:
-    with pytest.raises(RewardError, match=f"reward 'kind' failed: {type(error).__name__}") as raised:
+@pytest.mark.parametrize("error", [
+    KeyError("sk-1"), TimeoutError("sk-1"), OSError("http://u:sk-1@judge"), ZeroDivisionError("sk-1"),
+    UnicodeDecodeError("utf-8", b"sk-1", 0, 1, "sk-1"), json.JSONDecodeError("sk-1", "sk-1", 0),
+])  # fmt: skip
+async def test_what_an_exception_says_is_for_the_log(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.ERROR, logger="trimtab")
+    with pytest.raises(RewardError, match=r"^reward 'kind' failed: internal error$") as raised:
         await call_validated(fail(error))
     assert raised.value.__cause__ is error
+    [record] = caplog.records
+    assert record.exc_info is not None
+    assert record.exc_info[1] is error
 
 
 async def test_its_own_reward_error_gets_its_name() -> None:
-    with pytest.raises(RewardError, match="reward 'kind': the engine is dead"):
+    with pytest.raises(RewardError, match="reward 'kind' failed: the engine is dead"):
         await call_validated(fail(RewardError("the engine is dead")))
 
 
@@ -119,3 +133,50 @@ async def test_cancellation_passes() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_the_clock_counts_from_the_last_part_that_was_done() -> None:
+    """Six readings of 0.05 s each, one after another, under a timeout of 0.15 s."""
+
+    async def steady() -> list[list[float]]:
+        for _ in range(6):
+            await asyncio.sleep(0.05)
+            restart_clock()
+        return [[0.0, 0.0]] * 2
+
+    assert await call_validated(Fake(gives=steady), seconds=0.15) == [[0, 0], [0, 0]]
+    with pytest.raises(RewardError, match="timed out"):
+        await call_validated(Fake(gives=lambda: asyncio.sleep(0.3)), seconds=0.15)
+
+
+async def test_the_clock_starts_when_the_engine_comes_to_it() -> None:
+    """Until 0.3 s the engine answers others; from then on it does not, and 0.1 s later it is too late."""
+    begun = time.monotonic()
+    scorer = ValidatedScorer(
+        scorer=Fake(gives=lambda: asyncio.sleep(60)),
+        name="kind",
+        timeout=0.1,
+        active_at=lambda: min(time.monotonic(), begun + 0.3),
+    )
+    with pytest.raises(RewardError, match="timed out"):
+        await scorer(question(), [])
+    assert 0.4 <= time.monotonic() - begun < 2
+
+
+async def test_calls_are_made_in_turn_and_few_at_a_time() -> None:
+    turns, made, under_way, most = question().turns, list[int](), 0, 0
+
+    async def call(i: int) -> int:
+        nonlocal under_way, most
+        made.append(i)
+        under_way += 1
+        most = max(most, under_way)
+        await asyncio.sleep(0.001)
+        under_way -= 1
+        return i
+
+    results = await asyncio.gather(*(gather_in_turn(turns, [lambda i=i: call(i) for i in part]) for part in
+                                     (range(30), range(30, 60))))  # fmt: skip
+    assert results == [list(range(30)), list(range(30, 60))]
+    assert made == list(range(60))
+    assert most == READINGS
