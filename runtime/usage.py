@@ -19,6 +19,9 @@ class Usage:
     """That the client gets."""
     sampled: int = 0
     """Drawn, visible or not."""
+    reference_tokens: int = 0
+    """Of `sampled`, answers of the base that rewards compare with. They serve later requests too, so whether they had
+    to be drawn may not show in what a budget leaves."""
     scored: int = 0
     """Whose log-prob or reward was computed, once per mixture and per reward."""
     cancelled_calls: int = 0
@@ -31,7 +34,9 @@ class Usage:
     @property
     def remaining(self) -> int | None:
         """Tokens that may yet be drawn; None: any number."""
-        return None if self.max_sampled_tokens is None else max(0, self.max_sampled_tokens - self.sampled)
+        if self.max_sampled_tokens is None:
+            return None
+        return max(0, self.max_sampled_tokens + self.reference_tokens - self.sampled)
 
     @property
     def bounded(self) -> bool:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from opentelemetry.trace import Span
@@ -21,6 +21,7 @@ from trimtab.engine.pooling import PoolingEngine
 from trimtab.engine.toy_client import ToyPooler
 from trimtab.rewards.gather import gather_or_cancel
 from trimtab.rewards.protocols import Host, Question, Response, RewardError, Scorer
+from trimtab.rewards.turns import READINGS
 from trimtab.rewards.validated import ValidatedScorer
 from trimtab.runtime.metered import Metered
 from trimtab.runtime.usage import Usage
@@ -28,18 +29,16 @@ from trimtab.server.config import Config, ConfigError, RewardConfig
 from trimtab.server.config.rewards import build_reward
 from trimtab.server.errors import ApiError
 from trimtab.server.metrics import REWARD_ERRORS, REWARD_SECONDS
+from trimtab.server.references import ReferenceScores, make_key, make_seed
 from trimtab.server.request import tracing
 from trimtab.server.request.alignment import AT
 from trimtab.server.request.body import Json
-from trimtab.server.request.cost import REFERENCE_TOKENS
+from trimtab.server.request.cost import reference_length
 from trimtab.server.request.messages import Messages, parse_messages
 from trimtab.server.request.plan import Plan
 from trimtab.server.request.reward_tree import Leaf, Rows, Score, Spec, evaluate, parse_spec
 from trimtab.server.request.weights import load_orchestrator
 from trimtab.server.wording import suggest
-
-MAX_REFERENCES = 4096
-"""Prompts whose reference scores are remembered."""
 
 
 def engine_key(reward: RewardConfig) -> str | None:
@@ -91,8 +90,8 @@ class Scoring:
     host: Host
     poolers: Mapping[str, PoolingEngine | ToyPooler] = field(default_factory=dict)
     """By `engine_key`."""
-    references: OrderedDict[str, Rows] = field(default_factory=OrderedDict)
-    """Scores of the base's own answers to a prompt, oldest use first."""
+    references: ReferenceScores = field(default_factory=ReferenceScores)
+    """By this configuration's rewards: another one begins anew."""
 
     def __post_init__(self) -> None:
         """Raises ConfigError for an objective that names no score of its reward, an adapter of another vocabulary."""
@@ -148,15 +147,20 @@ class Scoring:
                 code="unsupported_pair",
             )
 
-    def bind(self, plan: Plan, document: Json, usage: Usage) -> RequestReward:
-        """The reward of one request; raises ApiError for what it cannot be."""
+    def bind(self, plan: Plan, document: Json, usage: Usage, *, max_tokens: int) -> RequestReward:
+        """The reward of one request, whose answers have at most `max_tokens`; raises ApiError for what it cannot be."""
         specs = {} if plan.objective is None else {f"{AT}.reward": plan.objective}
         specs |= {f"{AT}.{key}": spec for key, spec in plan.others.items()}
         for at, spec in specs.items():
             self.check(spec, plan.given, at=at)
         self.check_given(specs.values(), plan.given)
         return RequestReward.of_document(
-            document, scoring=self, specs=tuple(specs.values()), given=plan.given, usage=usage
+            document,
+            scoring=self,
+            specs=tuple(specs.values()),
+            given=plan.given,
+            usage=usage,
+            max_tokens=max_tokens,
         )
 
     def auto_weights(self, document: Json) -> dict[str, float]:
@@ -210,10 +214,12 @@ class RequestReward:
     messages: Messages
     given: Mapping[str, Any]
     usage: Usage
+    max_tokens: int
+    """Of the longest answer, which reference answers may be as long as, in powers of two."""
     stop: tuple[str, ...] = ()
     span: Span | None = None
     """The request's; None where nothing is traced."""
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(READINGS))
 
     @classmethod
     def of_document(cls, document: Json, **fields: Any) -> RequestReward:
@@ -224,16 +230,24 @@ class RequestReward:
         return cls(messages=parse_messages(document), stop=() if included else stop, **fields)
 
     async def __call__(self, prompt: Tokens, completions: Sequence[Tokens]) -> list[list[float]]:
+        return await self.score(prompt, [Response(text=self.text(tokens), tokens=tokens) for tokens in completions])
+
+    def encode(self, text: str, *, finished: bool = True) -> Response:
+        """A response that a client wrote, as a search would have it: with its end of sequence if it is finished."""
+        host = self.scoring.host
+        tokens = host.tokenizer.encode(text, add_special_tokens=False)
+        return Response(text=text, tokens=[*tokens, *([end_token(host)] if finished else ())])
+
+    async def score(self, prompt: Tokens, responses: Sequence[Response]) -> list[list[float]]:
+        """[N, K]; raises RewardError, and ValueError for what the request is at fault for."""
         if not self.specs:
-            return [[] for _ in completions]
+            return [[] for _ in responses]
         question = self._question(prompt)
         references = await self._references(question) if self.reference_count else {}
-        responses = [self.response(tokens) for tokens in completions]
-        rewards = len({leaf.reward for spec in self.specs for leaf in spec.leaves})
-        self.usage.scored += rewards * sum(len(tokens) for tokens in completions)
+        self.usage.scored += self._count_reads(responses)
         rows = await self.scoring.rows(self.specs, question, responses, self.span)
         breakdowns = [evaluate(spec, rows, references) for spec in self.specs]
-        explanations = [breakdowns[0].explain(i) for i in range(len(completions))]
+        explanations = [breakdowns[0].explain(i) for i in range(len(responses))]
         values = zip(*(breakdown.values for breakdown in breakdowns), strict=True)
         return [[Score(value, why) for value in row] for row, why in zip(values, explanations, strict=True)]
 
@@ -244,36 +258,48 @@ class RequestReward:
 
     def text(self, tokens: Tokens) -> str:
         """A completion as the client would read it."""
-        text: str = self.scoring.host.tokenizer.decode(list(tokens), skip_special_tokens=True)
+        text = self._decode(tokens)
         ends = [end for stop in self.stop if (end := text.find(stop)) >= 0]
         return text[: min(ends)] if ends else text
 
-    def response(self, tokens: Tokens) -> Response:
-        return Response(text=self.text(tokens), tokens=tokens)
+    def _decode(self, tokens: Tokens) -> str:
+        text: str = self.scoring.host.tokenizer.decode(list(tokens), skip_special_tokens=True)
+        return text
+
+    def _count_reads(self, responses: Sequence[Response]) -> int:
+        """Tokens of the responses, once for each reward."""
+        rewards = len({leaf.reward for spec in self.specs for leaf in spec.leaves})
+        return rewards * sum(len(response.tokens) for response in responses)
 
     def _question(self, prompt: Tokens) -> Question:
-        messages = self.messages
-        if not messages:
-            text = self.scoring.host.tokenizer.decode(list(prompt), skip_special_tokens=True)
-            messages = ({"role": "user", "content": text},)
-        return Question(messages=messages, prompt=prompt, given=self.given)
+        messages = self.messages or ({"role": "user", "content": self._decode(prompt)},)
+        return Question(messages=messages, prompt=prompt, given=self.given, turns=self.turns)
 
     async def _references(self, question: Question) -> Rows:
-        """leaf -> [M] scores of the frozen base's own answers to the question, drawn once and then remembered."""
-        remembered = self.scoring.references
-        leaves = [leaf.name for spec in self.specs for leaf in spec.leaves]
-        n = self.reference_count
-        key = json.dumps([list(question.prompt), n, leaves, self.given])
-        async with self.lock:
-            if key not in remembered:
-                engine = Metered(self.scoring.host.engine, self.usage)
-                sampling = Sampling(max_tokens=REFERENCE_TOKENS, seed=0, stream=False)
-                drawn: dict[int, list[int]] = {}
-                async for chunk in engine.generate(question.prompt, sampling, n=n, guides={BASE: 1.0}):
-                    drawn.setdefault(chunk.index, []).extend(chunk.tokens)
-                responses = [self.response(tokens) for tokens in drawn.values()]
-                remembered[key] = await self.scoring.rows(self.specs, question, responses)
-                while len(remembered) > MAX_REFERENCES:
-                    remembered.popitem(last=False)
-            remembered.move_to_end(key)
-            return remembered[key]
+        """leaf -> [M] scores of the frozen base's own answers to the question, to their end or to the request's length,
+        whatever else the request says."""
+        leaves = sorted({leaf.name for spec in self.specs for leaf in spec.leaves})
+        n, length = self.reference_count, reference_length(self.max_tokens)
+        prompt, messages = list(question.prompt), list(question.messages)
+        specs, scoring = self.specs, self.scoring
+
+        async def draw(usage: Usage) -> Rows:
+            engine = Metered(scoring.host.engine, usage)
+            sampling = Sampling(max_tokens=length, seed=make_seed(prompt, length), stream=False)
+            drawn: dict[int, list[int]] = {i: [] for i in range(n)}
+            async with aclosing(engine.generate(prompt, sampling, n=n, guides={BASE: 1.0})) as chunks:
+                async for chunk in chunks:
+                    drawn[chunk.index] += chunk.tokens
+            responses = [Response(text=self._decode(tokens), tokens=tokens) for tokens in drawn.values()]
+            usage.scored += self._count_reads(responses)
+            return await scoring.rows(specs, replace(question, turns=asyncio.Semaphore(READINGS)), responses)
+
+        key = make_key(prompt, messages, dict(self.given), leaves, n, length)
+        return await scoring.references.get(key, draw, self.usage)
+
+
+def end_token(host: Host) -> int:
+    """The base's end of a response: its tokenizer's, or the first of those that its generation config lists."""
+    ends = host.engine.eos_ids
+    token: int | None = getattr(host.tokenizer, "eos_token_id", None)
+    return token if token in ends else min(ends)

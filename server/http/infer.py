@@ -16,12 +16,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trimtab.preferences.bradley_terry import Person, Vector, choices_from_ratings, infer_person
 from trimtab.rewards.gather import gather_or_cancel
+from trimtab.rewards.turns import READINGS
 from trimtab.runtime.usage import Usage
 from trimtab.server.config import Config
 from trimtab.server.errors import ApiError
-from trimtab.server.http.score import MAX_RESPONSES, encode_completions, render_prompt
+from trimtab.server.http.score import MAX_RESPONSES, encode_responses, render_prompt
+from trimtab.server.request.messages import CHAT
 from trimtab.server.request.reward_tree import Spec, standardise_objective
-from trimtab.server.scoring import RequestReward, Scoring
+from trimtab.server.scoring import RequestReward
+from trimtab.server.state import ServerState
 from trimtab.server.wording import explain_validation, suggest
 
 MAX_ITEMS = 256
@@ -37,6 +40,8 @@ class PromptBody(StrictModel):
 
     messages: list[dict[str, Any]] = Field(default=[], min_length=1)
     prompt: str = Field(default="", min_length=1)
+    finished: bool = True
+    """Whether the responses are whole, and not beginnings."""
 
 
 class Comparison(PromptBody):
@@ -75,19 +80,19 @@ class InferRequest(StrictModel):
     prior: Prior = Prior()
 
 
-async def infer(document: dict[str, Any], scoring: Scoring) -> dict[str, Any]:
+async def infer(document: dict[str, Any], state: ServerState) -> dict[str, Any]:
     """Weights of length 1 per objective, how sure they are, and of the candidates the pair that would tell most.
 
     Raises ApiError, and RewardError where a reward fails.
     """
-    request = parse_request(document)
+    request, scoring = parse_request(document), state.scoring
     objectives = select_objectives(request, scoring.config)
     specs = [standardise_objective(name, scoring.config) for name in objectives]
     for spec in specs:
         scoring.check(spec, {}, at="objectives")
     mean = [request.prior.mean.get(name, 0.0) for name in objectives]
     usage = Usage()
-    answers = await ScoredAnswers.of(request, specs, scoring, usage)
+    answers = await ScoredAnswers.of(request, specs, state, usage)
 
     def conclude() -> dict[str, Any]:
         person = infer_person(*answers.choices(request), mean_K=mean, std=request.prior.std)
@@ -146,7 +151,7 @@ class ScoredAnswers:
         self.k = k
 
     @classmethod
-    async def of(cls, request: InferRequest, specs: Sequence[Spec], scoring: Scoring, usage: Usage) -> ScoredAnswers:
+    async def of(cls, request: InferRequest, specs: Sequence[Spec], state: ServerState, usage: Usage) -> ScoredAnswers:
         """Raises ApiError for too many answers, RewardError where a reward fails."""
         texts_by_key: dict[str, dict[str, None]] = {}
         by_key: dict[str, PromptBody] = {}
@@ -163,10 +168,21 @@ class ScoredAnswers:
                 f"a request may hold {MAX_RESPONSES} different answers; this one has {count}", param="candidates"
             )
 
+        turns = asyncio.Semaphore(READINGS)
+
         async def score(item: PromptBody, texts: Sequence[str]) -> list[list[float]]:
             document = {"messages": item.messages} if item.messages else {"prompt": item.prompt}
-            reward = RequestReward.of_document(document, scoring=scoring, specs=tuple(specs), given={}, usage=usage)
-            return await reward(render_prompt(document, reward), encode_completions(texts, reward))
+            reward = RequestReward.of_document(
+                document,
+                scoring=state.scoring,
+                specs=tuple(specs),
+                given={},
+                usage=usage,
+                max_tokens=state.longest.of({}, CHAT),
+                turns=turns,
+            )
+            responses = encode_responses(texts, reward, finished=item.finished)
+            return await reward.score(render_prompt(document, reward), responses)
 
         tables = await gather_or_cancel(score(by_key[k], list(texts)) for k, texts in texts_by_key.items())
         rows = {
@@ -206,7 +222,7 @@ class ScoredAnswers:
 
 
 def conversation_key(item: PromptBody) -> str:
-    return json.dumps([item.messages, item.prompt], sort_keys=True)
+    return json.dumps([item.messages, item.prompt, item.finished], sort_keys=True)
 
 
 def describe(person: Person, objectives: Sequence[str]) -> dict[str, Any]:

@@ -182,7 +182,9 @@ class AlignmentMiddleware:
             ),
         )
         if "reward" in plan.entry.takes:
-            context.run.reward = context.reward = self.scoring.bind(plan, context.document, context.run.usage)
+            longest = self.longest.of(context.document, context.path)
+            reward = self.scoring.bind(plan, context.document, context.run.usage, max_tokens=longest)
+            context.run.reward = context.reward = reward
 
     @contextmanager
     def admit(self, context: RequestContext) -> Iterator[None]:

@@ -11,18 +11,20 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trimtab.decoders.protocols import Tokens
+from trimtab.rewards.protocols import Response as RewardResponse
 from trimtab.runtime.usage import Usage
 from trimtab.server.errors import ApiError, to_api_error
 from trimtab.server.http.auth import CALLER
 from trimtab.server.request.alignment import Comparands
 from trimtab.server.request.body import as_refusal, parse, read_body
+from trimtab.server.request.messages import CHAT
 from trimtab.server.request.reward_tree import explain, parse_spec, weigh_objectives
 from trimtab.server.request.weights import parse_weights
-from trimtab.server.scoring import RequestReward, Scoring
+from trimtab.server.scoring import RequestReward
 from trimtab.server.state import ServerState
 from trimtab.server.wording import explain_validation
 
-Handler = Callable[[dict[str, Any], Scoring], Awaitable[dict[str, Any]]]
+Handler = Callable[[dict[str, Any], ServerState], Awaitable[dict[str, Any]]]
 
 MAX_RESPONSES = 1024
 """Responses in one request."""
@@ -40,16 +42,20 @@ class ScoreRequest(BaseModel):
     weights: dict[str, Any] = {}
     reward: Any = None
     given: Comparands = Comparands()
+    finished: bool = True
+    """Whether the responses are whole, with their end of sequence, and not beginnings."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Of the request that the responses answer: how long the answers of the base are that transforms compare with."""
 
 
 async def respond(request: Request, state: ServerState, handler: Handler) -> Response:
     """What `handler` makes of the body, or what is wrong with it."""
-    config, scoring = state.config, state.scoring
+    config = state.config
     try:
         body = await read_body(request.receive, config.max_body_mib)
         most = math.ceil(config.limits.scored_weight * len(body))  # it holds no more tokens than bytes
         with state.admission.admit((request.scope.get(CALLER, ""), True), most):
-            return JSONResponse(await handler(parse(body), scoring))
+            return JSONResponse(await handler(parse(body), state))
     except (ApiError, RecursionError) as error:
         return as_refusal(error).response()
     except Exception as error:
@@ -59,7 +65,7 @@ async def respond(request: Request, state: ServerState, handler: Handler) -> Res
         return refusal.response()
 
 
-async def score(document: dict[str, Any], scoring: Scoring) -> dict[str, Any]:
+async def score(document: dict[str, Any], state: ServerState) -> dict[str, Any]:
     """Per response its value and what it came from; by default every objective that has a reward, weighted 1.
 
     Raises ApiError, and RewardError where a reward fails.
@@ -68,7 +74,7 @@ async def score(document: dict[str, Any], scoring: Scoring) -> dict[str, Any]:
         request = ScoreRequest.model_validate(document)
     except ValidationError as error:
         raise explain_validation(error, at="", fields=ScoreRequest.model_fields) from None
-    written, config = request.model_fields_set, scoring.config
+    written, scoring, config = request.model_fields_set, state.scoring, state.config
     if ("messages" in written) == ("prompt" in written):
         raise ApiError("give either messages or prompt", param="messages", code="missing_required_parameter")
     if {"weights", "reward"} <= written:
@@ -85,8 +91,16 @@ async def score(document: dict[str, Any], scoring: Scoring) -> dict[str, Any]:
     scoring.check(spec, compared_with, at="reward")
     scoring.check_given([spec], compared_with)
     usage = Usage()
-    reward = RequestReward.of_document(document, scoring=scoring, specs=(spec,), given=compared_with, usage=usage)
-    rows = await reward(render_prompt(document, reward), encode_completions(request.responses, reward))
+    reward = RequestReward.of_document(
+        document,
+        scoring=scoring,
+        specs=(spec,),
+        given=compared_with,
+        usage=usage,
+        max_tokens=state.longest.of(document, CHAT),
+    )
+    responses = encode_responses(request.responses, reward, finished=request.finished)
+    rows = await reward.score(render_prompt(document, reward), responses)
     return {
         "object": "alignment.scores",
         "model": config.model_name,
@@ -104,6 +118,6 @@ def render_prompt(document: dict[str, Any], reward: RequestReward) -> Tokens:
     return host.render(reward.messages) if "messages" in document else host.tokenizer.encode(document["prompt"])
 
 
-def encode_completions(texts: Sequence[str], reward: RequestReward) -> list[Tokens]:
-    """[N] texts as the base would read them within a response."""
-    return [reward.scoring.host.tokenizer.encode(text, add_special_tokens=False) for text in texts]
+def encode_responses(texts: Sequence[str], reward: RequestReward, *, finished: bool) -> list[RewardResponse]:
+    """[N] texts as answers of a search would be: with their end of sequence, unless they are beginnings."""
+    return [reward.encode(text, finished=finished) for text in texts]

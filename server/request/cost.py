@@ -19,9 +19,6 @@ from trimtab.server.wording import suggest
 if TYPE_CHECKING:
     from trimtab.server.request.plan import Plan
 
-REFERENCE_TOKENS = 256
-"""Longest reference answer of a transform."""
-
 LENGTHS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 """Fields that bound an answer, the first that is given; vLLM refuses what is no number."""
 OPENAI_COMPLETION = 16
@@ -44,6 +41,12 @@ class Longest:
         return min([*bounds[:1], self.context] if bounds or default is None else [default, self.context])
 
 
+def reference_length(max_tokens: int) -> int:
+    """Of the longest reference answer to a request whose answers have at most `max_tokens`: the power of two that is
+    no less, so that requests of about one length compare with the same references."""
+    return int(1 << (max_tokens - 1).bit_length())
+
+
 def counts(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
@@ -58,7 +61,8 @@ def work(plan: Plan, document: Json, path: str, longest: Longest) -> Work:
     drawn = most.sampled + (count * n * max_tokens if plan.degrade else 0)
     sampled = min(drawn, plan.max_sampled_tokens or drawn)
     share = sampled / drawn  # what a budget leaves of the drawing, it leaves of the reading
-    references = count * REFERENCE_TOKENS * max((spec.references for spec in specs), default=0)
+    length = min(reference_length(max_tokens), longest.context)
+    references = count * length * max((spec.references for spec in specs), default=0)
     return replace(
         most,
         sampled=sampled + references,

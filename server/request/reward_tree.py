@@ -11,18 +11,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from trimtab.rewards import COMBINES, TRANSFORMS, RewardEntry
 from trimtab.rewards.combine import Combine, Weighted
-from trimtab.rewards.transforms import Standardise, Transform
+from trimtab.rewards.protocols import RewardError
+from trimtab.rewards.transforms import LARGEST, Standardise, Transform
 from trimtab.server.config import Config
 from trimtab.server.errors import ApiError
 from trimtab.server.wording import quote, suggest
 
 MAX_DEPTH, MAX_REWARDS = 4, 32
 """Levels of a tree, and rewards in it."""
+
+MAX_SHOWN = 200
+"""Characters of a tree's name in a message."""
 
 Rows = Mapping[str, Sequence[float]]
 """a leaf's name -> one score per answer"""
@@ -107,7 +112,10 @@ class Breakdown:
 
 
 def evaluate(spec: Spec, rows: Rows, references: Rows) -> Breakdown:
-    """The tree's arithmetic over the [N] scores of each leaf, and over the [M] of reference answers."""
+    """The tree's arithmetic over the [N] scores of each leaf, and over the [M] of reference answers.
+
+    Raises RewardError where finite scores become infinite: parameters are bounded, so the scores were too large.
+    """
     raw: dict[str, list[float]] = {}
     transformed: dict[str, list[float]] = {}
 
@@ -116,22 +124,50 @@ def evaluate(spec: Spec, rows: Rows, references: Rows) -> Breakdown:
             raw[spec.name] = [float(score) for score in rows[spec.name]]
             return raw[spec.name], [float(score) for score in references.get(spec.name, ())]
         parts = [evaluate_node(child) for child in spec.of]
-        values, reference_values = (
-            [value for [value] in spec.combine(list(zip(*columns, strict=True)))]
-            for columns in zip(*parts, strict=True)
-        )
+        values, reference_values = (_combine(spec, columns) for columns in zip(*parts, strict=True))
         if spec.transform is not None:
             if len(spec.of) == 1 and isinstance(spec.of[0], Leaf):
                 del raw[spec.of[0].name]  # shown under this node's name
             raw[spec.name] = values
             compared = reference_values[: spec.transform.n_references]
-            values = spec.transform(values, compared)
-            reference_values = spec.transform(reference_values, compared) if reference_values else []
+            values = _transform_scores(spec, values, compared)
+            reference_values = _transform_scores(spec, reference_values, compared)
             transformed[spec.name] = values
         return values, reference_values
 
     values, _ = evaluate_node(spec)
     return Breakdown(values=values, raw=raw, transformed=transformed)
+
+
+def _combine(node: Node, columns: Sequence[Sequence[float]]) -> list[float]:
+    """[N] one value of each row."""
+    with _finite_scores(node):
+        return _check_finite([value for [value] in node.combine(list(zip(*columns, strict=True)))])
+
+
+def _transform_scores(node: Node, scores: Sequence[float], references: Sequence[float]) -> list[float]:
+    """[N]"""
+    assert node.transform is not None
+    with _finite_scores(node):
+        return _check_finite(node.transform(scores, references)) if scores else []
+
+
+def _check_finite(values: list[float]) -> list[float]:
+    if not all(map(math.isfinite, values)):
+        raise OverflowError
+    return values
+
+
+@contextmanager
+def _finite_scores(node: Node) -> Iterator[None]:
+    """Raises RewardError where a node's arithmetic leaves the numbers."""
+    try:
+        yield
+    except OverflowError:
+        rewards = ", ".join(dict.fromkeys(repr(leaf.name) for leaf in node.leaves))
+        raise RewardError(
+            f"{node.name[:MAX_SHOWN]} is no finite number: {rewards} gave scores too large for it"
+        ) from None
 
 
 def weigh_objectives(weights: Mapping[str, float], config: Config) -> Spec:
@@ -176,6 +212,8 @@ def _parse_node(raw: object, config: Config, at: str, objectives: bool, depth: i
         inner = list(inner)
     if not isinstance(inner, list):
         inner = [inner]
+    if len(inner) > MAX_REWARDS:
+        raise ApiError(f"{at}.of names more than {MAX_REWARDS} rewards", param=f"{at}.of")
     of = tuple(_parse_node(child, config, f"{at}.of", objectives, depth + 1) for child in inner)
     how = raw.get("combine", "weighted")
     if weights is not None and "combine" in raw:
@@ -208,8 +246,8 @@ def _parse_name(name: str, config: Config, at: str, objectives: bool) -> Spec:
 
 
 def _weight(value: object, at: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or abs(value) > 1e6:
-        raise ApiError(f"{at} must be a number within ±1e6; got {quote(value)}", param=at)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:
+        raise ApiError(f"{at} must be a number within ±{LARGEST:g}; got {quote(value)}", param=at)
     return float(value)
 
 

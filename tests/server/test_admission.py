@@ -186,15 +186,22 @@ def test_a_search_costs_its_candidates_and_each_reward_reads_them() -> None:
     assert costs({**best, "budget": {"max_sampled_tokens": 40}}, max_tokens=10) == (40, 80, 8)
     assert costs({**best, "on_error": "degrade"}, max_tokens=10) == (90, 160, 8)
     centred = {"of": "short", "transform": {"centre": {"references": 4}}}
-    drawn, read = 80 + 4 * cost.REFERENCE_TOKENS, 80 + 4 * cost.REFERENCE_TOKENS
+    drawn, read = 80 + 4 * 16, 80 + 4 * 16
     assert costs({"strategy": "best_of_n", "reward": centred, "params": {"n": 8}}, max_tokens=10) == (drawn, read, 8)
 
 
 def test_each_prompt_of_several_may_be_answered_plainly_and_wants_references() -> None:
-    two, references = {"prompt": ["a", "b"], "max_tokens": 10}, 2 * 4 * cost.REFERENCE_TOKENS
+    two, references = {"prompt": ["a", "b"], "max_tokens": 10}, 2 * 4 * 16
     centred = {"of": "short", "transform": {"centre": {"references": 4}}}
     asked = {"strategy": "best_of_n", "reward": centred, "params": {"n": 8}, "on_error": "degrade"}
     assert costs(asked, COMPLETIONS, **two) == (2 * (80 + 10) + references, 160 + references, 16)
+
+
+def test_references_are_as_long_as_the_request_s_answers_in_powers_of_two() -> None:
+    assert [cost.reference_length(n) for n in (1, 2, 3, 4, 5, 256, 257)] == [1, 2, 4, 4, 8, 256, 512]
+    centred = {"strategy": "best_of_n", "reward": {"of": "short", "transform": {"centre": {"references": 4}}}}
+    tight = cost.Longest(context=1000)
+    assert costs({**centred, "params": {"n": 1}}, CHAT, tight)[0] == 1000 + 4 * 1000, "no answer passes the context"
 
 
 def test_tokens_that_are_scored_count_a_share() -> None:

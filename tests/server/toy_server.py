@@ -19,7 +19,7 @@ from tests.engine import family
 from trimtab.decoders.plain import Plain
 from trimtab.decoders.protocols import Engine
 from trimtab.engine.aligned_client import AlignedClient
-from trimtab.engine.toy_client import TokenizedToy, ToyClient
+from trimtab.engine.toy_client import TokenizedToy, ToyClient, ToyPooler
 from trimtab.rewards.protocols import Scorer
 from trimtab.runtime.toy_engine import ToyEngine, ToyModel
 from trimtab.server import scoring
@@ -66,12 +66,13 @@ def site(
     engine: Engine,
     scorers: Mapping[str, Scorer] | None = None,
     load_config: Callable[[], Config] | None = None,
+    poolers: Mapping[str, ToyPooler] | None = None,
 ) -> ServerState:
     """What a server serves; `scorers` stand in for the config's rewards of their names."""
     frontend = ToyClient(AsyncEngineArgs.from_cli_args(arguments(config)), engine, Plain())
     host = BaseHost(engine=engine, tokenizer=frontend.renderer.tokenizer)
-    configured = scoring.build_scorers(config, host, {})
-    served = scoring.Scoring(config=config, scorers={**configured, **(scorers or {})}, host=host)
+    configured = scoring.build_scorers(config, host, poolers or {})
+    served = scoring.Scoring(config=config, scorers={**configured, **(scorers or {})}, host=host, poolers=poolers or {})
     return ServerState(client=AlignedClient(frontend, lambda _: engine), scoring=served, load_config=load_config)
 
 
@@ -80,6 +81,11 @@ async def app(served: ServerState) -> FastAPI:
     return await build(served, arguments(served.config))
 
 
-async def serve(config: Config, engine: Engine, scorers: Mapping[str, Scorer] | None = None) -> FastAPI:
+async def serve(
+    config: Config,
+    engine: Engine,
+    scorers: Mapping[str, Scorer] | None = None,
+    poolers: Mapping[str, ToyPooler] | None = None,
+) -> FastAPI:
     """`app` of `site`."""
-    return await app(site(config, engine, scorers))
+    return await app(site(config, engine, scorers, poolers=poolers))

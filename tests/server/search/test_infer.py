@@ -55,7 +55,7 @@ async def test_choices_are_weighed_by_the_rewards_of_what_was_chosen(raw: httpx.
     assert answer["choices"] == 3
     assert answer["ask"] is None
     assert answer["warnings"] == []
-    assert answer["scored_tokens"] == 2 * sum(len(text) for pair in pairs for text in pair)
+    assert answer["scored_tokens"] == 2 * sum(len(text) + 1 for pair in pairs for text in pair), "each with its end"
 
 
 async def test_edits_and_ratings_are_choices(raw: httpx.AsyncClient) -> None:

@@ -156,19 +156,6 @@ async def test_a_reward_is_what_the_request_says(client: AsyncOpenAI, reward: An
     assert choice["value"] == max(candidate["value"] for candidate in choice["candidates"])
 
 
-async def test_references_are_the_base_s_own_answers_and_drawn_once(client: AsyncOpenAI) -> None:
-    asked = {"strategy": "best_of_n", "reward": {"of": "letters.a", "transform": {"centre": {"references": 4}}},
-             "params": {"n": 4}}  # fmt: skip
-    messages: list[Any] = [{"role": "user", "content": "a question of its own"}]
-    plain = await client.chat.completions.create(model="toy", messages=messages, seed=0, n=4)
-    mean = sum(choice.message.content.count("a") for choice in plain.choices) / 4
-    first, again = [told(await chat(client, asked, messages=messages)) for _ in range(2)]
-    [choice] = first["choices"]
-    assert choice["transformed"]["centre(letters.a)"] == pytest.approx(choice["rewards"]["centre(letters.a)"] - mean)
-    assert first["choices"] == again["choices"]
-    assert first["sampled_tokens"] - again["sampled_tokens"] == plain.usage.completion_tokens
-
-
 async def test_references_given_in_the_request(client: AsyncOpenAI) -> None:
     asked = {"strategy": "best_of_n", "reward": "bleu", "params": {"n": 8}}
     answer = await chat(client, {**asked, "given": {"references": ["a b a"]}})
