@@ -75,6 +75,10 @@ class AlignedClient:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
+    async def ping(self) -> None:
+        """Returns between two steps of the engine; raises EngineDeadError."""
+        await self.inner.is_sleeping()
+
     def generate(
         self, prompt: Any, sampling_params: SamplingParams, request_id: str, **context: Any
     ) -> AsyncGenerator[RequestOutput, None]:

@@ -52,6 +52,10 @@ class PoolingEngine:
     def alive(self) -> bool:
         return bool(self.client.is_running and not self.client.errored)
 
+    async def ping(self) -> None:
+        """Returns between two steps of the engine; raises EngineDeadError."""
+        await self.client.is_sleeping()
+
     @property
     def labels(self) -> tuple[str, ...]:
         names = self.client.model_config.hf_config.id2label

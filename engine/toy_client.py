@@ -107,6 +107,9 @@ class ToyClient:
     async def check_health(self) -> None:
         pass
 
+    async def is_sleeping(self) -> bool:
+        return False
+
     def shutdown(self, *_: object, **__: object) -> None:
         pass
 
@@ -122,6 +125,9 @@ class ToyPooler:
     labels: tuple[str, ...]
     max_tokens: int
     alive: bool = True
+
+    async def ping(self) -> None:
+        pass
 
     async def score(self, inputs: Sequence[Tokens]) -> list[list[float]]:
         """[N, K] means over an input's tokens."""

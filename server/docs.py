@@ -22,7 +22,7 @@ from trimtab.decoders import STRATEGIES
 from trimtab.decoders.registry import summarise
 from trimtab.rewards import COMBINES, KINDS, TRANSFORMS
 from trimtab.server import metrics
-from trimtab.server.config import SECTIONS, ConeConfig, Config, LimitsConfig, Section
+from trimtab.server.config import SECTIONS, SINGLE_SECTIONS, ConeConfig, Config, Section
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 INTRODUCTION = """\
@@ -129,7 +129,7 @@ def configuration() -> str:
     lines += ["`--set engine.max_model_len=512`. An unknown key is refused with its line."]
     sections: list[tuple[str, type[Section]]] = [
         ("Top level", Config),
-        ("limits", LimitsConfig),
+        *SINGLE_SECTIONS.items(),
         *((f"{key}.NAME", section) for key, section in SECTIONS.items()),
         ("preference_prompts.NAME.cone", ConeConfig),
     ]
@@ -183,7 +183,7 @@ def _keys(section: type[Section]) -> Iterator[tuple[str, ...]]:
     schema = section.model_json_schema()
     for name, field in schema["properties"].items():
         default = "required" if name in schema.get("required", ()) else field.get("default", "")
-        shown = "none" if default in (None, "", {}, []) else f"`{default}`"
+        shown = "none" if default in (None, "", {}, []) else "below" if isinstance(default, dict) else f"`{default}`"
         yield f"`{name}`", _type(field), shown, field.get("description", "")
 
 

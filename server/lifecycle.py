@@ -42,6 +42,7 @@ async def serve(app: FastAPI, state: ServerState, sock: socket.socket) -> None:
     loop.add_signal_handler(signal.SIGHUP, _reload, state)
     serving = asyncio.create_task(server.serve(sockets=[sock]))
     watch = asyncio.create_task(_wait_for_death(state))
+    heartbeats = [asyncio.create_task(heartbeat.run()) for heartbeat in state.heartbeats]
     signalled = asyncio.create_task(signals.get())
     await asyncio.wait({serving, watch, signalled}, return_when=asyncio.FIRST_COMPLETED)
     if signalled.done():
@@ -49,7 +50,7 @@ async def serve(app: FastAPI, state: ServerState, sock: socket.socket) -> None:
         await asyncio.to_thread(state.client.shutdown)  # what is left ends with an error of its own
     died = state.client.errored and not signalled.done()
     server.should_exit = True
-    for task in (watch, signalled):
+    for task in (watch, signalled, *heartbeats):
         task.cancel()
     with suppress(asyncio.CancelledError):
         await serving

@@ -6,7 +6,9 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from trimtab.decoders.protocols import BASE
 from trimtab.engine.aligned_client import AlignedClient
+from trimtab.engine.heartbeat import Heartbeat
 from trimtab.server.admission import Admission
 from trimtab.server.config import Config, ConfigError, RewardConfig
 from trimtab.server.metrics import READY, RELOADS, REWARD_ERRORS
@@ -32,8 +34,15 @@ class ServerState:
     on_reload: Callable[[], None] = lambda: None
     """Called when another configuration has taken the place of the one before."""
     admission: Admission = field(init=False)
+    heartbeats: tuple[Heartbeat, ...] = field(init=False)
+    """Of every engine; they run while the server does."""
 
     def __post_init__(self) -> None:
+        engines = {BASE: self.client, **{f"rewards {key}": pooler for key, pooler in self.scoring.poolers.items()}}
+        self.heartbeats = tuple(
+            Heartbeat(name=name, call=engine.ping, timeout_s=lambda: self.config.timeouts.engine_s)
+            for name, engine in engines.items()
+        )
         self.admission = Admission(capacity=self.capacity(self.config))
         READY.set_function(lambda: float(self.ready))
         for name in self.config.rewards:
@@ -56,8 +65,9 @@ class ServerState:
 
     @property
     def alive(self) -> bool:
-        """Whether every engine runs: one that has died stays dead until the server is started anew."""
-        return bool(self.client.is_running and not self.client.errored and self.scoring.alive)
+        """Whether every engine works: one that has died stays dead, one that hangs may yet go on."""
+        dead = self.client.errored or not self.client.is_running or not self.scoring.alive
+        return not (dead or any(heartbeat.stalled for heartbeat in self.heartbeats))
 
     @property
     def ready(self) -> bool:

@@ -9,6 +9,7 @@ from trimtab.server.config.reading import load
 from trimtab.server.config.sections import (
     HASHED,
     SECTIONS,
+    SINGLE_SECTIONS,
     ConeConfig,
     Config,
     ConfigError,
@@ -24,6 +25,7 @@ from trimtab.server.config.sections import (
 __all__ = [
     "HASHED",
     "SECTIONS",
+    "SINGLE_SECTIONS",
     "ConeConfig",
     "Config",
     "ConfigError",

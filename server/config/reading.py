@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from trimtab.server.config.sections import SECTIONS, ConeConfig, Config, ConfigError, LimitsConfig, Section
+from trimtab.server.config.sections import SECTIONS, SINGLE_SECTIONS, ConeConfig, Config, ConfigError, Section
 from trimtab.server.wording import suggest
 
 
@@ -63,9 +63,7 @@ def _describe_error(error: ValidationError, text: str) -> str:
 
 
 def _valid_keys(path: Sequence[str]) -> list[str]:
-    if list(path) == ["limits"]:
-        return list(LimitsConfig.model_fields)
-    section: type[Section] = SECTIONS.get(path[0] if path else "", Config)
+    section: type[Section] = {**SINGLE_SECTIONS, **SECTIONS}.get(path[0] if path else "", Config)
     return list((ConeConfig if path[2:] == ["cone"] else section).model_fields)
 
 

@@ -175,6 +175,14 @@ class LimitsConfig(Section):
     """What requests in flight have after SIGTERM until they are cut off."""
 
 
+class TimeoutsConfig(Section):
+    """How long the server waits, in seconds."""
+
+    engine_s: float = Field(default=60.0, gt=0, allow_inf_nan=False)
+    """For an engine to end the step that it is at. One that takes longer is taken to hang: /health and /ready are red
+    until it goes on. Set it above the longest step, which is a full batch of prompt tokens."""
+
+
 class Config(Section):
     base: Model
     """The frozen model: a checkpoint directory or Hugging Face id."""
@@ -208,6 +216,8 @@ class Config(Section):
     """Port to listen on."""
     limits: LimitsConfig = LimitsConfig()
     """What requests may cost, and how long the last ones have."""
+    timeouts: TimeoutsConfig = TimeoutsConfig()
+    """How long the server waits."""
     api_keys: tuple[Key, ...] = ()
     """Keys that open the server, or `sha256:` and the digest of each; none means open to all. TRIMTAB_API_KEY in the
     environment adds one."""
@@ -280,6 +290,11 @@ class Config(Section):
             raise ConfigError("holds no key, and without any the server would be open to all", key="api_keys_file")
         return keys
 
+
+SINGLE_SECTIONS: dict[str, type[Section]] = {
+    key: type(field.default) for key, field in Config.model_fields.items() if isinstance(field.default, Section)
+}
+"""Keys that are a section each."""
 
 SECTIONS: dict[str, type[Section]] = {
     "guides": GuideConfig,

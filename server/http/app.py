@@ -97,7 +97,7 @@ def _add_endpoints(app: FastAPI, state: ServerState) -> None:
 def _add_operations(app: FastAPI, state: ServerState) -> None:
     @app.get("/health")
     async def health() -> JSONResponse:
-        """Whether to let it run: an engine that has died does not come back by itself."""
+        """Whether to let it run: an engine that has died does not come back by itself, one that hangs hardly."""
         return JSONResponse({"healthy": state.alive}, status_code=200 if state.alive else 503)
 
     @app.get("/ready")

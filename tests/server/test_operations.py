@@ -551,6 +551,22 @@ async def test_a_dead_engine_turns_health_red(folder: Path, toy: ToyEngine) -> N
             assert sample("trimtab_ready") == alive
 
 
+async def test_an_engine_that_hangs_turns_health_red_until_it_goes_on(folder: Path, toy: ToyEngine) -> None:
+    served = toy_server.site(Config.model_validate(settings(folder) | {"timeouts": {"engine_s": 0.05}}), toy)
+    app = await toy_server.app(served)
+    [heartbeat] = served.heartbeats
+    moving = asyncio.Event()
+    heartbeat.call = moving.wait
+    running = asyncio.create_task(heartbeat.run())
+    async with http(app) as raw:
+        for status, ready in ((503, 0.0), (200, 1.0)):
+            await until(lambda stalled=status == 503: heartbeat.stalled == stalled)
+            assert {(await raw.get(path)).status_code for path in ("/health", "/ready")} == {status}
+            assert sample("trimtab_ready") == ready
+            moving.set()
+    running.cancel()
+
+
 def test_outcomes_are_those_of_the_contract() -> None:
     outcomes = {labels[1] for labels in REQUESTS._metrics}
     assert outcomes <= {

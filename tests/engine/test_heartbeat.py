@@ -1,0 +1,92 @@
+"""An engine that hangs is seen, and so is one that goes on."""
+
+import asyncio
+import logging
+import os
+import signal
+from contextlib import aclosing
+
+import pytest
+from vllm.sampling_params import SamplingParams
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from trimtab.decoders.protocols import BASE, Sampling
+from trimtab.engine.aligned_client import AlignedClient
+from trimtab.engine.heartbeat import Heartbeat
+
+
+async def until(condition, seconds: float) -> bool:
+    for _ in range(int(seconds / 0.02)):
+        if condition():
+            return True
+        await asyncio.sleep(0.02)
+    return False
+
+
+async def test_it_is_stalled_while_an_answer_is_overdue(monkeypatch, caplog):
+    monkeypatch.setattr("trimtab.engine.heartbeat.PERIOD_S", 0.01)
+    caplog.set_level(logging.INFO, "trimtab")
+    moving = asyncio.Event()
+    moving.set()
+    timeout = 0.1
+    heartbeat = Heartbeat(name="base", call=moving.wait, timeout_s=lambda: timeout)
+    running = asyncio.create_task(heartbeat.run())
+    try:
+        await asyncio.sleep(0.15)
+        assert not heartbeat.stalled
+        moving.clear()
+        assert await until(lambda: heartbeat.stalled, 5)
+        timeout = 1e6  # as a reload may set it
+        assert not heartbeat.stalled
+        timeout = 0.1
+        moving.set()
+        assert await until(lambda: "answers again" in caplog.text, 5)
+        assert not heartbeat.stalled
+        assert caplog.text.count("has not answered") == 1
+    finally:
+        running.cancel()
+
+
+async def test_it_ends_with_a_dead_engine():
+    async def call() -> None:
+        raise EngineDeadError
+
+    heartbeat = Heartbeat(name="base", call=call, timeout_s=lambda: 1.0)
+    await asyncio.wait_for(heartbeat.run(), 5)
+    assert not heartbeat.stalled  # that it is dead is known otherwise
+
+
+@pytest.mark.engine
+async def test_a_stopped_engine_stalls_and_goes_on(client, vllm_engine, live):
+    """In the middle of an answer, which then ends as if nothing had been."""
+    heartbeat = Heartbeat(name="base", call=AlignedClient(client, lambda _: vllm_engine).ping, timeout_s=lambda: 1.0)
+    processes = [process.pid for process in client.engine_core.resources.engine_manager.processes]
+    sampling = Sampling(max_tokens=60, seed=3, engine_params=SamplingParams(ignore_eos=True))
+
+    async def draw(stop_at: int = -1) -> list[int]:
+        tokens: list[int] = []
+        async with aclosing(vllm_engine.generate(list(range(40)), sampling, n=1, guides={BASE: 1.0})) as chunks:
+            async for chunk in chunks:
+                tokens += chunk.tokens
+                if len(tokens) == stop_at:
+                    for pid in processes:
+                        os.kill(pid, signal.SIGSTOP)
+        return tokens
+
+    undisturbed = await draw()
+    running = asyncio.create_task(heartbeat.run())
+    try:
+        await asyncio.sleep(0.5)
+        assert not heartbeat.stalled
+        answer = asyncio.create_task(draw(stop_at=10))
+        assert await until(lambda: heartbeat.stalled, 20)
+        assert live() == 1
+        assert not answer.done()
+        for pid in processes:
+            os.kill(pid, signal.SIGCONT)
+        assert await asyncio.wait_for(answer, 60) == undisturbed
+        assert await until(lambda: not heartbeat.stalled, 20)
+    finally:
+        for pid in processes:
+            os.kill(pid, signal.SIGCONT)
+        running.cancel()
