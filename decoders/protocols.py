@@ -175,7 +175,11 @@ class Engine(Protocol):
         ...
 
     def text(self, completion: Tokens) -> str:
-        """A completion as the client would read it, without special tokens."""
+        """A completion as the client reads it: up to a stop string, and without special tokens unless it wants them."""
+        ...
+
+    def decode(self, completion: Tokens) -> str:
+        """`text` of a completion that no stop string ends."""
         ...
 
     def tokens(self, text: str) -> Tokens:

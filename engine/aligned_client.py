@@ -7,17 +7,20 @@ reports of its answers is recorded on the run for whoever answers the request.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from copy import copy
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from vllm.engine.protocol import EngineClient
-from vllm.outputs import CompletionOutput, RequestOutput
+from vllm.outputs import CompletionOutput, RequestOutput, SamplingMask
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-from trimtab.decoders.protocols import LIMIT_REASONS, Chunk, Engine, Sampling
+from trimtab.decoders.protocols import LIMIT_REASONS, Chunk, Engine, Sampling, Tokens
+from trimtab.engine.detokenizer import AnswerText, Detokenizer, with_ends
 from trimtab.engine.scheduling import schedule
 from trimtab.engine.table import cache_salt
 from trimtab.runtime.shares import Shares
@@ -108,26 +111,32 @@ class AlignedClient:
             raise ValueError(f"alignment works on text prompts; this one is of type {prompt.get('type')!r}")
         tokens: Sequence[int] = prompt["prompt_token_ids"]
         n, prompt_length = params.n, 0
-        engine = run.instrument(self.bind({**context, "cache_salt": prompt.get("cache_salt"), "run": run}))
-        detokenizers = [IncrementalDetokenizer(self.inner.renderer.tokenizer, params) for _ in range(n)]
+        detokenizer = Detokenizer(self.inner.renderer.tokenizer, with_ends(params, self.inner))
+        run.read = detokenizer.text
+        engine = run.instrument(self.bind({**context, "cache_salt": prompt.get("cache_salt"), "run": run}), tokens)
+        texts = [detokenizer.begin(tokens) for _ in range(n)]
+        delta = params.output_kind == RequestOutputKind.DELTA
         finished = 0
         answers: dict[int, RequestOutput] = {}
         run.usage.prompt += len(tokens)
         async with aclosing(run.execute(tokens, as_sampling(params), engine, n=n)) as chunks:
             async for chunk in chunks:
-                run.record(first + chunk.index, chunk)
+                run.record(first + chunk.index, with_texts(chunk, partial(detokenizer.text, tokens)))
                 finished += chunk.finish is not None
-                piece = as_output(chunk, tokens, detokenizers[chunk.index])
-                if not prompt_length:  # a strategy's instruction makes it longer, and the response's usage counts that
-                    prompt_length = len(piece.prompt_token_ids)
-                    run.usage.prompt += prompt_length - len(tokens)
-                piece.request_id, piece.finished = request_id, finished == n
-                if params.output_kind == RequestOutputKind.DELTA:
-                    yield piece
-                elif chunk.index in answers:
-                    answers[chunk.index].add(piece, aggregate=True)
-                else:
-                    answers[chunk.index] = piece
+                stride = (params.stream_interval or 1) if delta else None
+                for piece in as_outputs(chunk, tokens, texts[chunk.index], stride=stride):
+                    if not prompt_length:  # an instruction makes it longer, and the response's usage counts that
+                        prompt_length = len(piece.prompt_token_ids)
+                        run.usage.prompt += prompt_length - len(tokens)
+                    piece.request_id = request_id
+                    piece.finished = finished == n and piece.outputs[0].finish_reason is not None
+                    if delta:
+                        yield piece
+                        await asyncio.sleep(0)  # an answer that was chosen comes at once, and others are served too
+                    elif chunk.index in answers:
+                        answers[chunk.index].add(piece, aggregate=True)
+                    else:
+                        answers[chunk.index] = piece
         if answers:
             whole = next(iter(answers.values()))
             whole.outputs = [answers[i].outputs[0] for i in sorted(answers)]
@@ -138,81 +147,48 @@ class AlignedClient:
 EngineClient.register(AlignedClient)
 
 
-def as_output(chunk: Chunk, prompt: Sequence[int], detokenizer: IncrementalDetokenizer) -> RequestOutput:
-    """A chunk as vLLM's output: the engine's own where it has one, else its tokens and their text."""
-    if chunk.engine_output is not None:
-        output: RequestOutput = copy(chunk.engine_output)
-        [completion] = output.outputs
-        output.outputs = [copy(completion)]
-        output.outputs[0].index = chunk.index
-        output.outputs[0].finish_reason = finish_reason(chunk)
-        return output
-    text = detokenizer.next(chunk.tokens, last=chunk.finish is not None)
-    return RequestOutput(
-        request_id="",
-        prompt=None,
-        prompt_token_ids=list(prompt),
-        prompt_logprobs=None,
-        outputs=[
-            CompletionOutput(
-                index=chunk.index,
-                text=text,
-                token_ids=list(chunk.tokens),
-                cumulative_logprob=None,
-                logprobs=None if chunk.tokens else [],
-                finish_reason=finish_reason(chunk),
-                stop_reason=detokenizer.stop_reason if chunk.finish == "stop" else None,
-            )
-        ],
-        finished=False,
-        num_cached_tokens=0,
-    )
+def as_outputs(
+    chunk: Chunk, prompt: Sequence[int], text: AnswerText, *, stride: int | None = None
+) -> Iterator[RequestOutput]:
+    """A chunk as vLLM's outputs of `stride` tokens each, or as one: the engine's own where it has one, read by `text`.
+
+    vLLM's tool parsers lose calls of which several tokens come at once, so a stream has to come as the engine's does.
+    """
+    whole = chunk.engine_output
+    bare = CompletionOutput(index=chunk.index, text="", token_ids=[], cumulative_logprob=None, logprobs=None)
+    [completion] = [bare] if whole is None else whole.outputs
+    count = len(chunk.tokens)
+    for start in range(0, count, stride or count) if count else (0,):
+        end = min(start + (stride or count), count)
+        last = end == count
+        piece = copy(completion)
+        piece.index, piece.token_ids = chunk.index, list(chunk.tokens[start:end])
+        piece.text = text.next(piece.token_ids, last=last and chunk.finish is not None)
+        if completion.logprobs is not None:
+            piece.logprobs = completion.logprobs[start:end]
+        elif not count:
+            piece.logprobs = []
+        if completion.sampling_mask is not None:
+            piece.sampling_mask = SamplingMask(completion.sampling_mask.token_ids[start:end])
+        piece.finish_reason = finish_reason(chunk) if last else None
+        stop_reason = text.stop_reason if chunk.finish == "stop" else None
+        piece.stop_reason = (completion.stop_reason or stop_reason) if last else None
+        if whole is None:
+            output = RequestOutput("", None, list(prompt), None, [piece], False, num_cached_tokens=0)
+        else:
+            output = copy(whole)
+            output.outputs, output.finished = [piece], False
+            output.prompt_logprobs = whole.prompt_logprobs if start == 0 else None
+        yield output
+
+
+def with_texts(chunk: Chunk, read: Callable[[Tokens], str]) -> Chunk:
+    """The chunk whose report shows its candidates' texts."""
+    if "candidates" not in chunk.report:
+        return chunk
+    shown = [{**candidate, "text": read(candidate["tokens"])} for candidate in chunk.report["candidates"]]
+    return replace(chunk, report={**chunk.report, "candidates": shown})
 
 
 def finish_reason(chunk: Chunk) -> str | None:
     return "length" if chunk.finish in LIMIT_REASONS else chunk.finish
-
-
-class IncrementalDetokenizer:
-    """The text of one answer as its tokens arrive, up to a stop string or token.
-
-    An unfinished character waits for its other bytes, and what may be the beginning of a stop string for its end.
-    """
-
-    def __init__(self, tokenizer: Any, params: SamplingParams) -> None:
-        self.tokenizer = tokenizer
-        self.params = params
-        self.tokens: list[int] = []
-        self.sent = 0
-        """Characters."""
-        self.stop_reason: str | int | None = None
-        """The stop string or token that ended it, if it was not its end of sequence."""
-
-    def next(self, tokens: Sequence[int], *, last: bool) -> str:
-        """The text that these add."""
-        self.tokens += tokens
-        text = self._cut(self._decode(self.tokens))
-        if not last:
-            if text.endswith("\ufffd"):
-                return ""
-            text = text[: max(0, len(text) - max((len(stop) - 1 for stop in stop_strings(self.params)), default=0))]
-        fresh = text[self.sent :]
-        self.sent = max(self.sent, len(text))
-        return fresh
-
-    def _decode(self, tokens: Sequence[int]) -> str:
-        end = tokens[-1] if tokens else None
-        if end in (self.params.stop_token_ids or ()):
-            self.stop_reason = end
-            tokens = tokens if self.params.include_stop_str_in_output else tokens[:-1]
-        text: str = self.tokenizer.decode(tokens, skip_special_tokens=self.params.skip_special_tokens)
-        return text
-
-    def _cut(self, text: str) -> str:
-        """The text up to the stop string that comes first."""
-        places = [(at, stop) for stop in stop_strings(self.params) if (at := text.find(stop)) >= 0]
-        if not places:
-            return text
-        at, stop = min(places)
-        self.stop_reason = stop
-        return text[: at + len(stop)] if self.params.include_stop_str_in_output else text[:at]

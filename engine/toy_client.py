@@ -21,6 +21,7 @@ from vllm.v1.engine.input_processor import InputProcessor
 
 from trimtab.decoders.protocols import BASE, Chunk, Engine, Mixture, Sampling, Strategy, Tokens
 from trimtab.engine.aligned_client import AlignedClient
+from trimtab.engine.detokenizer import decode_answer, encode_answer
 from trimtab.engine.errors import MemberError
 from trimtab.runtime.strategy_run import StrategyRun, current_run
 from trimtab.runtime.toy_engine import Prefix, ToyEngine, ToyModel, Vector
@@ -42,12 +43,10 @@ class TokenizedToy(ToyEngine):
         self.tokenizer = tokenizer
 
     def text(self, completion: Tokens) -> str:
-        text: str = self.tokenizer.decode(list(completion), skip_special_tokens=True)
-        return text
+        return decode_answer(self.tokenizer, completion, [self.model.eos])
 
     def tokens(self, text: str) -> Tokens:
-        tokens: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
-        return tokens
+        return encode_answer(self.tokenizer, text)
 
     def generate(self, prompt: Tokens, sampling: Sampling, *, n: int, guides: Mixture) -> AsyncGenerator[Chunk, None]:
         """Raises ValueError for log-probs, which vLLM's app takes from an engine's own outputs."""

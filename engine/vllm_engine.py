@@ -20,6 +20,7 @@ from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from trimtab.decoders.protocols import BASE, Chunk, Mixture, Sampling, Tokens, normalise_mixture
+from trimtab.engine.detokenizer import decode_answer, encode_answer
 from trimtab.engine.mixture import DISTRIBUTION, ENTROPY, KL, decode_scalar
 from trimtab.engine.plugin import FIELD
 from trimtab.engine.scheduling import schedule
@@ -101,9 +102,9 @@ class VLLMEngine:
     @property
     def eos_ids(self) -> frozenset[int]:
         """The tokenizer's and the generation config's."""
-        listed = self.client.model_config.try_get_generation_config().get("eos_token_id")
+        listed = self.client.input_processor.generation_config_fields.get("eos_token_id")  # read once, by vLLM
         ids = listed if isinstance(listed, list) else [listed]
-        return frozenset(token for token in (*ids, self.client.renderer.tokenizer.eos_token_id) if token is not None)
+        return frozenset(token for token in (*ids, self.client.renderer.get_eos_token_id()) if token is not None)
 
     async def greedy_top_logprobs(
         self, prompt: Tokens, *, k: int, length: int, guides: Mixture
@@ -146,12 +147,14 @@ class VLLMEngine:
         return await self._read_scalars(prompt, completion, self._row(guides, scalar=KL))
 
     def text(self, completion: Tokens) -> str:
-        text: str = self.client.renderer.tokenizer.decode(list(completion), skip_special_tokens=True)
-        return text
+        """As an answer to no request in particular: what is a request's own is in `StrategyRun.read`."""
+        return decode_answer(self.client.renderer.tokenizer, completion, sorted(self.eos_ids))
+
+    def decode(self, completion: Tokens) -> str:
+        return self.text(completion)
 
     def tokens(self, text: str) -> Tokens:
-        tokens: list[int] = self.client.renderer.tokenizer.encode(text, add_special_tokens=False)
-        return tokens
+        return encode_answer(self.client.renderer.tokenizer, text)
 
     async def render_with_instruction(self, instruction: str, *, role: str = "system") -> Tokens:
         """Only a request has messages: see `Metered`."""

@@ -6,12 +6,19 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from trimtab.decoders.protocols import Chunk, Engine, LimitReached, Mixture, Sampling, Tokens
 from trimtab.runtime.usage import Usage
 
 Render = Callable[[str, str], Awaitable[Tokens]]
 """(instruction, role) -> the request's prompt under it"""
+
+
+class Read(Protocol):
+    """`Engine.text` of one request, and with `cut` false `Engine.decode`."""
+
+    def __call__(self, completion: Tokens, *, cut: bool = True) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +32,7 @@ class Metered:
     engine: Engine
     usage: Usage
     render: Render | None = None
+    read: Read | None = None
 
     async def generate(
         self, prompt: Tokens, sampling: Sampling, *, n: int, guides: Mixture
@@ -89,7 +97,10 @@ class Metered:
         return await self.engine.divergence(prompt, completion, guides=guides)
 
     def text(self, completion: Tokens) -> str:
-        return self.engine.text(completion)
+        return self.engine.text(completion) if self.read is None else self.read(completion)
+
+    def decode(self, completion: Tokens) -> str:
+        return self.engine.decode(completion) if self.read is None else self.read(completion, cut=False)
 
     def tokens(self, text: str) -> Tokens:
         return self.engine.tokens(text)

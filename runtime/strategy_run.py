@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from types import AsyncGeneratorType
 from typing import Any
 
@@ -27,7 +28,7 @@ from trimtab.decoders.protocols import (
     no_reward,
 )
 from trimtab.decoders.report import Report
-from trimtab.runtime.metered import Metered, Render
+from trimtab.runtime.metered import Metered, Read, Render
 from trimtab.runtime.shares import RequestShare
 from trimtab.runtime.traced import Traced
 from trimtab.runtime.usage import Usage
@@ -42,6 +43,8 @@ class StrategyRun:
     check_sampling: Callable[[Sampling], None] = lambda sampling: None
     """Raises ValueError for sampling that the strategy's way to draw would not carry out."""
     render: Render | None = None
+    read: Callable[..., str] | None = None
+    """(prompt, completion, cut) -> the completion as the client reads it; None until the engine client knows how."""
     span: Span | None = None
     """The request's, under which its calls of the engine are; None where nothing is traced."""
     fallback: Strategy | None = None
@@ -78,9 +81,10 @@ class StrategyRun:
             if isinstance(stream, AsyncGeneratorType) and not stream.ag_running:  # one that runs is being cancelled
                 await stream.aclose()
 
-    def instrument(self, engine: Engine) -> Engine:
-        """The engine, whose work counts as this request's and is traced under its span."""
-        metered = Metered(engine, self.usage, self.render)
+    def instrument(self, engine: Engine, prompt: Tokens = ()) -> Engine:
+        """The engine, whose work counts as this request's and is traced under its span, for answers to this prompt."""
+        read: Read | None = None if self.read is None else partial(self.read, prompt)
+        metered = Metered(engine, self.usage, self.render, read)
         return metered if self.span is None else Traced(metered, self.span)
 
     def record(self, choice: int, chunk: Chunk) -> None:
@@ -89,6 +93,11 @@ class StrategyRun:
         self.answers.setdefault(choice, []).extend(chunk.tokens)
         if chunk.report:
             self.reports.setdefault(choice, Report()).update(chunk.report)
+
+    def text(self, prompt: Tokens, completion: Tokens) -> str:
+        """An answer to this prompt as the client reads it, once an engine client has the request."""
+        assert self.read is not None, "nothing is drawn yet"
+        return self.read(prompt, completion)
 
     async def execute(
         self, prompt: Tokens, sampling: Sampling, engine: Engine, *, n: int

@@ -241,6 +241,9 @@ class ToyEngine:
         """The tokens as numbers."""
         return " ".join(str(token) for token in completion if token != self.model.eos)
 
+    def decode(self, completion: Tokens) -> str:
+        return self.text(completion)
+
     def tokens(self, text: str) -> Tokens:
         return [int(number) for number in text.split()]
 

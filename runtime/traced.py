@@ -67,6 +67,9 @@ class Traced:
     def text(self, completion: Tokens) -> str:
         return self.engine.text(completion)
 
+    def decode(self, completion: Tokens) -> str:
+        return self.engine.decode(completion)
+
     def tokens(self, text: str) -> Tokens:
         return self.engine.tokens(text)
 

@@ -135,8 +135,7 @@ async def draw_answers(
 
 async def score_answers(scoring: Scoring, spec: Spec, question: Question, answers: Sequence[Tokens]) -> list[float]:
     """[N] one per answer; they count as no request's."""
-    tokenizer = scoring.host.tokenizer
-    responses = [Response(text=tokenizer.decode(a, skip_special_tokens=True), tokens=a) for a in answers]
+    responses = [Response(text=scoring.host.engine.text(a), tokens=a) for a in answers]
     return evaluate(spec, await scoring.rows([spec], question, responses), {}).values
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -39,6 +39,9 @@ from trimtab.server.request.plan import Plan
 from trimtab.server.request.reward_tree import Leaf, Rows, Score, Spec, evaluate, parse_spec
 from trimtab.server.request.weights import load_orchestrator
 from trimtab.server.wording import suggest
+
+ReadAnswer = Callable[[Tokens, Tokens], str]
+"""(prompt, completion) -> the completion as the client reads it"""
 
 
 def engine_key(reward: RewardConfig) -> str | None:
@@ -147,7 +150,7 @@ class Scoring:
                 code="unsupported_pair",
             )
 
-    def bind(self, plan: Plan, document: Json, usage: Usage, *, max_tokens: int) -> RequestReward:
+    def bind(self, plan: Plan, document: Json, usage: Usage, *, max_tokens: int, read: ReadAnswer) -> RequestReward:
         """The reward of one request, whose answers have at most `max_tokens`; raises ApiError for what it cannot be."""
         specs = {} if plan.objective is None else {f"{AT}.reward": plan.objective}
         specs |= {f"{AT}.{key}": spec for key, spec in plan.others.items()}
@@ -161,6 +164,7 @@ class Scoring:
             given=plan.given,
             usage=usage,
             max_tokens=max_tokens,
+            read=read,
         )
 
     def auto_weights(self, document: Json) -> dict[str, float]:
@@ -216,26 +220,24 @@ class RequestReward:
     usage: Usage
     max_tokens: int
     """Of the longest answer, which reference answers may be as long as, in powers of two."""
-    stop: tuple[str, ...] = ()
+    read: ReadAnswer | None = None
+    """As the request has it; None: as an answer to no request in particular."""
     span: Span | None = None
     """The request's; None where nothing is traced."""
     turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(READINGS))
 
     @classmethod
     def of_document(cls, document: Json, **fields: Any) -> RequestReward:
-        """For the conversation of a request's body, ending answers at its stop strings."""
-        stop = document.get("stop", document.get("stop_sequences")) or ()
-        stop = (stop,) if isinstance(stop, str) else tuple(text for text in stop if isinstance(text, str) and text)
-        included = document.get("include_stop_str_in_output")
-        return cls(messages=parse_messages(document), stop=() if included else stop, **fields)
+        """For the conversation of a request's body."""
+        return cls(messages=parse_messages(document), **fields)
 
     async def __call__(self, prompt: Tokens, completions: Sequence[Tokens]) -> list[list[float]]:
-        return await self.score(prompt, [Response(text=self.text(tokens), tokens=tokens) for tokens in completions])
+        return await self.score(prompt, [self._response(prompt, tokens) for tokens in completions])
 
     def encode(self, text: str, *, finished: bool = True) -> Response:
         """A response that a client wrote, as a search would have it: with its end of sequence if it is finished."""
         host = self.scoring.host
-        tokens = host.tokenizer.encode(text, add_special_tokens=False)
+        tokens = host.engine.tokens(text)
         return Response(text=text, tokens=[*tokens, *([end_token(host)] if finished else ())])
 
     async def score(self, prompt: Tokens, responses: Sequence[Response]) -> list[list[float]]:
@@ -256,15 +258,9 @@ class RequestReward:
         """How many reference answers the transforms ask for."""
         return max((spec.references for spec in self.specs), default=0)
 
-    def text(self, tokens: Tokens) -> str:
-        """A completion as the client would read it."""
-        text = self._decode(tokens)
-        ends = [end for stop in self.stop if (end := text.find(stop)) >= 0]
-        return text[: min(ends)] if ends else text
-
-    def _decode(self, tokens: Tokens) -> str:
-        text: str = self.scoring.host.tokenizer.decode(list(tokens), skip_special_tokens=True)
-        return text
+    def _response(self, prompt: Tokens, tokens: Tokens) -> Response:
+        text = self.scoring.host.engine.text(tokens) if self.read is None else self.read(prompt, tokens)
+        return Response(text=text, tokens=tokens)
 
     def _count_reads(self, responses: Sequence[Response]) -> int:
         """Tokens of the responses, once for each reward."""
@@ -272,7 +268,10 @@ class RequestReward:
         return rewards * sum(len(response.tokens) for response in responses)
 
     def _question(self, prompt: Tokens) -> Question:
-        messages = self.messages or ({"role": "user", "content": self._decode(prompt)},)
+        messages = self.messages
+        if not messages:
+            text = self.scoring.host.tokenizer.decode(list(prompt), skip_special_tokens=True)
+            messages = ({"role": "user", "content": text},)
         return Question(messages=messages, prompt=prompt, given=self.given, turns=self.turns)
 
     async def _references(self, question: Question) -> Rows:
@@ -290,7 +289,7 @@ class RequestReward:
             async with aclosing(engine.generate(prompt, sampling, n=n, guides={BASE: 1.0})) as chunks:
                 async for chunk in chunks:
                     drawn[chunk.index] += chunk.tokens
-            responses = [Response(text=self._decode(tokens), tokens=tokens) for tokens in drawn.values()]
+            responses = [Response(text=engine.text(tokens), tokens=tokens) for tokens in drawn.values()]
             usage.scored += self._count_reads(responses)
             return await scoring.rows(specs, replace(question, turns=asyncio.Semaphore(READINGS)), responses)
 

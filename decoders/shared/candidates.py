@@ -231,7 +231,7 @@ def stop_position(tokens: Tokens, known: int, stop: Sequence[str], engine: Engin
     """
 
     def ended(count: int) -> bool:
-        text = engine.text(tokens[:count])
+        text = engine.decode(tokens[:count])
         return any(end in text for end in stop)
 
     if not stop or not ended(len(tokens)):

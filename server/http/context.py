@@ -83,10 +83,7 @@ class RequestContext:
         return choice
 
     def _candidate(self, candidate: Mapping[str, Any]) -> Json:
-        assert self.reward is not None
         shown = {key: value for key, value in candidate.items() if key != "tokens"}
-        if "candidates" in self.plan.include:
-            shown["text"] = self.reward.text(candidate["tokens"])
         if "rewards" in self.plan.include:
             shown |= explain(candidate["value"])
         return shown

@@ -183,7 +183,8 @@ class AlignmentMiddleware:
         )
         if "reward" in plan.entry.takes:
             longest = self.longest.of(context.document, context.path)
-            reward = self.scoring.bind(plan, context.document, context.run.usage, max_tokens=longest)
+            usage, read = context.run.usage, context.run.text
+            reward = self.scoring.bind(plan, context.document, usage, max_tokens=longest, read=read)
             context.run.reward = context.reward = reward
 
     @contextmanager
