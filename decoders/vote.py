@@ -67,7 +67,10 @@ class Vote:
     n: Pool = 16
     extractor: Annotated[
         Extractor,
-        Field(description='what a candidate answers: "number" (its last one), "text", {"regex": …} or {"json": path}'),
+        Field(
+            description='what a candidate answers: "number", "answer" (a number, a letter or words), each read as the '
+            'verifier reads it, "text" (all of it), {"regex": …} or {"json": path}'
+        ),
     ] = "number"
     weighting: Annotated[
         Literal["uniform", "softmax", "reward"],

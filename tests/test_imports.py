@@ -17,7 +17,13 @@ OURS = "trimtab"
 ALLOWED: dict[str, tuple[str, ...]] = {
     "decoders": ("decoders", "preferences.preference_direction"),
     "preferences": ("preferences", "decoders.protocols"),
-    "rewards": ("rewards", "decoders.protocols", "decoders.registry", "decoders.shared.answers"),
+    "rewards": (
+        "rewards",
+        "decoders.protocols",
+        "decoders.registry",
+        "decoders.shared.final_answer",
+        "decoders.shared.numbers",
+    ),
     "runtime": ("runtime", "decoders.protocols", "decoders.report", "decoders.shared.candidates"),
     "engine": ("engine", "runtime", "decoders.protocols"),
     "server": ("server", "engine", "runtime", "rewards", "preferences", "decoders"),

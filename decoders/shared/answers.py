@@ -9,21 +9,27 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 import re2
 from pydantic import Field
 
+from trimtab.decoders.shared.final_answer import (
+    LONGEST,
+    find_marked,
+    normalise,
+    read_letter,
+    read_number,
+    read_words,
+)
+from trimtab.decoders.shared.numbers import write_number
+
 Extract = Callable[[str], str | None]
 Extractor = (
-    Literal["number", "text"]
+    Literal["number", "answer", "text"]
     | Annotated[dict[Literal["regex", "json"], Annotated[str, Field(max_length=1000)]], Field(min_length=1)]
 )
-"""Which of them: "number", "text", {"regex": pattern} or {"json": path}."""
-
-LONGEST = 20_000
-"""Characters of a text, counted from its end, that are searched for a number, a pattern or a fenced block."""
+"""Which of them: "number", "answer", "text", {"regex": pattern} or {"json": path}."""
 
 
 def make_extractor(rule: Extractor) -> Extract:
@@ -31,13 +37,15 @@ def make_extractor(rule: Extractor) -> Extract:
     match rule:
         case "number":
             return last_number
+        case "answer":
+            return any_answer
         case "text":
             return whole_text
         case {"regex": pattern} if len(rule) == 1:
             return by_pattern(pattern)
         case {"json": path} if len(rule) == 1:
             return by_path(path)
-    raise ValueError('extractor must be "number", "text", {"regex": "…"} or {"json": "…"}')
+    raise ValueError('extractor must be "number", "answer", "text", {"regex": "…"} or {"json": "…"}')
 
 
 def count_votes(texts: Sequence[str], weights: Iterable[float], rule: Extractor) -> list[float]:
@@ -54,41 +62,24 @@ def whole_text(text: str) -> str | None:
     return text.strip() or None
 
 
-_NUMBER = r"""
-    (?P<minus>(?<![\w)\]])[-−])?+ (?:\\?[$€£])?+ (?P<minus_2>(?<=[$€£])[-−])?+
-    (?<![^\W_]) (?<![0-9]\.)
-    (?P<digits> (?: [0-9]{1,3}(?:,[0-9]{3})++(?![0-9]) | [0-9]++ ) (?:\.[0-9]++)?+ | \.[0-9]++ )
-    (?P<exponent>[eE][-+]?[0-9]{1,2}(?![0-9]))?+
-"""
-_LEAD = r"[\s*$\\(]*+"
-_ANY = re.compile(_NUMBER, re.VERBOSE)
-_BOXED = re.compile(rf"\\boxed\s*+\{{ {_LEAD} (?:{_NUMBER})?+", re.VERBOSE)
-_HASHED = re.compile(rf"^\#\#\#\#{_LEAD}{_NUMBER}[^\w\n]*+$", re.VERBOSE | re.MULTILINE)
-_AFTER_ANSWER = re.compile(rf"\b(?i:answer)\b(?:\s++is\b)?+[\s:=*]*+{_LEAD}{_NUMBER}", re.VERBOSE)
-
-
 def last_number(text: str) -> str | None:
-    """The number that the text ends up with, in decimals: "42" of 42, 42.0 and $42, "1000" of 1,000, "5" of 5%.
+    """The number that the text answers with, in decimals: "42" of 42, 42.0 and $42, "0.75" of 3/4, "5" of 5%.
 
-    It is the one in the last \\boxed{}, else on the last line "#### n", else after the last "answer is" or "answer:",
-    else the last number of all. A box without a number at its head, such as a fraction, is no number.
+    None where the answer is something else, such as \\boxed{x}: `final_answer.py` says what is read.
     """
-    text = text[-LONGEST:].replace("{,}", ",").replace(",\\!", ",")  # TeX's ways to write a thousands separator
-    for pattern in (_BOXED, _HASHED, _AFTER_ANSWER, _ANY):
-        if matches := list(pattern.finditer(text)):
-            return _decimal(matches[-1])
-    return None
+    number = read_number(text, marked=find_marked(text))
+    return None if number is None else write_number(number.value)
 
 
-def _decimal(matches: re.Match[str]) -> str | None:
-    if matches["digits"] is None:
-        return None
-    value = Decimal(matches["digits"].replace(",", "") + (matches["exponent"] or ""))
-    digits = f"{value:f}"
-    if "." in digits:
-        digits = digits.rstrip("0").rstrip(".")
-    negative = (matches["minus"] or matches["minus_2"]) and value
-    return f"-{digits}" if negative else digits
+def any_answer(text: str) -> str | None:
+    """What the text answers with: a letter, a number as `last_number` writes it, or words in lower case."""
+    marked = find_marked(text)
+    if (letter := read_letter(text, marked=marked)) is not None:
+        return letter
+    if (number := read_number(text, marked=marked)) is not None:
+        return write_number(number.value)
+    words = read_words(text, marked=marked)
+    return normalise(words[-1]) or None if words else None
 
 
 def by_pattern(pattern: str) -> Extract:

@@ -57,7 +57,7 @@ Beta = Annotated[float, Field(gt=0, description="temperature of the rewards, in 
 Target = Annotated[
     Literal["proposal", "base"], Field(description="with guides: what is tilted, their mixture or the base")
 ]
-VoteBy = Annotated[Extractor, Field(description='for vote: "number", "text", {"regex": …} or {"json": path}')]
+VoteBy = Annotated[Extractor, Field(description='for vote: "number", "answer", "text", {"regex": …} or {"json": path}')]
 Vector = NDArray[np.float64]
 
 

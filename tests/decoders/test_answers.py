@@ -4,7 +4,8 @@ import time
 
 import pytest
 
-from trimtab.decoders.shared.answers import LONGEST, by_path, by_pattern, last_number, make_extractor
+from trimtab.decoders.shared.answers import by_path, by_pattern, last_number, make_extractor
+from trimtab.decoders.shared.final_answer import LONGEST
 
 
 @pytest.mark.parametrize(
@@ -17,7 +18,7 @@ from trimtab.decoders.shared.answers import LONGEST, by_path, by_pattern, last_n
         ("a total of $1,234.50", "1234.5"),
         ("1{,}000", "1000"),
         ("1, 2, 3", "3"),
-        ("12,34", "34"),
+        ("12,34", "12.34"),
         ("it is -5", "-5"),
         ("it is −5", "-5"),
         ("-$5", "-5"),
@@ -39,7 +40,19 @@ from trimtab.decoders.shared.answers import LONGEST, by_path, by_pattern, last_n
         ("#### 1. Add\n3 + 4 = 7", "7"),
         (r"\boxed{42}, of 99", "42"),
         (r"\boxed{1} no, $\boxed{ -\$3.50 }$ by 7", "-3.5"),
-        (r"\boxed{\frac{3}{4}}", None),
+        (r"\boxed{\frac{3}{4}}", "0.75"),
+        (r"\boxed{x}, of 99", None),
+        (r"We get \boxed{42}. That answer is correct: 7 steps.", "42"),
+        ("the answer is not 12 but 15", "15"),
+        ("It is 15, not 12.", "15"),
+        ("The answer is 3 or 4", None),
+        ("1 000 000", "1000000"),
+        ("1'000.5", "1000.5"),
+        ("1.234,5", "1234.5"),
+        ("1.5 \\times 10^3", "1500"),
+        (r"\frac{1}{-2}", "-0.5"),
+        (r"\boxed{\frac{2}{6}}", "1/3"),
+        (r"x is $4\sqrt{2}$", None),
         ("Answer: **12** apples; 5 are left", "12"),
         ("The answer is\n\n18 (not 20)", "18"),
         ("To answer this, take 5 and 6", "6"),
@@ -84,6 +97,24 @@ def test_paths() -> None:
         assert by_path(nowhere)(text) is None
     for broken in ("", "no", '{"a": NaN}', '{"a": 1e999}', "[" * 200_000):
         assert by_path("a")(broken) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("The answer is (a) because", "A"),
+        ("**C**: copper\n\nIt conducts.", "C"),
+        ("The answer is A lot of copper", "a lot of copper".replace(" ", "")),
+        ("The answer is 1,000.0", "1000"),
+        ("so 7 of 9", "9"),
+        (r"\boxed{2\pi}", r"2\pi"),
+        ("The answer is Paris, the capital.", "paris"),
+        ("Paris", "paris"),
+        ("", None),
+    ],
+)
+def test_answers_of_any_kind(text: str, answer: str | None) -> None:
+    assert make_extractor("answer")(text) == answer
 
 
 def test_texts() -> None:
