@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from trimtab.decoders.protocols import BASE
 from trimtab.engine.aligned_client import AlignedClient
 from trimtab.engine.heartbeat import Heartbeat
+from trimtab.engine.memory import CacheMemory, cache_memory
 from trimtab.server.admission import Admission
 from trimtab.server.config import Config, ConfigError, RewardConfig
 from trimtab.server.metrics import READY, RELOADS, REWARD_ERRORS
@@ -36,6 +37,8 @@ class ServerState:
     admission: Admission = field(init=False)
     heartbeats: tuple[Heartbeat, ...] = field(init=False)
     """Of every engine; they run while the server does."""
+    memory: CacheMemory | None = field(init=False)
+    """What the guides cost; None where there is no engine."""
 
     def __post_init__(self) -> None:
         engines = {BASE: self.client, **{f"rewards {key}": pooler for key, pooler in self.scoring.poolers.items()}}
@@ -43,6 +46,9 @@ class ServerState:
             Heartbeat(name=name, call=engine.ping, timeout_s=lambda: self.config.timeouts.engine_s)
             for name, engine in engines.items()
         )
+        self.memory = cache_memory(self.client.vllm_config)
+        if self.memory is not None:
+            log.info("%s", self.memory)
         self.admission = Admission(capacity=self.capacity(self.config))
         READY.set_function(lambda: float(self.ready))
         for name in self.config.rewards:

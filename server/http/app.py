@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from trimtab.decoders import STRATEGIES
+from trimtab.engine.memory import CacheMemory
 from trimtab.rewards import COMBINES, TRANSFORMS, RewardEntry
 from trimtab.server.config import Config, ConfigError
 from trimtab.server.errors import ApiError
@@ -83,7 +84,7 @@ def _add_endpoints(app: FastAPI, state: ServerState) -> None:
         caps = {"max_tokens": state.admission.capacity, "max_sampled_tokens": state.config.limits.max_sampled_tokens}
         caps |= {"max_deadline_ms": state.config.limits.max_deadline_ms}
         caps |= {key: getattr(state.config, key) for key in ("max_candidates", "max_draws")}
-        return describe_server(state.config, state.scoring) | {"limits": caps}
+        return describe_server(state.config, state.scoring) | {"limits": caps, "memory": describe_memory(state.memory)}
 
     @app.post("/v1/alignment/score")
     async def score_responses(request: Request) -> Response:
@@ -146,6 +147,18 @@ def describe_server(config: Config, scoring: Scoring) -> dict[str, Any]:
         "preference_prompts": {name: prompt.model_dump() for name, prompt in config.preference_prompts.items()},
         "auto_weights": config.auto_weights is not None,
         "presets": {name: dict(preset) for name, preset in config.presets.items()},
+    }
+
+
+def describe_memory(memory: CacheMemory | None) -> dict[str, Any] | None:
+    """What the guides' keys and values take of the room that there is; None where there is no engine."""
+    if memory is None:
+        return None
+    return {
+        "kv_bytes_per_token": dict(memory.bytes_per_token),
+        "tokens": memory.tokens,
+        "tokens_without_guides": memory.tokens_without_guides,
+        "copies_of_base": list(memory.merged),
     }
 
 

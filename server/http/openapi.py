@@ -163,6 +163,21 @@ class Catalogue(TypedDict):
     auto_weights: bool
     presets: dict[str, dict[str, Any]]
     limits: dict[str, float | None]
+    memory: Memory | None
+    """None where there is no engine."""
+
+
+@documented
+class Memory(TypedDict):
+    """Room for tokens on one device: every request holds the keys and values of all members."""
+
+    kv_bytes_per_token: dict[str, int]
+    """By member."""
+    tokens: int
+    """What the cache holds."""
+    tokens_without_guides: int
+    copies_of_base: list[str]
+    """Guides that are LoRA adapters, each a copy of the base's weights."""
 
 
 @documented
