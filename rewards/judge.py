@@ -81,7 +81,7 @@ class BaseJudge:
     host: Host
 
     async def __call__(self, text: str) -> tuple[float, float]:
-        prompt = self.host.render([{"role": "user", "content": text}])
+        prompt = await self.host.render([{"role": "user", "content": text}])
         a, b = await gather_or_cancel(
             self.host.engine.score(
                 prompt, self.host.tokenizer.encode(letter, add_special_tokens=False), guides={BASE: 1.0}

@@ -68,7 +68,7 @@ class LogRatio:
     async def __call__(self, question: Question, responses: Sequence[Response]) -> list[list[float]]:
         strong_prompt = question.prompt
         if self.instruction is not None:
-            strong_prompt = self.host.render(add_instruction(question.messages, self.instruction))
+            strong_prompt = await question.instruct(self.instruction)
         scores = await gather_in_turn(
             question.turns,
             (
@@ -92,11 +92,3 @@ class LogRatio:
 def as_mixture(side: str | Mixture) -> Mixture:
     """A side's mixture with the base's exponent in it: 0 unless it is named."""
     return {BASE: 0.0, **({side: 1.0} if isinstance(side, str) else side)}
-
-
-def add_instruction(messages: Sequence[Mapping[str, str]], instruction: str) -> list[Mapping[str, str]]:
-    """The conversation with a system message, joined to one that is there: many templates take only one."""
-    if messages and messages[0]["role"] == "system":
-        joined = f"{instruction}\n\n{messages[0]['content']}"
-        return [{**messages[0], "content": joined}, *messages[1:]]
-    return [{"role": "system", "content": instruction}, *messages]

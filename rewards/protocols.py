@@ -6,12 +6,16 @@ Shapes: N responses, K labels, T tokens. Higher is better; NaN and infinity are 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from trimtab.decoders.protocols import Engine, Tokens
 from trimtab.rewards.turns import READINGS
+
+
+async def cannot_instruct(instruction: str) -> Tokens:
+    raise ValueError("there is no conversation to instruct")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,9 +25,11 @@ class Question:
     messages: tuple[Mapping[str, str], ...]
     """{"role", "content"}, as the client sent them; a bare prompt is one message of the user's."""
     prompt: Tokens
-    """The conversation in the base's tokens, chat template included."""
+    """The conversation in the base's tokens, chat template included, up to where the response begins."""
     given: Mapping[str, Any] = field(default_factory=dict)
     """From the request, to score against: "references" (list of strings), "answer" (string) …"""
+    instruct: Callable[[str], Awaitable[Tokens]] = cannot_instruct
+    """The conversation in the base's tokens under an instruction as its system message, joined to one that is there."""
     turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(READINGS), compare=False)
     """What the request's calls of judges, and of the base for its rewards, take one of each."""
 
@@ -92,8 +98,8 @@ class Host(Protocol):
     @property
     def tokenizer(self) -> Any: ...
 
-    def render(self, messages: Sequence[Mapping[str, str]]) -> Tokens:
-        """The conversation in the base's chat template, with its generation prompt."""
+    async def render(self, messages: Sequence[Mapping[str, str]]) -> Tokens:
+        """The conversation as a chat request with these messages has it, with its generation prompt."""
         ...
 
 

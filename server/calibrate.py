@@ -78,7 +78,7 @@ async def calibrate(
     }
     needy = {n for n, s in specs.items() if s.references or any(scoring.scorers[x.reward].needs for x in s.leaves)}
     specs = {name: spec for name, spec in specs.items() if name not in needy}
-    questions = [Question(messages=messages, prompt=host.render(messages)) for messages in prompts]
+    questions = [await scoring.ask(messages) for messages in prompts]
 
     async def scores(names: Sequence[str], mixture: Mixture) -> dict[str, list[list[float]]]:
         """objective -> prompt -> a score per answer"""

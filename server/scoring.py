@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -34,7 +34,7 @@ from trimtab.server.request import tracing
 from trimtab.server.request.alignment import AT
 from trimtab.server.request.body import Json
 from trimtab.server.request.cost import reference_length
-from trimtab.server.request.messages import Messages, parse_messages
+from trimtab.server.request.messages import CHAT, Messages, instruct, parse_messages, split_conversation
 from trimtab.server.request.plan import Plan
 from trimtab.server.request.reward_tree import Leaf, Rows, Score, Spec, evaluate, parse_spec
 from trimtab.server.request.weights import load_orchestrator
@@ -42,6 +42,10 @@ from trimtab.server.wording import suggest
 
 ReadAnswer = Callable[[Tokens, Tokens], str]
 """(prompt, completion) -> the completion as the client reads it"""
+
+
+MORE_TOKENS = 8
+"""Tokens beyond one for each character, and characters, within which the beginning of an answer is looked for."""
 
 
 def engine_key(reward: RewardConfig) -> str | None:
@@ -70,18 +74,26 @@ def build_scoring(config: Config, client: AlignedClient, poolers: Mapping[str, P
     return Scoring(config=config, scorers=build_scorers(config, host, poolers), host=host, poolers=poolers)
 
 
-@dataclass(frozen=True, kw_only=True)
+RenderRequest = Callable[[str, Json], Awaitable[Tokens]]
+"""(path, body) -> the prompt that vLLM's app makes of it; raises ValueError for what it would refuse"""
+
+
+@dataclass(kw_only=True)
 class BaseHost:
     """The served base as rewards see it."""
 
     engine: Engine
     tokenizer: Any
+    render_request: RenderRequest | None = None
+    """None until vLLM's app is there, whose renderer serves requests and rewards alike."""
 
-    def render(self, messages: Sequence[Mapping[str, str]]) -> Tokens:
-        tokens: list[int] = self.tokenizer.apply_chat_template(
-            [dict(message) for message in messages], tokenize=True, add_generation_prompt=True, return_dict=False
-        )
-        return tokens
+    async def render(self, messages: Sequence[Mapping[str, str]]) -> Tokens:
+        return await self.render_body(CHAT, {"messages": [dict(message) for message in messages]})
+
+    async def render_body(self, path: str, document: Json) -> Tokens:
+        """The prompt of a request's body; raises ValueError for what vLLM's app would refuse."""
+        assert self.render_request is not None, "there is no app yet"
+        return await self.render_request(path, document)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +162,23 @@ class Scoring:
                 code="unsupported_pair",
             )
 
-    def bind(self, plan: Plan, document: Json, usage: Usage, *, max_tokens: int, read: ReadAnswer) -> RequestReward:
+    def attach(self, render_request: RenderRequest) -> None:
+        """The app's renderer, which rewards use too."""
+        if isinstance(self.host, BaseHost):
+            self.host.render_request = render_request
+
+    async def ask(self, messages: Sequence[Mapping[str, str]]) -> Question:
+        """A conversation that no request has."""
+        document: Json = {"messages": [dict(message) for message in messages]}
+
+        async def render_with(instruction: str) -> Tokens:
+            return await self.host.render(instruct(CHAT, document, instruction, "system")["messages"])
+
+        return Question(messages=tuple(messages), prompt=await self.host.render(messages), instruct=render_with)
+
+    def bind(
+        self, plan: Plan, path: str, document: Json, usage: Usage, *, max_tokens: int, read: ReadAnswer
+    ) -> RequestReward:
         """The reward of one request, whose answers have at most `max_tokens`; raises ApiError for what it cannot be."""
         specs = {} if plan.objective is None else {f"{AT}.reward": plan.objective}
         specs |= {f"{AT}.{key}": spec for key, spec in plan.others.items()}
@@ -158,6 +186,7 @@ class Scoring:
             self.check(spec, plan.given, at=at)
         self.check_given(specs.values(), plan.given)
         return RequestReward.of_document(
+            path,
             document,
             scoring=self,
             specs=tuple(specs.values()),
@@ -167,11 +196,11 @@ class Scoring:
             read=read,
         )
 
-    def auto_weights(self, document: Json) -> dict[str, float]:
+    def auto_weights(self, path: str, document: Json) -> dict[str, float]:
         """The weights that the adapter chooses by the user's last words, or by a bare prompt."""
         adapter = load_orchestrator(self.config)
         assert adapter is not None
-        turns = [message["content"] for message in parse_messages(document) if message["role"] == "user"]
+        turns = [message["content"] for message in parse_messages(path, document) if message["role"] == "user"]
         text = turns[-1] if turns else document.get("prompt")
         if not isinstance(text, str):
             raise ApiError("weights 'auto' need words to go by, in messages or a prompt", param=f"{AT}.weights")
@@ -215,7 +244,13 @@ class RequestReward:
     scoring: Scoring
     specs: tuple[Spec, ...]
     """[K]"""
+    path: str
+    document: Json
+    """The request's body."""
     messages: Messages
+    """Up to the answer; none of a bare prompt."""
+    prefix: str = ""
+    """The answer's beginning, where the request has one continued: what rewards read begins with it."""
     given: Mapping[str, Any]
     usage: Usage
     max_tokens: int
@@ -227,9 +262,11 @@ class RequestReward:
     turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(READINGS))
 
     @classmethod
-    def of_document(cls, document: Json, **fields: Any) -> RequestReward:
-        """For the conversation of a request's body."""
-        return cls(messages=parse_messages(document), **fields)
+    def of_document(cls, path: str, document: Json, **fields: Any) -> RequestReward:
+        """For the conversation of a request's body; raises ApiError for one whose answer no reward could tell from
+        it."""
+        messages, prefix = split_conversation(path, document) if fields["specs"] else ((), "")
+        return cls(path=path, document=document, messages=messages, prefix=prefix, **fields)
 
     async def __call__(self, prompt: Tokens, completions: Sequence[Tokens]) -> list[list[float]]:
         return await self.score(prompt, [self._response(prompt, tokens) for tokens in completions])
@@ -244,8 +281,8 @@ class RequestReward:
         """[N, K]; raises RewardError, and ValueError for what the request is at fault for."""
         if not self.specs:
             return [[] for _ in responses]
-        question = self._question(prompt)
-        references = await self._references(question) if self.reference_count else {}
+        question, responses = self._question(prompt, responses)
+        references = await self._references(question, prompt) if self.reference_count else {}
         self.usage.scored += self._count_reads(responses)
         rows = await self.scoring.rows(self.specs, question, responses, self.span)
         breakdowns = [evaluate(spec, rows, references) for spec in self.specs]
@@ -262,39 +299,71 @@ class RequestReward:
         text = self.scoring.host.engine.text(tokens) if self.read is None else self.read(prompt, tokens)
         return Response(text=text, tokens=tokens)
 
+    def _decode(self, prompt: Tokens) -> str:
+        """What a prompt says, or a part of one."""
+        text: str = self.scoring.host.tokenizer.decode(list(prompt), skip_special_tokens=True)
+        return text
+
     def _count_reads(self, responses: Sequence[Response]) -> int:
         """Tokens of the responses, once for each reward."""
         rewards = len({leaf.reward for spec in self.specs for leaf in spec.leaves})
         return rewards * sum(len(response.tokens) for response in responses)
 
-    def _question(self, prompt: Tokens) -> Question:
-        messages = self.messages
-        if not messages:
-            text = self.scoring.host.tokenizer.decode(list(prompt), skip_special_tokens=True)
-            messages = ({"role": "user", "content": text},)
-        return Question(messages=messages, prompt=prompt, given=self.given, turns=self.turns)
+    def _question(self, prompt: Tokens, responses: Sequence[Response]) -> tuple[Question, list[Response]]:
+        """What the responses answer, and what rewards read of each: the whole answer, its beginning included."""
+        context, begun = split_prompt(prompt, self.prefix, self._decode)
+        messages = self.messages or ({"role": "user", "content": self._decode(context)},)
+        document = self.document if self.messages else {"messages": list(messages)}
+        path = self.path if self.messages else CHAT
 
-    async def _references(self, question: Question) -> Rows:
+        async def render_with(instruction: str) -> Tokens:
+            host = self.scoring.host
+            assert isinstance(host, BaseHost)
+            tokens = await host.render_body(path, instruct(path, document, instruction, "system"))
+            return split_prompt(tokens, self.prefix, self._decode)[0]
+
+        question = Question(messages=messages, prompt=context, given=self.given, instruct=render_with, turns=self.turns)
+        return question, [Response(text=self.prefix + r.text, tokens=[*begun, *r.tokens]) for r in responses]
+
+    async def _references(self, question: Question, prompt: Tokens) -> Rows:
         """leaf -> [M] scores of the frozen base's own answers to the question, to their end or to the request's length,
         whatever else the request says."""
         leaves = sorted({leaf.name for spec in self.specs for leaf in spec.leaves})
         n, length = self.reference_count, reference_length(self.max_tokens)
-        prompt, messages = list(question.prompt), list(question.messages)
+        begun, messages = list(prompt), [*question.messages, self.prefix]
         specs, scoring = self.specs, self.scoring
 
         async def draw(usage: Usage) -> Rows:
             engine = Metered(scoring.host.engine, usage)
-            sampling = Sampling(max_tokens=length, seed=make_seed(prompt, length), stream=False)
+            sampling = Sampling(max_tokens=length, seed=make_seed(begun, length), stream=False)
             drawn: dict[int, list[int]] = {i: [] for i in range(n)}
-            async with aclosing(engine.generate(prompt, sampling, n=n, guides={BASE: 1.0})) as chunks:
+            async with aclosing(engine.generate(begun, sampling, n=n, guides={BASE: 1.0})) as chunks:
                 async for chunk in chunks:
                     drawn[chunk.index] += chunk.tokens
             responses = [Response(text=engine.text(tokens), tokens=tokens) for tokens in drawn.values()]
             usage.scored += self._count_reads(responses)
+            _, responses = self._question(begun, responses)
             return await scoring.rows(specs, replace(question, turns=asyncio.Semaphore(READINGS)), responses)
 
-        key = make_key(prompt, messages, dict(self.given), leaves, n, length)
+        key = make_key(begun, messages, dict(self.given), leaves, n, length)
         return await scoring.references.get(key, draw, self.usage)
+
+
+def split_prompt(prompt: Tokens, prefix: str, decode: Callable[[Tokens], str]) -> tuple[Tokens, Tokens]:
+    """A prompt up to where its answer begins, and the tokens of the answer's beginning.
+
+    Raises ValueError where no end of the prompt reads as that beginning.
+    """
+    sought = prefix.strip()
+    if not sought:
+        return prompt, ()
+    for count in range(1, min(len(prompt), len(prefix) + MORE_TOKENS) + 1):
+        if len(text := decode(prompt[-count:]).strip()) >= len(sought):
+            if text == sought:
+                return prompt[:-count], prompt[-count:]
+            if len(text) > len(sought) + MORE_TOKENS:
+                break
+    raise ValueError("the chat template does not end with the message that is continued, so rewards cannot read it")
 
 
 def end_token(host: Host) -> int:

@@ -31,6 +31,7 @@ from trimtab.server.wording import suggest
 async def build(state: ServerState, args: Namespace) -> FastAPI:
     """The app, ready to serve."""
     app = await openai_app(state.client, args)
+    state.scoring.attach(partial(render, app))
     ours = {"/v1/models", "/health"}
     app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", None) not in ours]
     _add_endpoints(app, state)

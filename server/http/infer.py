@@ -21,7 +21,7 @@ from trimtab.runtime.usage import Usage
 from trimtab.server.config import Config
 from trimtab.server.errors import ApiError
 from trimtab.server.http.score import MAX_RESPONSES, encode_responses, render_prompt
-from trimtab.server.request.messages import CHAT
+from trimtab.server.request.messages import CHAT, COMPLETIONS
 from trimtab.server.request.reward_tree import Spec, standardise_objective
 from trimtab.server.scoring import RequestReward
 from trimtab.server.state import ServerState
@@ -172,17 +172,19 @@ class ScoredAnswers:
 
         async def score(item: PromptBody, texts: Sequence[str]) -> list[list[float]]:
             document = {"messages": item.messages} if item.messages else {"prompt": item.prompt}
+            path = CHAT if item.messages else COMPLETIONS
             reward = RequestReward.of_document(
+                path,
                 document,
                 scoring=state.scoring,
                 specs=tuple(specs),
                 given={},
                 usage=usage,
-                max_tokens=state.longest.of({}, CHAT),
+                max_tokens=state.longest.of({}, path),
                 turns=turns,
             )
             responses = encode_responses(texts, reward, finished=item.finished)
-            return await reward.score(render_prompt(document, reward), responses)
+            return await reward.score(await render_prompt(document, reward), responses)
 
         tables = await gather_or_cancel(score(by_key[k], list(texts)) for k, texts in texts_by_key.items())
         rows = {

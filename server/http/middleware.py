@@ -140,7 +140,7 @@ class AlignmentMiddleware:
         if preset is not None:
             document["model"] = self.config.model_name
             raw = {**preset, **raw} if isinstance(raw, dict) else raw
-        planned = plan(raw, self.config, lambda: self.scoring.auto_weights(document))
+        planned = plan(raw, self.config, lambda: self.scoring.auto_weights(path, document))
         if self.shares is not None and document.get("priority"):
             message = "priority cannot be honoured: on this server fair shares between callers decide"
             raise ApiError(message, param="priority", code="unsupported_parameter")
@@ -184,7 +184,7 @@ class AlignmentMiddleware:
         if "reward" in plan.entry.takes:
             longest = self.longest.of(context.document, context.path)
             usage, read = context.run.usage, context.run.text
-            reward = self.scoring.bind(plan, context.document, usage, max_tokens=longest, read=read)
+            reward = self.scoring.bind(plan, context.path, context.document, usage, max_tokens=longest, read=read)
             context.run.reward = context.reward = reward
 
     @contextmanager

@@ -17,10 +17,10 @@ from trimtab.server.errors import ApiError, to_api_error
 from trimtab.server.http.auth import CALLER
 from trimtab.server.request.alignment import Comparands
 from trimtab.server.request.body import as_refusal, parse, read_body
-from trimtab.server.request.messages import CHAT
+from trimtab.server.request.messages import CHAT, COMPLETIONS
 from trimtab.server.request.reward_tree import explain, parse_spec, weigh_objectives
 from trimtab.server.request.weights import parse_weights
-from trimtab.server.scoring import RequestReward
+from trimtab.server.scoring import BaseHost, RequestReward
 from trimtab.server.state import ServerState
 from trimtab.server.wording import explain_validation
 
@@ -28,6 +28,13 @@ Handler = Callable[[dict[str, Any], ServerState], Awaitable[dict[str, Any]]]
 
 MAX_RESPONSES = 1024
 """Responses in one request."""
+
+
+RENDERED = (
+    *("messages", "tools", "tool_choice", "documents", "chat_template_kwargs", "reasoning_effort"),
+    *("add_generation_prompt", "continue_final_message"),
+)
+"""Fields that go to the chat template, as in a chat request."""
 
 
 class ScoreRequest(BaseModel):
@@ -39,6 +46,14 @@ class ScoreRequest(BaseModel):
     messages: list[dict[str, Any]] = Field(default=[], min_length=1)
     prompt: str = Field(default="", min_length=1)
     responses: list[str] = Field(min_length=1, max_length=MAX_RESPONSES)
+    tools: list[Any] | None = None
+    tool_choice: Any = None
+    documents: list[Any] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: str | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    """Like the fields above, what a chat request with it says to the chat template. Responses then continue it."""
     weights: dict[str, Any] = {}
     reward: Any = None
     given: Comparands = Comparands()
@@ -91,16 +106,18 @@ async def score(document: dict[str, Any], state: ServerState) -> dict[str, Any]:
     scoring.check(spec, compared_with, at="reward")
     scoring.check_given([spec], compared_with)
     usage = Usage()
+    path = CHAT if "messages" in document else COMPLETIONS
     reward = RequestReward.of_document(
+        path,
         document,
         scoring=scoring,
         specs=(spec,),
         given=compared_with,
         usage=usage,
-        max_tokens=state.longest.of(document, CHAT),
+        max_tokens=state.longest.of(document, path),
     )
     responses = encode_responses(request.responses, reward, finished=request.finished)
-    rows = await reward.score(render_prompt(document, reward), responses)
+    rows = await reward.score(await render_prompt(document, reward), responses)
     return {
         "object": "alignment.scores",
         "model": config.model_name,
@@ -110,12 +127,17 @@ async def score(document: dict[str, Any], state: ServerState) -> dict[str, Any]:
     }
 
 
-def render_prompt(document: dict[str, Any], reward: RequestReward) -> Tokens:
-    """What the base reads of a body with messages, or with a bare prompt; raises ApiError for messages of nobody."""
-    host = reward.scoring.host
-    if "messages" in document and not reward.messages:
+async def render_prompt(document: dict[str, Any], reward: RequestReward) -> Tokens:
+    """What the base reads of a body with messages, or with a bare prompt, in a request for an answer.
+
+    Raises ApiError for messages of nobody, and ValueError for what vLLM's app would refuse.
+    """
+    if reward.path == CHAT and not any(message["role"] == "user" for message in reward.messages):
         raise ApiError("messages hold no message of the user's", param="messages")
-    return host.render(reward.messages) if "messages" in document else host.tokenizer.encode(document["prompt"])
+    host = reward.scoring.host
+    assert isinstance(host, BaseHost)
+    body = {key: document[key] for key in ("prompt", *RENDERED) if document.get(key) is not None}
+    return await host.render_body(reward.path, body)
 
 
 def encode_responses(texts: Sequence[str], reward: RequestReward, *, finished: bool) -> list[RewardResponse]:

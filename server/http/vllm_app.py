@@ -9,6 +9,7 @@ from dataclasses import fields
 from typing import Any
 
 from fastapi import FastAPI
+from pydantic import ValidationError
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest, AnthropicMessagesResponse
@@ -34,8 +35,9 @@ from trimtab.engine.toy_client import ToyClient, build_toy_client
 from trimtab.engine.vllm_engine import VLLMEngine
 from trimtab.runtime.shares import Shares
 from trimtab.server.config import Config, ConfigError
+from trimtab.server.errors import ApiError
 from trimtab.server.request.messages import CHAT, COMPLETIONS, MESSAGES, RESPONSES
-from trimtab.server.wording import suggest
+from trimtab.server.wording import quote, suggest
 
 __all__ = ["EngineClient", "ModelCard", "ModelList", "NoSignalServer", "arguments", "request_fields"]
 
@@ -137,30 +139,55 @@ async def openai_app(client: AlignedClient, args: Namespace) -> FastAPI:
 
 
 async def render(app: FastAPI, path: str, document: Mapping[str, Any]) -> Tokens:
-    """The prompt of a request's body as the app would make it; raises ValueError for what it would refuse."""
+    """The prompt of a request's body as the app would make it.
+
+    Raises ApiError for what is no such body, and ValueError for one whose prompt cannot be made.
+    """
     renderer = app.state.openai_serving_chat.online_renderer
-    if path == RESPONSES:
-        if document.get("previous_response_id"):
-            raise ValueError("what instructs the model cannot be combined with previous_response_id")
-        answer = await renderer.render_responses(ResponsesRequest.model_validate(document))
-        prompt = getattr(answer, "engine_input", None)
-    else:
-        if path == CHAT:
-            request = ChatCompletionRequest.model_validate(document)
+    try:
+        if path == RESPONSES:
+            if document.get("previous_response_id"):
+                raise ValueError("what instructs the model cannot be combined with previous_response_id")
+            answer = await renderer.render_responses(ResponsesRequest.model_validate(document))
+            prompt = getattr(answer, "engine_input", None)
+        elif path == COMPLETIONS:
+            answer = await renderer.render_completion(CompletionRequest.model_validate(document))
+            prompt = answer[0] if isinstance(answer, list) else None
         else:
-            messages = app.state.anthropic_serving_messages
-            request = messages.to_chat_completion_request(
-                AnthropicMessagesRequest.model_validate(document),
-                merge_inline_system=messages._merge_inline_system,
-            )
-        answer = await renderer.render_chat(request)
-        prompt = answer[1][0] if isinstance(answer, tuple) else None
+            if path == CHAT:
+                request = ChatCompletionRequest.model_validate(document)
+            else:
+                messages = app.state.anthropic_serving_messages
+                request = messages.to_chat_completion_request(
+                    AnthropicMessagesRequest.model_validate(document),
+                    merge_inline_system=messages._merge_inline_system,
+                )
+            answer = await renderer.render_chat(request)
+            prompt = answer[1][0] if isinstance(answer, tuple) else None
+    except ValidationError as error:  # parts of messages are validated no sooner than they are rendered
+        raise explain_refusal(error) from None
+    except (TypeError, AttributeError, LookupError):  # vLLM's own checks look into fields before their types are known
+        raise ApiError("the messages do not have the shape that a request's have", param="messages") from None
     if prompt is None:
         raise ValueError(answer.error.message)
     if prompt["type"] != "token":
         raise ValueError("what instructs the model needs a request whose messages are all text")
     tokens: Tokens = prompt["prompt_token_ids"]
     return tokens
+
+
+def explain_refusal(error: ValidationError) -> ApiError:
+    """The first complaint about a body, of a union's branches that of the one that got furthest."""
+    complaints: list[Any] = error.errors(include_url=False)[:64]
+    top = complaints[0]["loc"][:1]
+    first = max((c for c in complaints if c["loc"][:1] == top), key=lambda c: len(c["loc"]))
+    where = [str(part) for part in first["loc"] if isinstance(part, int) or not part[:1].isupper()]
+    param = ".".join(where) if where and not where[0].isdecimal() else "messages"
+    if first["type"] == "missing":
+        return ApiError(f"{param} is required", param=param, code="missing_required_parameter")
+    message = first["msg"].removeprefix("Value error, ")
+    got = f"; got {quote(first['input'])}" if first["type"] != "value_error" else ""
+    return ApiError(f"{param}: {message[:1].lower()}{message[1:]}{got}", param=param)
 
 
 def request_fields() -> dict[str, frozenset[str]]:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
+from trimtab.server.errors import ApiError
 from trimtab.server.request.body import Json
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -13,22 +18,52 @@ RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
 Messages = tuple[dict[str, str], ...]
 
 
-def parse_messages(document: Json) -> Messages:
+def parse_messages(path: str, document: Json) -> Messages:
     """{"role", "content"} of a chat, responses or Anthropic request; none for bare prompts, whose tokens say it all.
 
-    What is malformed is left out: vLLM's own request model refuses it.
+    It reads what vLLM renders at that path and nothing else. What is malformed is left out: vLLM's own request model
+    refuses it. Calls of tools stand in the content as JSON, thoughts do not.
     """
-    parsed: list[dict[str, str]] = []
-    for role, key in (("system", "system"), ("system", "instructions")):
-        if text := _text(document.get(key)):
-            parsed.append({"role": role, "content": text})
-    items = document.get("messages", document.get("input"))
-    if isinstance(items, str) and "messages" not in document:
-        parsed.append({"role": "user", "content": items})
+    if path == COMPLETIONS:
+        return ()
+    system = document.get({RESPONSES: "instructions", MESSAGES: "system"}.get(path, ""))
+    parsed = [{"role": "system", "content": text}] if (text := _text(system)) else []
+    items = document.get("input" if path == RESPONSES else "messages")
+    if isinstance(items, str) and path == RESPONSES:
+        items = [{"role": "user", "content": items}]
     for item in items if isinstance(items, list) else ():
-        if isinstance(item, Mapping) and isinstance(item.get("role"), str):
-            parsed.append({"role": item["role"], "content": _text(item.get("content"))})
-    return tuple(parsed) if any(message["role"] == "user" for message in parsed) else ()
+        if isinstance(item, Mapping):
+            parsed += _parse_item(item)
+    return tuple(parsed)
+
+
+def _parse_item(item: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+    """The messages that an item of a conversation stands for."""
+    content = item.get("content")
+    if item.get("type") in ("function_call", "custom_tool_call"):
+        yield {"role": "assistant", "content": _call(item)}
+    if item.get("type") in ("function_call_output", "custom_tool_call_output"):
+        yield {"role": "tool", "content": _text(item.get("output"))}
+    if not isinstance(item.get("role"), str):
+        return
+    parts = [part for part in content if isinstance(part, Mapping)] if isinstance(content, list) else []
+    results = [part for part in parts if part.get("type") == "tool_result"]
+    for result in results:
+        yield {"role": "tool", "content": _text(result.get("content"))}
+    calls = [call for call in item.get("tool_calls") or () if isinstance(call, Mapping)]
+    calls = [call.get("function", call) for call in calls] + [part for part in parts if part.get("type") == "tool_use"]
+    text = "\n".join([*filter(None, [_text(content)]), *(_call(call) for call in calls if isinstance(call, Mapping))])
+    if text or not results:
+        yield {"role": "system" if item["role"] == "developer" else item["role"], "content": text}
+
+
+def _call(call: Mapping[str, Any]) -> str:
+    """A tool that the assistant calls, as JSON."""
+    arguments: Any = next((call[key] for key in ("arguments", "input") if key in call), {})
+    if isinstance(arguments, str):
+        with suppress(ValueError, RecursionError):
+            arguments = json.loads(arguments)
+    return json.dumps({"name": call.get("name"), "arguments": arguments}, ensure_ascii=False)
 
 
 def _text(content: Any) -> str:
@@ -38,9 +73,50 @@ def _text(content: Any) -> str:
 
 def _parts(content: Any) -> Iterator[str]:
     for part in content if isinstance(content, list) else ():
-        text = part.get("text") if isinstance(part, Mapping) else part
+        text = part.get("text", part.get("refusal")) if isinstance(part, Mapping) else part
         if isinstance(text, str):
             yield text
+
+
+def split_conversation(path: str, document: Json) -> tuple[Messages, str]:
+    """The conversation, and the beginning of its answer where the request has one continued; "" elsewhere.
+
+    Raises ApiError for a request whose answer no reward could tell from the conversation.
+    """
+    messages, last = parse_messages(path, document), None
+    if document.get("previous_response_id"):
+        raise _unreadable("previous_response_id", "it stands for messages that no reward can read")
+    if path == RESPONSES and isinstance(document.get("input"), list) and document["input"]:
+        last = document["input"][-1]
+        if not isinstance(last, Mapping) or last.get("status") not in ("in_progress", "incomplete"):
+            return messages, ""
+        field = "input"
+    elif path == CHAT and _is_true(document.get("continue_final_message")):
+        last, field = (document.get("messages") or [None])[-1], "continue_final_message"
+    elif path == CHAT and document.get("add_generation_prompt") is not None:
+        if not _is_true(document["add_generation_prompt"]):
+            raise _unreadable("add_generation_prompt", "without it the answer is no message of the assistant's")
+        return messages, ""
+    elif path == MESSAGES and messages and messages[-1]["role"] == "assistant":
+        raise _unreadable("messages", "the last one is the assistant's, and this path does not continue it")
+    else:
+        return messages, ""
+    is_text = isinstance(last, Mapping) and last.get("type", "message") == "message" and not last.get("tool_calls")
+    if not is_text or not messages or messages[-1]["role"] != "assistant":
+        raise _unreadable(field, "what is continued must be a text of the assistant's")
+    return messages[:-1], messages[-1]["content"]
+
+
+def _unreadable(field: str, why: str) -> ApiError:
+    return ApiError(f"{field} cannot be combined with rewards: {why}", param=field, code="unsupported_pair")
+
+
+def _is_true(value: object) -> bool:
+    """As vLLM's request models read it; what is neither true nor false they refuse."""
+    try:
+        return TypeAdapter(bool).validate_python(value)
+    except ValidationError:
+        return False
 
 
 def instruct(path: str, document: Json, instruction: str, role: str) -> Json:

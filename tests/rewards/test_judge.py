@@ -55,7 +55,7 @@ class Served:
     def tokenizer(self) -> Any:
         return SimpleNamespace(encode=lambda text, add_special_tokens: [ord(c) for c in text])
 
-    def render(self, messages: Sequence[Mapping[str, str]]) -> Tokens:
+    async def render(self, messages: Sequence[Mapping[str, str]]) -> Tokens:
         [message] = messages
         assert message["role"] == "user"
         return [ord(c) for c in message["content"]]

@@ -17,17 +17,14 @@ from trimtab.runtime.toy_engine import Prefix, ToyEngine, ToyModel
 
 
 class Toy:
-    """A `Host` over the toy, that remembers what it rendered."""
+    """A `Host` over the toy."""
 
     def __init__(self) -> None:
         self.engine = ToyEngine(ToyModel.load(TOY, {"base": "base", "arm": "arm"}), start=START)
         self.tokenizer = None
-        self.rendered: list[Sequence[Mapping[str, str]]] = []
 
-    def render(self, messages: Sequence[Mapping[str, str]]) -> Tokens:
-        """The instructed prompt has the response begun with a 0, so that it can be told from the plain one."""
-        self.rendered.append(messages)
-        return (START, 0)
+    async def render(self, messages: Sequence[Mapping[str, str]]) -> Tokens:
+        raise AssertionError("the request's own prompt is there")
 
 
 @pytest.fixture
@@ -35,8 +32,15 @@ def host() -> Toy:
     return Toy()
 
 
-def question(*messages: Mapping[str, str]) -> Question:
-    return Question(messages=messages or ({"role": "user", "content": "Hi"},), prompt=(4, START))
+def question(instructions: list[str] | None = None) -> Question:
+    """The instructed prompt has the response begun with a 0, so that it can be told from the plain one."""
+
+    async def instruct(instruction: str) -> Tokens:
+        assert instructions is not None
+        instructions.append(instruction)
+        return (START, 0)
+
+    return Question(messages=({"role": "user", "content": "Hi"},), prompt=(4, START), instruct=instruct)
 
 
 def law(host: Toy, mixture: Mapping[str, float]) -> dict[Prefix, float]:
@@ -79,13 +83,10 @@ async def test_an_instruction_is_told_to_the_strong_side_alone(host: Toy) -> Non
     base = host.engine.model.tables[BASE]
     y = (1, 2)
     expected = sum(math.log(base[(0, *y[:t])][z] / base[y[:t]][z]) for t, z in enumerate(y))
-    assert (await rewards(scorer, [y]))[y] == pytest.approx(expected, abs=1e-12)
-    assert host.rendered == [[{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]]
-
-    host.rendered.clear()
-    there = ({"role": "system", "content": "You are kind."}, {"role": "user", "content": "Hi"})
-    await scorer(question(*there), [Response(text="", tokens=y)])
-    assert host.rendered == [[{"role": "system", "content": "Be brief.\n\nYou are kind."}, there[1]]]
+    instructions: list[str] = []
+    [[value]] = await scorer(question(instructions), [Response(text="", tokens=y)])
+    assert value == pytest.approx(expected, abs=1e-12)
+    assert instructions == ["Be brief."]
 
 
 async def test_a_row_depends_on_its_own_response_alone(host: Toy) -> None:

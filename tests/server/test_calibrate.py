@@ -44,7 +44,7 @@ class Toy:
         self.engine = engine
         self.tokenizer = self
 
-    def render(self, messages: object) -> list[int]:
+    async def render(self, messages: object) -> list[int]:
         return [START]
 
     def decode(self, tokens: Sequence[int], skip_special_tokens: bool) -> str:

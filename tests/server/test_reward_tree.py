@@ -10,7 +10,6 @@ import pytest
 from trimtab.rewards.protocols import RewardError
 from trimtab.server.config import Config
 from trimtab.server.errors import ApiError
-from trimtab.server.request.messages import parse_messages
 from trimtab.server.request.reward_tree import Score, evaluate, explain, parse_spec, weigh_objectives
 
 CONFIG = Config.model_validate(
@@ -93,20 +92,3 @@ def test_a_weight_in_a_tree_is_a_number_within_bounds(weight: object) -> None:
 def test_a_tree_of_too_many_rewards_is_refused_before_it_is_read() -> None:
     with pytest.raises(ApiError, match="more than 32 rewards"):
         parse_spec({"of": ["nothing"] * 33}, CONFIG, at="r")
-
-
-@pytest.mark.parametrize(("document", "found"), [
-    ({"messages": [{"role": "user", "content": "hi"}]}, [("user", "hi")]),
-    ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image"}, {"text": "b"}]}]},
-     [("user", "a\nb")]),
-    ({"system": [{"type": "text", "text": "be"}], "messages": [{"role": "user", "content": "hi"}]},
-     [("system", "be"), ("user", "hi")]),
-    ({"instructions": "be", "input": "hi"}, [("system", "be"), ("user", "hi")]),
-    ({"input": [{"role": "user", "content": [{"type": "input_text", "text": "hi"}]}]}, [("user", "hi")]),
-    ({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": None, "tool_calls": []}, 7]},
-     [("user", "q"), ("assistant", "")]),
-    ({"prompt": "bare"}, []),
-    ({"messages": "none"}, []),
-])  # fmt: skip
-def test_every_kind_of_request_has_its_messages(document: dict, found: list[tuple[str, str]]) -> None:
-    assert [(m["role"], m["content"]) for m in parse_messages(document)] == found
