@@ -42,7 +42,6 @@ from trimtab.decoders.shared.blocks import (
     describe,
     expand,
     expansion_cost,
-    limit_reason,
     rank,
     take_distinct,
 )
@@ -81,7 +80,7 @@ class Beam:
         finish: str | None = None
         while finish is None and not all(one.finish for one in beams):
             compared = rounds < self.rounds and self.n > 1
-            partials = await expand(
+            partials, finish = await expand(
                 prompt,
                 beams,
                 sampling,
@@ -94,7 +93,6 @@ class Beam:
                 seeds=[derive_seed(sampling.seed, j, rounds) if rounds else sampling.seed for j in range(len(beams))],
             )
             seen |= {one.tokens: one for one in partials if one.ended}
-            finish = limit_reason(partials)
             rounds += 1
             if finish is None:
                 beams = self._survivors(partials, first=rounds == 1)

@@ -7,7 +7,8 @@ head trained to foretell it. With `beta` b* is drawn from softmax(V / beta) inst
 beginnings (of r at beta) and K -> infinity that draws from pi(y) exp(r / beta) / Z, whatever M.
 
 Ties go to the block drawn first. `n` answers are searched for independently. Best so far: the blocks chosen, and of a
-block cut short whichever of K ended or, if none did, promises most. Streams each block as it is chosen.
+block cut short whichever of K ended or, if none did, promises most; before the first of them was scored, the first
+drawn. Streams each block as it is chosen.
 Cost: K tokens drawn per token, K scores per block. KL(y || pi) <= blocks * (log K - (K - 1) / K).
 Neutral value: n = 1 is plain sampling, and M >= max_tokens best of n, both token for token.
 """
@@ -40,7 +41,6 @@ from trimtab.decoders.shared.blocks import (
     Step,
     expand,
     expansion_cost,
-    limit_reason,
     rank,
 )
 from trimtab.decoders.shared.candidates import Guides, Pool, derive_seed, make_generator, softmax
@@ -81,7 +81,7 @@ class Blockwise:
         answer, blocks, finish = PartialAnswer(), 0, None
         while finish is None:
             prefix_length = len(answer.tokens)
-            partials = await expand(
+            partials, finish = await expand(
                 prompt,
                 [answer],
                 sampling,
@@ -94,9 +94,11 @@ class Blockwise:
                 seeds=[derive_seed(sampling.seed, i, prefix_length) if i or prefix_length else sampling.seed],
             )
             scored = [one for one in partials if one.value is not None]
-            finish = limit_reason(partials)
             if scored:
                 answer, blocks = self._chosen(rank(scored)[:1] if finish else scored, rng), blocks + 1
+                finish = answer.finish or finish
+            elif finish is not None:
+                answer = next(iter(rank(one for one in [answer, *partials] if one.tokens)), answer)
                 finish = answer.finish or finish
             report: Report = {}
             if finish is not None:

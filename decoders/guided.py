@@ -23,7 +23,6 @@ Neutral value: no guides, or every exponent 0, is the base, token for token.
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -36,6 +35,7 @@ from trimtab.decoders.protocols import (
     BASE,
     Chunk,
     Engine,
+    LimitReached,
     Mixture,
     Reward,
     Sampling,
@@ -43,6 +43,7 @@ from trimtab.decoders.protocols import (
     Work,
     member_alone,
 )
+from trimtab.decoders.shared.gather import gather_or_cancel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,13 +75,20 @@ class Guided:
                     last.append(chunk)
                 else:
                     yield chunk
-        traces = await asyncio.gather(*(self._trace(prompt, answers[c.index], sampling, engine) for c in last))
-        for chunk, trace in zip(last, traces, strict=True):
-            yield replace(chunk, report={**chunk.report, "trace": trace})
+        for chunk in await gather_or_cancel(self._traced(c, prompt, answers[c.index], sampling, engine) for c in last):
+            yield chunk
 
     def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:
         traced = 2 + len(self.mixture) if "trace" in include else 0
         return Work(candidates=n, sampled=n * max_tokens, scored=n * max_tokens * traced, mixtures={"": self.mixture})
+
+    async def _traced(self, last: Chunk, prompt: Tokens, answer: Tokens, sampling: Sampling, engine: Engine) -> Chunk:
+        """The answer's last chunk with its trace, unless the deadline passes first."""
+        try:
+            trace = await self._trace(prompt, answer, sampling, engine)
+        except LimitReached:
+            return last
+        return replace(last, report={**last.report, "trace": trace})
 
     async def _trace(self, prompt: Tokens, answer: Tokens, sampling: Sampling, engine: Engine) -> dict[str, Any]:
         """Per token of the answer: exact KL(q || base) and log Z_t, in nats; `log_weight` = sum_t log Z_t.
@@ -89,10 +97,12 @@ class Guided:
         (2) is then not the weight of the draw.
         """
         members = {m: w for m, w in self.mixture.items() if w}
-        kl, drawn, *scores = await asyncio.gather(
-            engine.divergence(prompt, answer, guides=self.mixture),
-            engine.score(prompt, answer, guides=self.mixture),
-            *(engine.score(prompt, answer, guides=member_alone(m)) for m in members),
+        kl, drawn, *scores = await gather_or_cancel(
+            [
+                engine.divergence(prompt, answer, guides=self.mixture),
+                engine.score(prompt, answer, guides=self.mixture),
+                *(engine.score(prompt, answer, guides=member_alone(m)) for m in members),
+            ]
         )
         weighted = [[w * logprob for logprob in score] for w, score in zip(members.values(), scores, strict=True)]
         log_z = [math.fsum(step) - q for step, q in zip(zip(*weighted, strict=True), drawn, strict=True)]  # (2)

@@ -1,19 +1,24 @@
 """Minimum Bayes risk: draw N answers, return the one most like the others.
 
-    y* = argmax_i sum_{j != i} w_j u(y_i, y_j),    y_1 … y_N ~ pi                                                    (1)
+    y* = argmax_i sum_j w_j u(y_i, y_j),    y_1 … y_N ~ pi                                                           (1)
 
-pi is the base or, with `guides`, their mixture. w_j = 1 / (N - 1), or exp(r_j / beta) / sum_k exp(r_k / beta) with
+pi is the base or, with `guides`, their mixture. w_j = 1 / N, or exp(r_j / beta) / sum_k exp(r_k / beta) with
 `weighting` softmax: then the expectation of u is one under the tilted pi*(y) ~ pi(y) exp(r(x, y) / beta) (QAlign,
 arXiv 2504.03790). The utility is an F1 over multisets, with c_i(v) how often v occurs in y_i and |y_i| = sum_v c_i(v):
 
-    u(y_i, y_j) = 2 sum_v min(c_i(v), c_j(v)) / (|y_i| + |y_j|)                                                      (2)
+    u(y_i, y_j) = 2 sum_v min(c_i(v), c_j(v)) / (|y_i| + |y_j|),    u(y_i, y_i) = 1                                  (2)
+
+The sum is over all j, y_i's own term w_i among them: it is what makes an answer of a high reward likely to be right.
+`expected_utility` is the sum: the mean of u between the answer and one drawn from the candidates by their weights.
 
 v are the words of the text (`rouge1`: ROUGE-1, whose words are lower-cased runs of letters and digits, here of any
 script) or token ids (`token_f1`).
 
-Ties go to the answer drawn first; `n` answers are the n best. Best so far: (1) over the answers that have ended.
+Ties go to the answer drawn first; `n` answers are the n best. Best so far: (1) over the answers that have ended,
+weighted over those that have been scored as well.
 Cost: N answers drawn, N scored where weighted, N^2 / 2 utilities.
-Neutral value: N = 1 is plain sampling, token for token.
+Neutral value: N = 1 is plain sampling, token for token; with weights, beta to infinity is uniform, and to 0
+best of N, but for answers that (2) cannot tell from the best one.
 """
 
 from __future__ import annotations
@@ -77,7 +82,7 @@ class MinimumBayesRisk:
         pool = await draw(prompt, sampling, engine, scorer, n=self.n, guides=self.guides, diverse=self.diverse)
         candidates, rewards = (select_ended(pool), []) if scorer is None else select_scored(pool)
         texts = [engine.text(c.tokens) if self.utility == "rouge1" else "" for c in candidates]
-        weights = softmax(rewards, self.beta) if rewards else np.full(len(candidates), 1 / max(len(candidates) - 1, 1))
+        weights = softmax(rewards, self.beta) if rewards else np.full(len(candidates), 1 / max(len(candidates), 1))
 
         def expected() -> list[float]:
             bags: list[Sequence[Hashable]] = [
@@ -85,7 +90,7 @@ class MinimumBayesRisk:
                 for c, text in zip(candidates, texts, strict=True)
             ]
             similarity = f1(bags)
-            np.fill_diagonal(similarity, 0)
+            np.fill_diagonal(similarity, 1)  # (2)
             # Rounded, for equal candidates tie whatever order their terms are added in.
             return [float(u) for u in np.round(similarity @ weights, 12)]  # (1)
 

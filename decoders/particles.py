@@ -61,7 +61,6 @@ from trimtab.decoders.shared.blocks import (
     describe,
     expand,
     expansion_cost,
-    limit_reason,
     rank,
     take_distinct,
 )
@@ -79,6 +78,7 @@ from trimtab.decoders.shared.candidates import (
     make_generator,
     softmax,
 )
+from trimtab.decoders.shared.gather import gather_or_cancel
 
 STREAM = 2502_01618
 
@@ -116,10 +116,15 @@ class Particles:
         system = System(particles=[PartialAnswer()] * self.n, logw=np.zeros(self.n))
         finish: str | None = None
         while finish is None and not all(one.finish for one in system.particles):
-            grew = await self._grown(system, prompt, sampling, engine, reward)
-            if (finish := limit_reason(grew)) is not None:
+            grew, finish = await self._grown(system, prompt, sampling, engine, reward)
+            if finish is not None:
                 break
-            system.weigh(grew, await self._increments(system.particles, grew, prompt, engine))
+            try:
+                increments = await self._increments(system.particles, grew, prompt, engine)
+            except LimitReached as reached:
+                finish = str(reached)
+                break
+            system.weigh(grew, increments)
             if any(one.finish is None for one in grew):
                 system.resample(rng, self.ess, self.variant)
         if finish is not None:
@@ -150,7 +155,7 @@ class Particles:
 
     async def _grown(
         self, system: System, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward
-    ) -> list[PartialAnswer]:
+    ) -> tuple[list[PartialAnswer], str | None]:
         whole = self.n == 1  # nothing to compare: drawn in one piece
         begun = system.blocks > 0
         return await expand(
@@ -179,7 +184,7 @@ class Particles:
             begun, block = [*prompt, *old.tokens], new.tokens[len(old.tokens) :]
             return grown_by / self.beta + await correction(begun, block, engine, target=self.target, guides=self.guides)
 
-        return np.array(await asyncio.gather(*(increment(o, a) for o, a in zip(before, after, strict=True))))
+        return np.array(await gather_or_cancel(increment(o, a) for o, a in zip(before, after, strict=True)))
 
     def _order(self, system: System, rng: np.random.Generator, engine: Engine) -> list[PartialAnswer]:
         """The particles, best first by `answer`."""

@@ -72,12 +72,12 @@ from trimtab.decoders.shared.candidates import (
     check_target,
     correction,
     derive_seed,
-    first_error,
     make_generator,
     score_all,
     stop_position,
 )
 from trimtab.decoders.shared.convergence import FLOOR, StopRule, has_converged, measure_mixing
+from trimtab.decoders.shared.gather import join_or_cancel
 from trimtab.decoders.shared.similarity import f1, split_words
 
 STREAM = 2504_03790
@@ -93,6 +93,10 @@ class State:
     correction: float = 0.0
     """c(y) of (3), over the whole answer: what comes before i is the same for y and y'."""
 
+    @property
+    def scored(self) -> bool:
+        return not math.isnan(self.reward)
+
 
 @dataclass(kw_only=True)
 class Chain:
@@ -101,7 +105,7 @@ class Chain:
     states: list[State] = field(default_factory=list)
     accepted: list[bool] = field(default_factory=list)
     cut: State | None = None
-    """The first draw, if a budget or deadline ended it."""
+    """The first draw, if a budget or deadline came before its reward."""
 
     def up_to(self, length: int) -> Chain:
         """Its first `length` states."""
@@ -147,7 +151,7 @@ class QAlign:
         if warnings := warn_of_warped_law(sampling):
             shared["warnings"] = warnings
         for i, state in enumerate(chosen):
-            value = None if math.isnan(state.reward) else state.reward
+            value = state.reward if state.scored else None
             report: Report = {"value": value, **shared} if i == 0 else {"value": value}
             yield Chunk(index=i, tokens=state.tokens, finish=state.finish, report=report)
 
@@ -186,12 +190,9 @@ class QAlign:
                     for task in tasks:
                         task.cancel()
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                for c, chain in enumerate(chains):
-                    tasks.append(group.create_task(self._run(chain, c, prompt, sampling, engine, reward, look)))
-        except ExceptionGroup as errors:
-            raise first_error(errors) from None
+        async with join_or_cancel() as group:
+            for c, chain in enumerate(chains):
+                tasks.append(group.create_task(self._run(chain, c, prompt, sampling, engine, reward, look)))
         return [c.up_to(enough) for c in chains] if enough else chains
 
     async def _run(
@@ -208,7 +209,7 @@ class QAlign:
         rng = make_generator(sampling.seed, STREAM + c)
 
         async def drawn(prefix: Tokens, seed: int | None) -> State:
-            """(2), and its reward unless it was cut."""
+            """(2), and its reward unless a budget or deadline came first."""
             suffix = replace(sampling, max_tokens=sampling.max_tokens - len(prefix), stream=False, seed=seed)
             tokens, finish = list(prefix), ""
             async with aclosing(engine.generate([*prompt, *prefix], suffix, n=1, guides=self.guides)) as chunks:
@@ -220,12 +221,15 @@ class QAlign:
             state = State(tokens=tuple(tokens), finish=finish)
             if finish in LIMIT_REASONS:
                 return state
-            [score] = await score_all(reward, prompt, [tokens])
-            moved = await correction(prompt, tokens, engine, target=self.target, guides=self.guides)
+            try:
+                [score] = await score_all(reward, prompt, [tokens])
+                moved = await correction(prompt, tokens, engine, target=self.target, guides=self.guides)
+            except LimitReached:
+                return state
             return replace(state, reward=score, correction=moved)
 
         y = await drawn((), sampling.seed if c == 0 else derive_seed(sampling.seed, c, 0))
-        if y.finish in LIMIT_REASONS:
+        if not y.scored:
             chain.cut = y
             return
         chain.states.append(y)
@@ -233,7 +237,7 @@ class QAlign:
         for t in range(1, self.steps + 1):
             i, u = int(rng.integers(len(y.tokens))), rng.random()
             proposed = await drawn(y.tokens[:i], derive_seed(sampling.seed, c, t))
-            if proposed.finish in LIMIT_REASONS:
+            if not proposed.scored:
                 return
             log_ratio = (
                 (proposed.reward - y.reward) / self.beta
@@ -262,9 +266,10 @@ class QAlign:
             weight = np.array([visits[s.tokens] for s in states], dtype=np.float64)
             ranks = await asyncio.to_thread(self._ranks, texts, weight)
             order = [states[i] for i in ranks]
-        order = [*order, *last, *(c.cut for c in chains if c.cut and c.cut.tokens)]
+        unscored = sorted((c.cut for c in chains if c.cut), key=lambda s: s.finish in LIMIT_REASONS)
+        order = [*order, *last, *(s for s in unscored if s.tokens)]
         if not order:
-            raise LimitReached(next(c.cut.finish for c in chains if c.cut))
+            raise LimitReached(unscored[0].finish)
         distinct = order if self.answer == "last" else list({s.tokens: s for s in order}.values())
         return [distinct[i] if i < len(distinct) else order[0] for i in range(n)]
 

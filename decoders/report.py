@@ -32,7 +32,7 @@ class Report(TypedDict, total=False):
     """Share of proposals that were accepted."""
     effective_sample_size: float
     expected_utility: float
-    """MBR: mean similarity to the pool."""
+    """MBR: the weighted mean of the answer's similarity to the candidates, itself included."""
     proposals: int
     """Rejection sampling: candidates looked at until this one was accepted."""
     extracted: int

@@ -166,6 +166,8 @@ class Rps:
 
     def _votes(self, candidates: Sequence[Candidate], columns: Columns, directions: Sequence[Vector]) -> list[int]:
         """[k] what each direction would choose; its ties go to what the target likes better."""
+        if not candidates:
+            return []
         rewards_NK = np.array([columns.rows[c.tokens] for c in candidates])
         order = sorted(range(len(candidates)), key=lambda i: -rewards_NK[i, 0])
         best = [int(np.argmax(rewards_NK[order, 1:] @ v)) for v in directions]

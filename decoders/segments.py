@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Annotated
@@ -34,6 +34,7 @@ from trimtab.decoders.protocols import (
     LIMIT_REASONS,
     Chunk,
     Engine,
+    LimitReached,
     Reward,
     Sampling,
     Tokens,
@@ -108,7 +109,8 @@ class Segments:
                 report: Report = {}
                 if answer.finish is not None:
                     if answer.value is None and answer.tokens:
-                        [answer] = await score_beginnings(prompt, [answer], reward)
+                        with suppress(LimitReached):  # it stays without a value
+                            [answer] = await score_beginnings(prompt, [answer], reward)
                     report = {"value": answer.value, "blocks": blocks, "proposals": growing.proposals}
                     report["acceptance_rate"] = growing.accepted / growing.proposals
                 yield Chunk(index=i, tokens=answer.tokens[known:], finish=answer.finish, report=report)
@@ -148,7 +150,11 @@ class GrowingAnswer:
                 return replace(left, finish=left.finish or one.finish)
             stands = self.tries == 1 or len(one.tokens) == len(answer.tokens)  # there is nothing to compare
             if not stands:
-                one = await self.score(one)
+                try:
+                    one = await self.score(one)
+                except LimitReached as reached:
+                    left = one if one.ended else answer if answer.tokens else best or one
+                    return replace(left, finish=left.finish or str(reached))
                 stands = self.rng.random() < self.chance(one)  # (3)
             if stands:
                 self.accepted += 1

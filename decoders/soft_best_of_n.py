@@ -71,10 +71,10 @@ class SoftBestOfN:
         weights = softmax(rewards, self.lambda_)  # (1)
         order = np.argsort(-perturb(rewards, self.lambda_, make_generator(sampling.seed, STREAM)), kind="stable")  # (2)
         chosen = fill_up([candidates[i] for i in order], pool, n)
-        size = float(1 / np.square(weights).sum())
-        reports: list[Report] = [
-            {"value": c.value, "candidate": c.index, "effective_sample_size": size} for c in chosen
-        ]
+        reports: list[Report] = [{"value": c.value, "candidate": c.index} for c in chosen]
+        if candidates:
+            size = float(1 / np.square(weights).sum())
+            reports = [{**report, "effective_sample_size": size} for report in reports]
         async with aclosing(show_chosen(chosen, pool, include, reports)) as chunks:
             async for chunk in chunks:
                 yield chunk

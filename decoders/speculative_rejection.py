@@ -23,7 +23,6 @@ drawn whole.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -34,6 +33,7 @@ from pydantic import Field
 from trimtab.decoders.protocols import (
     Chunk,
     Engine,
+    LimitReached,
     Reward,
     Sampling,
     Tokens,
@@ -48,12 +48,12 @@ from trimtab.decoders.shared.candidates import (
     check_answers,
     derive_seed,
     draw,
-    first_error,
     rank,
     score_all,
     show_chosen,
     stop_position,
 )
+from trimtab.decoders.shared.gather import gather_or_cancel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +130,8 @@ class SpeculativeRejection:
         """The candidates, those that run at length `here` drawn up to `length` and scored."""
 
         async def longer(c: Candidate) -> Candidate:
+            if not is_running(c, here):
+                return c
             segment = replace(
                 sampling, max_tokens=length - here, stream=False, seed=derive_seed(sampling.seed, c.index, here)
             )
@@ -141,15 +143,13 @@ class SpeculativeRejection:
                 c = replace(c, pieces=(Chunk(index=c.index, tokens=c.tokens[:end], finish="stop"),))
             if not c.whole:
                 return c
-            [score] = await score_all(reward, prompt, [c.tokens])
+            try:
+                [score] = await score_all(reward, prompt, [c.tokens])
+            except LimitReached:  # a beginning keeps the value that it had
+                return c if is_running(c, length) and length < sampling.max_tokens else replace(c, value=None)
             return replace(c, value=score)
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(longer(c)) if is_running(c, here) else c for c in survivors]
-        except ExceptionGroup as errors:
-            raise first_error(errors) from None
-        return [c if isinstance(c, Candidate) else c.result() for c in tasks]
+        return await gather_or_cancel(longer(c) for c in survivors)
 
 
 DROPPED = "rejected"

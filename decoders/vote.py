@@ -95,7 +95,7 @@ class Vote:
             if candidate.index in answers:
                 classes.setdefault(answers[candidate.index], []).append(candidate)
         votes = self._votes([c for c in pool if c.index in answers])
-        totals = {a: fsum(votes[c.index] for c in members) for a, members in classes.items()}
+        totals = {a: fsum(votes.get(c.index, 0.0) for c in members) for a, members in classes.items()}
         winners = sorted(classes, key=lambda a: -totals[a])  # (1), stable: a tie stays in the order drawn
         chosen = fill_up([rank(classes[a])[0] for a in winners], pool, n)
 
@@ -122,7 +122,7 @@ class Vote:
         return {c.index: answer for c, answer in zip(voters, report, strict=True) if answer is not None}
 
     def _votes(self, voters: Sequence[Candidate]) -> dict[int, float]:
-        """candidate -> v_i."""
+        """candidate -> v_i, of those that were scored where that takes a reward."""
         if self.weighting == "uniform":
             return {c.index: 1.0 for c in voters}
         voters, rewards = select_scored(voters)

@@ -34,7 +34,7 @@ from openai.types.chat.chat_completion import Choice
 from pydantic import Field
 
 from trimtab.decoders.protocols import BASE
-from trimtab.rewards.gather import gather_or_cancel
+from trimtab.decoders.shared.gather import gather_or_cancel
 from trimtab.rewards.protocols import Host, Question, Response, RewardError
 from trimtab.rewards.turns import gather_in_turn
 

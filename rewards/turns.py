@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from trimtab.rewards.gather import gather_or_cancel
+from trimtab.decoders.shared.gather import gather_or_cancel
 
 Result = TypeVar("Result")
 

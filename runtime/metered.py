@@ -1,14 +1,13 @@
-"""An engine that counts what a request spends, and that ends its answers when tokens or time are gone."""
+"""An engine that counts what a request spends, and a reward; both end when the request's tokens or time are gone."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from trimtab.decoders.protocols import Chunk, Engine, LimitReached, Mixture, Sampling, Tokens
+from trimtab.decoders.protocols import Chunk, Engine, LimitReached, Mixture, Reward, Sampling, Tokens
 from trimtab.runtime.usage import Usage
 
 Render = Callable[[str, str], Awaitable[Tokens]]
@@ -23,7 +22,8 @@ class Read(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Metered:
-    """An engine whose work is counted. What it draws ends with one of `LIMIT_REASONS` at a bound of `usage`.
+    """An engine whose work is counted. What it draws ends with one of `LIMIT_REASONS` at a bound of `usage`, and what
+    else is awaited of it raises LimitReached there.
 
     One answer alone never passes the budget. Answers drawn side by side end together at the first token that reaches
     it, so they may pass it by one token each.
@@ -48,12 +48,10 @@ class Metered:
                     limit = "budget"
                     break
                 try:
-                    async with asyncio.timeout_at(usage.deadline) as time:
+                    async with usage.within_deadline():
                         chunk = await anext(chunks)
-                except TimeoutError:
-                    if not time.expired():
-                        raise
-                    limit = "deadline"
+                except LimitReached as reached:
+                    limit = str(reached)
                     break
                 usage.sampled += len(chunk.tokens)
                 usage.scored += len(chunk.tokens) * sampling.measured
@@ -77,24 +75,24 @@ class Metered:
         self, prompt: Tokens, *, k: int, length: int, guides: Mixture
     ) -> list[list[tuple[int, float]]]:
         usage = self.usage
-        late = usage.deadline is not None and asyncio.get_running_loop().time() >= usage.deadline
-        if usage.remaining == 0 or late:
-            reason = "deadline" if late else "budget"
-            usage.record_limit(reason)
-            raise LimitReached(reason)
-        lists = await self.engine.greedy_top_logprobs(
-            prompt, k=k, length=min(length, usage.remaining or length), guides=guides
-        )
+        if usage.remaining == 0:
+            raise usage.reach("budget")
+        async with usage.within_deadline():
+            lists = await self.engine.greedy_top_logprobs(
+                prompt, k=k, length=min(length, usage.remaining or length), guides=guides
+            )
         usage.sampled += len(lists)
         return lists
 
     async def score(self, prompt: Tokens, completion: Tokens, *, guides: Mixture) -> list[float]:
-        self.usage.scored += len(completion)
-        return await self.engine.score(prompt, completion, guides=guides)
+        async with self.usage.within_deadline():
+            self.usage.scored += len(completion)
+            return await self.engine.score(prompt, completion, guides=guides)
 
     async def divergence(self, prompt: Tokens, completion: Tokens, *, guides: Mixture) -> list[float]:
-        self.usage.scored += len(completion)
-        return await self.engine.divergence(prompt, completion, guides=guides)
+        async with self.usage.within_deadline():
+            self.usage.scored += len(completion)
+            return await self.engine.divergence(prompt, completion, guides=guides)
 
     def text(self, completion: Tokens) -> str:
         return self.engine.text(completion) if self.read is None else self.read(completion)
@@ -106,6 +104,19 @@ class Metered:
         return self.engine.tokens(text)
 
     async def render_with_instruction(self, instruction: str, *, role: str = "system") -> Tokens:
-        if self.render is None:
-            return await self.engine.render_with_instruction(instruction, role=role)
-        return await self.render(instruction, role)
+        async with self.usage.within_deadline():
+            if self.render is None:
+                return await self.engine.render_with_instruction(instruction, role=role)
+            return await self.render(instruction, role)
+
+
+@dataclass(frozen=True, slots=True)
+class MeteredReward:
+    """A reward that is waited for until the deadline of `usage`; raises LimitReached there."""
+
+    reward: Reward
+    usage: Usage
+
+    async def __call__(self, prompt: Tokens, completions: Sequence[Tokens]) -> list[list[float]]:
+        async with self.usage.within_deadline():
+            return await self.reward(prompt, completions)

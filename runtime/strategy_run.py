@@ -28,7 +28,7 @@ from trimtab.decoders.protocols import (
     no_reward,
 )
 from trimtab.decoders.report import Report
-from trimtab.runtime.metered import Metered, Read, Render
+from trimtab.runtime.metered import Metered, MeteredReward, Read, Render
 from trimtab.runtime.shares import RequestShare
 from trimtab.runtime.traced import Traced
 from trimtab.runtime.usage import Usage
@@ -111,7 +111,8 @@ class StrategyRun:
         empty: list[Chunk] = []
         try:
             self.check_sampling(sampling)
-            answers = self.strategy(prompt, sampling, engine, self.reward, n=n, include=self.include)
+            reward = MeteredReward(self.reward, self.usage)
+            answers = self.strategy(prompt, sampling, engine, reward, n=n, include=self.include)
             async with aclosing(answers) as chunks:
                 async for chunk in chunks:
                     if not begun and chunk.finish in LIMIT_REASONS and not chunk.tokens:

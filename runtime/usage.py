@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+
+from trimtab.decoders.protocols import LimitReached
 
 
 @dataclass(kw_only=True)
@@ -41,6 +45,24 @@ class Usage:
     @property
     def bounded(self) -> bool:
         return self.max_sampled_tokens is not None or self.deadline is not None
+
+    @asynccontextmanager
+    async def within_deadline(self) -> AsyncIterator[None]:
+        """What is awaited inside is cancelled as the deadline passes; raises LimitReached then, and after it."""
+        if self.deadline is not None and asyncio.get_running_loop().time() >= self.deadline:
+            raise self.reach("deadline")
+        try:
+            async with asyncio.timeout_at(self.deadline) as time:
+                yield
+        except TimeoutError:
+            if not time.expired():
+                raise
+            raise self.reach("deadline") from None
+
+    def reach(self, reason: str) -> LimitReached:
+        """The limit, recorded, as what to raise."""
+        self.record_limit(reason)
+        return LimitReached(reason)
 
     def record_visible(self, tokens: int) -> None:
         self.visible += tokens

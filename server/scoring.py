@@ -16,10 +16,10 @@ from typing import Any
 from opentelemetry.trace import Span
 
 from trimtab.decoders.protocols import BASE, Engine, Sampling, Tokens
+from trimtab.decoders.shared.gather import gather_or_cancel
 from trimtab.engine.aligned_client import AlignedClient
 from trimtab.engine.pooling import PoolingEngine
 from trimtab.engine.toy_client import ToyPooler
-from trimtab.rewards.gather import gather_or_cancel
 from trimtab.rewards.protocols import Host, Question, Response, RewardError, Scorer
 from trimtab.rewards.turns import READINGS
 from trimtab.rewards.validated import ValidatedScorer

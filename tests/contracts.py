@@ -30,6 +30,7 @@ from trimtab.decoders.protocols import (
 from trimtab.decoders.report import Report
 from trimtab.preferences.preference_direction import PreferenceDirection
 from trimtab.runtime.metered import Metered
+from trimtab.runtime.strategy_run import StrategyRun
 from trimtab.runtime.usage import Usage
 
 
@@ -53,6 +54,8 @@ class Specimen:
     """For strategies that take a direction: over objectives that the guides pull towards."""
     stopping: Callable[[str], Sampling]
     """`sampling` with a stop string."""
+    patience: float = 0.1
+    """Seconds in which a few answers are drawn."""
 
 
 async def answers(chunks: AsyncIterator[Chunk], n: int) -> list[tuple[int, ...]]:
@@ -419,6 +422,56 @@ async def a_budget_leaves_the_best_so_far(s: Specimen, name: str) -> None:
     assert await _quiet(s) == 0
 
 
+async def a_deadline_is_kept(s: Specimen, name: str) -> None:
+    """Whatever never comes, a reward or what the engine is asked: by then there is an answer, or LimitReached.
+
+    Answers that had ended are in hand, so that where a reward alone hangs a pool has an answer.
+    """
+
+    async def hang(*args: Any, **more: Any) -> Any:
+        await asyncio.Event().wait()
+
+    calls = ("reward", "greedy_top_logprobs", "score", "divergence", "render_with_instruction")
+    for call in calls:
+        engine = Hanging(s.engine, call, hang)
+        loop, tasks = asyncio.get_running_loop(), asyncio.all_tasks()
+        deadline = loop.time() + s.patience
+        strategy_run = StrategyRun(
+            strategy=build(name, s),
+            reward=hang if call == "reward" else s.reward,
+            include=STRATEGIES[name].shows - {"rewards"},
+            usage=Usage(deadline=deadline),
+        )
+        sampling = replace(s.sampling, seed=1)
+        chunks: list[Chunk] = []
+        try:
+            answering = strategy_run.execute(s.prompts[0], sampling, strategy_run.instrument(engine), n=1)
+            async with asyncio.timeout_at(deadline + 1), aclosing(answering) as stream:
+                chunks = [chunk async for chunk in stream]
+        except LimitReached as reached:
+            reason = str(reached)
+        else:
+            reason = "" if any(chunk.tokens for chunk in chunks) else "an empty answer"
+        assert reason in ("", "deadline")
+        if call == "reward" and STRATEGIES[name].draws == "whole":
+            assert chunks, "a pool had answers in hand"
+            assert chunks[-1].report.get("value") is None
+        assert loop.time() < deadline or strategy_run.usage.limit == "deadline"
+        assert await _quiet(s) == 0
+        assert asyncio.all_tasks() == tasks
+
+
+class Hanging:
+    """An engine of whose calls one never comes back."""
+
+    def __init__(self, engine: Engine, call: str, hang: Callable[..., Awaitable[Any]]) -> None:
+        self.engine = engine
+        setattr(self, call, hang)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.engine, name)
+
+
 async def no_two_draws_share_a_seed(s: Specimen, name: str) -> None:
     """Draws with one seed would be one draw."""
     engine = Recording(s.engine)
@@ -455,6 +508,7 @@ TABLE_LAWS = [
     a_stop_string_ends_the_answer,
     sampling_is_honoured_or_refused,
     a_budget_leaves_the_best_so_far,
+    a_deadline_is_kept,
     no_two_draws_share_a_seed,
     what_streams_comes_in_pieces,
     a_report_has_the_keys_of_reports,

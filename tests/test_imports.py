@@ -23,6 +23,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "decoders.registry",
         "decoders.shared.final_answer",
         "decoders.shared.numbers",
+        "decoders.shared.gather",
     ),
     "runtime": ("runtime", "decoders.protocols", "decoders.report", "decoders.shared.candidates"),
     "engine": ("engine", "runtime", "decoders.protocols"),

@@ -73,7 +73,10 @@ def vote_accuracy(pool: Pool, weight: Vector, n: int, rng: random.Random) -> flo
 
 
 def mbr_gold(similarity_MM: Vector, weight: Vector, gold: Vector, n: int, rng: random.Random) -> float:
-    """The mean, over random subsets of n, of `gold` at the answer most like the others by weight; no answer's own."""
+    """The mean, over random subsets of n, of `gold` at the answer most like all by weight.
+
+    `similarity_MM` has 1 on its diagonal: an answer's own weight counts for it.
+    """
     total = 0.0
     for _ in range(SUBSETS):
         subset = rng.sample(range(len(weight)), n)

@@ -136,7 +136,7 @@ def scales(study: QAlignStudy) -> list[Scale]:
     scaled = []
     for pool, gold in zip(study.pools, golden, strict=True):
         similarity = f1([split_words(text) for text in pool.texts])
-        np.fill_diagonal(similarity, 0)
+        np.fill_diagonal(similarity, 1)
         zero, one = (0.0, 1.0) if study.votes else (float(gold.mean()), unit)
         scaled.append(Scale(pool, gold, similarity, zero, one, spread))
     return scaled

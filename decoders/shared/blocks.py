@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -10,9 +9,10 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from trimtab.decoders.protocols import LIMIT_REASONS, Engine, Mixture, Reward, Sampling, Tokens, Work
+from trimtab.decoders.protocols import LIMIT_REASONS, Engine, LimitReached, Mixture, Reward, Sampling, Tokens, Work
 from trimtab.decoders.registry import NamesReward
-from trimtab.decoders.shared.candidates import first_error, stop_position
+from trimtab.decoders.shared.candidates import stop_position
+from trimtab.decoders.shared.gather import gather_or_cancel
 
 Block = Annotated[int, Field(ge=1, description="tokens of a block, at most")]
 PrefixReward = Annotated[
@@ -51,11 +51,13 @@ async def expand(
     step: str,
     guides: Mixture,
     seeds: Sequence[int | None],
-) -> list[PartialAnswer]:
+) -> tuple[list[PartialAnswer], str | None]:
     """n children of each parent that goes on, a block longer, and each other parent once, as it is; all scored.
 
-    Of a reward of two columns the first is for whole answers and the second for beginnings. Where a budget or deadline
-    cut some, those are scored only if nothing else is in hand. `seeds[j]` is of the j-th parent's children.
+    With them comes which of `LIMIT_REASONS` ended the work before its time, if one did. Those that it cut are scored
+    only if nothing else is in hand, and where it came while the reward was awaited, no child has a value. Of a reward
+    of two columns the first is for whole answers and the second for beginnings. `seeds[j]` is of the j-th parent's
+    children.
     """
 
     async def children(j: int, parent: PartialAnswer) -> list[PartialAnswer]:
@@ -83,22 +85,22 @@ async def expand(
             return PartialAnswer(parent=j, tokens=tokens)
         return PartialAnswer(parent=j, tokens=tokens, finish=finish)
 
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(children(j, parent)) for j, parent in enumerate(parents)]
-    except ExceptionGroup as errors:
-        raise first_error(errors) from None
-    partials = [one for task in tasks for one in task.result()]
+    families = await gather_or_cancel(children(j, parent) for j, parent in enumerate(parents))
+    partials = [one for family in families for one in family]
+    limit = next((one.finish for one in partials if one.finish in LIMIT_REASONS), None)
     unscored = [
         i for i, one in enumerate(partials) if one.value is None and one.tokens and one.finish not in LIMIT_REASONS
     ]
     if not unscored and all(one.value is None for one in [*partials, *parents]):
         unscored = [i for i, one in enumerate(partials) if one.tokens]
     if unscored:
-        scored = await score_beginnings(prompt, [partials[i] for i in unscored], reward)
+        try:
+            scored = await score_beginnings(prompt, [partials[i] for i in unscored], reward)
+        except LimitReached as reached:
+            return partials, str(reached)
         for i, one in zip(unscored, scored, strict=True):
             partials[i] = one
-    return partials
+    return partials, limit
 
 
 async def score_beginnings(prompt: Tokens, beginnings: Sequence[PartialAnswer], reward: Reward) -> list[PartialAnswer]:
@@ -126,14 +128,9 @@ def expansion_cost(
     )
 
 
-def limit_reason(beginnings: Iterable[PartialAnswer]) -> str | None:
-    """What ended one of them before its time."""
-    return next((one.finish for one in beginnings if one.finish in LIMIT_REASONS), None)
-
-
 def rank(beginnings: Iterable[PartialAnswer]) -> list[PartialAnswer]:
-    """Best first: whole answers, then by value; those that were not scored last."""
-    return sorted(beginnings, key=lambda one: (one.value is None, not one.ended, -(one.value or 0.0)))
+    """Best first: whole answers, then by value; of each kind those that were not scored last."""
+    return sorted(beginnings, key=lambda one: (not one.ended, one.value is None, -(one.value or 0.0)))
 
 
 def take_distinct(ranking: Sequence[PartialAnswer], n: int) -> list[PartialAnswer]:

@@ -10,7 +10,7 @@ import math
 import secrets
 from bisect import bisect_left
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -34,6 +34,7 @@ from trimtab.decoders.protocols import (
 from trimtab.decoders.report import Report
 from trimtab.decoders.shared.answers import Extractor
 from trimtab.decoders.shared.diverse_beam import Diverse, search_hypotheses
+from trimtab.decoders.shared.gather import gather_or_cancel, join_or_cancel
 from trimtab.decoders.shared.joint_sampling import HEADING_TOKENS, Jointly, draw_jointly
 
 Pool = Annotated[int, Field(ge=1, le=4096, description="candidates drawn")]
@@ -138,8 +139,8 @@ async def score_as_drawn(
 
     One call of the reward is under way at a time, and the next takes all that ended meanwhile: together they cost less.
     Whole candidates are scored; those that a budget or deadline cut are scored only where no other is, and one without
-    a token never. So with a reward at least one has a value, and without one none has. Raises LimitReached where there
-    is nothing to choose from.
+    a token never. So with a reward at least one has a value, unless the deadline passed before; without one none has.
+    Raises LimitReached where there is nothing to choose from.
     """
     pieces: list[list[Chunk]] = [[] for _ in range(n)]
     scores: dict[int, float] = {}
@@ -150,29 +151,27 @@ async def score_as_drawn(
         while ready:
             batch = dict(ready)
             ready.clear()
-            scores.update(zip(batch, await score_all(reward, prompt, list(batch.values())), strict=True))
+            with suppress(LimitReached):  # these stay without a value
+                scores.update(zip(batch, await score_all(reward, prompt, list(batch.values())), strict=True))
 
-    try:
-        async with asyncio.TaskGroup() as group:
+    async with join_or_cancel() as group:
 
-            def score(index: int) -> None:
-                nonlocal at_work
-                tokens = [token for piece in pieces[index] for token in piece.tokens]
-                if reward is not None and tokens:
-                    ready[index] = tokens
-                    if at_work is None or at_work.done():
-                        at_work = group.create_task(work(reward))
+        def score(index: int) -> None:
+            nonlocal at_work
+            tokens = [token for piece in pieces[index] for token in piece.tokens]
+            if reward is not None and tokens:
+                ready[index] = tokens
+                if at_work is None or at_work.done():
+                    at_work = group.create_task(work(reward))
 
-            async with aclosing(answers) as drawn:
-                async for chunk in drawn:
-                    pieces[chunk.index].append(chunk)
-                    if chunk.finish is not None and chunk.finish not in LIMIT_REASONS:
-                        score(chunk.index)
-            if at_work is None:
-                for i in range(n):
-                    score(i)
-    except ExceptionGroup as errors:
-        raise first_error(errors) from None
+        async with aclosing(answers) as drawn:
+            async for chunk in drawn:
+                pieces[chunk.index].append(chunk)
+                if chunk.finish is not None and chunk.finish not in LIMIT_REASONS:
+                    score(chunk.index)
+        if at_work is None:
+            for i in range(n):
+                score(i)
     pool = [Candidate(index=i, pieces=tuple(p), value=scores.get(i)) for i, p in enumerate(pieces)]
     if not any(candidate.tokens for candidate in pool):
         raise LimitReached(pool[0].finish)
@@ -212,8 +211,8 @@ async def correction(prompt: Tokens, tokens: Tokens, engine: Engine, *, target: 
     """sum_t [log p_base - log q] of tokens drawn from the mixture q, where it is the base that is tilted; else 0."""
     if target == "proposal" or is_base_alone(guides):
         return 0.0
-    base, mixed = await asyncio.gather(
-        engine.score(prompt, tokens, guides=base_alone()), engine.score(prompt, tokens, guides=guides)
+    base, mixed = await gather_or_cancel(
+        engine.score(prompt, tokens, guides=mixture) for mixture in (base_alone(), guides)
     )
     return math.fsum(base) - math.fsum(mixed)
 
@@ -240,12 +239,6 @@ def stop_position(tokens: Tokens, known: int, stop: Sequence[str], engine: Engin
     return counts[bisect_left(counts, True, key=ended)]
 
 
-def first_error(errors: ExceptionGroup[Exception]) -> Exception:
-    """Of what went wrong side by side, the first: the rest was cancelled because of it."""
-    inner = errors.exceptions[0]
-    return first_error(inner) if isinstance(inner, ExceptionGroup) else inner
-
-
 def check_answers(n: int, pool: int) -> None:
     """Raises ValueError for more answers than candidates."""
     if n > pool:
@@ -270,7 +263,7 @@ def temper(values: Sequence[float], beta: float) -> Vector:
     """[N] (r_i - max r) / beta: the logarithm of exp(r_i / beta), up to a constant, without overflow."""
     r = np.array(values)
     with np.errstate(over="ignore"):  # -inf is as good as any number beyond exp's reach
-        return np.asarray((r - r.max()) / beta)
+        return np.asarray((r - r.max(initial=-math.inf)) / beta)
 
 
 def softmax(values: Sequence[float], beta: float) -> Vector:

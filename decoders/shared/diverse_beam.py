@@ -15,7 +15,6 @@ Neutral value: lambda = 0 and G = 1 is beam search, and with N = 1 too greedy de
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from dataclasses import dataclass
 from typing import Annotated, final
@@ -24,6 +23,7 @@ from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict  # of typing, pydantic takes it only from Python 3.12 on
 
 from trimtab.decoders.protocols import Chunk, Engine, LimitReached, Mixture, Tokens
+from trimtab.decoders.shared.gather import gather_or_cancel
 
 
 @final
@@ -55,17 +55,12 @@ async def search_hypotheses(
     while any(h.finish is None for group in groups for h in group):
         open_ones = [h for group in groups for h in group if h.finish is None]
         try:
-            async with asyncio.TaskGroup() as tasks:
-                expansions = {
-                    id(h): tasks.create_task(
-                        engine.greedy_top_logprobs([*prompt, *h.tokens], k=n, length=1, guides=guides)
-                    )
-                    for h in open_ones
-                }
-        except ExceptionGroup as errors:
-            if isinstance(cut := errors.exceptions[0], LimitReached):
-                return [_chunk(i, h, str(cut)) for i, h in enumerate(_flat(groups, width))]
-            raise cut from None
+            lists = await gather_or_cancel(
+                engine.greedy_top_logprobs([*prompt, *h.tokens], k=n, length=1, guides=guides) for h in open_ones
+            )
+        except LimitReached as cut:
+            return [_chunk(i, h, str(cut)) for i, h in enumerate(_flat(groups, width))]
+        expansions = {id(h): steps for h, steps in zip(open_ones, lists, strict=True)}
         chosen: Counter[int] = Counter()
         for g, group in enumerate(groups):
             scored = [(h.theta, h) for h in group if h.finish is not None]
@@ -76,7 +71,7 @@ async def search_hypotheses(
                             h.theta + logprob - how["penalty"] * chosen[token],
                             _extend(h, token, logprob, max_tokens, engine),
                         )
-                        for token, logprob in expansions[id(h)].result()[0]
+                        for token, logprob in expansions[id(h)][0]
                     ]  # (1)
             scored.sort(key=lambda pair: -pair[0])
             ended = [h for h in group if h.finish is not None]

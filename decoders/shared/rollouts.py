@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import replace
 
 from trimtab.decoders.protocols import LIMIT_REASONS, Engine, LimitReached, Mixture, Sampling, Tokens
-from trimtab.decoders.shared.candidates import first_error, stop_position
+from trimtab.decoders.shared.candidates import stop_position
+from trimtab.decoders.shared.gather import gather_or_cancel
 
 Answer = tuple[int, ...]
 
@@ -55,9 +55,4 @@ async def roll_out(
         ends = [stop_position(answer, len(begun), sampling.stop, engine) for answer in drawn]
         return [answer[:end] for answer, end in zip(drawn, ends, strict=True)]
 
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(behind(j, begun)) for j, begun in enumerate(beginnings)]
-    except ExceptionGroup as errors:
-        raise first_error(errors) from None
-    return [task.result() for task in tasks]
+    return await gather_or_cancel(behind(j, begun) for j, begun in enumerate(beginnings))

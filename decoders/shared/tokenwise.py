@@ -129,12 +129,20 @@ class Tokenwise:
             if ended:
                 report = {"decisions": len(decisions), "kl": kl}
                 if ended not in LIMIT_REASONS:
-                    [[report["value"], *_]] = await reward(prompt, [answer])
+                    report["value"] = await self._final_reward(prompt, answer, reward)
                 elif value is not None:
                     report["value"] = value
                 if "trace" in include:
                     report["trace"] = decisions
             yield Chunk(index=i, tokens=answer[position:], finish=ended, report=report)
+
+    async def _final_reward(self, prompt: Tokens, answer: Answer, reward: Reward) -> float | None:
+        """The reward of a whole answer; None where the deadline passes first."""
+        try:
+            [[value, *_]] = await reward(prompt, [answer])
+        except LimitReached:
+            return None
+        return value
 
     def law(self, candidates: Sequence[tuple[int, float]], values: Sequence[float], sampling: Sampling) -> Vector:
         """[k] (1) as the request's sampling has it."""

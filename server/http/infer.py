@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from trimtab.decoders.shared.gather import gather_or_cancel
 from trimtab.preferences.bradley_terry import Person, Vector, choices_from_ratings, infer_person
-from trimtab.rewards.gather import gather_or_cancel
 from trimtab.rewards.turns import READINGS
 from trimtab.runtime.usage import Usage
 from trimtab.server.config import Config
