@@ -38,7 +38,7 @@ class Args:
     """The next token by the base's log-probability and the reward of the answer so far."""
 
     k: Likeliest = 10
-    weight: Annotated[float, Field(ge=0, description="of the reward against the log-probability")] = 1.0
+    weight: Annotated[float, Field(ge=0, le=1e6, description="of the reward against the log-probability")] = 1.0
     min_p: MinP = 0.0
     guides: Guides = field(default_factory=base_alone)
 

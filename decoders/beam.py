@@ -60,7 +60,9 @@ class Beam:
     block: Block = 16
     step: Step = ""
     prefix_reward: PrefixReward = None
-    rounds: Annotated[int, Field(ge=1, description="comparisons, at most; then answers are drawn to their end")] = 40
+    rounds: Annotated[
+        int, Field(ge=1, le=1_000_000, description="comparisons, at most; then answers are drawn to their end")
+    ] = 40
     guides: Guides = field(default_factory=base_alone)
 
     def __post_init__(self) -> None:
@@ -99,7 +101,7 @@ class Beam:
         pool = [*seen.values(), *((one for one in [*partials, *beams] if one.tokens) if finish else ())]
         if not pool:
             raise LimitReached(finish or "")
-        shared: Report = {"rounds": rounds}
+        shared: Report = {"rounds": rounds, "unfinished": sum(one.unfinished for one in pool)}
         if "candidates" in include:
             shared["candidates"] = [describe(i, one) for i, one in enumerate(rank(pool))]
         for i, one in enumerate(take_distinct(rank(pool), n)):

@@ -57,7 +57,9 @@ class Blockwise:
     block: Block = 16
     step: Step = ""
     prefix_reward: PrefixReward = None
-    beta: Annotated[float, Field(ge=0, description="draw a block by softmax(reward / beta); 0 takes the best")] = 0.0
+    beta: Annotated[
+        float, Field(ge=0, le=1e6, description="draw a block by softmax(reward / beta); 0 takes the best")
+    ] = 0.0
     guides: Guides = field(default_factory=base_alone)
 
     async def __call__(

@@ -23,6 +23,8 @@ which would make the law hang on the slowest.
 | max_reward | the particle of the highest reward                                       |
 | vote       | a particle that gives the answer, by `extractor`, of the greatest weight |
 
+`kl_estimate`, told of a sample, is E_w r / beta - log_normaliser: KL(target || pi) as N grows.
+
 Best so far: the same, of the particles that have ended; before the first, of the beginnings.
 Cost: N answers drawn, N beginnings scored per block.
 Neutral value: n = 1 is plain sampling, token for token; a block of max_tokens, or ess = 0, is soft best of N.
@@ -71,12 +73,15 @@ from trimtab.decoders.shared.candidates import (
     Target,
     Vector,
     VoteBy,
+    bound,
     check_answers,
     check_target,
     correction,
     derive_seed,
     make_generator,
+    silence_unfinished,
     softmax,
+    warn_of_warped_law,
 )
 from trimtab.decoders.shared.gather import gather_or_cancel
 
@@ -135,8 +140,10 @@ class Particles:
         else:
             chosen = take_distinct(await asyncio.to_thread(self._order, system, rng, engine), n)
         shared = system.report()
-        if finish is None and self.variant == "increments":
-            shared["kl"] = system.mean_reward / self.beta - shared["log_normaliser"]
+        if finish is None and (self.variant, self.answer) == ("increments", "sample"):
+            shared["kl_estimate"] = system.mean_reward / self.beta - shared["log_normaliser"]
+        if warnings := warn_of_warped_law(sampling):
+            shared["warnings"] = warnings
         if "candidates" in include:
             shared["candidates"] = [
                 describe(i, one) | {"weight": float(w)}
@@ -184,7 +191,7 @@ class Particles:
             begun, block = [*prompt, *old.tokens], new.tokens[len(old.tokens) :]
             return grown_by / self.beta + await correction(begun, block, engine, target=self.target, guides=self.guides)
 
-        return np.array(await gather_or_cancel(increment(o, a) for o, a in zip(before, after, strict=True)))
+        return bound(await gather_or_cancel(increment(o, a) for o, a in zip(before, after, strict=True)))
 
     def _order(self, system: System, rng: np.random.Generator, engine: Engine) -> list[PartialAnswer]:
         """The particles, best first by `answer`."""
@@ -194,7 +201,9 @@ class Particles:
             with np.errstate(divide="ignore"):
                 keys = np.log(system.weights) + rng.gumbel(size=self.n)  # without replacement, the first by weight
             return [system.particles[i] for i in np.argsort(-keys, kind="stable")]
-        merit = count_votes([engine.text(one.tokens) for one in system.particles], system.weights, self.extractor)
+        cut = [one.unfinished for one in system.particles]
+        texts = silence_unfinished([engine.text(one.tokens) for one in system.particles], cut)
+        merit = count_votes(texts, system.weights, self.extractor)
         return [system.particles[i] for i in np.argsort(-np.array(merit), kind="stable")]
 
 
@@ -238,13 +247,14 @@ class System:
 
     @property
     def mean_reward(self) -> float:
-        return float(self.weights @ np.array([one.value for one in self.particles]))
+        return float(self.weights @ bound([one.value or 0.0 for one in self.particles]))
 
     def report(self) -> Report:
         return {
             "blocks": self.blocks,
             "resampled": self.resampled,
             "effective_sample_size": self.effective,
+            "unfinished": sum(one.unfinished for one in self.particles),
             "distinct": len({one.tokens for one in self.particles}),
             "log_normaliser": self.log_normaliser + self.log_mean,
         }

@@ -62,6 +62,8 @@ class Sampling:
     """False: each answer is wanted whole, as one chunk once it has ended; searches draw so."""
     stop: tuple[str, ...] = ()
     """Strings that end an answer; the engine sees to them where it draws whole answers."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end an answer beside the engine's `eos_ids`; the engine sees to them in what it draws."""
     step: str = ""
     """A string that ends a draw too, with "step" for its finish; it stays in the tokens. Empty: none does."""
     logprobs: bool = False
@@ -139,6 +141,9 @@ class Work:
 LIMIT_REASONS = frozenset({"budget", "deadline"})
 """Reasons to end an answer before its time: the request may draw no more tokens, or take no more of them."""
 
+UNFINISHED = LIMIT_REASONS | {"length"}
+"""How an answer ends that did not end by itself: its last words are not what it came to."""
+
 
 class LimitReached(Exception):
     """The request's budget or deadline, one of `LIMIT_REASONS`, ended it with nothing in hand."""
@@ -195,7 +200,11 @@ class Engine(Protocol):
 
 
 class Reward(Protocol):
-    """Higher is better. NaN and infinity are errors, never scores."""
+    """Higher is better. NaN and infinity are errors, never scores.
+
+    One that goes by the answer that a text comes to, as a verifier does, has an attribute `reads_final_answer`, True:
+    see `reads_final_answer`.
+    """
 
     async def __call__(self, prompt: Tokens, completions: Sequence[Tokens]) -> list[list[float]]:
         """[N, K] scores, one row per completion, whole or not; K = 1 for a strategy that maximises or tilts."""
@@ -214,6 +223,11 @@ class Strategy(Protocol):
     def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:
         """The most that a call with these can cost, `max_tokens` being the longest answer's."""
         ...
+
+
+def reads_final_answer(reward: object) -> bool:
+    """Whether a reward goes by what a text comes to, so that one cut at `max_tokens` says nothing beside whole ones."""
+    return bool(getattr(reward, "reads_final_answer", False))
 
 
 async def no_reward(prompt: Tokens, completions: Sequence[Tokens]) -> list[list[float]]:

@@ -51,6 +51,7 @@ from pydantic import Field
 
 from trimtab.decoders.protocols import (
     LIMIT_REASONS,
+    UNFINISHED,
     Chunk,
     Engine,
     LimitReached,
@@ -74,7 +75,9 @@ from trimtab.decoders.shared.candidates import (
     derive_seed,
     make_generator,
     score_all,
+    silence_unfinished,
     stop_position,
+    warn_of_warped_law,
 )
 from trimtab.decoders.shared.convergence import FLOOR, StopRule, has_converged, measure_mixing
 from trimtab.decoders.shared.gather import join_or_cancel
@@ -119,8 +122,8 @@ class QAlign:
     beta: Beta = 1.0
     steps: Annotated[int, Field(ge=0, le=100_000, description="steps of each chain")] = 32
     chains: Annotated[int, Field(ge=1, le=1024, description="chains side by side")] = 4
-    burn_in: Annotated[int, Field(ge=0, description="first states of each chain that do not count")] = 0
-    thin: Annotated[int, Field(ge=1, description="every which state counts after them")] = 1
+    burn_in: Annotated[int, Field(ge=0, le=100_000, description="first states of each chain that do not count")] = 0
+    thin: Annotated[int, Field(ge=1, le=100_000, description="every which state counts after them")] = 1
     until: Annotated[
         StopRule | None,
         Field(description="stop sooner: {r_hat, effective_sample_size, floor}, once what is named is reached"),
@@ -264,7 +267,8 @@ class QAlign:
         else:
             texts = [engine.text(s.tokens) for s in states]
             weight = np.array([visits[s.tokens] for s in states], dtype=np.float64)
-            ranks = await asyncio.to_thread(self._ranks, texts, weight)
+            cut = [s.finish in UNFINISHED for s in states]
+            ranks = await asyncio.to_thread(self._ranks, texts, cut, weight)
             order = [states[i] for i in ranks]
         unscored = sorted((c.cut for c in chains if c.cut), key=lambda s: s.finish in LIMIT_REASONS)
         order = [*order, *last, *(s for s in unscored if s.tokens)]
@@ -273,34 +277,15 @@ class QAlign:
         distinct = order if self.answer == "last" else list({s.tokens: s for s in order}.values())
         return [distinct[i] if i < len(distinct) else order[0] for i in range(n)]
 
-    def _ranks(self, texts: Sequence[str], weight: Vector) -> list[int]:
+    def _ranks(self, texts: Sequence[str], cut: Sequence[bool], weight: Vector) -> list[int]:
         """States, best first, by similarity to the others or by votes; ties stay in the order visited."""
         if self.answer == "mbr":
             similarity = f1([split_words(text) for text in texts])
             np.fill_diagonal(similarity, 1.0)  # a state is like itself however often it was visited
             merit = np.round(similarity @ weight, 12)
         else:
-            merit = np.array(count_votes(texts, weight, self.extractor))
+            merit = np.array(count_votes(silence_unfinished(texts, cut), weight, self.extractor))
         return [int(i) for i in np.argsort(-merit, kind="stable")]
-
-
-def warn_of_warped_law(sampling: Sampling) -> list[str]:
-    """Where the law that is tilted is not the model's own."""
-    warnings = []
-    if not sampling.exact:
-        warped = [
-            f"{name}={value:g}"
-            for name, value, neutral in (
-                ("temperature", sampling.temperature, 1),
-                ("top_k", sampling.top_k, 0),
-                ("top_p", sampling.top_p, 1),
-            )
-            if value != neutral
-        ]
-        warnings.append(f"the law tilted by the reward is the model's under {', '.join(warped)}, not the model's own")
-    if sampling.stop:
-        warnings.append("the law tilted by the reward is that of answers ended at a stop string")
-    return warnings
 
 
 def diagnose(chains: Sequence[Chain], burn_in: int) -> Report:
@@ -308,6 +293,8 @@ def diagnose(chains: Sequence[Chain], burn_in: int) -> Report:
     accepted = [a for c in chains for a in c.accepted]
     lengths = [len(s.tokens) for c in chains for s in c.states]
     report: Report = {"chains": len(chains), "steps": len(accepted)}
+    visited = {s.tokens: s.finish for c in chains for s in [*c.states, *([c.cut] if c.cut else [])]}
+    report["unfinished"] = sum(finish in UNFINISHED for finish in visited.values())
     if accepted:
         report["acceptance_rate"] = sum(accepted) / len(accepted)
         taken = [len(s.tokens) for c in chains for s, a in zip(c.states[1:], c.accepted, strict=True) if a]

@@ -45,6 +45,7 @@ from trimtab.decoders.shared.candidates import (
     select_scored,
     show_chosen,
     temper,
+    warn_of_warped_law,
 )
 
 STREAM = 2309_06657
@@ -69,7 +70,8 @@ class RejectionSampling:
         reports: list[Report] = [{"value": c.value, "candidate": c.index} for c in chosen]
         for k, (report, (_, proposals)) in enumerate(zip(reports, accepted, strict=False), 1):
             report.update({"proposals": proposals, "acceptance_rate": k / proposals})
-        async with aclosing(show_chosen(chosen, pool, include, reports)) as chunks:
+        warnings = warn_of_warped_law(sampling)
+        async with aclosing(show_chosen(chosen, pool, include, reports, warnings=warnings)) as chunks:
             async for chunk in chunks:
                 yield chunk
 

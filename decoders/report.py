@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, TypedDict
+
+
+def drop_nonfinite(value: Any) -> Any:
+    """A report or a part of it, with None for every number that is not finite: JSON has none."""
+    if isinstance(value, Mapping):
+        return {key: inner if key == "tokens" else drop_nonfinite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [drop_nonfinite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Report(TypedDict, total=False):
@@ -12,11 +22,20 @@ class Report(TypedDict, total=False):
 
     value: float | None
     """The answer's reward; None where it was not scored."""
-    kl: float
-    """KL of the answer's law from the base's, in nats: exact, an estimate, or (`kl_bound`) a bound."""
+    kl_exact: float
+    """sum_t KL(law of y_t given y_<t || the frozen base's), in nats: each term exact, along this answer. Its mean over
+    answers is the KL of the answers' law."""
+    kl_estimate: float
+    """An estimate of the KL of the answers' law from pi's, in nats; pi is the base or, with guides, their mixture."""
     kl_bound: float
+    """The KL of the answers' law from pi's is at most this, in nats."""
+    unfinished: int
+    """Candidates that did not end by themselves, cut at `max_tokens` or by a budget or deadline; with the first
+    answer only."""
     warnings: list[str]
     """Where the answer is not what its strategy promises, in words for the client."""
+    degraded: bool
+    """Of a request with several prompts: whether the base answered this one plainly, its reward having failed."""
     candidates: list[dict[str, Any]]
     """The pool, each with `index`, `tokens`, `finish_reason`, `value`; with the first answer only."""
     trace: Any

@@ -32,12 +32,23 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from trimtab.decoders.protocols import BASE, Chunk, Engine, Mixture, Reward, Sampling, Tokens, Work
+from trimtab.decoders.protocols import (
+    BASE,
+    Chunk,
+    Engine,
+    Mixture,
+    Reward,
+    Sampling,
+    Tokens,
+    Work,
+    reads_final_answer,
+)
 from trimtab.decoders.report import Report
 from trimtab.decoders.shared.candidates import (
     Candidate,
     Guides,
     Vector,
+    bound,
     check_answers,
     derive_seed,
     draw_cost,
@@ -69,12 +80,13 @@ class Rps:
         Field(description="how directions are chosen: at random, a grid around the target, or the published code's"),
     ] = "sample"
     over: Annotated[Literal["prompts", "guides", "both"], Field(description="what carries a direction out")] = "prompts"
-    alpha: Annotated[float, Field(ge=0, description="over guides: exponent at a share of 1, in gains")] = 1.0
+    alpha: Annotated[float, Field(ge=0, le=1e6, description="over guides: exponent at a share of 1, in gains")] = 1.0
     selection: Annotated[
         Literal["argmax", "soft", "consensus"], Field(description="how one of the answers is chosen")
     ] = "argmax"
     lambda_: Annotated[
-        float, Field(alias="lambda", gt=0, description="for soft: temperature of v . r, in spreads of the rewards")
+        float,
+        Field(alias="lambda", gt=0, le=1e6, description="for soft: temperature of v . r, in spreads of the rewards"),
     ] = 0.5
     prompt: Prompt = None
     guides: Guides = field(default_factory=dict)
@@ -168,7 +180,7 @@ class Rps:
         """[k] what each direction would choose; its ties go to what the target likes better."""
         if not candidates:
             return []
-        rewards_NK = np.array([columns.rows[c.tokens] for c in candidates])
+        rewards_NK = bound([columns.rows[c.tokens] for c in candidates])
         order = sorted(range(len(candidates)), key=lambda i: -rewards_NK[i, 0])
         best = [int(np.argmax(rewards_NK[order, 1:] @ v)) for v in directions]
         return [candidates[order[i]].index for i in best]
@@ -187,6 +199,10 @@ class Columns:
 
     reward: Reward
     rows: dict[tuple[int, ...], list[float]] = field(default_factory=dict)
+
+    @property
+    def reads_final_answer(self) -> bool:
+        return reads_final_answer(self.reward)
 
     async def __call__(self, prompt: Tokens, completions: Sequence[Tokens]) -> list[list[float]]:
         scores = await self.reward(prompt, completions)

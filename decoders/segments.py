@@ -53,13 +53,15 @@ STREAM = 2406_16306
 class Segments:
     """Segments that end where the model is uncertain, each drawn again until its reward is accepted."""
 
-    entropy: Annotated[float, Field(ge=0, description="a segment ends where the next token's reaches it, in nats")] = (
-        3.0
-    )
+    entropy: Annotated[
+        float, Field(ge=0, le=1000, description="a segment ends where the next token's reaches it, in nats")
+    ] = 3.0
     block: Block = 32
     beta: Beta = 0.5
-    target: Annotated[float, Field(description="reward from which on every segment is accepted")] = 1.0
-    rise: Annotated[int, Field(ge=1, description="tokens over which the required reward rises to target")] = 128
+    target: Annotated[float, Field(ge=-1e6, le=1e6, description="reward from which on every segment is accepted")] = 1.0
+    rise: Annotated[
+        int, Field(ge=1, le=1_000_000, description="tokens over which the required reward rises to target")
+    ] = 128
     tries: Annotated[int, Field(ge=1, le=4096, description="draws of a segment, at most; then their best stands")] = 8
     prefix_reward: PrefixReward = None
     guides: Guides = field(default_factory=base_alone)

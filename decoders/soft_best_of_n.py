@@ -47,6 +47,7 @@ from trimtab.decoders.shared.candidates import (
     select_scored,
     show_chosen,
     softmax,
+    warn_of_warped_law,
 )
 
 STREAM = 2505_03156
@@ -57,7 +58,8 @@ class SoftBestOfN:
     """One of n candidates, drawn with probability proportional to exp(reward / lambda)."""
 
     lambda_: Annotated[
-        float, Field(alias="lambda", gt=0, description="temperature of the rewards, in their units; 0 is best of n")
+        float,
+        Field(alias="lambda", gt=0, le=1e6, description="temperature of the rewards, in their units; to 0 best of n"),
     ]
     n: Pool = 16
     guides: Guides = field(default_factory=base_alone)
@@ -75,7 +77,8 @@ class SoftBestOfN:
         if candidates:
             size = float(1 / np.square(weights).sum())
             reports = [{**report, "effective_sample_size": size} for report in reports]
-        async with aclosing(show_chosen(chosen, pool, include, reports)) as chunks:
+        warnings = warn_of_warped_law(sampling)
+        async with aclosing(show_chosen(chosen, pool, include, reports, warnings=warnings)) as chunks:
             async for chunk in chunks:
                 yield chunk
 

@@ -63,8 +63,12 @@ class SpeculativeRejection:
     n: Pool = 16
     alpha: Annotated[float, Field(ge=0, lt=1, description="share dropped at each decision; 0 is best of n")] = 0.5
     decisions: Annotated[
-        tuple[int, ...],
-        Field(strict=False, description="token counts at which candidates are compared; those below max_tokens apply"),
+        tuple[Annotated[int, Field(ge=1, le=1_000_000)], ...],
+        Field(
+            strict=False,
+            max_length=256,
+            description="token counts at which candidates are compared; those below max_tokens apply",
+        ),
     ] = (64, 128, 256, 512, 1024, 2048, 4096)
     guides: Guides = field(default_factory=base_alone)
 

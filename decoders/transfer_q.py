@@ -48,7 +48,7 @@ from trimtab.decoders.protocols import (
     base_alone,
 )
 from trimtab.decoders.registry import NamesReward
-from trimtab.decoders.shared.candidates import Guides, derive_seed, softmax
+from trimtab.decoders.shared.candidates import Guides, bound, derive_seed, softmax, temper
 from trimtab.decoders.shared.rollouts import Answer, roll_out
 from trimtab.decoders.shared.tokenwise import Block, Likeliest, MinP, Tokenwise, decision_cost
 
@@ -61,13 +61,13 @@ class TransferQ:
     """The next token by the reward of what an aligned baseline model would go on to say."""
 
     k: Likeliest = 10
-    alpha: Annotated[float, Field(gt=0, description="temperature of the values, in the reward's units")] = 1.0
+    alpha: Annotated[float, Field(gt=0, le=1e6, description="temperature of the values, in the reward's units")] = 1.0
     value: Annotated[
         Literal["mean", "transfer", "soft"], Field(description="what the rewards of the rollouts come to")
     ] = "mean"
     beta: Annotated[
         float | None,
-        Field(gt=0, description="temperature of transfer's weights and of soft's mean; alpha if not given"),
+        Field(gt=0, le=1e6, description="temperature of transfer's weights and of soft's mean; alpha if not given"),
     ] = None
     baseline: Annotated[
         Mixture, Field(min_length=1, description="exponent per member that rollouts are drawn with")
@@ -77,7 +77,7 @@ class TransferQ:
     ] = None
     rollouts: Annotated[int, Field(ge=1, le=1024, description="M, per candidate")] = 1
     horizon: Annotated[
-        int | None, Field(ge=0, description="longest rollout, tokens; none goes to the end of the answer")
+        int | None, Field(ge=0, le=1_000_000, description="longest rollout, tokens; none goes to the end of the answer")
     ] = 20
     rollout_temperature: Annotated[float, Field(ge=0, le=2, description="0 is greedy")] = 1.0
     min_p: MinP = 0.0
@@ -132,7 +132,13 @@ class TransferQ:
             return list(zip(map(self.q, rewards), scores, strict=True))
 
         search = Tokenwise(
-            k=self.k, alpha=self.alpha, min_p=self.min_p, block=self.block, guides=self.guides, worth=worth
+            k=self.k,
+            alpha=self.alpha,
+            min_p=self.min_p,
+            block=self.block,
+            guides=self.guides,
+            worth=worth,
+            exact=greedy or length == 0,
         )
         return search.answers(prompt, sampling, engine, reward, n=n, include=include)
 
@@ -151,7 +157,7 @@ class TransferQ:
 
     def q(self, rows: Sequence[Sequence[float]]) -> float:
         """Q of (1) from the rewards [M, 1] of the rollouts, [M, 2] with the baseline's for transfer."""
-        columns = np.array(rows, dtype=np.float64)
+        columns = bound(rows)
         if columns.shape[1] != (2 if self.value == "transfer" else 1):
             raise ValueError(f"value {self.value!r} cannot choose by {columns.shape[1]} rewards")
         r = columns[:, 0]
@@ -160,4 +166,4 @@ class TransferQ:
             return float(r.mean())
         if self.value == "transfer":
             return float(softmax((r - columns[:, 1]).tolist(), beta) @ r)
-        return float(r.max() + beta * np.log(np.mean(np.exp((r - r.max()) / beta))))
+        return float(r.max() + beta * np.log(np.mean(np.exp(temper(r.tolist(), beta)))))

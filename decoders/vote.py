@@ -11,7 +11,8 @@ pi is the base or, with `guides`, their mixture; a(y) is read off the response's
 | softmax     | exp(r_i / beta) / sum_j exp(r_j / beta)        | QAlign's weighted vote, 2504.03790 |
 | reward      | r_i as it stands; for rewards that are not < 0 | search-and-learn                  |
 
-Responses without an answer form no class and have no vote. Shown is the best response of the winning class by reward,
+Responses without an answer form no class and have no vote, and where some ended by themselves, nor have those cut at
+`max_tokens`: `unfinished` counts them. Shown is the best response of the winning class by reward,
 the first where there is none. Ties between classes go to the one whose first response was drawn first. `n` answers are
 one from each of the n best classes; where there are fewer classes, the best of the remaining responses follow, since
 whether candidates differ is not for the client to know. Where no response has an answer, the best one by reward, or the
@@ -48,12 +49,13 @@ from trimtab.decoders.shared.candidates import (
     Guides,
     Pool,
     PoolMethod,
+    bound,
     check_answers,
     draw,
     draw_cost,
     fill_up,
     rank,
-    select_ended,
+    select_finished,
     select_scored,
     show_chosen,
     softmax,
@@ -116,7 +118,7 @@ class Vote:
 
     async def _answers(self, pool: Sequence[Candidate], engine: Engine) -> dict[int, str]:
         """candidate -> a(y), of those that have one."""
-        voters, extract = select_ended(pool), make_extractor(self.extractor)
+        voters, extract = select_finished(pool), make_extractor(self.extractor)
         texts = [engine.text(c.tokens) for c in voters]
         report = await asyncio.to_thread(lambda: [extract(text) for text in texts])  # many may take a while
         return {c.index: answer for c, answer in zip(voters, report, strict=True) if answer is not None}
@@ -126,5 +128,5 @@ class Vote:
         if self.weighting == "uniform":
             return {c.index: 1.0 for c in voters}
         voters, rewards = select_scored(voters)
-        weights = softmax(rewards, self.beta).tolist() if self.weighting == "softmax" and rewards else rewards
-        return {c.index: v for c, v in zip(voters, weights, strict=True)}
+        weights = softmax(rewards, self.beta) if self.weighting == "softmax" else bound(rewards)
+        return {c.index: v for c, v in zip(voters, weights.tolist(), strict=True)}

@@ -51,6 +51,7 @@ def as_sampling(params: SamplingParams) -> Sampling:
         seed=params.seed,
         stream=params.output_kind is not RequestOutputKind.FINAL_ONLY,
         stop=stop_strings(params),
+        stop_token_ids=tuple(params.stop_token_ids or ()),
         logprobs=params.logprobs is not None or params.prompt_logprobs is not None,
         engine_params=params,
         constrained=bool(constrained),

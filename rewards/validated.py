@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from trimtab.decoders.protocols import reads_final_answer
 from trimtab.rewards.protocols import Question, Response, RewardError, Scorer
 from trimtab.rewards.turns import Clock, current_clock
 
@@ -40,6 +41,10 @@ class ValidatedScorer:
     @property
     def needs(self) -> frozenset[str]:
         return self.scorer.needs
+
+    @property
+    def reads_final_answer(self) -> bool:
+        return reads_final_answer(self.scorer)
 
     async def __call__(self, question: Question, responses: Sequence[Response]) -> list[list[float]]:
         if missing := sorted(self.needs - set(question.given)):

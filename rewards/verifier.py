@@ -16,7 +16,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -58,6 +58,8 @@ class Verifier:
     1.2 \\times 10^3; 3/4; 75%, which is both 75 and 0.75. Formulas, sets and intervals are equal by math-verify, floats
     in them to six decimals. Letters and words are compared as texts.
     """
+
+    reads_final_answer: ClassVar[bool] = True
 
     tolerance: Annotated[
         float, Field(ge=0, le=1, description="largest relative error of a number that is still right; 0 is exact")

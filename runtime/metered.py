@@ -7,7 +7,16 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from trimtab.decoders.protocols import Chunk, Engine, LimitReached, Mixture, Reward, Sampling, Tokens
+from trimtab.decoders.protocols import (
+    Chunk,
+    Engine,
+    LimitReached,
+    Mixture,
+    Reward,
+    Sampling,
+    Tokens,
+    reads_final_answer,
+)
 from trimtab.runtime.usage import Usage
 
 Render = Callable[[str, str], Awaitable[Tokens]]
@@ -116,6 +125,10 @@ class MeteredReward:
 
     reward: Reward
     usage: Usage
+
+    @property
+    def reads_final_answer(self) -> bool:
+        return reads_final_answer(self.reward)
 
     async def __call__(self, prompt: Tokens, completions: Sequence[Tokens]) -> list[list[float]]:
         async with self.usage.within_deadline():

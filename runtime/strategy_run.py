@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import AsyncGeneratorType
 from typing import Any
@@ -27,7 +27,7 @@ from trimtab.decoders.protocols import (
     Tokens,
     no_reward,
 )
-from trimtab.decoders.report import Report
+from trimtab.decoders.report import Report, drop_nonfinite
 from trimtab.runtime.metered import Metered, MeteredReward, Read, Render
 from trimtab.runtime.shares import RequestShare
 from trimtab.runtime.traced import Traced
@@ -92,7 +92,7 @@ class StrategyRun:
         self.usage.record_visible(len(chunk.tokens))
         self.answers.setdefault(choice, []).extend(chunk.tokens)
         if chunk.report:
-            self.reports.setdefault(choice, Report()).update(chunk.report)
+            self.reports.setdefault(choice, Report()).update(drop_nonfinite(chunk.report))
 
     def text(self, prompt: Tokens, completion: Tokens) -> str:
         """An answer to this prompt as the client reads it, once an engine client has the request."""
@@ -130,10 +130,11 @@ class StrategyRun:
             if begun or self.fallback is None or not isinstance(error, self.recoverable_errors):
                 raise
         self.degraded = True
+        several = self.choices > n  # prompts, of which others may be answered by the strategy
         answers = self.fallback(prompt, sampling, engine, self.reward, n=n, include=frozenset())
         async with aclosing(answers) as chunks:
             async for chunk in chunks:
-                yield chunk
+                yield replace(chunk, report={"degraded": True}) if several and chunk.finish else chunk
 
 
 current_run: ContextVar[StrategyRun | None] = ContextVar("current_run", default=None)

@@ -172,7 +172,8 @@ class ToyEngine:
                     cdf = cumulative(answers[i])
                     token = self.model.vocab[bisect_right(cdf, draws[i][len(answers[i])] * cdf[-1])]
                     answers[i] = (*answers[i], token)
-                    if token == self.model.eos or self._stops(answers[i][len(begun) :], sampling):
+                    ends = token == self.model.eos or token in sampling.stop_token_ids
+                    if ends or self._stops(answers[i][len(begun) :], sampling):
                         finish = "stop"
                     elif sampling.step and sampling.step in self.text(answers[i][len(begun) :]):
                         finish = "step"

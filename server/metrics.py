@@ -55,7 +55,7 @@ REWARD_SECONDS = Histogram(
 REWARD_ERRORS = Counter("trimtab_reward_errors", "Times that a reward gave no usable score.", ["reward"])
 GUIDANCE_KL = Histogram(
     "trimtab_guidance_kl",
-    "KL of an answer's law from the base's, in nats, where the strategy tells it: as an estimate, a bound, or exactly.",
+    "KL of an answer's next tokens from the base's, in nats, summed over the answer, where the report has `kl_exact`.",
     ["strategy"],
     buckets=(0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 128),
 )

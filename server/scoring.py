@@ -15,7 +15,7 @@ from typing import Any
 
 from opentelemetry.trace import Span
 
-from trimtab.decoders.protocols import BASE, Engine, Sampling, Tokens
+from trimtab.decoders.protocols import BASE, Engine, Sampling, Tokens, reads_final_answer
 from trimtab.decoders.shared.gather import gather_or_cancel
 from trimtab.engine.aligned_client import AlignedClient
 from trimtab.engine.pooling import PoolingEngine
@@ -36,7 +36,7 @@ from trimtab.server.request.body import Json
 from trimtab.server.request.cost import reference_length
 from trimtab.server.request.messages import CHAT, Messages, instruct, parse_messages, split_conversation
 from trimtab.server.request.plan import Plan
-from trimtab.server.request.reward_tree import Leaf, Rows, Score, Spec, evaluate, parse_spec
+from trimtab.server.request.reward_tree import Leaf, Rows, Score, ScoreSpread, Spec, evaluate, parse_spec
 from trimtab.server.request.weights import load_orchestrator
 from trimtab.server.wording import suggest
 
@@ -260,6 +260,8 @@ class RequestReward:
     span: Span | None = None
     """The request's; None where nothing is traced."""
     turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(READINGS))
+    spreads: dict[tuple[tuple[int, ...], str], ScoreSpread] = field(default_factory=dict)
+    """By prompt and leaf."""
 
     @classmethod
     def of_document(cls, path: str, document: Json, **fields: Any) -> RequestReward:
@@ -285,10 +287,29 @@ class RequestReward:
         references = await self._references(question, prompt) if self.reference_count else {}
         self.usage.scored += self._count_reads(responses)
         rows = await self.scoring.rows(self.specs, question, responses, self.span)
+        self._observe(prompt, responses, rows)
         breakdowns = [evaluate(spec, rows, references) for spec in self.specs]
         explanations = [breakdowns[0].explain(i) for i in range(len(responses))]
         values = zip(*(breakdown.values for breakdown in breakdowns), strict=True)
         return [[Score(value, why) for value in row] for row, why in zip(values, explanations, strict=True)]
+
+    @property
+    def reads_final_answer(self) -> bool:
+        """Whether one of its rewards goes by what an answer comes to."""
+        leaves = (leaf for spec in self.specs for leaf in spec.leaves)
+        return any(reads_final_answer(self.scoring.scorers[leaf.reward]) for leaf in leaves)
+
+    @property
+    def warnings(self) -> list[str]:
+        """Of rewards that told no answer from another."""
+        return [text for (_, name), spread in self.spreads.items() if (text := spread.warn(name))]
+
+    def _observe(self, prompt: Tokens, responses: Sequence[Response], rows: Rows) -> None:
+        """What `warnings` go by."""
+        for name, scores in rows.items():
+            spread = self.spreads.setdefault((tuple(prompt), name), ScoreSpread())
+            for response, score in zip(responses, scores, strict=True):
+                spread.add(response.text, score)
 
     @property
     def reference_count(self) -> int:

@@ -54,6 +54,8 @@ class Specimen:
     """For strategies that take a direction: over objectives that the guides pull towards."""
     stopping: Callable[[str], Sampling]
     """`sampling` with a stop string."""
+    ending_at: Callable[[int], Sampling]
+    """`sampling` with a stop token."""
     patience: float = 0.1
     """Seconds in which a few answers are drawn."""
 
@@ -385,6 +387,40 @@ async def a_stop_string_ends_the_answer(s: Specimen, name: str) -> None:
     assert ended, "no answer met a stop string"
 
 
+async def a_stop_token_ends_the_answer(s: Specimen, name: str) -> None:
+    strategy, ended = build(name, s), 0
+    for seed, temperature in ((0, 0.0), (1, 1.0), (2, 1.0), (3, 1.0)):
+        at = replace(s, sampling=replace(s.sampling, temperature=temperature))
+        [answer] = await run(strategy, at, s.prompts[0], seed=seed)
+        for token in {*answer[:-1]}:
+            at = replace(s, sampling=replace(s.ending_at(token), temperature=temperature))
+            [cut] = await run(strategy, at, s.prompts[0], seed=seed)
+            assert token not in cut[:-1], "tokens behind a stop token"
+            ended += cut[-1] == token
+    assert ended, "no answer met a stop token"
+
+
+async def a_value_is_of_the_tokens_shown(s: Specimen, name: str) -> None:
+    """Whatever ended the answer, and wherever: what is ranked is what is shown."""
+    compared = 0
+    [whole] = await run(Plain(), s, s.prompts[0], seed=3)
+    stops = [stop for t in range(len(whole) - 1) if "\ufffd" not in (stop := s.engine.text(whole[t : t + 2])) and stop]
+    for stop in ["", *stops]:
+        sampling = replace(s.stopping(stop) if stop else s.sampling, seed=1)
+        tokens: dict[int, tuple[int, ...]] = {}
+        values: dict[int, float | None] = {}
+        async with aclosing(build(name, s)(s.prompts[0], sampling, s.engine, s.reward, n=2, include=frozenset())) as c:
+            async for chunk in c:
+                tokens[chunk.index] = tokens.get(chunk.index, ()) + chunk.tokens
+                values |= {chunk.index: chunk.report["value"]} if "value" in chunk.report else {}
+        for i, value in values.items():
+            if value is not None:
+                [[score]] = await s.reward(s.prompts[0], [tokens[i]])
+                assert value == pytest.approx(score, abs=s.tolerance)
+                compared += 1
+    assert compared or "reward" not in STRATEGIES[name].takes or STRATEGIES[name].reward_optional
+
+
 async def sampling_is_honoured_or_refused(s: Specimen, name: str) -> None:
     """Log-probs, penalties and grammars reach every token of the answer, or the row refuses them by name."""
     row, params = STRATEGIES[name], s.sampling.engine_params
@@ -506,6 +542,8 @@ TABLE_LAWS = [
     no_guides_are_the_base,
     neutral_values_are_plain,
     a_stop_string_ends_the_answer,
+    a_stop_token_ends_the_answer,
+    a_value_is_of_the_tokens_shown,
     sampling_is_honoured_or_refused,
     a_budget_leaves_the_best_so_far,
     a_deadline_is_kept,

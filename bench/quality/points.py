@@ -80,5 +80,5 @@ class Bench:
         answer = await self.ask(seed, traced, seed=seed)
         report = (answer.model_extra or {})["alignment"]
         return answer.choices[0].message.content or "", math.fsum(
-            report["choices"][0]["trace"]["kl"]
+            report["choices"][0]["trace"]["kl_exact"]
         ) if traced else 0.0

@@ -164,12 +164,12 @@ def divergence(alignment: Mapping[str, Any], choice: Mapping[str, Any]) -> float
     if alignment.get("strategy") == "plain":
         return 0.0
     if "trace" in choice:
-        return math.fsum(choice["trace"]["kl"])
+        return math.fsum(choice["trace"]["kl_exact"])
     if alignment["strategy"] == "best_of_n":
         n = alignment["params"]["n"]
         return float(math.log(n) - (n - 1) / n)
-    kl = choice.get("kl", choice.get("kl_bound"))
-    return None if kl is None else float(kl)
+    known = [choice[key] for key in ("kl_exact", "kl_estimate", "kl_bound") if key in choice]
+    return float(known[0]) if known else None
 
 
 async def run(

@@ -9,18 +9,31 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from trimtab.decoders.protocols import LIMIT_REASONS, Engine, LimitReached, Mixture, Reward, Sampling, Tokens, Work
+from trimtab.decoders.protocols import (
+    LIMIT_REASONS,
+    UNFINISHED,
+    Engine,
+    LimitReached,
+    Mixture,
+    Reward,
+    Sampling,
+    Tokens,
+    Work,
+)
 from trimtab.decoders.registry import NamesReward
 from trimtab.decoders.shared.candidates import stop_position
 from trimtab.decoders.shared.gather import gather_or_cancel
 
-Block = Annotated[int, Field(ge=1, description="tokens of a block, at most")]
+Block = Annotated[int, Field(ge=1, le=1_000_000, description="tokens of a block, at most")]
 PrefixReward = Annotated[
     Any,
     NamesReward(),
     Field(description="what beginnings are scored by, written as `reward` is; the reward itself if none"),
 ]
-Step = Annotated[str, Field(description="a text that ends a block too, as a step of a solution does; empty for none")]
+Step = Annotated[
+    str,
+    Field(max_length=1000, description="a text that ends a block too, as a step of a solution does; empty for none"),
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +45,11 @@ class PartialAnswer:
     """Its reward; None where it was not scored."""
     parent: int = 0
     """Which beginning it grew from."""
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether it has not ended by itself."""
+        return self.finish is None or self.finish in UNFINISHED
 
     @property
     def ended(self) -> bool:

@@ -20,6 +20,7 @@ from pydantic import Discriminator, Field, Tag
 
 from trimtab.decoders.protocols import (
     LIMIT_REASONS,
+    UNFINISHED,
     Chunk,
     Engine,
     LimitReached,
@@ -30,6 +31,7 @@ from trimtab.decoders.protocols import (
     Work,
     base_alone,
     is_base_alone,
+    reads_final_answer,
 )
 from trimtab.decoders.report import Report
 from trimtab.decoders.shared.answers import Extractor
@@ -54,12 +56,14 @@ PoolMethod = Annotated[
         "follow different values, {together}; none is by sampling"
     ),
 ]
-Beta = Annotated[float, Field(gt=0, description="temperature of the rewards, in their units")]
+Beta = Annotated[float, Field(gt=0, le=1e6, description="temperature of the rewards, in their units")]
 Target = Annotated[
     Literal["proposal", "base"], Field(description="with guides: what is tilted, their mixture or the base")
 ]
 VoteBy = Annotated[Extractor, Field(description='for vote: "number", "answer", "text", {"regex": …} or {"json": path}')]
 Vector = NDArray[np.float64]
+HUGE = 1e300
+"""Rewards beyond it count as it: sums and quotients of those within are finite."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,8 +92,13 @@ class Candidate:
 
     @property
     def whole(self) -> bool:
-        """Whether it ended by itself, at its end of sequence or at `max_tokens`."""
+        """Whether it ended at its end of sequence or at `max_tokens`, and not at a limit of the request's."""
         return self.finish not in LIMIT_REASONS
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether it did not end by itself."""
+        return self.finish in UNFINISHED
 
     def described(self) -> dict[str, Any]:
         """As `return: ["candidates"]` shows it; the server puts text in the place of tokens."""
@@ -138,11 +147,13 @@ async def score_as_drawn(
     """[N] candidates of the answers that come, scored as answers to `prompt` while others are still drawn.
 
     One call of the reward is under way at a time, and the next takes all that ended meanwhile: together they cost less.
-    Whole candidates are scored; those that a budget or deadline cut are scored only where no other is, and one without
-    a token never. So with a reward at least one has a value, unless the deadline passed before; without one none has.
-    Raises LimitReached where there is nothing to choose from.
+    Whole candidates are scored; those that a budget or deadline cut are scored only where no other is, and under a
+    reward that reads final answers, those cut at `max_tokens` too; one without a token never. So with a reward at least
+    one has a value, unless the deadline passed before; without one none has. Raises LimitReached where there is nothing
+    to choose from.
     """
     pieces: list[list[Chunk]] = [[] for _ in range(n)]
+    unread = UNFINISHED if reads_final_answer(reward) else LIMIT_REASONS
     scores: dict[int, float] = {}
     ready: dict[int, Tokens] = {}
     at_work: asyncio.Task[None] | None = None
@@ -167,10 +178,11 @@ async def score_as_drawn(
         async with aclosing(answers) as drawn:
             async for chunk in drawn:
                 pieces[chunk.index].append(chunk)
-                if chunk.finish is not None and chunk.finish not in LIMIT_REASONS:
+                if chunk.finish is not None and chunk.finish not in unread:
                     score(chunk.index)
         if at_work is None:
-            for i in range(n):
+            whole = [i for i in range(n) if pieces[i][-1].finish not in LIMIT_REASONS]
+            for i in whole or range(n):
                 score(i)
     pool = [Candidate(index=i, pieces=tuple(p), value=scores.get(i)) for i, p in enumerate(pieces)]
     if not any(candidate.tokens for candidate in pool):
@@ -184,6 +196,7 @@ async def draw_diverse(
     """A pool that is spread out; raises ValueError for sampling that it would not carry out."""
     for requested, what in (
         (sampling.stop, "stop strings"),
+        ("together" in diverse and {*sampling.stop_token_ids} - engine.eos_ids, "stop_token_ids"),
         (sampling.logprobs, "logprobs"),
         (sampling.constrained, "penalties, grammars, logit_bias and the like"),
     ):
@@ -194,7 +207,10 @@ async def draw_diverse(
             async for chunk in chunks:
                 yield chunk
         return
-    for chunk in await search_hypotheses(prompt, sampling.max_tokens, engine, diverse, n=n, guides=guides):
+    ends = sampling.stop_token_ids
+    for chunk in await search_hypotheses(
+        prompt, sampling.max_tokens, engine, diverse, n=n, guides=guides, stop_token_ids=ends
+    ):
         yield chunk
 
 
@@ -215,6 +231,26 @@ async def correction(prompt: Tokens, tokens: Tokens, engine: Engine, *, target: 
         engine.score(prompt, tokens, guides=mixture) for mixture in (base_alone(), guides)
     )
     return math.fsum(base) - math.fsum(mixed)
+
+
+def warn_of_warped_law(sampling: Sampling) -> list[str]:
+    """Where the law that is tilted is not the model's own."""
+    warnings = []
+    if not sampling.exact:
+        warped = [
+            f"{name}={value:g}"
+            for name, value, neutral in (
+                ("temperature", sampling.temperature, 1),
+                ("top_k", sampling.top_k, 0),
+                ("top_p", sampling.top_p, 1),
+            )
+            if value != neutral
+        ]
+        warped += ["penalties, grammars and the like"] if sampling.constrained else []
+        warnings.append(f"the law tilted by the reward is the model's under {', '.join(warped)}, not the model's own")
+    if sampling.stop:
+        warnings.append("the law tilted by the reward is that of answers ended at a stop string")
+    return warnings
 
 
 def check_target(target: str, sampling: Sampling) -> None:
@@ -259,11 +295,16 @@ def derive_seed(seed: int | None, *place: int) -> int | None:
     return int(state[0] >> 2)
 
 
+def bound(values: Sequence[float] | Sequence[Sequence[float]] | Vector) -> Vector:
+    """[N], or a table, within ±`HUGE`."""
+    return np.clip(np.asarray(values, dtype=np.float64), -HUGE, HUGE)
+
+
 def temper(values: Sequence[float], beta: float) -> Vector:
     """[N] (r_i - max r) / beta: the logarithm of exp(r_i / beta), up to a constant, without overflow."""
-    r = np.array(values)
+    r = bound(values)
     with np.errstate(over="ignore"):  # -inf is as good as any number beyond exp's reach
-        return np.asarray((r - r.max(initial=-math.inf)) / beta)
+        return np.asarray((r - r.max(initial=-HUGE)) / beta)
 
 
 def softmax(values: Sequence[float], beta: float) -> Vector:
@@ -298,6 +339,17 @@ def select_scored(pool: Iterable[Candidate]) -> tuple[list[Candidate], list[floa
     return [c for c, _ in having], [r for _, r in having]
 
 
+def select_finished(pool: Sequence[Candidate]) -> list[Candidate]:
+    """The candidates that ended by themselves, and so say what they came to; where there is none, `select_ended`."""
+    return [c for c in pool if not c.unfinished and c.tokens] or select_ended(pool)
+
+
+def silence_unfinished(texts: Sequence[str], unfinished: Sequence[bool]) -> list[str]:
+    """[N] texts for a vote: where some ended by themselves, nothing of those that did not."""
+    ended = not all(unfinished)
+    return ["" if cut and ended else text for text, cut in zip(texts, unfinished, strict=True)]
+
+
 def select_ended(pool: Sequence[Candidate]) -> list[Candidate]:
     """The whole candidates; where there is none, those that were cut after some tokens."""
     return [c for c in pool if c.whole and c.tokens] or [c for c in pool if c.tokens]
@@ -311,7 +363,7 @@ def fill_up(chosen: Sequence[Candidate], pool: Iterable[Candidate], n: int) -> l
 
 def rank(pool: Iterable[Candidate]) -> list[Candidate]:
     """Best first: by value, then by place; those without a value last, whole ones before cut ones."""
-    return sorted(pool, key=lambda c: (c.value is None, -(c.value or 0.0), not c.whole, c.index))
+    return sorted(pool, key=lambda c: (c.value is None, -(c.value or 0.0), c.unfinished + (not c.whole), c.index))
 
 
 async def show_chosen(
@@ -321,17 +373,24 @@ async def show_chosen(
     reports: Sequence[Report],
     *,
     more: Sequence[Mapping[str, Any]] | None = None,
+    warnings: Sequence[str] = (),
 ) -> AsyncGenerator[Chunk, None]:
     """The chosen candidates as a strategy's answers, with a report each; the pool, if asked for, with the first.
 
-    `more` holds what a strategy shows of each of the pool beside what every pool shows.
+    `more` holds what a strategy shows of each of the pool beside what every pool shows, and `warnings` what it says of
+    all of it.
     """
     for i, (candidate, report) in enumerate(zip(chosen, reports, strict=True)):
         whole: Report = {**report}
+        if i == 0:
+            whole["unfinished"] = sum(c.unfinished for c in pool)
         if "candidates" in include and i == 0:
             whole["candidates"] = [{**c.described(), **(more[c.index] if more else {})} for c in pool]
-        if (alone := sum(c.alone for c in pool)) and i == 0:
+        notes = [*warnings]
+        if alone := sum(c.alone for c in pool):
             missing = "the base wrote fewer answers in one than it was asked for"
-            whole["warnings"] = [f"{alone} of {len(pool)} candidates were drawn by themselves: {missing}"]
+            notes.append(f"{alone} of {len(pool)} candidates were drawn by themselves: {missing}")
+        if notes and i == 0:
+            whole["warnings"] = notes
         for piece in candidate.pieces:
             yield replace(piece, index=i, report=whole if piece is candidate.pieces[-1] else {})

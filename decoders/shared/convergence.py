@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict  # of typing, pydantic takes it only from Python 3.12 on
 
-from trimtab.decoders.shared.candidates import Vector
+from trimtab.decoders.shared.candidates import Vector, bound
 
 FLOOR = 16
 """States per chain, at least, before chains can be found to agree."""
@@ -19,9 +19,11 @@ class StopRule(TypedDict, total=False):
 
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)  # type: ignore[misc]
 
-    r_hat: Annotated[float, Field(gt=1, description="largest split R-hat")]
-    effective_sample_size: Annotated[float, Field(gt=0, description="smallest, over all chains")]
-    floor: Annotated[int, Field(ge=4, description="states per chain, after burn_in, before which they go on; 16")]
+    r_hat: Annotated[float, Field(gt=1, le=1e6, description="largest split R-hat")]
+    effective_sample_size: Annotated[float, Field(gt=0, le=1e9, description="smallest, over all chains")]
+    floor: Annotated[
+        int, Field(ge=4, le=100_000, description="states per chain, after burn_in, before which they go on; 16")
+    ]
 
 
 def has_converged(rewards_CT: Vector, until: StopRule) -> bool:
@@ -35,6 +37,8 @@ def measure_mixing(traces_CT: Vector) -> tuple[float | None, float]:
 
     Autocorrelations are summed up to the first negative sum of a pair (Geyer). No R-hat where nothing varies.
     """
+    traces_CT = bound(traces_CT)
+    traces_CT = traces_CT / max(np.abs(traces_CT).max(), np.finfo(float).tiny)  # neither figure hangs on the unit
     half = traces_CT.shape[1] // 2
     split = np.concatenate([traces_CT[:, :half], traces_CT[:, -half:]])
     m, n = split.shape

@@ -33,7 +33,7 @@ class Diverse(TypedDict):
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)  # type: ignore[misc]
 
     groups: Annotated[int, Field(ge=1, le=4096, description="G, a divisor of n; n is greedy search in every group")]
-    penalty: Annotated[float, Field(ge=0, description="lambda, nats for a token that an earlier group chose")]
+    penalty: Annotated[float, Field(ge=0, le=1e6, description="lambda, nats for a token that an earlier group chose")]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,12 +45,19 @@ class Hypothesis:
 
 
 async def search_hypotheses(
-    prompt: Tokens, max_tokens: int, engine: Engine, how: Diverse, *, n: int, guides: Mixture
+    prompt: Tokens,
+    max_tokens: int,
+    engine: Engine,
+    how: Diverse,
+    *,
+    n: int,
+    guides: Mixture,
+    stop_token_ids: Tokens = (),
 ) -> list[Chunk]:
     """[N] whole answers, group by group, each group's best first; raises ValueError where G does not divide N."""
     if n % how["groups"]:
         raise ValueError(f"params.diverse.groups={how['groups']} must divide params.n={n}")
-    width = n // how["groups"]
+    width, ends = n // how["groups"], engine.eos_ids.union(stop_token_ids)
     groups = [[Hypothesis()] for _ in range(how["groups"])]
     while any(h.finish is None for group in groups for h in group):
         open_ones = [h for group in groups for h in group if h.finish is None]
@@ -69,7 +76,7 @@ async def search_hypotheses(
                     scored += [
                         (
                             h.theta + logprob - how["penalty"] * chosen[token],
-                            _extend(h, token, logprob, max_tokens, engine),
+                            _extend(h, token, logprob, max_tokens, ends),
                         )
                         for token, logprob in expansions[id(h)][0]
                     ]  # (1)
@@ -80,9 +87,9 @@ async def search_hypotheses(
     return [_chunk(i, h) for i, h in enumerate(_flat(groups, width))]
 
 
-def _extend(h: Hypothesis, token: int, logprob: float, max_tokens: int, engine: Engine) -> Hypothesis:
+def _extend(h: Hypothesis, token: int, logprob: float, max_tokens: int, ends: frozenset[int]) -> Hypothesis:
     tokens = (*h.tokens, token)
-    finish = "stop" if token in engine.eos_ids else "length" if len(tokens) >= max_tokens else None
+    finish = "stop" if token in ends else "length" if len(tokens) >= max_tokens else None
     return Hypothesis(tokens=tokens, theta=h.theta + logprob, finish=finish)  # (2)
 
 

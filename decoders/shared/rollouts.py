@@ -15,7 +15,7 @@ Answer = tuple[int, ...]
 
 def end_reason(tokens: Tokens, sampling: Sampling, engine: Engine) -> str | None:
     """How an answer has ended, stop strings apart; None: it has not."""
-    if tokens and tokens[-1] in engine.eos_ids:
+    if tokens and tokens[-1] in {*engine.eos_ids, *sampling.stop_token_ids}:
         return "stop"
     return "length" if len(tokens) >= sampling.max_tokens else None
 

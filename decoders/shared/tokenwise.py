@@ -31,9 +31,20 @@ from trimtab.decoders.protocols import (
     Tokens,
     Work,
     base_alone,
+    is_base_alone,
 )
 from trimtab.decoders.report import Report
-from trimtab.decoders.shared.candidates import Guides, Vector, derive_seed, make_generator, stop_position, warp
+from trimtab.decoders.shared.candidates import (
+    HUGE,
+    Guides,
+    Vector,
+    bound,
+    derive_seed,
+    make_generator,
+    stop_position,
+    temper,
+    warp,
+)
 from trimtab.decoders.shared.rollouts import Answer, end_reason, roll_out
 from trimtab.decoders.shared.streams import merge
 
@@ -54,6 +65,7 @@ Block = Annotated[
     int,
     Field(
         ge=1,
+        le=1_000_000,
         description="tokens decided at a time, those behind a candidate drawn from the base; an approximation",
     ),
 ]
@@ -71,6 +83,9 @@ class Tokenwise:
     min_p: float = 0.0
     block: int = 1
     guides: Guides = field(default_factory=base_alone)
+    exact: bool = True
+    """Whether Q is a function of the answer so far. Where it is drawn, the KL of (1) from pi, summed over the answer,
+    is in the mean at or above that of the answers' law, and so an estimate."""
 
     async def answers(
         self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, include: frozenset[str]
@@ -110,7 +125,7 @@ class Tokenwise:
                 if len(candidates) > 1:
                     begun = await self._blocks(i, begun, prompt, sampling, engine)
                     worths = await self.worth(i, position, begun)
-                    values = [q for q, _ in worths]
+                    values = bound([q for q, _ in worths]).tolist()
                     p = self.law(candidates, values, sampling)
                     chosen = int(np.searchsorted(np.cumsum(p), rng.random() * p.sum(), side="right"))
                     decisions.append(describe_decision(position, candidates, values, p, chosen))
@@ -127,7 +142,9 @@ class Tokenwise:
                     ended = end_reason(answer, sampling, engine)
             report: Report = {}
             if ended:
-                report = {"decisions": len(decisions), "kl": kl}
+                report = {"decisions": len(decisions)}
+                if self.block == 1:
+                    report["kl_exact" if self.exact and is_base_alone(self.guides) else "kl_estimate"] = kl
                 if ended not in LIMIT_REASONS:
                     report["value"] = await self._final_reward(prompt, answer, reward)
                 elif value is not None:
@@ -146,7 +163,7 @@ class Tokenwise:
 
     def law(self, candidates: Sequence[tuple[int, float]], values: Sequence[float], sampling: Sampling) -> Vector:
         """[k] (1) as the request's sampling has it."""
-        return warp(np.array([lp for _, lp in candidates]) + np.array(values) / self.alpha, sampling)
+        return warp(np.array([lp for _, lp in candidates]) + temper(values, self.alpha), sampling)
 
     async def _blocks(
         self, i: int, begun: list[Answer], prompt: Tokens, sampling: Sampling, engine: Engine
@@ -197,8 +214,8 @@ def decision_cost(
 
 
 def keep_plausible(candidates: Sequence[tuple[int, float]], min_p: float) -> list[tuple[int, float]]:
-    """Those with p >= min_p * max p, the first being the likeliest."""
-    floor = candidates[0][1] + (math.log(min_p) if min_p else -math.inf)
+    """Those that are possible, with p >= min_p * max p, the first being the likeliest."""
+    floor = candidates[0][1] + math.log(min_p) if min_p else -HUGE
     return [(token, logprob) for token, logprob in candidates if logprob >= floor]
 
 

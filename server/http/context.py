@@ -59,6 +59,8 @@ class RequestContext:
             self.warnings += [text for text in choice.pop("warnings", ()) if text not in self.warnings]
         if any(len(choice) > 1 for choice in choices):
             alignment["choices"] = choices
+        if self.reward is not None:
+            self.warnings += [text for text in self.reward.warnings if text not in self.warnings]
         if self.run.degraded:
             self.warnings.append(f"answered plainly, because {self.run.failure}")
         if self.warnings:

@@ -74,9 +74,9 @@ def enumerated_params(strategy: str) -> dict[str, frozenset[str]]:
 
 
 def _observe(strategy: str, report: Mapping[str, Any]) -> None:
-    kl = report.get("kl")
-    if isinstance(trace := report.get("trace"), Mapping) and "kl" in trace:
-        kl = math.fsum(trace["kl"])
+    kl = report.get("kl_exact")
+    if isinstance(trace := report.get("trace"), Mapping) and "kl_exact" in trace:
+        kl = sum(trace["kl_exact"])
     if isinstance(kl, float) and math.isfinite(kl):
         metrics.GUIDANCE_KL.labels(strategy).observe(kl)
     if isinstance(rate := report.get("acceptance_rate"), float) and "chains" in report:

@@ -91,6 +91,9 @@ def build_direction(
     if name is None and params.get("over") != "guides":
         name = next(iter(config.preference_prompts), None)
     if name is None:
+        if set(weights) - config.objectives.keys():
+            message = f"{at}.{ANGLE} is between the two objectives of a preference prompt, and none is used here"
+            raise ApiError(f"{message}: name objectives", param=f"{at}.{ANGLE}")
         prompt, objectives, signs = None, list(weights), [1.0] * len(weights)
     else:
         if not isinstance(name, str) or name not in config.preference_prompts:

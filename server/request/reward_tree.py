@@ -94,6 +94,32 @@ def explain(value: object) -> dict[str, Any]:
     return value.explanation if isinstance(value, Score) else {}
 
 
+@dataclass(kw_only=True)
+class ScoreSpread:
+    """Whether a reward tells the answers to one prompt apart."""
+
+    texts: set[int] = field(default_factory=set)
+    """Hashes of those read, as long as all had one score."""
+    score: float | None = None
+    differs: bool = False
+
+    def add(self, text: str, score: float) -> None:
+        if self.differs:
+            return
+        self.differs = self.score is not None and score != self.score
+        self.score = score
+        if self.differs:
+            self.texts.clear()
+        else:
+            self.texts.add(hash(text))
+
+    def warn(self, name: str) -> str | None:
+        """What to tell a client of a reward that gave different answers the same score."""
+        if self.differs or len(self.texts) < 2:
+            return None
+        return f"reward {name!r} gave all {len(self.texts)} answers that it read the same score, {self.score:g}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Breakdown:
     """Of N answers: their values, and by name what they came from."""

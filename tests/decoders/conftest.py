@@ -61,6 +61,7 @@ def specimen(toy: ToyModel, reward: dict[Prefix, float]) -> Specimen:
         tolerance=1e-9,
         direction=WISH,
         stopping=lambda stop: Sampling(max_tokens=toy.max_tokens, stop=(stop,)),
+        ending_at=lambda token: Sampling(max_tokens=toy.max_tokens, stop_token_ids=(token,)),
     )
 
 

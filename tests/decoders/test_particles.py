@@ -147,7 +147,7 @@ async def test_without_resampling_weights_are_soft_best_of_n_s(
     assert [one["weight"] for one in report["candidates"]] == pytest.approx(softmax(rewards, 0.5).tolist())
     mean = np.mean(np.exp(np.array(rewards) / 0.5))
     assert report["log_normaliser"] == pytest.approx(float(np.log(mean)))
-    assert report["kl"] == pytest.approx(float(softmax(rewards, 0.5) @ np.array(rewards) / 0.5 - np.log(mean)))
+    assert report["kl_estimate"] == pytest.approx(float(softmax(rewards, 0.5) @ np.array(rewards) / 0.5 - np.log(mean)))
     if search.block == 5:
         pool = [c async for c in SoftBestOfN(n=6, lambda_=0.5)([START], Sampling(max_tokens=5, seed=1),
                 ToyEngine(toy, start=START), scoring(reward), n=1, include=frozenset({"candidates"}))]  # fmt: skip

@@ -171,7 +171,7 @@ async def test_answers_follow_the_law_of_the_decisions(toy: ToyModel) -> None:
     law, base = dict(toy.sequences(searched(toy, other, 1 / 1.5))), dict(toy.sequences(toy.next({BASE: 1.0})))
     engine = ToyEngine(toy, start=START)
     found = [await traced(Args(k=3, weight=1.5), engine, rewarding(other), seed) for seed in range(1200)]
-    drawn, kl = [one["answer"] for one in found], [one["kl"] for one in found]
+    drawn, kl = [one["answer"] for one in found], [one["kl_exact"] for one in found]
     assert surprise(drawn, law) < 5
     assert surprise(drawn, base) > 5
     assert abs(np.mean(kl) - divergence(law, base)) < 5 * np.std(kl) / np.sqrt(len(kl))

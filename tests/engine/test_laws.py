@@ -40,6 +40,9 @@ def specimen(vllm_engine, client) -> Specimen:
             guides={"helpfulness": {"llama": 1.0}, "verbosity": {"lora": 0.5}},
         ),
         stopping=lambda stop: Sampling(max_tokens=12, stop=(stop,), engine_params=SamplingParams(stop=[stop])),
+        ending_at=lambda token: Sampling(
+            max_tokens=12, stop_token_ids=(token,), engine_params=SamplingParams(stop_token_ids=[token])
+        ),
     )
 
 

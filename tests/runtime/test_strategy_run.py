@@ -59,9 +59,9 @@ async def test_what_it_draws_is_its_own(toy: ToyEngine) -> None:
 
 async def test_reports_of_one_answer_are_one(toy: ToyEngine) -> None:
     run = StrategyRun(strategy=Plain())
-    run.record(0, Chunk(index=0, tokens=(1,), report={"kl": 0.5}))
+    run.record(0, Chunk(index=0, tokens=(1,), report={"kl_exact": 0.5}))
     run.record(0, Chunk(index=0, tokens=(2,), report={"value": 1.0}, finish="stop"))
-    assert run.reports == {0: {"kl": 0.5, "value": 1.0}}
+    assert run.reports == {0: {"kl_exact": 0.5, "value": 1.0}}
     assert run.answers == {0: [1, 2]}
 
 

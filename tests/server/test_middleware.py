@@ -251,7 +251,9 @@ def spend(sampled: int, **report: Any) -> Callable[[StrategyRun | None], Awaitab
 
 async def test_an_answer_says_what_ran_and_what_it_took() -> None:
     usage = {"prompt_tokens": 3, "completion_tokens": 4, "completion_tokens_details": {"reasoning_tokens": 1}}
-    app = Fake(parts=[json.dumps({"model": "base", "usage": usage}).encode()], work=spend(40, trace={"kl": [0.5]}))
+    app = Fake(
+        parts=[json.dumps({"model": "base", "usage": usage}).encode()], work=spend(40, trace={"kl_exact": [0.5]})
+    )
     answer = await post(app, {"alignment": WARM, "weird": 1})
     assert answer.headers["x-alignment-strategy"] == "guided"
     assert answer.headers["x-alignment-sampled-tokens"] == "40"
@@ -269,7 +271,7 @@ async def test_an_answer_says_what_ran_and_what_it_took() -> None:
         "streaming": "native",
         "sampled_tokens": 40,
         "scored_tokens": 0,
-        "choices": [{"index": 0, "trace": {"kl": [0.5]}}],
+        "choices": [{"index": 0, "trace": {"kl_exact": [0.5]}}],
         "warnings": ["unknown fields were ignored: weird"],
     }
 

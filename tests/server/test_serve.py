@@ -101,7 +101,7 @@ async def test_chat_with_the_official_client(client: AsyncOpenAI, config: Config
     assert told["sampled_tokens"] == answer.usage.completion_tokens
     assert [choice["index"] for choice in told["choices"]] == [0, 1, 2]
     for choice, trace in zip(answer.choices, told["choices"], strict=True):
-        assert len(trace["trace"]["kl"]) == len(choice.logprobs.content)
+        assert len(trace["trace"]["kl_exact"]) == len(choice.logprobs.content)
         assert all(len(step.top_logprobs) == 2 and step.logprob <= 0 for step in choice.logprobs.content)
 
 
@@ -301,7 +301,9 @@ async def test_prompts_times_n(ask: Ask, asked: dict[str, Any]) -> None:
         ]  # fmt: skip
     if searching(asked):
         return
-    assert sum(len(c["trace"]["kl"]) for c in answer["alignment"]["choices"]) == answer["usage"]["completion_tokens"]
+    assert (
+        sum(len(c["trace"]["kl_exact"]) for c in answer["alignment"]["choices"]) == answer["usage"]["completion_tokens"]
+    )
 
 
 async def test_responses(client: AsyncOpenAI, config: Config, asked: dict[str, Any]) -> None:

@@ -41,8 +41,9 @@ class Letters:
             raise RuntimeError("its engine died")
         if self.fault == "shape":
             return []
-        bad = {"nan": math.nan, "inf": math.inf}.get(self.fault)
-        return [[float(r.text.count("a")) if bad is None else bad, float(len(r.text))] for r in responses]
+        bad = {"nan": math.nan, "inf": math.inf, "alike": 0.5}.get(self.fault)
+        rows = [[float(r.text.count("a")) if bad is None else bad, float(len(r.text))] for r in responses]
+        return [row[: len(self.labels)] for row in rows]
 
 
 FAULTS = ("nan", "inf", "shape", "dead", "hung")

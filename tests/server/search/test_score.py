@@ -76,6 +76,9 @@ async def test_an_answer_scores_as_the_search_that_gave_it_says(raw: httpx.Async
     assert {candidate["finish_reason"] for candidate in choice["candidates"]} == {"stop", "length"}
     for finished, reason in ((True, "stop"), (False, "length")):
         candidates = [c for c in choice["candidates"] if c["finish_reason"] == reason]
+        if name == "verifier" and not finished:  # where others ended, what a cut answer comes to is not read
+            assert {c["value"] for c in candidates} == {None}
+            continue
         body = {"messages": HI, "responses": [c["text"] for c in candidates], "reward": name, **given}
         scored = await raw.post("/v1/alignment/score", json={**body, **({} if finished else {"finished": False})})
         assert scored.status_code == 200, scored.text
