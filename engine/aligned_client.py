@@ -22,6 +22,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from trimtab.decoders.protocols import LIMIT_REASONS, Chunk, Engine, Sampling, Tokens
 from trimtab.engine.detokenizer import AnswerText, Detokenizer, with_ends
 from trimtab.engine.scheduling import schedule
+from trimtab.engine.structured_outputs import SchemaLimits, check_structured
 from trimtab.engine.table import cache_salt
 from trimtab.runtime.shares import Shares
 from trimtab.runtime.strategy_run import StrategyRun, current_run
@@ -75,6 +76,7 @@ class AlignedClient:
         self.inner = inner
         self.bind = bind
         self.shares = shares
+        self.schema_limits = SchemaLimits()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
@@ -87,6 +89,7 @@ class AlignedClient:
         self, prompt: Any, sampling_params: SamplingParams, request_id: str, **context: Any
     ) -> AsyncGenerator[RequestOutput, None]:
         # Not itself a generator: the context variable is read in the handler's context, not the consumer's.
+        check_structured(sampling_params, self.schema_limits)
         run = current_run.get() or StrategyRun()
         if run.native:
             if prompt.get("cache_salt"):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.utils import cached_file
 
@@ -50,6 +50,10 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {"bias": ("none",), "init_lora_weights": (
 """Values of fields that otherwise change the base's own weights or biases."""
 
 
+MERGE = "merge it into its base (peft's merge_and_unload), save that with its tokenizer, and serve it as a checkpoint"
+"""What to do with an adapter that is more than A and B."""
+
+
 class AdapterError(ValueError):
     """An adapter that cannot be merged into this base."""
 
@@ -79,6 +83,27 @@ def read_shapes(model: str) -> dict[str, tuple[int, ...]] | None:
     return shapes or None
 
 
+def read_modules(model: str, path: Path) -> set[str]:
+    """The modules for which the adapter's weights have A and B; raises AdapterError where they hold anything else."""
+    modules: dict[str, set[str]] = {}
+    try:
+        with safe_open(path, framework="pt") as weights:
+            names = list(weights.keys())
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(f"{path} cannot be read: {error}") from None
+    for name in names:
+        match = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])\.weight", name)
+        if match is None:
+            raise AdapterError(f"{model} holds {name}; valid: only A and B of linear layers; {MERGE}")
+        modules.setdefault(match[1], set()).add(match[2])
+    for module, halves in modules.items():
+        if halves != {"A", "B"}:
+            raise AdapterError(f"{model} has only one of A and B for {module}")
+    if not modules:
+        raise AdapterError(f"{path} holds no weights, so it would change nothing")
+    return set(modules)
+
+
 @dataclass(frozen=True)
 class Adapter:
     path: Path
@@ -91,25 +116,22 @@ class Adapter:
         """Raises AdapterError for whatever a merge of A and B would not honour."""
         config_file, path = find_file(model, CONFIG, revision), find_file(model, WEIGHTS, revision)
         if config_file is None or path is None:
-            raise AdapterError(f"{model} has no {WEIGHTS if config_file else CONFIG}")
-        config = json.loads(config_file.read_text())
+            old = config_file is not None and Path(model, "adapter_model.bin").is_file()
+            hint = "; load adapter_model.bin with peft, and save_pretrained writes it" if old else ""
+            raise AdapterError(f"{model} has no {WEIGHTS if config_file else CONFIG}{hint}")
+        try:
+            config = json.loads(config_file.read_text())
+        except (ValueError, OSError) as error:
+            raise AdapterError(f"{config_file} cannot be read: {error}") from None
         if config.get("peft_type") != "LORA":
-            raise AdapterError(f"{model} is a {config.get('peft_type')} adapter; valid: LORA")
+            raise AdapterError(f"{model} is a {config.get('peft_type')} adapter; valid: LORA; {MERGE}")
         for key, value in config.items():
             neutral = value in NEUTRAL[key] if key in NEUTRAL else not value
             if not neutral and key not in SUPPORTED | TRAINING_ONLY:
-                raise AdapterError(f"{model} has {key}={value!r}, which a merge of A and B does not honour")
-        modules: dict[str, set[str]] = {}
-        with safe_open(path, framework="pt") as weights:
-            for name in weights.keys():  # noqa: SIM118
-                match = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])\.weight", name)
-                if match is None:
-                    raise AdapterError(f"{model} holds {name}; valid: only A and B of linear layers")
-                modules.setdefault(match[1], set()).add(match[2])
-        for module, halves in modules.items():
-            if halves != {"A", "B"}:
-                raise AdapterError(f"{model} has only one of A and B for {module}")
-        return cls(path, config, frozenset(modules))
+                raise AdapterError(f"{model} has {key}={value!r}, which a merge of A and B does not honour; {MERGE}")
+        if not isinstance(config.get("lora_alpha"), int | float):
+            raise AdapterError(f"{config_file} says no lora_alpha, by which A and B are scaled")
+        return cls(path, config, frozenset(read_modules(model, path)))
 
     def check(self, base: Mapping[str, tuple[int, ...]] | None) -> None:
         """That every module it changes is in the base, in its shape. Without the base's shapes, loading checks."""

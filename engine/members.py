@@ -24,6 +24,8 @@ from trimtab.engine.plugin import ARCHITECTURE, FIELD, register
 if TYPE_CHECKING:
     from vllm.config import ModelConfig
 
+    from trimtab.engine.launch import EngineSpec
+
 
 @dataclass(frozen=True, kw_only=True)
 class Guide:
@@ -69,6 +71,13 @@ CPU_EXECUTOR = "trimtab.engine.cpu_executor.CPUExecutor"
 LOCK_STEP_DRAFTS = {"draft_model", "ngram", "ngram_gpu", "suffix"}
 """Speculation that reads tokens only; the other methods read the base's hidden states, which here hold the guides'."""
 
+SALTED_CONNECTORS = {"MooncakeStoreConnector", "OffloadingConnector", "SimpleCPUOffloadConnector"}
+"""KV connectors that know a block by vLLM's own hash, into which `cache_salt` goes, as vLLM 0.32 has them. The others
+know it by its token ids, or fetch what another server computed, so a request of one guide may read blocks that only
+another guide, or none, has filled."""
+
+CHECKPOINT = "a folder with config.json, the weights as safetensors and a tokenizer, or a Hugging Face id"
+
 
 def engine_args(base: str, guides: Mapping[str, str | Mapping[str, Any]], **options: Any) -> dict[str, Any]:
     """vLLM's engine arguments (`AsyncEngineArgs(**…)`) for the base and its guides, in this order.
@@ -81,11 +90,17 @@ def engine_args(base: str, guides: Mapping[str, str | Mapping[str, Any]], **opti
     register()
     fork_engines()
     check_options(options)
+    if guides:
+        check_caches(options)
     overrides = options.pop("hf_overrides", None) or {}
+    check_files(BASE, base, config_elsewhere=bool(options.get("hf_config_path")))
     base_config = model_config(
         BASE, lambda: AsyncEngineArgs(model=base, hf_overrides=overrides, **options).create_model_config()
     )
     check_kind(BASE, base_config)
+    check_draft(base_config, options.get("speculative_config") or {})
+    ranks = options.get("tensor_parallel_size") or 1
+    check_split(BASE, base_config, ranks)
     vocabulary_of_base = cache(partial(base_vocabulary, base_config))
     members = []
     for name, guide_options in guides.items():
@@ -101,8 +116,12 @@ def engine_args(base: str, guides: Mapping[str, str | Mapping[str, Any]], **opti
                 adapter_revision=guide.revision,
             )
         else:
-            check_guide(guide, base_config, asked_length=options.get("max_model_len"))
+            check_files(name, guide.model)
+            config = model_config(name, partial(guide_model_config, guide, base_config, None))
+            check_kind(name, config)
             check_vocabulary(guide, base_config, vocabulary_of_base())
+            check_length(guide, config, base_config, max_model_len=options.get("max_model_len"))
+            check_split(name, config, ranks)
         members.append(asdict(guide))
     composite = {"architectures": base_config.architectures, "guides": members}
     if current_platform.is_cpu():
@@ -120,16 +139,128 @@ def engine_args(base: str, guides: Mapping[str, str | Mapping[str, Any]], **opti
 def check_options(options: Mapping[str, Any]) -> None:
     for name, (valid, why) in UNSUPPORTED_OPTIONS.items():
         if options.get(name, valid) not in (valid, None):
-            raise MemberError("engine", f"{name}={options[name]!r} cannot be honoured: {why}; valid: {valid!r}")
+            message = f"{name}={options[name]!r} cannot be honoured: {why}; valid: {valid!r}"
+            raise MemberError("engine", message, option=name)
     if callable(options.get("hf_overrides")):
-        raise MemberError("engine", "hf_overrides must be a mapping")
+        raise MemberError("engine", "hf_overrides must be a mapping", option="hf_overrides")
     if (most := options.get("max_logprobs", 20)) != -1 and most < 2:
-        raise MemberError("engine", f"max_logprobs={most} is too few: a divergence is read from 2")
-    speculative = options.get("speculative_config") or {}
-    method = speculative.get("method", "draft_model")
+        message = f"max_logprobs={most} is too few: a divergence is read from 2"
+        raise MemberError("engine", message, option="max_logprobs")
+    method = (options.get("speculative_config") or {}).get("method") or "draft_model"
     if method not in LOCK_STEP_DRAFTS:
-        valid = ", ".join(sorted(LOCK_STEP_DRAFTS))
-        raise MemberError("engine", f"speculative method {method!r} reads the base's hidden states; valid: {valid}")
+        raise refuse_speculation(f"method {method!r}")
+
+
+def refuse_speculation(what: str) -> MemberError:
+    valid = ", ".join(sorted(LOCK_STEP_DRAFTS))
+    message = f"speculative {what} reads the base's hidden states, which here hold the guides'; valid methods: {valid}"
+    return MemberError("engine", message, option="speculative_config")
+
+
+def check_draft(base: ModelConfig, speculative: Mapping[str, Any]) -> None:
+    """That the draft is a language model of its own. What its config and weights are decides: vLLM goes by its name."""
+    from vllm.model_executor.models.registry import _SPECULATIVE_DECODING_MODELS
+    from vllm.transformers_utils.config import get_config
+
+    model, method = speculative.get("model"), speculative.get("method") or "draft_model"
+    if method != "draft_model" or not model or model in LOCK_STEP_DRAFTS:
+        return
+    check_files("engine", model)
+    try:
+        config = get_config(model, base.trust_remote_code, revision=speculative.get("revision"))
+    except (OSError, ValueError, KeyError) as error:
+        raise MemberError("engine", one_line(f"draft {model}: {error}"), option="speculative_config") from None
+    kinds = {*(getattr(config, "architectures", None) or ()), config.model_type}
+    known = _SPECULATIVE_DECODING_MODELS.keys() | {"eagle", "medusa", "mlp_speculator", "speculators"}
+    marks = [name for name in ("draft_vocab_size", "dflash_config", "eagle_config") if getattr(config, name, None)]
+    heads = [name for name in lora.read_shapes(model) or () if name.split(".")[0] in ("fc", "midlayer")]
+    if signs := sorted(kinds & known) or marks or heads:
+        raise refuse_speculation(f"draft {model} ({signs[0]})")
+    for mark in ("eagle-", "eagle3", "dflash", "dspark"):
+        if mark in model.lower():
+            message = (
+                f"vLLM takes draft {model} for another method because of {mark!r} in its name: give it another name"
+            )
+            raise MemberError("engine", message, option="speculative_config")
+
+
+def check_caches(options: Mapping[str, Any]) -> None:
+    """That what keeps keys and values outside the engine keeps those of different guides apart."""
+    if options.get("kv_offloading_size") and options.get("kv_offloading_backend", "native") != "native":
+        message = (
+            f"kv_offloading_backend={options['kv_offloading_backend']!r} may serve a guided request blocks that its "
+        )
+        raise MemberError("engine", f"{message}guide never wrote; valid: 'native'", option="kv_offloading_backend")
+    transfer = options.get("kv_transfer_config") or {}
+    read = transfer.get if isinstance(transfer, Mapping) else partial(getattr, transfer)
+    connectors = [(read("kv_connector", None), read("kv_connector_module_path", None))]
+    for inner in (read("kv_connector_extra_config", None) or {}).get("connectors", ()):
+        connectors.append((inner.get("kv_connector"), inner.get("kv_connector_module_path")))
+    if len(connectors) > 1 and connectors[0] == ("MultiConnector", None):
+        connectors.pop(0)
+    for name, module in connectors:
+        if name is not None and (module is not None or name not in SALTED_CONNECTORS):
+            raise MemberError(
+                "engine",
+                f"KV connector {name!r} does not know blocks by salted hashes, so it may serve a guided request blocks "
+                f"that its guide never wrote; valid beside guides: {', '.join(sorted(SALTED_CONNECTORS))}",
+                option="kv_transfer_config",
+            )
+
+
+def check_files(member: str, model: str, *, config_elsewhere: bool = False) -> None:
+    """That a path leads to a checkpoint; what is no path is left to Hugging Face."""
+    path = Path(model)
+    if model.endswith(".gguf"):
+        raise MemberError(member, f"{model} is a GGUF file, which is not served; valid: {CHECKPOINT}")
+    if path.is_file():
+        raise MemberError(member, f"{model} is a file; valid: {CHECKPOINT}")
+    if not path.is_dir():
+        if path.is_absolute():
+            raise MemberError(member, f"there is no {model}; valid: {CHECKPOINT}")
+        return
+    try:
+        files = {file.name for file in path.iterdir()}
+    except OSError as error:
+        raise MemberError(member, f"{model} cannot be read: {error.strerror}") from None
+    if config_elsewhere or files & {"config.json", "params.json"}:
+        return
+    if not files:
+        problem = "is empty"
+    elif lora.CONFIG in files:
+        problem = f"is an adapter ({lora.CONFIG}), which only a guide can be"
+    elif any(name.endswith(".gguf") for name in files):
+        problem = "holds a GGUF file, which is not served"
+    else:
+        below = sorted(child for child in path.iterdir() if (child / "config.json").is_file())
+        problem = "has no config.json" + (f"; {below[0]} has one" if below else "")
+    raise MemberError(member, f"{model} {problem}; valid: {CHECKPOINT}")
+
+
+def check_split(member: str, config: ModelConfig, ranks: int) -> None:
+    """That tensor parallelism can share the member out: whole heads, and the inner layers evenly."""
+    if ranks == 1:
+        return
+    heads = config.model_arch_config.total_num_attention_heads
+    pairs = 1 if config.use_mla else config.get_total_num_kv_heads()
+    inner = getattr(config.hf_text_config, "intermediate_size", None) or 0
+    for what, size, fits in (
+        ("attention heads", heads, heads % ranks == 0),
+        ("key-value heads", pairs, pairs % ranks == 0 or ranks % pairs == 0),
+        ("units in its inner layers (intermediate_size)", inner, inner % ranks == 0),
+    ):
+        if not fits:
+            least = ", ".join(str(n) for n in range(1, ranks) if heads % n == inner % n == 0)
+            raise MemberError(
+                member,
+                f"{config.model} has {size} {what}, which do not go into tensor_parallel_size={ranks}; valid: {least}",
+                option="tensor_parallel_size" if member == BASE else "",
+            )
+
+
+def one_line(text: str, most: int = 600) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= most else flat[:most] + "…"
 
 
 def model_config(member: str, build: Callable[[], ModelConfig]) -> ModelConfig:
@@ -138,9 +269,9 @@ def model_config(member: str, build: Callable[[], ModelConfig]) -> ModelConfig:
         config = build()
     except ValidationError as error:
         reason = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise MemberError(member, reason.split(" Supported architectures:")[0]) from error  # hundreds of them
+        raise MemberError(member, one_line(reason.split(" Supported architectures:")[0])) from error  # hundreds of them
     except (OSError, ValueError, KeyError) as error:
-        raise MemberError(member, str(error)) from error
+        raise MemberError(member, one_line(str(error))) from error
     local = Path(config.model)
     if local.is_dir() and not any(any(local.glob(f"*.{kind}")) for kind in ("safetensors", "bin", "pt")):
         raise MemberError(member, f"no weights in {local}; valid: safetensors, or PyTorch's bin")
@@ -182,31 +313,53 @@ def check_kind(member: str, config: ModelConfig) -> None:
     for kind, is_it in refused_kinds.items():
         if is_it:
             raise MemberError(member, f"{config.model} is {kind} ({config.architecture}); valid: a causal text model")
+    model_class, _ = config.registry.resolve_model_cls(config.architectures, config)
+    if hasattr(model_class, "get_model_state_cls"):  # the composite brings its own, which would take its place
+        raise MemberError(
+            member,
+            f"{config.model} ({config.architecture}) brings a model state of its own, whose place the one that mixes "
+            "would take; valid: a model without one",
+        )
 
 
-def check_guide(guide: Guide, base: ModelConfig, asked_length: int | None) -> None:
-    config = model_config(guide.name, lambda: guide_model_config(guide, base, None))
-    check_kind(guide.name, config)
+def check_length(guide: Guide, config: ModelConfig, base: ModelConfig, max_model_len: int | None) -> None:
     if config.max_model_len < base.max_model_len:
-        whose = "max_model_len asks for" if asked_length and asked_length > 0 else "the base serves"
+        whose = "max_model_len asks for" if (max_model_len or 0) > 0 else "the base serves"
         raise MemberError(
             guide.name,
             f"{guide.model} has {config.max_model_len} positions and {whose} {base.max_model_len}; "
-            f"valid: the engine option max_model_len of at most {config.max_model_len}",
+            f"valid: engine.max_model_len of at most {config.max_model_len}",
         )
+
+
+def load_tokenizer(member: str, place: str, revision: str | None, trust_remote_code: bool) -> Any:
+    """As `transformers` loads it, once for all members; raises MemberError."""
+    try:
+        return read_tokenizer(place, revision, trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise MemberError(
+            member,
+            f"no tokenizer in {place} to compare with the base's; say where it is in the option `tokenizer`",
+            option="tokenizer",
+        ) from error
+
+
+@cache
+def read_tokenizer(place: str, revision: str | None, trust_remote_code: bool) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code, revision=revision)
 
 
 def vocabulary(member: str, tokenizer: str, *, trust_remote_code: bool, revision: str | None) -> dict[int, str]:
     """id -> token."""
-    from transformers import AutoTokenizer
-
-    try:
-        loaded = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=trust_remote_code, revision=revision)
-    except (OSError, ValueError, KeyError) as error:
-        raise MemberError(
-            member, f"no tokenizer in {tokenizer} to compare with the base's; say where it is in the option `tokenizer`"
-        ) from error
+    loaded = load_tokenizer(member, tokenizer, revision, trust_remote_code)
     return {index: token for token, index in loaded.get_vocab().items()}
+
+
+def load_base_tokenizer(spec: EngineSpec) -> Any:
+    config = spec.config.model_config
+    return load_tokenizer(BASE, config.tokenizer, config.tokenizer_revision, config.trust_remote_code)
 
 
 def base_vocabulary(base: ModelConfig) -> dict[int, str]:

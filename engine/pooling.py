@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
-from transformers import AutoTokenizer
 from vllm.config import ModelConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.engine.protocol import EngineClient
@@ -28,7 +27,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from trimtab.decoders.protocols import Tokens
 from trimtab.engine.errors import MemberError
 from trimtab.engine.launch import EngineSpec, running_engines
-from trimtab.engine.members import model_config
+from trimtab.engine.members import check_files, model_config, read_tokenizer
 
 VALID = "a sequence-classification checkpoint (…ForSequenceClassification), or a reward model that vLLM knows"
 
@@ -58,8 +57,7 @@ class PoolingEngine:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        names = self.client.model_config.hf_config.id2label
-        return tuple(names[i] for i in sorted(names))
+        return labels_of(self.client.model_config)
 
     @property
     def max_tokens(self) -> int:
@@ -102,6 +100,15 @@ class PoolingEngine:
 class PoolingSpec(EngineSpec):
     tokenizer: Any
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return labels_of(self.config.model_config)
+
+
+def labels_of(config: ModelConfig) -> tuple[str, ...]:
+    names = config.hf_config.id2label
+    return tuple(names[i] for i in sorted(names))
+
 
 @asynccontextmanager
 async def running_pooler(name: str, model: str, **options: Any) -> AsyncIterator[PoolingEngine]:
@@ -122,10 +129,16 @@ def pooling_spec(name: str, model: str, **options: Any) -> PoolingSpec:
     options |= {"model": model, "runner": "pooling", "disable_log_stats": True}
     if current_platform.is_cpu() and options.get("tensor_parallel_size", 1) == 1:
         options.setdefault("distributed_executor_backend", "trimtab.engine.cpu_executor.SharedCoresExecutor")
+    check_files(name, model, config_elsewhere=bool(options.get("hf_config_path")))
     config = model_config(name, lambda: AsyncEngineArgs(**options).create_model_config())
     if config.convert_type == "embed":  # vLLM would serve it as an embedding model: it has no head that scores
         raise MemberError(name, f"{model} is {config.architecture}, which has no scoring head; valid: {VALID}")
-    return PoolingSpec(name=name, args=AsyncEngineArgs(**options), tokenizer=load_tokenizer(name, config))
+    try:
+        tokenizer = read_tokenizer(config.tokenizer, config.tokenizer_revision, config.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        place = f"no tokenizer in {config.tokenizer}; say where it is in `tokenizer`"
+        raise MemberError(name, place, option="engine.tokenizer") from error
+    return PoolingSpec(name=name, args=AsyncEngineArgs(**options), tokenizer=tokenizer)
 
 
 async def pooling_engine(spec: PoolingSpec, client: AsyncLLM) -> PoolingEngine:
@@ -134,13 +147,3 @@ async def pooling_engine(spec: PoolingSpec, client: AsyncLLM) -> PoolingEngine:
     if not {"classify", "token_classify"} & set(tasks):
         raise MemberError(spec.name, f"{spec.args.model} cannot score, only {', '.join(tasks)}; valid: {VALID}")
     return PoolingEngine(client=client, tokenizer=spec.tokenizer, name=spec.name)
-
-
-def load_tokenizer(name: str, config: ModelConfig) -> Any:
-    """As `transformers` loads it: vLLM's stands behind a pool of threads."""
-    try:
-        return AutoTokenizer.from_pretrained(
-            config.tokenizer, revision=config.tokenizer_revision, trust_remote_code=config.trust_remote_code
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise MemberError(name, f"no tokenizer in {config.tokenizer}; say where it is in `tokenizer`") from error

@@ -18,7 +18,7 @@ import psutil
 import uvloop
 
 from trimtab.engine.fork_server import running_fork_server
-from trimtab.server.config import HASHED, Config, ConfigError, load
+from trimtab.server.config import HASHED, Config, ConfigError, load, locate
 from trimtab.server.http.auth import digest, new_key
 from trimtab.server.json_log import JsonFormatter
 
@@ -45,20 +45,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         default="vllm",
         help="toy: a made-up model in place of every one, up in seconds, for client authors and CI",
     )
-    serve.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="overrides",
-        help="put a value over the file's, such as engine.max_model_len=512; may be repeated",
-    )
     measure = commands.add_parser("calibrate", help="measure what makes equal weights pull equally, into the file")
     measure.add_argument("config", type=Path, help="YAML file; its objectives get mean, spread and gain")
     measure.add_argument("--prompts", type=Path, required=True, help="one prompt a line, or JSON with messages")
     measure.add_argument("--answers", type=int, default=4, help="answers of the base to each")
     measure.add_argument("--max-tokens", type=int, default=256, help="longest answer")
     measure.add_argument("--dry-run", action="store_true", help="print the figures and leave the file alone")
+    verify = commands.add_parser("check", help="say what would stop a server from starting, without an engine")
+    verify.add_argument("config", type=Path, help="YAML file")
+    for parser_of_config in (serve, verify):
+        parser_of_config.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            dest="overrides",
+            help="put a value over the file's, such as engine.max_model_len=512; may be repeated",
+        )
     commands.add_parser("key", help="make a new API key, and the digest that the server keeps of it")
     commands.add_parser("load", help="send requests to a running server and measure how they fare", add_help=False)
     args = parser.parse_args(argv)
@@ -75,6 +78,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             config = load(args.config, check=check_config)
             with running_fork_server():
                 return uvloop.run(run_calibration(config, args))
+        if args.command == "check":
+            return run_check(load(args.config, args.overrides, check_config))
         address = {"host": args.host, "port": args.port}
         overrides = [*args.overrides, *(f"{key}={value}" for key, value in address.items() if value is not None)]
         load_config = partial(load, args.config, overrides, check_config)
@@ -85,8 +90,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         toy = args.engine == "toy"
         with bind(config) as sock, nullcontext() if toy else running_fork_server():
             uvloop.run(run(config, sock, load_config, toy=toy))
-    except (ConfigError, OSError) as error:
+    except ConfigError as error:
+        sys.exit(f"trimtab: {locate(error, args.config)}")
+    except OSError as error:
         sys.exit(f"trimtab: {error}")
+
+
+def run_check(config: Config) -> None:
+    """Prints what was checked; raises ConfigError for what is wrong."""
+    logging.disable(logging.WARNING)  # what vLLM says of its own while it looks
+    from trimtab.server.engines import check_start
+
+    for line in check_start(config):
+        sys.stdout.write(f"{line}\n")
+    sys.stdout.write("nothing is wrong as far as files show it\n")
 
 
 def bind(config: Config) -> socket.socket:

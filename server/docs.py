@@ -126,7 +126,10 @@ def _default(info: FieldInfo) -> str:
 def configuration() -> str:
     """docs/configuration.md: every key of the file."""
     lines = [MADE, "# Configuration", "", "`trimtab serve FILE.yaml`; any key may be put over on the command line:"]
-    lines += ["`--set engine.max_model_len=512`. An unknown key is refused with its line."]
+    lines += [
+        "`--set engine.max_model_len=512`. An unknown key is refused with its line, and `trimtab check FILE.yaml`"
+    ]
+    lines += ["says within seconds, without an engine, whatever else would stop a server from starting."]
     sections: list[tuple[str, type[Section]]] = [
         ("Top level", Config),
         *SINGLE_SECTIONS.items(),

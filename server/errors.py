@@ -7,6 +7,7 @@ import json
 from starlette.responses import Response
 
 from trimtab.decoders.protocols import LimitReached
+from trimtab.engine.flags import name_keys
 from trimtab.rewards.protocols import RewardError
 
 
@@ -65,7 +66,9 @@ def parse_error(body: bytes, status: int | None = None) -> ApiError | None:
     status = status or (code if isinstance(code, int) and code >= 400 else 500)
     if not isinstance(code, str):
         code = "context_length_exceeded" if param in ("input_tokens", "input_text") else CODES.get(status)
-    return ApiError(str(message), param=(param or "").removeprefix("body.") or None, code=code, status=status)
+    return ApiError(
+        name_keys(str(message)), param=(param or "").removeprefix("body.") or None, code=code, status=status
+    )
 
 
 def to_api_error(error: Exception) -> ApiError:
@@ -76,7 +79,7 @@ def to_api_error(error: Exception) -> ApiError:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, ValueError):
-        return ApiError(str(error))
+        return ApiError(name_keys(str(error)))
     if isinstance(error, LimitReached):
         message = f"the {error} passed before there was anything to answer with"
         return ApiError(message, param="alignment.budget", code=f"{error}_exceeded", status=504, retry=False)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from trimtab.decoders.protocols import BASE
 from trimtab.engine.aligned_client import AlignedClient
 from trimtab.engine.heartbeat import Heartbeat
 from trimtab.engine.memory import CacheMemory, cache_memory
+from trimtab.engine.structured_outputs import SchemaLimits
 from trimtab.server.admission import Admission
 from trimtab.server.config import Config, ConfigError, RewardConfig
 from trimtab.server.metrics import READY, RELOADS, REWARD_ERRORS
@@ -50,6 +51,7 @@ class ServerState:
         if self.memory is not None:
             log.info("%s", self.memory)
         self.admission = Admission(capacity=self.capacity(self.config))
+        self.limit_schemas()
         READY.set_function(lambda: float(self.ready))
         for name in self.config.rewards:
             REWARD_ERRORS.labels(name)  # reads 0 until there is one
@@ -74,6 +76,11 @@ class ServerState:
         """Whether every engine works: one that has died stays dead, one that hangs may yet go on."""
         dead = self.client.errored or not self.client.is_running or not self.scoring.alive
         return not (dead or any(heartbeat.stalled for heartbeat in self.heartbeats))
+
+    def limit_schemas(self) -> None:
+        """As the configuration has it now."""
+        names = [limit.name for limit in fields(SchemaLimits)]
+        self.client.schema_limits = SchemaLimits(**{name: getattr(self.config.limits, name) for name in names})
 
     @property
     def ready(self) -> bool:
@@ -101,6 +108,7 @@ class ServerState:
             log.error("reload refused: %s", error)
             raise
         self.admission.resize(self.capacity(config))
+        self.limit_schemas()
         self.on_reload()
         RELOADS.labels("taken").inc()
         log.info("reloaded; changed: %s", ", ".join(changed) or "nothing")

@@ -5,7 +5,7 @@ Read from YAML, refused with the line and the key of what is wrong. Relative mod
 
 from __future__ import annotations
 
-from trimtab.server.config.reading import load
+from trimtab.server.config.reading import load, locate
 from trimtab.server.config.sections import (
     HASHED,
     SECTIONS,
@@ -19,6 +19,7 @@ from trimtab.server.config.sections import (
     PromptConfig,
     RewardConfig,
     Section,
+    TimeoutsConfig,
     TrustedHeader,
 )
 
@@ -35,6 +36,8 @@ __all__ = [
     "PromptConfig",
     "RewardConfig",
     "Section",
+    "TimeoutsConfig",
     "TrustedHeader",
     "load",
+    "locate",
 ]

@@ -7,20 +7,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
+from trimtab.server.config.documents import Document, parse, read_file
 from trimtab.server.config.sections import SECTIONS, SINGLE_SECTIONS, ConeConfig, Config, ConfigError, Section
 from trimtab.server.wording import suggest
 
 
 def load(path: Path, overrides: Sequence[str] = (), check: Callable[[Config], None] = lambda _: None) -> Config:
     """The configuration in a file, with "key=value" or "a.b=value" put over it; raises ConfigError, also `check`'s."""
-    try:
-        text = path.read_text()
-        data = yaml.safe_load(text)
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: {error}") from None
+    document = read_file(path)
+    data = document.data
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected keys and values at the top; valid keys: {', '.join(Config.model_fields)}")
     for override in overrides:
@@ -29,10 +26,19 @@ def load(path: Path, overrides: Sequence[str] = (), check: Callable[[Config], No
         config = Config.model_validate(data, context=path.parent)
         check(config)
     except ValidationError as error:
-        raise ConfigError(f"{path}{_describe_error(error, text)}") from None
+        raise ConfigError(f"{path}{_describe_error(error, document)}") from None
     except ConfigError as error:
-        raise ConfigError(f"{path}:{_line_of(text, error.key.split('.'))}: {error}") from None
+        raise _locate(error, path, document) from None
     return config
+
+
+def locate(error: ConfigError, path: Path) -> ConfigError:
+    """What was found wrong after the file was read, with the file and the line of its key."""
+    return _locate(error, path, read_file(path)) if error.key else error
+
+
+def _locate(error: ConfigError, path: Path, document: Document) -> ConfigError:
+    return ConfigError(f"{path}:{document.line_of(error.key.split('.'))}: {' '.join(str(error).split())}")
 
 
 def _override(data: dict[str, Any], override: str) -> None:
@@ -41,42 +47,27 @@ def _override(data: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override}: expected KEY=VALUE, such as port=8001 or engine.max_model_len=512")
     *above, last = key.split(".")
     for part in above:
-        data = data.setdefault(part, {})
-        if not isinstance(data, dict):
+        below = data.get(part, {})
+        if not isinstance(below, dict):
             raise ConfigError(f"--set {override}: {part} holds a value, not keys")
-    try:
-        data[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: {error}") from None
+        data[part] = data = dict(below)  # a copy: what an anchor has elsewhere stays as it is
+    data[last] = parse(value, at=lambda _: f"--set {override}").data
 
 
-def _describe_error(error: ValidationError, text: str) -> str:
+def _describe_error(error: ValidationError, document: Document) -> str:
     """ ":LINE: key: what is wrong" for one complaint: a misspelt key rather than the one that it leaves missing."""
     first: Any = min(error.errors(include_url=False), key=lambda complaint: complaint["type"] != "extra_forbidden")
     path = [str(part) for part in first["loc"]]
-    message = first["msg"].removeprefix("Value error, ")
-    if not path and (named := re.match(r"([\w.:/-]+): (.*)", message, re.DOTALL)):
-        path, message = named[1].split("."), named[2]
+    message = " ".join(first["msg"].removeprefix("Value error, ").split())
+    if first["type"] == "value_error" and (named := re.match(r"([\w.:/-]+): (.*)", message)):
+        deeper = [*path, *named[1].split(".")]
+        if not path or document.holds(deeper):
+            path, message = deeper, named[2]
     if first["type"] == "extra_forbidden":
         message = suggest("key", path[-1], _valid_keys(path[:-1]))
-    return f":{_line_of(text, path)}: {'.'.join(path)}: {message}"
+    return f":{document.line_of(path)}: {'.'.join(path)}: {message}"
 
 
 def _valid_keys(path: Sequence[str]) -> list[str]:
     section: type[Section] = {**SINGLE_SECTIONS, **SECTIONS}.get(path[0] if path else "", Config)
     return list((ConeConfig if path[2:] == ["cone"] else section).model_fields)
-
-
-def _line_of(text: str, path: Sequence[str]) -> int:
-    """The line, from 1, of the deepest key of `path` that stands in the file."""
-    node, line = yaml.compose(text), 1
-    for part in path:
-        if not isinstance(node, yaml.MappingNode):
-            break
-        for key, value in node.value:
-            if key.value == part:
-                node, line = value, key.start_mark.line + 1
-                break
-        else:
-            break
-    return line

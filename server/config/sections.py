@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -36,11 +36,33 @@ class ConfigError(Exception):
         self.key = key
 
 
+def _beside(name: str, info: ValidationInfo) -> Path:
+    """A path from the file's folder."""
+    if not name.isprintable():
+        raise ValueError("holds a character that no path has")
+    try:
+        return (info.context or Path()) / Path(name).expanduser()
+    except RuntimeError as error:  # of "~somebody"
+        raise ValueError(str(error)) from None
+
+
 def _resolve_model(name: str, info: ValidationInfo) -> str:
     """A path from the file's folder as an absolute one; what looks like no path is a Hugging Face id."""
-    path = (info.context or Path()) / Path(name).expanduser()
-    if path.exists():
-        return str(path.resolve())
+    if not name.strip():
+        raise ValueError("is empty; valid: a checkpoint's folder, or a Hugging Face id")
+    path = _beside(name, info)
+    try:
+        if path.is_dir():
+            return str(path.resolve())
+        is_file = path.exists()
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
+    if name.endswith(".gguf"):
+        raise ValueError(
+            f"{path} is a GGUF file, which is not served; valid: a folder with config.json and safetensors"
+        )
+    if is_file:
+        raise ValueError(f"{path} is a file; valid: a checkpoint's folder, or a Hugging Face id")
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ValueError(f"there is no {path}")
     return name
@@ -50,11 +72,68 @@ Model = Annotated[str, AfterValidator(_resolve_model)]
 
 
 def _resolve_file(name: str, info: ValidationInfo) -> str:
-    return str(((info.context or Path()) / Path(name).expanduser()).resolve())
+    path = _beside(name, info)
+    try:
+        path = path.resolve()
+        if not path.exists():
+            raise ValueError(f"there is no {path}")
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder; valid: a file")
+    except RuntimeError:
+        raise ValueError(f"{path} is a symbolic link that leads to itself") from None
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
+    return str(path)
 
 
 File = Annotated[str, AfterValidator(_resolve_file)]
 """A path, from the file's folder."""
+
+
+def _resolve_template(text: str, info: ValidationInfo) -> str:
+    """A chat template's file, or the template itself."""
+    return text if set("{}\n") & set(text) else _resolve_file(text, info)
+
+
+def _resolve_folder(name: str, info: ValidationInfo) -> str:
+    """A folder that may yet be made."""
+    return str(_beside(name, info).absolute())
+
+
+ENGINE_PATHS: Mapping[str, Callable[[str, ValidationInfo], str]] = {
+    "chat_template": _resolve_template,
+    "download_dir": _resolve_folder,
+    "generation_config": lambda name, info: name if name in ("auto", "vllm") else _resolve_model(name, info),
+    "hf_config_path": _resolve_model,
+    "reasoning_parser_plugin": _resolve_file,
+    "speculative_config.model": _resolve_model,
+    "structured_outputs_config.reasoning_parser_plugin": _resolve_file,
+    "tokenizer": _resolve_model,
+    "tool_parser_plugin": _resolve_file,
+}
+"""vLLM's arguments that are paths."""
+
+
+def _resolve_engine_paths(arguments: Mapping[str, Any], info: ValidationInfo) -> Mapping[str, Any]:
+    """vLLM's arguments with their paths from the file's folder; raises ValueError that begins with the key."""
+    resolved = dict(arguments)
+    for key, resolve in ENGINE_PATHS.items():
+        *above, last = key.split(".")
+        holder = resolved
+        for part in above:
+            if isinstance(holder.get(part), Mapping):
+                holder[part] = holder = dict(holder[part])
+            else:
+                holder = {}
+        if isinstance(value := holder.get(last), str) and value:
+            try:
+                holder[last] = resolve(value, info)
+            except ValueError as error:
+                raise ValueError(f"{key}: {error}") from None
+    return resolved
+
+
+EngineArguments = Annotated[Mapping[str, Any], AfterValidator(_resolve_engine_paths)]
 
 
 HASHED = "sha256:"
@@ -85,6 +164,10 @@ class GuideConfig(Section):
     """As vLLM's argument of the same name."""
     revision: str | None = None
     """Branch, tag or commit of a Hugging Face id."""
+    tokenizer: Model | None = None
+    """Where the tokenizer is that it was trained with, if not with the model: it is compared with the base's."""
+    hf_overrides: Mapping[str, Any] = {}
+    """What to put over its config.json, as vLLM's argument of the same name."""
 
 
 class ObjectiveConfig(Section):
@@ -149,7 +232,7 @@ class RewardConfig(Section):
     engine, without an answer of that engine to anybody."""
     model: Model | None = None
     """For kinds that are models: a checkpoint directory or Hugging Face id."""
-    engine: Mapping[str, Any] = {}
+    engine: EngineArguments = {}
     """For kinds that are models: vLLM's arguments for the engine that it runs on."""
 
     def served(self) -> tuple[str, dict[str, Any]]:
@@ -173,6 +256,16 @@ class LimitsConfig(Section):
     a slower way than vLLM's own."""
     drain_s: float = Field(default=30.0, ge=0)
     """What requests in flight have after SIGTERM until they are cut off."""
+    max_schema_bytes: int = Field(default=2**17, ge=1)
+    """Longest JSON schema, grammar or list of choices that an answer may have to follow; more is a 400."""
+    max_schema_values: int = Field(default=5000, ge=1)
+    """Values of such a schema in all: objects, lists, texts, numbers."""
+    max_schema_entries: int = Field(default=1000, ge=1)
+    """Longest enum, properties or other list of such a schema, and longest list of choices."""
+    max_schema_depth: int = Field(default=32, ge=1)
+    """Levels of such a schema."""
+    max_regex_chars: int = Field(default=1024, ge=1)
+    """Longest regular expression that an answer, or a text in its schema, may have to match."""
 
 
 class TimeoutsConfig(Section):
@@ -233,8 +326,9 @@ class Config(Section):
     """Of the log's lines."""
     otlp_endpoint: str | None = None
     """Where OpenTelemetry traces go, such as http://localhost:4318/v1/traces; none are made without it."""
-    engine: Mapping[str, Any] = {}
-    """vLLM's own arguments by name, with underscores: dtype, max_model_len, tensor_parallel_size …"""
+    engine: EngineArguments = {}
+    """vLLM's own arguments by name, with underscores: dtype, max_model_len, tensor_parallel_size … Their paths are
+    from the file's folder."""
 
     @model_validator(mode="before")
     @classmethod

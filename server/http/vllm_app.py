@@ -6,10 +6,13 @@ import json
 from argparse import ArgumentError, Namespace
 from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
+from jinja2 import TemplateError
 from pydantic import ValidationError
+from transformers.utils.chat_template_utils import _compile_jinja_template
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest, AnthropicMessagesResponse
@@ -21,14 +24,16 @@ from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionReque
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest, CompletionResponse
 from vllm.entrypoints.openai.responses.protocol import ResponsesRequest, ResponsesResponse
 from vllm.entrypoints.serve.engine.protocol import ModelCard, ModelList
-from vllm.tool_parsers import ToolParserManager
+from vllm.renderers.chat_utils import load_chat_template
 from vllm.usage.usage_lib import UsageContext
 from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.utils.import_utils import import_from_path
 from vllm.utils.system_utils import set_ulimit
 
 from trimtab.decoders.plain import Plain
 from trimtab.decoders.protocols import BASE, Tokens
 from trimtab.engine.aligned_client import AlignedClient
+from trimtab.engine.flags import name_keys
 from trimtab.engine.launch import EngineSpec
 from trimtab.engine.members import engine_args
 from trimtab.engine.toy_client import ToyClient, build_toy_client
@@ -74,7 +79,7 @@ def argv(config: Config) -> list[str]:
     flags = ["--model", config.base, "--served-model-name", config.model_name]
     for key, value in config.engine.items():
         if key not in ENGINE | FRONTEND:
-            raise ConfigError(f"engine.{suggest('key', key, ENGINE | FRONTEND)}")
+            raise ConfigError(suggest("key", key, ENGINE | FRONTEND), key=f"engine.{key}")
         flag = key.replace("_", "-")
         if isinstance(value, bool):
             flags.append(f"--{flag}" if value else f"--no-{flag}")
@@ -91,24 +96,50 @@ def arguments(config: Config) -> Namespace:
     try:
         args, surplus = parser.parse_known_args(argv(config))
         if surplus:
-            raise ConfigError(f"engine: vLLM takes no {surplus[0]}")
+            raise ConfigError(f"vLLM takes no {name_keys(surplus[0])}", key="engine")
         validate_parsed_serve_args(args)
-        if args.tool_parser_plugin:
-            ToolParserManager.import_tool_parser(args.tool_parser_plugin)
+        load_plugin(args)
         validate_api_server_args(args)
-    except (ArgumentError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"engine: {error}") from None
+    except ArgumentError as error:
+        [*_, flag] = (error.argument_name or "").split("/")
+        key = name_keys(flag) if flag.startswith("--") else "engine"
+        raise ConfigError(name_keys(error.message), key=key) from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(name_keys(str(error.args[0] if error.args else error)), key="engine") from None
+    check_template(args)
     args.host, args.port = config.host, config.port
     set_ulimit()  # uvicorn drops connections for which it has no file descriptor
     assert isinstance(args, Namespace)
     return args
 
 
+def load_plugin(args: Namespace) -> None:
+    """The file that brings a tool parser; raises ConfigError where it does not run."""
+    if args.tool_parser_plugin:
+        try:
+            import_from_path(Path(args.tool_parser_plugin).stem, args.tool_parser_plugin)
+        except Exception as error:
+            raise ConfigError(f"{type(error).__name__}: {error}", key="engine.tool_parser_plugin") from None
+
+
+def check_template(args: Namespace) -> None:
+    """Raises ConfigError for a chat template that cannot be read or is no Jinja."""
+    try:
+        if template := load_chat_template(args.chat_template):
+            _compile_jinja_template(template)
+    except TemplateError as error:
+        line = getattr(error, "lineno", None)
+        where = f"line {line} of the template: " if line else ""
+        raise ConfigError(f"{where}{error.message}", key="engine.chat_template") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(str(error), key="engine.chat_template") from None
+
+
 def base_spec(config: Config, args: Namespace) -> EngineSpec:
     """The engine of the base and its guides; raises MemberError for what cannot run together."""
     options = {key: getattr(args, key) for key in config.engine if key in ENGINE}
     options.setdefault("scheduling_policy", "priority")
-    guides = {name: guide.model_dump(exclude_none=True) for name, guide in config.guides.items()}
+    guides = {name: guide.model_dump(exclude_defaults=True) for name, guide in config.guides.items()}
     for key, value in engine_args(config.base, guides, **options).items():
         setattr(args, key, value)
     return EngineSpec(name=BASE, args=AsyncEngineArgs.from_cli_args(args), usage=UsageContext.OPENAI_API_SERVER)

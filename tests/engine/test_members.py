@@ -1,5 +1,6 @@
 """What does not run together is refused before a worker starts, with the member, what was found and what is valid."""
 
+import inspect
 import json
 import shutil
 import subprocess
@@ -7,16 +8,32 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+import vllm.v1
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, MambaConfig
+from vllm.config import KVTransferConfig
+from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+from vllm.sampling_params import SamplingParams
+from vllm.v1.core.kv_cache_utils import generate_block_hash_extra_keys
+from vllm.v1.request import Request
 
 from tests.engine import family
 from tests.engine.conftest import OPTIONS
 from trimtab.decoders.protocols import BASE
 from trimtab.engine.errors import MemberError
-from trimtab.engine.members import Guide, engine_args, guide_model_config
+from trimtab.engine.members import (
+    SALTED_CONNECTORS,
+    Guide,
+    check_caches,
+    engine_args,
+    guide_model_config,
+    read_tokenizer,
+)
 from trimtab.engine.plugin import ARCHITECTURE
+from trimtab.engine.pooling import pooling_spec
 
 
 def start(members, guides, **options):
@@ -170,3 +187,232 @@ def test_the_base_s_own_hooks_are_called(members, monkeypatch):
     monkeypatch.setitem(MODELS_CONFIG_MAP, "LlamaForCausalLM", Hooks)
     AsyncEngineArgs(**given).create_engine_config()
     assert set(seen) == {"engine", "model"}
+
+
+def test_vocabulary_is_checked_before_positions(members, tmp_path):
+    """A guide of another family has neither: that its tokens mean something else is what no option mends."""
+    short = family.checkpoint(tmp_path / "short", LlamaConfig(**family.sizes(64, 1, 2, max_position_embeddings=128)), 1)
+    family.tokenizer(short, [*family.VOCABULARY[1::-1], *family.VOCABULARY[2:]])
+    with pytest.raises(MemberError, match="another tokenizer than the base's"):
+        start(members, {"one": str(short)})
+
+
+def test_a_tokenizer_is_read_once(members, monkeypatch):
+    from transformers import AutoTokenizer
+
+    read = []
+    load = AutoTokenizer.from_pretrained
+    monkeypatch.setattr(
+        AutoTokenizer, "from_pretrained", lambda place, **how: (read.append(place), load(place, **how))[1]
+    )
+    read_tokenizer.cache_clear()
+    start(members, {"one": str(members["llama"]), "two": str(members["llama"]), "three": str(members["qwen"])})
+    assert sorted(read) == sorted(str(members[name]) for name in (BASE, "llama", "qwen"))
+
+
+def folder_of(tmp_path, members, kind):
+    """A folder that is no checkpoint."""
+    path = tmp_path / kind
+    if kind == "file.gguf":
+        path.write_bytes(b"GGUF")
+    elif kind == "file":
+        path.write_text("x")
+    elif kind != "missing":
+        path.mkdir()
+    if kind == "gguf-inside":
+        (path / "model.gguf").write_bytes(b"GGUF")
+    if kind == "one-deeper":
+        shutil.copytree(members["llama"], path / "snapshot")
+    if kind == "no-config":
+        (path / "model.safetensors").write_bytes(b"")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("missing", "there is no .*missing; valid: a folder with config.json"),
+        ("empty", "empty is empty; valid: a folder with config.json"),
+        ("file", "file is a file; valid: a folder"),
+        ("file.gguf", "file.gguf is a GGUF file, which is not served; valid: a folder"),
+        ("gguf-inside", "gguf-inside holds a GGUF file, which is not served"),
+        ("no-config", "no-config has no config.json; valid"),
+        ("one-deeper", "one-deeper has no config.json; .*one-deeper/snapshot has one"),
+    ],
+)
+def test_a_path_that_leads_to_no_checkpoint(members, tmp_path, kind, message):
+    path = str(folder_of(tmp_path, members, kind))
+    with pytest.raises(MemberError, match=f"^one: .*{message}"):
+        start(members, {"one": path})
+    with pytest.raises(MemberError, match=f"^base: .*{message}"):
+        engine_args(path, {}, **OPTIONS)
+    with pytest.raises(MemberError, match=f"^reward: .*{message}"):
+        pooling_spec("reward", path)
+
+
+def test_an_adapter_is_no_base(members):
+    with pytest.raises(
+        MemberError, match=r"^base: .* is an adapter \(adapter_config.json\), which only a guide can be"
+    ):
+        engine_args(str(members["lora"]), {}, **OPTIONS)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"use_dora": True}, {"bias": "all"}, {"modules_to_save": ["lm_head"]}, {"target_modules": ["embed_tokens"]}],
+    ids=lambda options: next(iter(options)),
+)
+def test_an_adapter_that_is_more_than_a_and_b_says_what_to_do(members, tmp_path, options):
+    family.adapter(tmp_path, members[BASE], **options)
+    with pytest.raises(MemberError, match=r"merge_and_unload.*serve it as a checkpoint"):
+        start(members, {"one": str(tmp_path)})
+
+
+def test_an_adapter_with_files_that_cannot_be_read(members, tmp_path):
+    for file, content, message in (
+        ("adapter_config.json", "{", "adapter_config.json cannot be read"),
+        ("adapter_config.json", '{"peft_type": "LORA"}', "says no lora_alpha"),
+        ("adapter_model.safetensors", "x", "adapter_model.safetensors cannot be read"),
+    ):
+        family.adapter(tmp_path, members[BASE])
+        (tmp_path / file).write_text(content)
+        with pytest.raises(MemberError, match=message):
+            start(members, {"one": str(tmp_path)})
+
+
+def draft(members, tmp_path, name="draft", **config):
+    """A draft that is a Llama by its looks, with some of its config changed."""
+    path = tmp_path / name
+    shutil.copytree(members["llama"], path)
+    whole = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**whole, **config}))
+    return {"model": str(path), "num_speculative_tokens": 2}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"architectures": ["LlamaForCausalLMEagle3"]},
+        {"architectures": ["EagleLlamaForCausalLM"]},
+        {"draft_vocab_size": 100},
+        {"model_type": "medusa", "architectures": ["MedusaModel"]},
+    ],
+    ids=["eagle3", "eagle", "draft-vocabulary", "medusa"],
+)
+@pytest.mark.parametrize("method", [{}, {"method": "draft_model"}], ids=["by-itself", "draft_model"])
+def test_a_draft_is_what_its_config_says(members, tmp_path, config, method):
+    """Whatever its folder is called, and whatever method it is put under."""
+    with pytest.raises(MemberError, match=r"^engine: speculative draft .* reads the base's hidden states"):
+        start(members, {}, speculative_config={**draft(members, tmp_path, **config), **method})
+
+
+def test_a_draft_whose_weights_are_a_head(members, tmp_path):
+    speculative = draft(members, tmp_path)
+    weights = load_file(Path(speculative["model"]) / "model.safetensors")
+    save_file({**weights, "fc.weight": torch.zeros(2, 2)}, Path(speculative["model"]) / "model.safetensors")
+    with pytest.raises(MemberError, match=r"\(fc.weight\) reads the base's hidden states"):
+        start(members, {}, speculative_config=speculative)
+
+
+def test_a_draft_that_is_a_language_model(members, tmp_path):
+    start(members, {}, speculative_config=draft(members, tmp_path))
+    with pytest.raises(MemberError, match=r"takes draft .* for another method because of 'eagle-' in its name"):
+        start(members, {}, speculative_config=draft(members, tmp_path, name="eagle-eyed"))
+
+
+OFFLOADING = Path(next(iter(vllm.v1.__path__))) / "simple_kv_offload"
+MULTI = {"kv_connector": "MultiConnector", "kv_role": "kv_both"}
+
+
+def connectors(*names):
+    return {**MULTI, "kv_connector_extra_config": {"connectors": [{"kv_connector": name} for name in names]}}
+
+
+@pytest.mark.parametrize(
+    ("options", "refused"),
+    [
+        ({"kv_transfer_config": {"kv_connector": "LMCacheConnectorV1", "kv_role": "kv_both"}}, "LMCacheConnectorV1"),
+        ({"kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}}, "ExampleConnector"),
+        ({"kv_transfer_config": {"kv_connector": "NixlConnector", "kv_role": "kv_both"}}, "NixlConnector"),
+        (
+            {"kv_transfer_config": {"kv_connector": "OffloadingConnector", "kv_connector_module_path": "x"}},
+            "Offloading",
+        ),
+        ({"kv_transfer_config": KVTransferConfig(kv_connector="FlexKVConnectorV1", kv_role="kv_both")}, "FlexKV"),
+        ({"kv_transfer_config": connectors("OffloadingConnector", "HF3FSKVConnector")}, "HF3FSKVConnector"),
+        ({"kv_transfer_config": MULTI}, "MultiConnector"),
+        ({"kv_offloading_size": 1.0, "kv_offloading_backend": "lmcache"}, "lmcache"),
+        ({"kv_transfer_config": {"kv_connector": "OffloadingConnector", "kv_role": "kv_both"}}, None),
+        ({"kv_transfer_config": connectors("OffloadingConnector", "SimpleCPUOffloadConnector")}, None),
+        ({"kv_offloading_size": 1.0}, None),
+        ({}, None),
+    ],
+)
+def test_what_keeps_keys_and_values_keeps_guides_apart(options, refused):
+    if refused is None:
+        check_caches(options)
+    else:
+        with pytest.raises(MemberError, match=rf"^engine: .*{refused}.* may serve a guided request blocks"):
+            check_caches(options)
+
+
+def test_connectors_matter_beside_guides_only(members):
+    transfer = {"kv_transfer_config": KVTransferConfig(kv_connector="ExampleConnector", kv_role="kv_both")}
+    with pytest.raises(MemberError, match="ExampleConnector"):
+        start(members, {"one": str(members["llama"])}, **transfer)
+    start(members, {}, **transfer)
+
+
+def test_the_connectors_let_in_key_by_vllm_s_hashes():
+    """Their schedulers look blocks up by the request's block hashes, into which vLLM mixes the salt."""
+    for name in SALTED_CONNECTORS:
+        connector = KVConnectorFactory.get_connector_class_by_name(name)
+        package = Path(inspect.getfile(connector)).parent
+        sources = "".join(file.read_text() for file in (*package.rglob("*.py"), *OFFLOADING.rglob("*.py")))
+        assert ".block_hashes" in sources, name
+    salted = {}
+    for salt in (None, "one"):
+        request = Request("r", list(range(32)), SamplingParams(), None, cache_salt=salt)
+        salted[salt] = generate_block_hash_extra_keys(request, 0, 16, 0)[0]
+    assert salted[None] != salted["one"]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"num_attention_heads": 3, "num_key_value_heads": 3, "hidden_size": 48}, "has 3 attention heads.*valid: 1$"),
+        (
+            {"num_attention_heads": 4, "num_key_value_heads": 4, "intermediate_size": 129},
+            "129 units in its inner layers",
+        ),
+    ],
+)
+def test_a_guide_that_tensor_parallelism_cannot_share_out(members, tmp_path, config, message):
+    sizes = family.sizes(64, 1, 4)
+    path = family.checkpoint(tmp_path / "odd", LlamaConfig(**{**sizes, **config}), 1)
+    with pytest.raises(MemberError, match=rf"^one: .*{message}"):
+        start(members, {"one": str(path)}, tensor_parallel_size=2)
+    start(members, {"one": str(path)})
+
+
+def test_key_value_heads_are_shared_out_or_copied(members, tmp_path):
+    """vLLM's own rule: a rank has whole heads, or a head has whole ranks."""
+    three = LlamaConfig(**{**family.sizes(48, 1, 6, num_key_value_heads=3), "intermediate_size": 96})
+    path = family.checkpoint(tmp_path / "three", three, 1)
+    with pytest.raises(
+        MemberError, match=r"^one: .* has 3 key-value heads, which do not go into tensor_parallel_size=2"
+    ):
+        start(members, {"one": str(path)}, tensor_parallel_size=2)
+    one = family.checkpoint(tmp_path / "single", LlamaConfig(**family.sizes(64, 1, 4, num_key_value_heads=1)), 1)
+    start(members, {"one": str(one)}, tensor_parallel_size=2)
+
+
+@pytest.mark.parametrize("member", [BASE, "one"])
+def test_a_model_with_a_state_of_its_own_is_refused(members, monkeypatch, member):
+    from vllm.model_executor.models.llama import LlamaForCausalLM
+    from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
+
+    chosen = LlamaForCausalLM if member == BASE else Qwen2ForCausalLM
+    monkeypatch.setattr(chosen, "get_model_state_cls", classmethod(lambda cls: None), raising=False)
+    with pytest.raises(MemberError, match=rf"^{member}: .* brings a model state of its own"):
+        start(members, {"one": str(members["qwen"])})

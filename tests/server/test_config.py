@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from trimtab.server.config import Config, ConfigError, load
+from trimtab.server.config import Config, ConfigError, load, locate
 from trimtab.server.request.plan import check_config
 
 GOOD = """\
@@ -96,7 +96,7 @@ def test_a_preference_prompt_that_says_no_direction_is_refused(folder: Path, pro
             8,
             "objectives.warmth.gane: unknown key 'gane'; valid: about, gain, guide, mean, reward, spread. Did you",
         ),
-        ("revision: main", "revison: main", 4, "guides.brief.revison: unknown key 'revison'; valid: model, quanti"),
+        ("revision: main", "revison: main", 4, "guides.brief.revison: unknown key 'revison'; valid: hf_over"),
         ("guide: kind", "guide: kond", 7, "objectives.warmth.guide: unknown guide 'kond'; valid: brief, kind. Did you"),
         ("kind: models/kind", "base: models/kind", 3, "guides.base: 'base' is the frozen model's own name"),
         ("kind: models/kind", "kind: ./no/where", 3, "guides.kind.model: there is no "),
@@ -213,3 +213,164 @@ def test_a_reward_that_cannot_be_is_refused(folder: Path, old: str, new: str, li
     with pytest.raises(ConfigError) as caught:
         load(path, check=check_config)
     assert str(caught.value).startswith(f"{path}:{line}: {message}"), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ("base: a/b\nport: 1\nport: 2\n", 3, "port: stands twice, in line 2 too"),
+        ("base: a/b\nengine:\n  dtype: x\n  dtype: y\n", 4, "engine.dtype: stands twice, in line 3 too"),
+        ("base: a/b\nguides: {x: a/b, x: a/c}\n", 2, "guides.x: stands twice, in line 2 too"),
+        (
+            "base: a/b\nrewards:\n  a: {kind: length, engine: &e {x: 1, x: 2}}\n  b: {<<: *e}\n",
+            3,
+            "rewards.a.engine.x: stands twice",
+        ),
+        ("base: a/b\nengine: {<<: {a: 1}, <<: {b: 2}}\n", 2, "engine.<<: stands twice"),
+        ("base: a/b\npresets:\n  p:\n  - {a: 1, a: 2}\n", 4, "presets.p.0.a: stands twice"),
+        ("base: a/b\nname: 2026-01-01\n", 2, "name: a date: put it in quotes"),
+        ("base: a/b\nname: !!binary aGk=\n", 2, "name: a YAML binary; valid: text, numbers"),
+        ("base: a/b\nname: !!python/object:os.x {}\n", 2, "name: a YAML python/object:os.x; valid: text"),
+        ("base: a/b\nmax_weight: .inf\n", 2, "max_weight: Input should be a finite number"),
+        ("base: a/b\nengine: {x: [.nan]}\n", 2, "engine.x.0: Input should be a finite number"),
+        ("base: a/b\nengine: {x: 1e400}\n", 2, "engine.x: Input should be a finite number"),
+        ("base: a/b\nengine: {x: 1" + "0" * 5000 + "}\n", 2, "engine.x: "),
+        ("base: a/b\nengine: {x: !!bool maybe}\n", 2, "engine.x: 'maybe' is no bool"),
+        ("base: a/b\nguides: {1: a/b}\n", 2, "guides: a key must be text, and '1' is none"),
+        ("base: a/b\nguides: {no: a/b}\n", 2, "guides: a key must be text, and 'no' is none"),
+        ("base: a/b\nguides: {? [a] : a/b}\n", 2, "guides: a key must be text, and a list"),
+        ("base: a/b\nengine: &a {x: *a}\n", 2, "engine.x: an anchor that holds itself"),
+        ("base: a/b\nengine: {x: " + "[" * 80 + "]" * 80 + "}\n", 2, "engine.x.0.0: is nested deeper than 64"),
+        ("base: a/b\nengine: {x: " + "[" * 5000 + "]" * 5000 + "}\n", 1, "is nested too deeply"),
+        ("base: a/b\n\tport: 1\n", 2, "while scanning"),
+        ("base: a/b\nname: \x01\n", 2, "character #x0001 is not valid in YAML"),
+        ("base: a/b\nname: *none\n", 2, "found undefined alias 'none'"),
+        ("base: ''\n", 1, "base: is empty; valid: a checkpoint's folder"),
+        ("base: ~nobody-of-this-name/x\n", 1, "base: "),
+        ('base: "a\\0b"\n', 1, "base: holds a character that no path has"),
+        ("base: " + "x" * 5000 + "\n", 1, "base: "),
+        ("base: config.yaml\n", 1, "base: {folder}/config.yaml is a file; valid: a checkpoint's folder"),
+        ("base: x/y.gguf\n", 1, "base: {folder}/x/y.gguf is a GGUF file"),
+        ("base: a/b\nlimits: {max_schema: 1}\n", 2, "limits.max_schema: unknown key 'max_schema'; valid: drain_s"),
+        ("base: a/b\ntimeouts: {engine: 1}\n", 2, "timeouts.engine: unknown key 'engine'; valid: "),
+    ],
+)  # fmt: skip
+def test_yaml_that_plain_data_cannot_be(folder: Path, text: str, line: int, message: str) -> None:
+    path = written(folder, text)
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    said = str(caught.value)
+    assert said.startswith(f"{path}:{line}: {message.replace('{folder}', str(folder))}"), said
+    assert "\n" not in said
+
+
+def test_an_anchor_that_unfolds_into_millions(folder: Path) -> None:
+    bomb = "base: a/b\nengine:\n  a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n"
+    bomb += "".join(f"  a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9))
+    with pytest.raises(ConfigError, match=r"engine\.a4: unfolds into more than 100000 values"):
+        load(written(folder, bomb))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"base: a/b\nname: caf\xe9\n", ":2: byte 0xe9 is not UTF-8; valid: a text in UTF-8"),
+        ("base: a/b\n".encode("utf-16"), ":1: byte 0xff is not UTF-8"),
+        (b"#" * (2**20 + 1), ": is longer than 1048576 bytes"),
+        (b"base: a/b\n---\nbase: c/d\n", ":2: expected a single document"),
+    ],
+)
+def test_a_file_that_is_no_text(folder: Path, content: bytes, message: str) -> None:
+    path = folder / "config.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    assert str(caught.value).startswith(f"{path}{message}"), str(caught.value)
+
+
+def test_a_path_that_leads_to_no_file(folder: Path) -> None:
+    loop = folder / "loop.yaml"
+    loop.symlink_to(loop)
+    for path, message in ((loop, "symbolic links"), (folder, "Is a directory")):
+        with pytest.raises(ConfigError, match=message) as caught:
+            load(path)
+        assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(folder: Path) -> None:
+    path = folder / "config.yaml"
+    path.write_bytes(b"\xef\xbb\xbfbase: a/b\n")
+    assert load(path).base == "a/b"
+
+
+def test_numbers_as_yaml_1_2_has_them(folder: Path) -> None:
+    config = load(written(folder, "base: a/b\npresets: {p: {weights: {x: 1e-3}}}\n"), ["engine.x=2E2"])
+    assert config.presets["p"]["weights"]["x"] == 0.001
+    assert config.engine["x"] == 200.0
+
+
+def test_an_override_leaves_what_an_anchor_has_elsewhere(folder: Path) -> None:
+    text = "base: a/b\nrewards:\n  a: {kind: x, engine: &e {dtype: float32}}\n  b: {kind: x, engine: *e}\n"
+    config = load(written(folder, text), ["rewards.a.engine.dtype=float16"])
+    assert [config.rewards[name].engine["dtype"] for name in "ab"] == ["float16", "float32"]
+
+
+PATHS = {
+    "chat_template": "t.jinja",
+    "tool_parser_plugin": "p.py",
+    "reasoning_parser_plugin": "p.py",
+    "tokenizer": "models/base",
+    "hf_config_path": "models/base",
+    "generation_config": "models/base",
+    "speculative_config.model": "models/base",
+}
+
+
+@pytest.mark.parametrize(("key", "path"), PATHS.items())
+def test_a_path_of_the_engine_is_from_the_file(
+    folder: Path, key: str, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("t.jinja", "p.py"):
+        (folder / name).write_text("")
+    monkeypatch.chdir("/")
+    value: object = load(written(folder, "base: a/b\nengine: {}\n"), [f"engine.{key}={path}"]).engine
+    for part in key.split("."):
+        assert isinstance(value, dict)
+        value = value[part]
+    assert value == str(folder / path)
+
+
+@pytest.mark.parametrize("where", ["", "rewards.r."])
+@pytest.mark.parametrize("key", [key for key in PATHS if "." not in key])
+def test_a_path_of_the_engine_that_is_not_there(folder: Path, key: str, where: str) -> None:
+    text = f"base: a/b\nrewards:\n  r:\n    kind: x\n    engine:\n      {key}: ./no/where\n"
+    if not where:
+        text = f"base: a/b\n\n\n\nengine:\n  {key}: ./no/where\n"
+    with pytest.raises(ConfigError) as caught:
+        load(written(folder, text))
+    said = f"{folder}/config.yaml:6: {where}engine.{key}: there is no {folder}/no/where"
+    assert str(caught.value) == said
+
+
+def test_a_template_in_the_file_is_itself(folder: Path) -> None:
+    text = "base: a/b\nengine: {chat_template: '{{ messages }}'}\n"
+    assert load(written(folder, text)).engine["chat_template"] == "{{ messages }}"
+
+
+def test_a_guide_s_tokenizer_and_overrides(folder: Path) -> None:
+    text = "base: a/b\nguides: {g: {model: a/c, tokenizer: models/base, hf_overrides: {rope_theta: 1}}}\n"
+    guide = load(written(folder, text)).guides["g"]
+    assert guide.tokenizer == str(folder / "models/base")
+    assert guide.hf_overrides == {"rope_theta": 1}
+
+
+def test_a_key_file_that_is_not_there(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r":2: api_keys_file: there is no .*/keys$"):
+        load(written(folder, "base: a/b\napi_keys_file: keys\n"))
+
+
+def test_what_is_wrong_later_has_its_line_too(folder: Path) -> None:
+    path = written(folder, GOOD)
+    error = locate(ConfigError("another\ntokenizer", key="guides.brief.model"), path)
+    assert str(error) == f"{path}:4: guides.brief.model: another tokenizer"
+    assert str(locate(ConfigError("no key"), path)) == "no key"

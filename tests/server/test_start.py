@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import socket
 import time
@@ -75,12 +76,13 @@ def test_a_port_that_is_taken(config_path: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("ssl_keyfile", "key.pem", "engine.unknown key 'ssl_keyfile'; valid: "),
-        ("dtype", "float7", "engine: argument --dtype: invalid choice: 'float7'"),
+        ("ssl_keyfile", "key.pem", "engine.ssl_keyfile: unknown key 'ssl_keyfile'; valid: "),
+        ("dtype", "float7", "engine.dtype: invalid choice: 'float7'"),
     ],
 )
 def test_an_engine_option_that_is_none(edited: Edited, tmp_path: Path, key: str, value: object, message: str) -> None:
-    assert failed(edited(engine={key: value}), tmp_path / "log").startswith(f"trimtab: {message}")
+    path = edited(engine={key: value})
+    assert re.match(rf"trimtab: {re.escape(str(path))}:\d+: {re.escape(message)}", failed(path, tmp_path / "log"))
 
 
 def test_a_guide_with_another_tokenizer(edited: Edited, config_path: Path, tmp_path: Path) -> None:
@@ -99,8 +101,10 @@ def test_a_guide_with_another_tokenizer(edited: Edited, config_path: Path, tmp_p
     )
     assert swapped != raw.read_text()
     raw.write_text(swapped)
-    said = failed(edited(guides={name: str(other)}), tmp_path / "log")
-    assert said.startswith(f"trimtab: {name}: another tokenizer than the base's: 2 of ")
+    path = edited(guides={name: str(other)})
+    said = failed(path, tmp_path / "log")
+    line = next(i for i, text in enumerate(path.read_text().splitlines(), 1) if text.startswith(f"  {name}: {other}"))
+    assert said.startswith(f"trimtab: {path}:{line}: guides.{name}: another tokenizer than the base's: 2 of ")
 
 
 def test_sigterm_during_the_start(config_path: Path, tmp_path: Path) -> None:

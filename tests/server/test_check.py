@@ -1,0 +1,135 @@
+"""`trimtab check` finds what would stop a server, without an engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.server.conftest import DEMO, ROOT
+from trimtab.server.config import ConfigError, load, locate
+from trimtab.server.engines import check_start
+from trimtab.server.request.plan import check_config
+
+pytestmark = pytest.mark.slow  # each reads the demo's models' files
+
+
+@pytest.fixture
+def demo(tmp_path: Path) -> dict[str, object]:
+    """The demo's configuration as plain data, its paths made absolute."""
+    config = load(DEMO)
+    data: dict[str, object] = yaml.safe_load(DEMO.read_text())
+    data |= {"base": config.base, "auto_weights": config.auto_weights}
+    data["guides"] = {name: guide.model for name, guide in config.guides.items()}
+    for name, reward in config.rewards.items():
+        if reward.model is not None:
+            data["rewards"][name]["model"] = reward.model  # type: ignore[index]
+    return data
+
+
+def problem(data: object, folder: Path) -> str:
+    """What is wrong, after the file's name."""
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(data))
+    with pytest.raises(ConfigError) as caught:
+        list(check_start(load(path, check=check_config)))
+    return str(locate(caught.value, path)).removeprefix(f"{path}:").partition(": ")[2]
+
+
+def test_the_demo_has_nothing_wrong() -> None:
+    lines = list(check_start(load(DEMO, check=check_config)))
+    assert f"base {ROOT}/demo/base (LlamaForCausalLM, 1024 positions, torch.float32)" in lines
+    assert any(line.startswith(f"reward rm-a {ROOT}/demo/rewards/a (LlamaForSequence") for line in lines)
+    assert len([line for line in lines if line.startswith("guide ")]) == 4
+
+
+def test_a_guide_of_another_vocabulary(demo: dict[str, object], tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "demo/guides/warmth", tmp_path / "other")
+    raw = json.loads((tmp_path / "other/tokenizer.json").read_text())
+    vocabulary = raw["model"]["vocab"]
+    first, second = list(vocabulary)[70:72]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    (tmp_path / "other/tokenizer.json").write_text(json.dumps(raw))
+    demo["guides"]["warmth"] = str(tmp_path / "other")  # type: ignore[index]
+    assert problem(demo, tmp_path).startswith("guides.warmth: another tokenizer than the base's: 2 of ")
+
+
+def test_a_reward_without_files(demo: dict[str, object], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    demo["rewards"]["rm-b"]["model"] = str(tmp_path / "empty")  # type: ignore[index]
+    assert problem(demo, tmp_path).startswith(f"rewards.rm-b.model: {tmp_path}/empty is empty; valid: a folder with")
+
+
+def test_a_reward_that_has_no_head(demo: dict[str, object], tmp_path: Path) -> None:
+    demo["rewards"]["rm-b"]["model"] = str(ROOT / "demo/base")  # type: ignore[index]
+    assert "which has no scoring head" in problem(demo, tmp_path)
+
+
+def test_a_reward_with_an_argument_that_is_none(demo: dict[str, object], tmp_path: Path) -> None:
+    demo["rewards"]["rm-b"]["engine"] = {"max_len": 3}  # type: ignore[index]
+    said = problem(demo, tmp_path)
+    assert said.startswith("rewards.rm-b.engine: ")
+    assert "'max_len'" in said
+
+
+def test_an_objective_of_a_score_that_its_reward_does_not_give(demo: dict[str, object], tmp_path: Path) -> None:
+    demo["objectives"]["warmth"]["reward"] = "rm-a.kindness"  # type: ignore[index]
+    assert problem(demo, tmp_path).startswith("objectives.warmth.reward: unknown score of reward 'rm-a' 'kindness'")
+
+
+def test_an_engine_option_and_a_plugin(demo: dict[str, object], tmp_path: Path) -> None:
+    demo["engine"] = {"pipeline_parallel_size": 2}
+    assert problem(demo, tmp_path).startswith("engine.pipeline_parallel_size: pipeline_parallel_size=2 cannot be")
+
+
+@pytest.mark.parametrize("advice", ["guides.warmth.tokenizer", "rewards.rm-a.engine.tokenizer", "engine.tokenizer"])
+def test_where_a_tokenizer_is_advised_it_is_accepted(demo: dict[str, object], tmp_path: Path, advice: str) -> None:
+    """A model without its tokenizer: the message names a key, and with that key nothing is wrong."""
+    section, name, *_ = advice.split(".")
+    source = {"guides": "guides/warmth", "rewards": "rewards/a", "engine": "base"}[section]
+    bare = tmp_path / "bare"
+    shutil.copytree(ROOT / "demo" / source, bare)
+    for file in bare.glob("tokenizer*"):
+        file.unlink()
+    demo["rewards"].pop("rm-b")  # type: ignore[attr-defined]
+    if section == "guides":
+        demo["guides"][name] = {"model": str(bare)}  # type: ignore[index]
+    elif section == "rewards":
+        demo["rewards"][name] = {"kind": "classifier", "model": str(bare), "engine": {"max_model_len": 1024}}  # type: ignore[index]
+    else:
+        demo["base"] = str(bare)
+    said = problem(demo, tmp_path)
+    assert said.startswith(f"{advice}: ") or section == "engine", said
+    target = demo
+    for part in advice.split(".")[:-1]:
+        target = target[part]  # type: ignore[assignment]
+    target["tokenizer"] = str(ROOT / "demo" / source)
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(demo))
+    list(check_start(load(path, check=check_config)))
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "trimtab.server.cli", "check", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_the_command(tmp_path: Path) -> None:
+    good = run(str(DEMO), "--set", "port=8123")
+    assert good.returncode == 0, good.stderr
+    assert good.stdout.splitlines()[-1] == "nothing is wrong as far as files show it"
+    bad = run(str(DEMO), "--set", "guides.warmth=demo/rewards/none")
+    assert bad.returncode == 1
+    assert bad.stderr.splitlines()[-1].startswith(f"trimtab: {DEMO}:")
+    assert "Traceback" not in bad.stderr
+    (tmp_path / "twice.yaml").write_text("base: x\nbase: y\n")
+    twice = run(str(tmp_path / "twice.yaml"))
+    assert twice.returncode == 1
+    assert twice.stderr == f"trimtab: {tmp_path}/twice.yaml:2: base: stands twice, in line 1 too; valid: once\n"
