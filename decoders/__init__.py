@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from trimtab.decoders.protocols import BASE, Sampling
+from trimtab.decoders.protocols import BASE, Sampling, UnsupportedSampling
 from trimtab.decoders.registry import Entry
 
 Draws = Literal["stream", "whole", "pieces"]
@@ -50,7 +50,7 @@ class StrategyEntry(Entry):
             return
         if sampling.constrained:
             message = "penalties, grammars, min_tokens and the like cannot be carried on from the middle of an answer"
-            raise ValueError(f"strategy {name!r}: {message}")
+            raise UnsupportedSampling(f"strategy {name!r}: {message}")
         if sampling.logprobs:
             raise ValueError(
                 f"strategy {name!r} cannot be combined with logprobs: an answer is drawn in several pieces"

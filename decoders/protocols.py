@@ -149,6 +149,16 @@ class LimitReached(Exception):
     """The request's budget or deadline, one of `LIMIT_REASONS`, ended it with nothing in hand."""
 
 
+class UnsupportedSampling(ValueError):
+    """Sampling that a strategy does not carry out; raised before anything is drawn, so that what of it are the model's
+    defaults, and nobody's wish, can be left out."""
+
+    def __init__(self, message: str, *, inexact: bool = False) -> None:
+        super().__init__(message)
+        self.inexact = inexact
+        """Whether temperature, top-k and top-p stand in the way too, or penalties and the like alone."""
+
+
 class Engine(Protocol):
     """A frozen base and the guides that run in lock-step with it."""
 

@@ -12,20 +12,35 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequenc
 from contextlib import aclosing
 from copy import copy
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from vllm.engine.protocol import EngineClient
 from vllm.outputs import CompletionOutput, RequestOutput, SamplingMask
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-from trimtab.decoders.protocols import LIMIT_REASONS, Chunk, Engine, Sampling, Tokens
+from trimtab.decoders.protocols import (
+    LIMIT_REASONS,
+    Chunk,
+    Engine,
+    Sampling,
+    Tokens,
+    UnsupportedSampling,
+)
 from trimtab.engine.detokenizer import AnswerText, Detokenizer, with_ends
 from trimtab.engine.scheduling import schedule
 from trimtab.engine.structured_outputs import SchemaLimits, check_structured
 from trimtab.engine.table import cache_salt
 from trimtab.runtime.shares import Shares
 from trimtab.runtime.strategy_run import StrategyRun, current_run
+
+NEUTRAL = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0} | {
+    "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0,
+}  # fmt: skip
+"""What a generation config may set of the law that tokens are drawn from, at the values that change nothing."""
+
+PENALTIES = ("min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+"""Of these, what only an engine that draws the whole answer carries out."""
 
 
 def as_sampling(params: SamplingParams) -> Sampling:
@@ -123,7 +138,8 @@ class AlignedClient:
         finished = 0
         answers: dict[int, RequestOutput] = {}
         run.usage.prompt += len(tokens)
-        async with aclosing(run.execute(tokens, as_sampling(params), engine, n=n)) as chunks:
+        relax = partial(self._leave_out_defaults, run)
+        async with aclosing(run.execute(tokens, as_sampling(params), engine, n=n, relax=relax)) as chunks:
             async for chunk in chunks:
                 run.record(first + chunk.index, with_texts(chunk, partial(detokenizer.text, tokens)))
                 finished += chunk.finish is not None
@@ -146,6 +162,33 @@ class AlignedClient:
             whole.outputs = [answers[i].outputs[0] for i in sorted(answers)]
             whole.finished = finished == n
             yield whole
+
+    @cached_property
+    def _defaults(self) -> dict[str, str]:
+        """Sampling parameter -> what sets it where a request does not."""
+        config = self.inner.model_config
+        file = "generation_config.json" if config.generation_config == "auto" else "engine.generation_config"
+        overrides = config.override_generation_config
+        return {
+            name: "engine.override_generation_config" if name in overrides else file
+            for name in config.get_diff_sampling_param()
+        }
+
+    def _leave_out_defaults(
+        self, run: StrategyRun, sampling: Sampling, refusal: UnsupportedSampling
+    ) -> Sampling | None:
+        """The sampling without those defaults that the strategy does not carry out; None where it has none of them."""
+        params = copy(sampling.engine_params)
+        names = [
+            name
+            for name in (NEUTRAL if refusal.inexact else PENALTIES)
+            if name in self._defaults.keys() - run.written and getattr(params, name) != NEUTRAL[name]
+        ]
+        for name in names:
+            why = f"a default of {self._defaults[name]} that the request does not name: {refusal}"
+            run.warnings.append(f"{name}={getattr(params, name):g} is left out, {why}")
+            setattr(params, name, NEUTRAL[name])
+        return as_sampling(params) if names else None
 
 
 EngineClient.register(AlignedClient)

@@ -25,6 +25,7 @@ from trimtab.decoders.protocols import (
     Sampling,
     Strategy,
     Tokens,
+    UnsupportedSampling,
     no_reward,
 )
 from trimtab.decoders.report import Report, drop_nonfinite
@@ -32,6 +33,8 @@ from trimtab.runtime.metered import Metered, MeteredReward, Read, Render
 from trimtab.runtime.shares import RequestShare
 from trimtab.runtime.traced import Traced
 from trimtab.runtime.usage import Usage
+
+Relax = Callable[[Sampling, UnsupportedSampling], Sampling | None]
 
 
 @dataclass(kw_only=True)
@@ -42,6 +45,8 @@ class StrategyRun:
     """What the client wants to see beside the answers."""
     check_sampling: Callable[[Sampling], None] = lambda sampling: None
     """Raises ValueError for sampling that the strategy's way to draw would not carry out."""
+    written: frozenset[str] = frozenset()
+    """The request's fields that have a value: what else a sampling has are defaults."""
     render: Render | None = None
     read: Callable[..., str] | None = None
     """(prompt, completion, cut) -> the completion as the client reads it; None until the engine client knows how."""
@@ -57,6 +62,8 @@ class StrategyRun:
     """What ended the strategy, and the request too unless the fallback answered it."""
     degraded: bool = False
     """Whether the fallback answers in the strategy's place."""
+    warnings: list[str] = field(default_factory=list)
+    """Of the request as a whole, in words for the client."""
     reports: dict[int, Report] = field(default_factory=dict)
     """choice -> what the strategy reports of it"""
     answers: dict[int, list[int]] = field(default_factory=dict)
@@ -100,20 +107,24 @@ class StrategyRun:
         return self.read(prompt, completion)
 
     async def execute(
-        self, prompt: Tokens, sampling: Sampling, engine: Engine, *, n: int
+        self,
+        prompt: Tokens,
+        sampling: Sampling,
+        engine: Engine,
+        *,
+        n: int,
+        relax: Relax = lambda sampling, refusal: None,
     ) -> AsyncGenerator[Chunk, None]:
         """The strategy's chunks; `failure` holds what went wrong, whoever gets to see the exception.
 
+        `relax` makes of a sampling that the strategy does not carry out one without what nobody asked for, if it can.
         Raises LimitReached where every answer was cut before its first token: vLLM streams no such answer.
         """
         assert self.strategy is not None, "the engine answers by itself"
         begun = False
         empty: list[Chunk] = []
         try:
-            self.check_sampling(sampling)
-            reward = MeteredReward(self.reward, self.usage)
-            answers = self.strategy(prompt, sampling, engine, reward, n=n, include=self.include)
-            async with aclosing(answers) as chunks:
+            async with aclosing(self._answer(prompt, sampling, engine, n, relax)) as chunks:
                 async for chunk in chunks:
                     if not begun and chunk.finish in LIMIT_REASONS and not chunk.tokens:
                         empty.append(chunk)
@@ -135,6 +146,24 @@ class StrategyRun:
         async with aclosing(answers) as chunks:
             async for chunk in chunks:
                 yield replace(chunk, report={"degraded": True}) if several and chunk.finish else chunk
+
+    async def _answer(
+        self, prompt: Tokens, sampling: Sampling, engine: Engine, n: int, relax: Relax
+    ) -> AsyncGenerator[Chunk, None]:
+        assert self.strategy is not None
+        while True:
+            try:
+                self.check_sampling(sampling)
+                reward = MeteredReward(self.reward, self.usage)
+                answers = self.strategy(prompt, sampling, engine, reward, n=n, include=self.include)
+                async with aclosing(answers) as chunks:
+                    async for chunk in chunks:
+                        yield chunk
+                return
+            except UnsupportedSampling as refusal:
+                if (relaxed := relax(sampling, refusal)) is None:
+                    raise
+                sampling = relaxed
 
 
 current_run: ContextVar[StrategyRun | None] = ContextVar("current_run", default=None)

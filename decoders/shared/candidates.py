@@ -28,6 +28,7 @@ from trimtab.decoders.protocols import (
     Reward,
     Sampling,
     Tokens,
+    UnsupportedSampling,
     Work,
     base_alone,
     is_base_alone,
@@ -198,10 +199,12 @@ async def draw_diverse(
         (sampling.stop, "stop strings"),
         ("together" in diverse and {*sampling.stop_token_ids} - engine.eos_ids, "stop_token_ids"),
         (sampling.logprobs, "logprobs"),
-        (sampling.constrained, "penalties, grammars, logit_bias and the like"),
     ):
         if requested:
             raise ValueError(f"params.diverse cannot be combined with {what}")
+    if sampling.constrained:
+        message = "params.diverse cannot be combined with penalties, grammars, logit_bias and the like"
+        raise UnsupportedSampling(message)
     if "together" in diverse:
         async with aclosing(draw_jointly(prompt, sampling, engine, diverse, n=n, guides=guides)) as chunks:
             async for chunk in chunks:
@@ -254,9 +257,9 @@ def warn_of_warped_law(sampling: Sampling) -> list[str]:
 
 
 def check_target(target: str, sampling: Sampling) -> None:
-    """Raises ValueError for a target whose densities the request's sampling warps."""
+    """Raises UnsupportedSampling for a target whose densities the request's sampling warps."""
     if target == "base" and not sampling.exact:
-        raise ValueError("params.target 'base' needs temperature 1 without top_k and top_p")
+        raise UnsupportedSampling("params.target 'base' needs temperature 1 without top_k and top_p", inexact=True)
 
 
 def stop_position(tokens: Tokens, known: int, stop: Sequence[str], engine: Engine) -> int | None:

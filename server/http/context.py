@@ -61,6 +61,7 @@ class RequestContext:
             alignment["choices"] = choices
         if self.reward is not None:
             self.warnings += [text for text in self.reward.warnings if text not in self.warnings]
+        self.warnings += [text for text in self.run.warnings if text not in self.warnings]
         if self.run.degraded:
             self.warnings.append(f"answered plainly, because {self.run.failure}")
         if self.warnings:

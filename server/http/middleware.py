@@ -173,6 +173,7 @@ class AlignmentMiddleware:
             strategy=plan.strategy,
             include=plan.include,
             check_sampling=partial(plan.entry.check_sampling, plan.name),
+            written=frozenset(name for name, value in context.document.items() if value is not None),
             usage=Usage(max_sampled_tokens=plan.max_sampled_tokens, deadline=deadline),
             share=share,
             fallback=Plain() if plan.degrade else None,
