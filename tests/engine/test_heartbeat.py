@@ -24,24 +24,25 @@ async def until(condition, seconds: float) -> bool:
 
 
 async def test_it_is_stalled_while_an_answer_is_overdue(monkeypatch, caplog):
+    now, timeout = 0.0, 0.02  # only the log goes by the real clock
     monkeypatch.setattr("trimtab.engine.heartbeat.PERIOD_S", 0.01)
+    monkeypatch.setattr("trimtab.engine.heartbeat.monotonic", lambda: now)
     caplog.set_level(logging.INFO, "trimtab")
     moving = asyncio.Event()
-    moving.set()
-    timeout = 0.1
     heartbeat = Heartbeat(name="base", call=moving.wait, timeout_s=lambda: timeout)
     running = asyncio.create_task(heartbeat.run())
     try:
-        await asyncio.sleep(0.15)
+        assert await until(lambda: "has not answered for 0.02 s" in caplog.text, 30)
         assert not heartbeat.stalled
-        moving.clear()
-        assert await until(lambda: heartbeat.stalled, 5)
-        timeout = 1e6  # as a reload may set it
+        now = 0.03
+        assert heartbeat.stalled
+        timeout = 1.0  # as a reload may set it
         assert not heartbeat.stalled
-        timeout = 0.1
+        now = 2.0
+        assert heartbeat.stalled
         moving.set()
-        assert await until(lambda: "answers again" in caplog.text, 5)
-        assert not heartbeat.stalled
+        assert await until(lambda: "answers again" in caplog.text, 30)
+        assert await until(lambda: not heartbeat.stalled, 30)
         assert caplog.text.count("has not answered") == 1
     finally:
         running.cancel()
