@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import signal
@@ -20,7 +21,7 @@ import uvloop
 from trimtab.engine.fork_server import running_fork_server
 from trimtab.server.config import HASHED, Config, ConfigError, load, locate
 from trimtab.server.http.auth import digest, new_key
-from trimtab.server.json_log import JsonFormatter
+from trimtab.server.json_log import configure_logging, without_secrets
 
 DEMO = Path(__file__).resolve().parent.parent / "demo" / "config.yaml"
 
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_config,  # it takes seconds, and neither help nor a wrong option needs it
     )
 
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    configure_logging("text")
     try:
         if args.command == "calibrate":
             config = load(args.config, check=check_config)
@@ -84,9 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         overrides = [*args.overrides, *(f"{key}={value}" for key, value in address.items() if value is not None)]
         load_config = partial(load, args.config, overrides, check_config)
         config = load_config()
-        if config.log_format == "json":
-            for handler in logging.getLogger().handlers:
-                handler.setFormatter(JsonFormatter())
+        configure_logging(config.log_format)
         toy = args.engine == "toy"
         with bind(config) as sock, nullcontext() if toy else running_fork_server():
             uvloop.run(run(config, sock, load_config, toy=toy))
@@ -131,7 +130,8 @@ async def run(config: Config, sock: socket.socket, load_config: Callable[[], Con
     from trimtab.server.state import ServerState
 
     args = arguments(config)
-    log.info("%s", config.model_dump_json(exclude={"api_keys", "admin_keys"}))
+    configure_logging(config.log_format)  # vLLM's import may have changed loggers, and so may its app's, below
+    log.info("%s", json.dumps(without_secrets(config), ensure_ascii=False))
     try:
         async with AsyncExitStack() as stack:
             models = toy_models if toy else running_models
@@ -140,6 +140,7 @@ async def run(config: Config, sock: socket.socket, load_config: Callable[[], Con
                 stack.callback(export(config.otlp_endpoint).shutdown)
             state = ServerState(client=client, scoring=scoring, load_config=load_config)
             app = await build(state, args)
+            configure_logging(config.log_format)
             restore_handlers()
             await serve(app, state, sock)
     except MemberError as error:

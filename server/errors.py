@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
+import sys
+from dis import opmap
+from typing import Any
 
 from starlette.responses import Response
 
@@ -32,16 +37,21 @@ class ApiError(Exception):
         self.status = status
         self.retry = retry
         self.retry_after = retry_after
+        self.close = False
+        """Whether the connection ends with the answer, for the rest of the request is not read."""
 
-    def body(self) -> bytes:
-        """OpenAI's shape; with the key `type` beside the error it is Anthropic's too."""
+    def body(self, request_id: str = "") -> bytes:
+        """OpenAI's shape; with the keys `type` and `request_id` beside the error it is Anthropic's too."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
         error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
-        return json.dumps({"error": error, "type": "error"}).encode()
+        whole: dict[str, Any] = {"error": error, "type": "error"}
+        return encode_json(whole | ({"request_id": request_id} if request_id else {}))
 
     @property
     def headers(self) -> dict[str, str]:
         headers = {"www-authenticate": "Bearer"} if self.status == 401 else {}
+        if self.close:
+            headers["connection"] = "close"
         if self.retry_after is not None:
             headers["retry-after"] = str(self.retry_after)
         return headers if self.retry else headers | {"x-should-retry": "false"}
@@ -65,24 +75,86 @@ def parse_error(body: bytes, status: int | None = None) -> ApiError | None:
         return None
     status = status or (code if isinstance(code, int) and code >= 400 else 500)
     if not isinstance(code, str):
-        code = "context_length_exceeded" if param in ("input_tokens", "input_text") else CODES.get(status)
-    return ApiError(
-        name_keys(str(message)), param=(param or "").removeprefix("body.") or None, code=code, status=status
-    )
+        status = 400 if status == 501 else status  # what vLLM cannot do is wrong with the request
+        code = code_of(param, status)
+        message = hide_internals(str(message))
+    message = name_keys(str(message))
+    return ApiError(message, param=(param or "").removeprefix("body.") or None, code=code, status=status)
 
 
-def to_api_error(error: Exception) -> ApiError:
-    """What a client gets of an exception that ended its request.
+def code_of(param: str | None, status: int) -> str | None:
+    """The code of an error of vLLM's, whose own codes are statuses."""
+    return "context_length_exceeded" if param in ("input_tokens", "input_text") else CODES.get(status)
 
-    As vLLM has it, a ValueError says what is wrong with the request; what else went wrong is for the log alone.
-    """
+
+def to_api_error(error: BaseException) -> ApiError:
+    """What a client gets of an exception that ended its request: words that were written for it, or none."""
     if isinstance(error, ApiError):
         return error
-    if isinstance(error, ValueError):
-        return ApiError(name_keys(str(error)))
     if isinstance(error, LimitReached):
         message = f"the {error} passed before there was anything to answer with"
         return ApiError(message, param="alignment.budget", code=f"{error}_exceeded", status=504, retry=False)
     if isinstance(error, RewardError):
         return ApiError(str(error), param="alignment", code="reward_error", status=500, retry=False)
-    return ApiError("internal server error", code="internal_error", status=500)
+    if isinstance(error, asyncio.CancelledError):
+        message = "the server shut down before this request was answered"
+        return ApiError(message, code="shutting_down", status=503, retry_after=1)
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    if "VLLMClientError" in kinds:  # its text has the parameter and the value behind it
+        param, status = getattr(error, "parameter", None), 404 if "VLLMNotFoundError" in kinds else 400
+        return ApiError(hide_internals(str(error.args[0])), param=param, code=code_of(param, status), status=status)
+    if "TemplateError" in kinds:  # jinja's; the templates' own refusals are of the class itself
+        refusal = str(error) if type(error).__name__ == "TemplateError" else "it does not fit them"
+        return ApiError(f"the model's chat template refuses these messages: {hide_internals(refusal)}", code=None)
+    if isinstance(error, ValueError) and is_worded(error):
+        return ApiError(name_keys(str(error)), code=None)
+    return opaque_error()
+
+
+def opaque_error(status: int = 500) -> ApiError:
+    """What a client gets of a fault that is not its own."""
+    return ApiError("internal server error", code="internal_error", status=status)
+
+
+def is_worded(error: ValueError) -> bool:
+    """Whether its message was written for whoever sent the value: by a `raise` of ours or of vLLM's, not by Python
+    itself or another library."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    if last is None:
+        return not PYTHON.search(str(error))
+    code, module = last.tb_frame.f_code, str(last.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
+    library = module in sys.stdlib_module_names or "site-packages" in code.co_filename
+    raised = code.co_code[last.tb_lasti] == opmap["RAISE_VARARGS"]
+    return raised and (module in ("trimtab", "vllm") or not library) and not PYTHON.search(str(error))
+
+
+PYTHON = re.compile(
+    r"<class |<function |<[\w.]+ object|object at 0x|Traceback \(|File \"|errors\.pydantic\.dev|\[type=\w+, "
+    r"|\{'type': '|\w+\(\) (argument|takes|got|missing)|index out of range|has no attribute|unsupported operand"
+    r"|NoneType|unhashable|not (subscriptable|iterable|callable)|positional argument|keyword argument|could not convert"
+    r"|invalid literal|not supported between|object cannot be interpreted|values to unpack|maximum recursion"
+    r"|math domain|codec can't|surrogates not allowed|indices must be|JSON compliant|broadcast"
+    r"|Expecting (value|property name|',')"
+)
+"""What only messages of Python, of pydantic and of numpy have in them."""
+UNREADABLE = "the request cannot be carried out as it is written"
+
+
+def hide_internals(message: str) -> str:
+    """vLLM's message without what it repeats of Python: classes, tracebacks, paths, pydantic's addresses."""
+    if complaint := re.search(r"validation errors? for [^\n]+\n(\S+)\n\s+(?:Value error, )?(.+?) \[type=", message):
+        message = f"{complaint[1]}: {complaint[2]}"
+    message = re.sub(r" \((?:parameter=[^()]*|value=.*)\)$", "", message, flags=re.DOTALL)
+    message = re.sub(r"(?<![\w:/.<])/(?!v1/)(?:[\w.@-]+/)+[\w.@-]+", "<path>", message)
+    return UNREADABLE if PYTHON.search(message) else message
+
+
+def encode_json(value: Any) -> bytes:
+    """The value as JSON; raises ApiError (500) for NaN and infinities, which JSON lacks."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    except ValueError as error:
+        raise opaque_error() from error
+    return text.encode(errors="backslashreplace")  # half a surrogate pair, which an error may repeat, as its escape

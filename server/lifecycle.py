@@ -6,12 +6,15 @@ import asyncio
 import logging
 import signal
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from trimtab.server.config import ConfigError
+from trimtab.server.config import Config, ConfigError
+from trimtab.server.http.connection import MAX_HEADER_BYTES, bounded_protocol
 from trimtab.server.http.vllm_app import NoSignalServer
 from trimtab.server.state import ServerState
 
@@ -32,8 +35,7 @@ class EngineDied(Exception):
 async def serve(app: FastAPI, state: ServerState, sock: socket.socket) -> None:
     """Until SIGTERM or SIGINT, and then until what is in flight is answered, or `limits.drain_s` are over, or a second
     signal comes. SIGHUP reloads the configuration. Raises EngineDied."""
-    settings = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=CLOSE_GRACE_S)
-    server = NoSignalServer(settings)
+    server = NoSignalServer(configure_uvicorn(app, lambda: state.config))
     app.state.server = server  # vLLM's own handlers end it when they meet a dead engine
     signals: asyncio.Queue[int] = asyncio.Queue()
     loop = asyncio.get_running_loop()
@@ -47,7 +49,8 @@ async def serve(app: FastAPI, state: ServerState, sock: socket.socket) -> None:
     await asyncio.wait({serving, watch, signalled}, return_when=asyncio.FIRST_COMPLETED)
     if signalled.done():
         await _drain(state, signals)
-        await asyncio.to_thread(state.client.shutdown)  # what is left ends with an error of its own
+        _cut_off(server)
+        await asyncio.to_thread(state.client.shutdown)
     died = state.client.errored and not signalled.done()
     server.should_exit = True
     for task in (watch, signalled, *heartbeats):
@@ -56,6 +59,30 @@ async def serve(app: FastAPI, state: ServerState, sock: socket.socket) -> None:
         await serving
     if died:
         raise EngineDied("the engine died; /health said so")
+
+
+def configure_uvicorn(app: ASGIApp, configuration: Callable[[], Config]) -> uvicorn.Config:
+    """How connections are served; h11 bounds the size of headers, which uvicorn's faster parser does not."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        with suppress(asyncio.CancelledError):  # of a request that is cut off, whose client has its answer
+            await app(scope, receive, send)
+
+    return uvicorn.Config(
+        answer,
+        http=bounded_protocol(configuration),
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+        timeout_graceful_shutdown=CLOSE_GRACE_S,
+        log_config=None,  # ours stands already
+        log_level="warning",
+        access_log=False,
+    )
+
+
+def _cut_off(server: uvicorn.Server) -> None:
+    """End what is still being answered, each with an error that says so, before its engine goes."""
+    for task in server.server_state.tasks:
+        task.cancel()
 
 
 async def _wait_for_death(state: ServerState) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import re
+from collections.abc import Collection, Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any
 
 from pydantic import ValidationError
 
-from trimtab.server.errors import ApiError
+from trimtab.server.errors import ApiError, hide_internals
 
 MAX_QUOTED = 60
 """Characters of a bad value, and names of a list, that a message repeats at the most."""
@@ -45,7 +46,35 @@ def explain_validation(error: ValidationError, *, at: str, fields: Collection[st
         return ApiError(suggest("key", where[-1], fields), param=param, code="unknown_parameter")
     if first["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return ApiError(f"{param} is required", param=param, code="missing_required_parameter")
-    message = first["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
     got = f"; got {quote(first['input'])}" if first["type"] != "value_error" else ""
-    return ApiError(f"{param}: {message}{got}", param=param)
+    message = first["msg"].removeprefix("Value error, ")
+    return ApiError(f"{param}: {message[0].lower()}{message[1:]}{got}", param=param)
+
+
+MARKERS = frozenset(
+    ["body", "bool", "bytes", "dict", "float", "int", "list", "none", "nullable", "str", "tuple", "union"]
+)
+"""What pydantic puts among the keys of a place, for the kind of value that it tried."""
+
+
+def explain_request(errors: Sequence[Any]) -> ApiError:
+    """The first of the complaints of vLLM's request models, with the code of vLLM's errors, which is none."""
+    first = errors[0] if errors else "the request is not valid"
+    if isinstance(first, str):  # vLLM's check of the content type
+        media = "media type" in first.lower()
+        return ApiError(first, code="unsupported_media_type" if media else None, status=415 if media else 400)
+    inner = first.get("ctx", {}).get("error")
+    parts = [str(part) for part in first["loc"]]
+    where = ".".join(p for p in parts if p not in MARKERS and re.fullmatch(r"[a-z0-9_]+", p))
+    param = getattr(inner, "parameter", None) or where or None
+    message = str(inner.args[0]) if getattr(inner, "args", None) else plain_words(first["msg"])
+    got = f"; got {quote(first['input'])}" if first["type"] not in ("value_error", "missing", "json_invalid") else ""
+    return ApiError(hide_internals(f"{param}: {message}{got}" if where else message), param=param, code=None)
+
+
+def plain_words(message: str) -> str:
+    """Pydantic's complaint in JSON's words."""
+    message = message.removeprefix("Value error, ")
+    objects = r"(a valid |a )?dictionary( or (an )?(instance of \w+|object to extract fields from))?"
+    message = re.sub(objects, "an object", message)
+    return message[:1].lower() + message[1:]

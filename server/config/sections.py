@@ -271,9 +271,24 @@ class LimitsConfig(Section):
 class TimeoutsConfig(Section):
     """How long the server waits, in seconds."""
 
+    headers_s: float = Field(default=20.0, gt=0, allow_inf_nan=False)
+    """From a connection's, or a request's, first byte to the end of the request's headers."""
+    body_s: float = Field(default=60.0, gt=0, allow_inf_nan=False)
+    """From the end of a request's headers to that of its body; 408 after it."""
+    keep_alive_s: float = Field(default=90.0, gt=0, allow_inf_nan=False)
+    """For the next request on a connection; longer than a balancer in front keeps it."""
     engine_s: float = Field(default=60.0, gt=0, allow_inf_nan=False)
     """For an engine to end the step that it is at. One that takes longer is taken to hang: /health and /ready are red
     until it goes on. Set it above the longest step, which is a full batch of prompt tokens."""
+
+
+def _check_origin(origin: str) -> str:
+    if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@\s]+", origin):
+        raise ValueError('an origin is scheme://host, with a port if it has one and no path, or "*" for all')
+    return origin
+
+
+Origin = Annotated[str, AfterValidator(_check_origin)]
 
 
 class Config(Section):
@@ -311,12 +326,16 @@ class Config(Section):
     """What requests may cost, and how long the last ones have."""
     timeouts: TimeoutsConfig = TimeoutsConfig()
     """How long the server waits."""
-    api_keys: tuple[Key, ...] = ()
+    max_connections: int = Field(default=4096, ge=1)
+    """Open connections; beyond it an idle one is closed for a new one, and the new one gets 503 where all are busy."""
+    allowed_origins: tuple[Origin, ...] = ()
+    """Origins whose web pages may call this server from a browser, such as https://app.example.org, or `*`."""
+    api_keys: tuple[Key, ...] = Field(default=(), repr=False)
     """Keys that open the server, or `sha256:` and the digest of each; none means open to all. TRIMTAB_API_KEY in the
     environment adds one."""
     api_keys_file: File | None = None
     """A file with one such key or digest a line, and a comment behind it; `trimtab key` makes both."""
-    admin_keys: tuple[Key, ...] = ()
+    admin_keys: tuple[Key, ...] = Field(default=(), repr=False)
     """Keys, or digests, that open /metrics and /admin too; with any, the others do not. TRIMTAB_ADMIN_KEY adds one."""
     caller_header: str | None = None
     """Header by which a gateway in front names the caller whose share a request is; by default it is the key."""

@@ -8,8 +8,12 @@ from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
 
 from trimtab.decoders import STRATEGIES
 from trimtab.engine.memory import CacheMemory
@@ -18,14 +22,14 @@ from trimtab.server.config import Config, ConfigError
 from trimtab.server.errors import ApiError
 from trimtab.server.http import openapi
 from trimtab.server.http.auth import Auth
-from trimtab.server.http.errors_and_ids import RequestIdAndErrorMiddleware
+from trimtab.server.http.errors_and_ids import EXPOSED, RequestIdAndErrorMiddleware
 from trimtab.server.http.infer import infer
 from trimtab.server.http.middleware import AlignmentMiddleware
 from trimtab.server.http.score import respond, score
 from trimtab.server.http.vllm_app import ModelCard, ModelList, openai_app, render, request_fields
 from trimtab.server.scoring import Scoring
 from trimtab.server.state import ServerState
-from trimtab.server.wording import suggest
+from trimtab.server.wording import explain_request, suggest
 
 
 async def build(state: ServerState, args: Namespace) -> FastAPI:
@@ -38,6 +42,11 @@ async def build(state: ServerState, args: Namespace) -> FastAPI:
     _add_operations(app, state)
     openapi.describe(app, lambda: state.config)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _invalid_request)
+    for kind in (ValueError, TypeError, OverflowError):  # vLLM takes these for the client's fault
+        app.add_exception_handler(kind, partial(_vllms_or_ours, app.exception_handlers[kind]))
+    app.add_exception_handler(Exception, _pass_on)
+    app.router.redirect_slashes = False  # a proxy's clients could not follow to the address that this server knows
     inner = app.build_middleware_stack()
 
     def stack() -> None:
@@ -54,17 +63,44 @@ async def build(state: ServerState, args: Namespace) -> FastAPI:
             shares=state.client.shares,
         )
         # Outside of vLLM's stack, ours also sees the answers to what went wrong inside it.
-        app.middleware_stack = RequestIdAndErrorMiddleware(Auth.of(config, alignment))
+        app.middleware_stack = share_with_browsers(
+            RequestIdAndErrorMiddleware(Auth.of(config, alignment), body_s=config.timeouts.body_s), config
+        )
 
     stack()
     state.on_reload = stack
     return app
 
 
+def share_with_browsers(app: ASGIApp, config: Config) -> ASGIApp:
+    """CORS around everything, so that scripts of the allowed origins can read errors too."""
+    if not config.allowed_origins:
+        return app
+    return BrowserAccess(
+        app,
+        allow_origins=config.allowed_origins,
+        allow_methods=("GET", "HEAD", "POST"),
+        allow_headers=("*",),
+        expose_headers=EXPOSED,
+    )
+
+
+class BrowserAccess(CORSMiddleware):
+    """Starlette's, whose refusals are text."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        response = super().preflight_response(request_headers)
+        if response.status_code < 400:
+            return response
+        message = "the page's origin, or the method or headers that it would send, are not allowed by this server"
+        return ApiError(message, code="origin_not_allowed").response()
+
+
 def _add_endpoints(app: FastAPI, state: ServerState) -> None:
     async def models() -> list[ModelCard]:
         """The base, then each preset as a model of its own."""
         listed: ModelList = await app.state.openai_serving_models.show_available_models()
+        listed.data = [card.model_copy(update={"root": card.id}) for card in listed.data]  # not a path of this machine
         base = listed.data[0]
         presets = [base.model_copy(update={"id": name, "parent": base.id}) for name in state.config.presets]
         return [*listed.data, *presets]
@@ -178,6 +214,31 @@ def describe_table(table: Mapping[str, RewardEntry]) -> dict[str, Any]:
 async def _http_error(request: Request, error: Exception) -> Response:
     """Unknown paths and methods, which the framework refuses before any handler."""
     assert isinstance(error, HTTPException)
+    if isinstance(error.__cause__, ApiError):  # of `receive`, while the framework read a body
+        return error.__cause__.response()
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
     message = f"{error.detail}: {request.method} {request.url.path[:200]}"
-    return ApiError(message, code=code, status=error.status_code).response()
+    response = ApiError(message, code=code, status=error.status_code).response()
+    if allowed := (error.headers or {}).get("Allow"):
+        response.headers["allow"] = f"{allowed}, HEAD" if "GET" in allowed else allowed
+    return response
+
+
+async def _vllms_or_ours(vllms: Any, request: Request, error: Exception) -> Response:
+    """What `vllms` handler makes of an error of vLLM's endpoints. In ours it is a fault, unless it is worded."""
+    endpoint = request.scope.get("endpoint")
+    if getattr(endpoint, "__module__", "").startswith("trimtab."):
+        raise error
+    response: Response = await vllms(request, error)
+    return response
+
+
+async def _pass_on(request: Request, error: Exception) -> Response:
+    """To `RequestIdAndErrorMiddleware`, which answers and logs it."""
+    raise error
+
+
+async def _invalid_request(request: Request, error: Exception) -> Response:
+    """A body or parameter that vLLM's request models refuse."""
+    assert isinstance(error, RequestValidationError)
+    return explain_request(error.errors()).response()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import secrets
 from collections.abc import Sequence
 from typing import get_args
@@ -16,6 +17,8 @@ from trimtab.server.errors import ApiError
 OPEN = frozenset({"/health", "/ready"})
 OPERATIONS = ("/metrics", "/admin/")
 """Where the paths begin that are an admin's, if there is one."""
+log = logging.getLogger("trimtab.auth")
+
 CALLER = "trimtab.caller"
 """Key of the ASGI scope under which whose request it is stands; what a log and a share may name it by."""
 
@@ -75,6 +78,7 @@ class Auth:
             scope[CALLER] = headers.get(self.caller_header, caller)[:128] if self.caller_header else caller
             scope["headers"] = [(name, value) for name, value in scope["headers"] if name not in self.dropped]
             return await self.app(scope, receive, send)
+        log.info("%s refused without a valid key", scope.get("trimtab.request_id", ""))
         refusal = ApiError("missing or incorrect API key", code="invalid_api_key", status=401)
         await refusal.response()(scope, receive, send)
 

@@ -85,6 +85,9 @@ class AlignmentMiddleware:
             except (ApiError, RecursionError) as error:
                 refusal = as_refusal(error)
                 request_log.record_refusal(strategy, refusal.status)
+                refused = {"strategy": strategy, "outcome": request_log.outcome_of_refusal(refusal.status)}
+                seconds = round(asyncio.get_running_loop().time() - began, 4)
+                request_log.write_line(scope.get(ID, ""), scope["path"], refused | {"seconds": seconds})
                 return await refusal.response()(scope, receive, send)
             await self.answer(context, scope, receive, send, began)
 
@@ -98,7 +101,7 @@ class AlignmentMiddleware:
             try:
                 async with rewriter.keep_alive():
                     await self.app(scope, replay(context.body, receive), rewriter)
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:
                 rewriter.outcome = outcome_of_error(error)
                 raise
             finally:

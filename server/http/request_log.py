@@ -13,6 +13,7 @@ from trimtab.decoders import STRATEGIES
 from trimtab.server import metrics
 from trimtab.server.config import Config
 from trimtab.server.http.context import RequestContext
+from trimtab.server.json_log import replace_nonfinite
 from trimtab.server.request.reward_tree import explain
 
 log = logging.getLogger("trimtab.request")
@@ -20,7 +21,11 @@ log = logging.getLogger("trimtab.request")
 
 def record_refusal(strategy: str, status: int) -> None:
     """A request that was answered before any work."""
-    metrics.REQUESTS.labels(strategy, "rejected" if status in (429, 503) else "invalid").inc()
+    metrics.REQUESTS.labels(strategy, outcome_of_refusal(status)).inc()
+
+
+def outcome_of_refusal(status: int) -> str:
+    return "rejected" if status in (429, 503) else "invalid"
 
 
 def record_end(context: RequestContext, outcome: str, config: Config, *, began: float, now: float) -> dict[str, Any]:
@@ -48,7 +53,8 @@ def record_end(context: RequestContext, outcome: str, config: Config, *, began: 
 def write_line(request_id: str, path: str, fields: dict[str, Any]) -> None:
     """A request's line in the log."""
     words = " ".join(
-        f"{key}={json.dumps(value) if isinstance(value, dict) else value}" for key, value in fields.items()
+        f"{key}={json.dumps(replace_nonfinite(value)) if isinstance(value, dict) else value}"
+        for key, value in fields.items()
     )
     log.info("%s %s %s", request_id, path, words, extra={"fields": {"request_id": request_id, "path": path, **fields}})
 

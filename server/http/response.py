@@ -12,7 +12,7 @@ from starlette.types import Message, Send
 
 from trimtab.decoders.protocols import LimitReached
 from trimtab.rewards.protocols import RewardError
-from trimtab.server.errors import parse_error, to_api_error
+from trimtab.server.errors import encode_json, parse_error, to_api_error
 from trimtab.server.http.context import RequestContext
 from trimtab.server.http.errors_and_ids import ERROR_EVENTS
 from trimtab.server.request.alignment import AT
@@ -35,6 +35,8 @@ class ResponseRewriter:
         self.held = b""
         """A stream's event that may prove to be its last."""
         self.kind = "other"
+        self.begun = False
+        """Whether any of a stream's events was sent."""
         self.done = False
 
     @asynccontextmanager
@@ -104,6 +106,7 @@ class ResponseRewriter:
             await self.send(self.start)
         elif self.kind == "stream":
             *before, body = self._rewrite_event(body)
+            self.begun = True
             for event in before:
                 await self.send({"type": "http.response.body", "body": event, "more_body": True})
         if body or not more:
@@ -117,12 +120,27 @@ class ResponseRewriter:
         failure = self.context.run.failure
         if isinstance(failure, RewardError | LimitReached):
             raise failure
+        if failure is not None:
+            raise to_api_error(failure) from failure
+
+    def _replace_failure(self, event: bytes) -> bytes:
+        """vLLM's last event but one of a stream that its strategy ended, with our words for the failure, or vLLM's.
+
+        Raises what ended the strategy where the stream has not begun, and where its events have names.
+        """
+        failure = self.context.run.failure
+        if failure is None or not self.begun or self.context.path in (RESPONSES, MESSAGES):
+            self._raise_failure()
+            return event
+        if isinstance(failure, RewardError | LimitReached):
+            raise failure
+        return b"data: " + to_api_error(failure).body() + b"\n\n"
 
     def _rewrite_whole(self, answer: Json | None) -> bytes:
         if answer is None:  # what vLLM's handler returns when the client has left
             return b"null"
         answer = self._amend(answer)
-        body = json.dumps(answer, ensure_ascii=False, separators=(",", ":")).encode()
+        body = encode_json(answer)
         headers = MutableHeaders(raw=self.start["headers"])
         headers["content-length"] = str(len(body))
         headers["x-alignment-strategy"] = self.context.strategy
@@ -135,7 +153,7 @@ class ResponseRewriter:
             self.context.strategy
         )  # while it is held yet
         if event.startswith((*ERROR_EVENTS, b"event: response.failed")):
-            self._raise_failure()
+            event = self._replace_failure(event)
             error = parse_error(event.partition(b"data: ")[2])
             self.outcome = outcome_of_status(error.status if error is not None else 500)
         if self.context.path in (RESPONSES, MESSAGES):
@@ -165,7 +183,7 @@ def outcome_of_status(status: int) -> str:
     return "ok" if status < 400 else "invalid" if status < 500 else "engine_error"
 
 
-def outcome_of_error(error: Exception) -> str:
+def outcome_of_error(error: BaseException) -> str:
     """How a request ended that this ended."""
     if isinstance(error, RewardError):
         return "reward_error"
@@ -176,5 +194,4 @@ def rewrite_event(event: bytes, change: Callable[[Json], Json]) -> bytes:
     """One server-sent event with its JSON data changed."""
     head, _, rest = event.partition(b"data: ")
     data, _, _ = rest.partition(b"\n")
-    changed = json.dumps(change(json.loads(data)), ensure_ascii=False, separators=(",", ":"))
-    return head + b"data: " + changed.encode() + b"\n\n"
+    return head + b"data: " + encode_json(change(json.loads(data))) + b"\n\n"

@@ -12,6 +12,7 @@ from typing import Any
 from fastapi import FastAPI
 from jinja2 import TemplateError
 from pydantic import ValidationError
+from starlette.middleware.cors import CORSMiddleware
 from transformers.utils.chat_template_utils import _compile_jinja_template
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.engine.protocol import EngineClient
@@ -68,16 +69,22 @@ FRONTEND = frozenset(
     | {"enable_auto_tool_choice", "exclude_tools_when_tool_choice_none", "tool_call_parser", "tool_parser_plugin"}
     | {"tool_strict_level", "tool_server", "enable_prompt_tokens_details", "enable_force_include_usage"}
     | {"enable_per_request_metrics", "enable_log_outputs", "enable_log_deltas", "max_log_len"}
-    | {"allow_credentials", "allowed_origins", "allowed_methods", "allowed_headers", "disable_fastapi_docs"}
+    | {"disable_fastapi_docs"}
 )
 """vLLM's arguments that are honoured here. The rest of its server's would be ignored (TLS, access logs) or would lead
 around ours (another root path, its own keys and middleware)."""
+
+
+CORS = frozenset({"allow_credentials", "allowed_origins", "allowed_methods", "allowed_headers"})
 
 
 def argv(config: Config) -> list[str]:
     """The configuration as vLLM's own command line would have it, without the guides; raises ConfigError."""
     flags = ["--model", config.base, "--served-model-name", config.model_name]
     for key, value in config.engine.items():
+        if key in CORS:
+            message = "browsers' access is not vLLM's here: list the origins under allowed_origins, at the top level"
+            raise ConfigError(message, key=f"engine.{key}")
         if key not in ENGINE | FRONTEND:
             raise ConfigError(suggest("key", key, ENGINE | FRONTEND), key=f"engine.{key}")
         flag = key.replace("_", "-")
@@ -166,6 +173,7 @@ async def openai_app(client: AlignedClient, args: Namespace) -> FastAPI:
     app: FastAPI = build_app(args, tasks, client.model_config)
     await init_app_state(client, app.state, args, tasks)
     app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", None) in ROUTES]
+    app.user_middleware[:] = [m for m in app.user_middleware if getattr(m, "cls", None) is not CORSMiddleware]
     return app
 
 

@@ -9,12 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from opentelemetry import propagate, trace
+from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Span, SpanKind, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
@@ -22,6 +23,8 @@ from trimtab.runtime.traced import tracer
 from trimtab.server.request.body import Json
 from trimtab.server.request.messages import COMPLETIONS
 
+LARGEST = 2**63 - 1
+"""Magnitude of a number that a span can hold; a larger one is refused by vLLM, or nobody reads it."""
 MAX_EVENTS = 64
 """Scores of one reward's call that its span holds, at the most."""
 
@@ -46,9 +49,10 @@ def span_request(scope: Scope, path: str, model: str, document: Json) -> Iterato
     }
     for key in ("max_tokens", "temperature", "top_p", "seed", "n"):
         value = document.get(key)
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST:
             attributes[f"gen_ai.request.{'choice.count' if key == 'n' else key}"] = value
-    context = propagate.extract(dict(Headers(scope=scope)))
+    # Not baggage too, whose text OpenTelemetry writes to the log where it is too long.
+    context = TraceContextTextMapPropagator().extract(dict(Headers(scope=scope)))
     span = tracer.start_span(f"{operation} {model}", context=context, kind=SpanKind.SERVER, attributes=attributes)
     try:
         yield span

@@ -74,11 +74,13 @@ class Running:
         return self.log.read_text(errors="replace")
 
 
-def serve(path: Path, log: Path, *more: str, port: int | None = None, key: str = KEY) -> Running:
+def serve(path: Path, log: Path, *more: str, port: int | None = None, key: str = KEY, patch: str = "") -> Running:
+    """`patch`: Python that runs in the server's process first."""
     if "toy" not in more:
         require_mark("trimtab serve")
     port = port or free_port()
-    command = [sys.executable, "-m", "trimtab.server.cli", "serve", str(path), "--port", str(port), *more]
+    script = ["-c", f"{patch}\nfrom trimtab.server.cli import main\nmain()"] if patch else ["-m", "trimtab.server.cli"]
+    command = [sys.executable, *script, "serve", str(path), "--port", str(port), *more]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TRIMTAB_API_KEY": key, "VLLM_LOGGING_LEVEL": "INFO"}
     with log.open("wb") as out:
         process = subprocess.Popen(

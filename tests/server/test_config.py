@@ -88,7 +88,7 @@ def test_a_preference_prompt_that_says_no_direction_is_refused(folder: Path, pro
             "base: models/base",
             "bose: models/base",
             1,
-            "bose: unknown key 'bose'; valid: admin_keys, api_keys, api_keys_file",
+            "bose: unknown key 'bose'; valid: admin_keys, allowed_origins, api_keys, api_keys_file",
         ),
         (
             "gain: 2.0",
