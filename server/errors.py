@@ -145,10 +145,20 @@ UNREADABLE = "the request cannot be carried out as it is written"
 def hide_internals(message: str) -> str:
     """vLLM's message without what it repeats of Python: classes, tracebacks, paths, pydantic's addresses."""
     if complaint := re.search(r"validation errors? for [^\n]+\n(\S+)\n\s+(?:Value error, )?(.+?) \[type=", message):
-        message = f"{complaint[1]}: {complaint[2]}"
+        where = [part for part in complaint[1].split(".") if re.fullmatch("[a-z0-9_]+", part)]  # the rest are classes
+        at = ".".join(where) + ": " if not "".join(where).isdigit() and where else ""
+        message = at + plain_words(complaint[2])
     message = re.sub(r" \((?:parameter=[^()]*|value=.*)\)$", "", message, flags=re.DOTALL)
     message = re.sub(r"(?<![\w:/.<])/(?!v1/)(?:[\w.@-]+/)+[\w.@-]+", "<path>", message)
     return UNREADABLE if PYTHON.search(message) else message
+
+
+def plain_words(message: str) -> str:
+    """Pydantic's complaint in JSON's words."""
+    message = message.removeprefix("Value error, ")
+    objects = r"(a valid |a )?dictionary( or (an )?(instance of \w+|object to extract fields from))?"
+    message = re.sub(objects, "an object", message)
+    return message[:1].lower() + message[1:]
 
 
 def encode_json(value: Any) -> bytes:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from trimtab.server.errors import ApiError, hide_internals
+from trimtab.server.errors import ApiError, hide_internals, plain_words
 
 MAX_QUOTED = 60
 """Characters of a bad value, and names of a list, that a message repeats at the most."""
@@ -70,11 +70,3 @@ def explain_request(errors: Sequence[Any]) -> ApiError:
     message = str(inner.args[0]) if getattr(inner, "args", None) else plain_words(first["msg"])
     got = f"; got {quote(first['input'])}" if first["type"] not in ("value_error", "missing", "json_invalid") else ""
     return ApiError(hide_internals(f"{param}: {message}{got}" if where else message), param=param, code=None)
-
-
-def plain_words(message: str) -> str:
-    """Pydantic's complaint in JSON's words."""
-    message = message.removeprefix("Value error, ")
-    objects = r"(a valid |a )?dictionary( or (an )?(instance of \w+|object to extract fields from))?"
-    message = re.sub(objects, "an object", message)
-    return message[:1].lower() + message[1:]

@@ -25,7 +25,7 @@ from trimtab.runtime.strategy_run import StrategyRun, current_run
 from trimtab.runtime.usage import Usage
 from trimtab.server.admission import Admission
 from trimtab.server.config import Config
-from trimtab.server.errors import ApiError
+from trimtab.server.errors import ApiError, to_api_error
 from trimtab.server.http import request_log
 from trimtab.server.http.auth import CALLER
 from trimtab.server.http.context import RequestContext
@@ -35,7 +35,7 @@ from trimtab.server.metrics import POOL, REQUESTS, UNKNOWN_FIELDS
 from trimtab.server.request import cost, tracing
 from trimtab.server.request.alignment import AT
 from trimtab.server.request.body import ClientGone, Json, as_refusal, parse, read_body
-from trimtab.server.request.messages import instruct
+from trimtab.server.request.messages import check_messages, instruct
 from trimtab.server.request.plan import plan
 from trimtab.server.scoring import Scoring
 from trimtab.server.wording import list_names, suggest
@@ -102,7 +102,10 @@ class AlignmentMiddleware:
                 async with rewriter.keep_alive():
                     await self.app(scope, replay(context.body, receive), rewriter)
             except (Exception, asyncio.CancelledError) as error:
-                rewriter.outcome = outcome_of_error(error)
+                failure = run.failure if error.__cause__ is run.failure else None  # the framework has wrapped it
+                rewriter.outcome = outcome_of_error(failure or error)
+                if failure is not None and not isinstance(error, ApiError):
+                    raise to_api_error(failure) from failure
                 raise
             finally:
                 current_run.reset(before)
@@ -123,6 +126,8 @@ class AlignmentMiddleware:
     def understand(self, path: str, body: bytes) -> RequestContext:
         """Raises ApiError for what cannot be carried out."""
         document = parse(body)
+        if "messages" in self.fields[path]:
+            check_messages(document)
         if "extra_body" in document:
             raise ApiError(
                 "extra_body is an argument of OpenAI's Python client, not a field of the request: "

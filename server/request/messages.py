@@ -11,11 +11,32 @@ from pydantic import TypeAdapter, ValidationError
 
 from trimtab.server.errors import ApiError
 from trimtab.server.request.body import Json
+from trimtab.server.wording import quote
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
 
 Messages = tuple[dict[str, str], ...]
+
+
+def check_messages(document: Json) -> None:
+    """Raises ApiError for messages that are of no message's shape, which vLLM meets with errors of Python's."""
+    messages = document.get("messages", [])
+    if isinstance(messages, str):
+        return  # vLLM says it well
+    if not isinstance(messages, list):
+        raise ApiError(f"messages must be an array of messages; got {quote(messages)}", param="messages")
+    for i, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            raise ApiError(f"messages.{i} must be an object; got {quote(message)}", param=f"messages.{i}")
+        if not isinstance(message.get("content"), str | list | None):
+            shown = quote(message["content"])
+            valid = "a text, an array of parts or null"
+            raise ApiError(f"messages.{i}.content must be {valid}; got {shown}", param=f"messages.{i}.content")
+        if not isinstance(message.get("tool_calls"), list | None):
+            shown = quote(message["tool_calls"])
+            at = f"messages.{i}.tool_calls"
+            raise ApiError(f"{at} must be an array of calls; got {shown}", param=at)
 
 
 def parse_messages(path: str, document: Json) -> Messages:

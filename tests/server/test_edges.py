@@ -7,7 +7,7 @@ import io
 import json
 import logging
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,9 @@ from pydantic import BaseModel, ValidationError
 from starlette.types import Message, Receive, Scope, Send
 
 from tests.server import toy_server
-from trimtab.decoders import STRATEGIES
+from trimtab.decoders import STRATEGIES, StrategyEntry
+from trimtab.decoders.plain import Plain
+from trimtab.decoders.protocols import Chunk
 from trimtab.runtime.toy_engine import ToyEngine
 from trimtab.server import json_log
 from trimtab.server.config import Config, ConfigError
@@ -217,6 +219,63 @@ async def test_no_body_is_answered_with_a_fault(raw: httpx.AsyncClient, path: st
         assert "{'" not in error["message"]
 
 
+@pytest.mark.parametrize(
+    ("messages", "param"),
+    [
+        (None, "messages"), (5, "messages"), ({}, "messages"), ("hi", "messages"), ([1], "messages.0"),
+        ([*HI, {"role": "assistant", "content": {"$ref": "#"}}], "messages.1.content"),
+        ([{"role": "user", "content": 1}], "messages.0.content"),
+        ([{"role": "assistant", "tool_calls": 5}], "messages.0.tool_calls"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("path", [CHAT, MESSAGES])
+async def test_messages_of_no_shape_are_refused_by_name(
+    raw: httpx.AsyncClient, path: str, messages: Any, param: str
+) -> None:
+    answered = await raw.post(path, json={"model": "toy", "max_tokens": 5, "messages": messages})
+    assert (answered.status_code, answered.json()["error"]["param"]) == (400, param)
+
+
+class RefusingStrategy:
+    """Refuses, or breaks, while vLLM's app streams what it answers."""
+
+    work = Plain().work
+
+    def __init__(self, *, fault: bool) -> None:
+        self.fault = fault
+
+    async def __call__(self, *_: Any, **__: Any) -> AsyncGenerator[Chunk, None]:
+        if self.fault:
+            raise RuntimeError("words-of-the-inside")
+        raise ValueError("n=3 must divide 4")
+        yield
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions", RESPONSES, MESSAGES])
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("fault", [False, True])
+async def test_a_strategy_s_refusal_has_its_own_status_on_every_path(
+    raw: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, path: str, stream: bool, fault: bool
+) -> None:
+    row = StrategyEntry(target=f"{__name__}:RefusingStrategy", draws="stream", example={}, neutral=None)
+    monkeypatch.setitem(STRATEGIES, "refusing", row)
+    named = {RESPONSES: "input", "/v1/completions": "prompt"}.get(path, "messages")
+    asked = {
+        named: HI if named == "messages" else "hi",
+        "alignment": {"strategy": "refusing", "params": {"fault": fault}},
+    }
+    answered = await raw.post(path, json={"model": "toy", "max_tokens": 5, "stream": stream, **asked})
+    assert "words-of-the-inside" not in answered.text
+    if answered.status_code == 200:  # Responses and Messages begin to stream before there is anything
+        assert stream
+        error = json.loads(answered.text.split("data: ")[-1])["error"]
+        assert "event: error\ndata: " in answered.text
+    else:
+        assert answered.status_code == (500 if fault else 400)
+        error = answered.json()["error"]
+    assert error["message"] == ("internal server error" if fault else "n=3 must divide 4")
+
+
 @pytest.mark.parametrize("fault", [ValueError, TypeError, OverflowError])
 async def test_a_fault_of_our_own_endpoints_is_no_client_s(
     raw: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, fault: type[Exception]
@@ -278,7 +337,9 @@ def test_only_a_raised_message_is_written_for_a_client() -> None:
         ("'NoneType' object is not iterable", "the request cannot be carried out as it is written"),
         ("1 validation error for ChatCompletionRequest\nmax_tokens\n  Input should be greater than 0 "
          "[type=greater_than, input_value=-1, input_type=int]\n    For further information visit https://errors.pydantic.dev/2/v/x",
-         "max_tokens: Input should be greater than 0"),
+         "max_tokens: input should be greater than 0"),
+        ("2 validation errors for ValidatorIterator\n0.ChatCompletionContentPartTextParam\n  Input should be a valid "
+         "dictionary [type=dict_type, input_value='x', input_type=str]\n", "input should be an object"),
         ("no file /work/models/base/x.jinja here", "no file <path> here"),
         ("ask /v1/chat/completions instead", "ask /v1/chat/completions instead"),
         ("temperature must not be negative (parameter=temperature, value=-1.0)", "temperature must not be negative"),
@@ -473,4 +534,4 @@ async def test_no_label_of_a_metric_is_a_client_s(raw: httpx.AsyncClient) -> Non
         for key, value in one.labels.items()
     }
     assert secret not in str(labels)
-    assert {value for _, key, value in labels if key == "strategy"} <= {*STRATEGIES, "none"}
+    assert {value for _, key, value in labels if key == "strategy"} <= {*STRATEGIES, "none", "refusing"}

@@ -380,7 +380,7 @@ JSON = {"content-type": "application/json"}
     ("content", "headers", "status", "param", "code", "message"),
     [
         (b'{"messages": []}', JSON, 400, None, None, "Cannot apply chat template to an empty conversation"),
-        (b'{"messages": null}', JSON, 400, None, None, "the request cannot be carried out as it is written"),
+        (b'{"messages": null}', JSON, 400, "messages", "invalid_value", "messages must be an array"),
         (json.dumps({"messages": [{"role": "user", "content": "egg " * 5000}]}).encode(), JSON, 400, "input_text",
          "context_length_exceeded", "This model's maximum context length is"),
         (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', JSON, 400, None, "invalid_json",
