@@ -33,14 +33,17 @@ SETTINGS: dict[str, Any] = {
     "allowed_origins": [ORIGIN],
     "limits": {"drain_s": 60},
 }
-# A model that goes on for a while: every call of the toy's engine takes its time.
+# A model that does not end by itself: a stream stands still after its first token, and a whole answer never comes.
 SLOW = """
 import asyncio
 from trimtab.runtime.toy_engine import ToyEngine
 draw = ToyEngine.generate
-async def generate(self, *args, **more):
-    async for chunk in draw(self, *args, **more):
-        await asyncio.sleep(1.0)
+async def generate(self, prompt, sampling, **more):
+    begun = not sampling.stream
+    async for chunk in draw(self, prompt, sampling, **more):
+        if begun:
+            await asyncio.sleep(300)
+        begun = True
         yield chunk
 ToyEngine.generate = generate
 """
@@ -250,7 +253,12 @@ def test_what_is_answered_when_the_server_stops_says_so(config_path: Path, tmp_p
         threads = [threading.Thread(target=ask, args=(n, p), kwargs=more) for n, (p, more) in asked.items()]
         for thread in threads:
             thread.start()
-        time.sleep(1.5)
+
+        def begun(running: Running = running) -> bool:
+            metrics = httpx.get(f"{running.url}/metrics", headers={"authorization": f"Bearer {KEY}"}).text
+            return "trimtab_inflight_requests 5.0" in metrics
+
+        wait_for(begun)
         running.process.send_signal(signal.SIGTERM)
         wait_for(lambda running=running: "requests in flight have" in running.told())  # type: ignore[misc]
         running.process.send_signal(signal.SIGTERM)
