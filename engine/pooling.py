@@ -13,6 +13,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 from uuid import uuid4
 
@@ -25,6 +26,7 @@ from vllm.pooling_params import PoolingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from trimtab.decoders.protocols import Tokens
+from trimtab.engine.activity import Activity
 from trimtab.engine.errors import MemberError
 from trimtab.engine.launch import EngineSpec, running_engines
 from trimtab.engine.members import check_files, model_config, read_tokenizer
@@ -46,6 +48,11 @@ class PoolingEngine:
     """The model's own, of `transformers`."""
     name: str = "reward"
     """What the ids of its requests begin with."""
+
+    @cached_property
+    def active_at(self) -> Activity:
+        """When the engine last did something for anybody."""
+        return Activity(client=self.client)
 
     @property
     def alive(self) -> bool:

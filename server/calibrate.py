@@ -14,22 +14,38 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
-from trimtab.decoders.protocols import BASE, Engine, Mixture, Sampling, Tokens
-from trimtab.rewards.protocols import Question, Response
-from trimtab.server.config import ConfigError
+from trimtab.decoders.protocols import BASE, Engine, Mixture, Sampling, Tokens, base_alone, member_alone
+from trimtab.preferences.preference_direction import PreferenceDirection, angle_between, choose_neighbours
+from trimtab.rewards.protocols import Host, Question, Response, RewardError
+from trimtab.server.config import ConfigError, PromptConfig
+from trimtab.server.request.messages import CHAT, instruct
+from trimtab.server.request.preference_prompts import build_cone, build_template, read_slots
 from trimtab.server.request.reward_tree import Spec, evaluate, parse_spec
 from trimtab.server.scoring import Scoring
 
+log = logging.getLogger("trimtab")
+
 EXPONENTS = (0.25, 0.5, 1.0)
+DISTINCT = 0.01
+"""Nats, of log-odds or of a token's log-probability, below which a model does not tell two things apart."""
+PROBE = ({"role": "user", "content": "My friend is ill. What can I say to her?"},)
+PROBE_ANSWERS = (
+    "I am sorry to hear that. Tell her that you are thinking of her, and ask what she needs.",
+    "No.",
+    "Buy now! Buy now! Buy now!",
+)
+"""As unlike as answers can be in a few words."""
 CLEAR = 3.0
 """Standard errors by which a guide must raise its own objective for a gain to be taken from it."""
 
@@ -68,7 +84,8 @@ async def calibrate(
 ) -> dict[str, Calibration]:
     """objective -> its calibration, for every objective whose reward needs nothing from a request.
 
-    One that is transformed against reference answers is in units of its own already.
+    One that is transformed against reference answers is in units of its own already. What makes no difference on this
+    model, a reward, a guide or a preference prompt, is logged.
     """
     config, host = scoring.config, scoring.host
     specs = {
@@ -80,10 +97,12 @@ async def calibrate(
     specs = {name: spec for name, spec in specs.items() if name not in needy}
     questions = [await scoring.ask(messages) for messages in prompts]
 
-    async def scores(names: Sequence[str], mixture: Mixture) -> dict[str, list[list[float]]]:
-        """objective -> prompt -> a score per answer"""
+    async def scores(
+        names: Sequence[str], mixture: Mixture, drawn_from: Sequence[Question] = questions
+    ) -> dict[str, list[list[float]]]:
+        """objective -> prompt -> a score per answer, as an answer to the bare question"""
         drawn = await asyncio.gather(
-            *(draw_answers(host.engine, q.prompt, mixture, i, answers, max_tokens) for i, q in enumerate(questions))
+            *(draw_answers(host.engine, q.prompt, mixture, i, answers, max_tokens) for i, q in enumerate(drawn_from))
         )
         return {
             name: await asyncio.gather(
@@ -97,8 +116,13 @@ async def calibrate(
     for name, spec_scores in base.items():
         flat = [score for row in spec_scores for score in row]
         mean, spread = statistics.fmean(flat), statistics.stdev(flat)
-        if spread == 0:
-            raise ConfigError(f"its reward is {mean:g} for every answer", key=f"objectives.{name}.reward")
+        judges = any(config.rewards[leaf.reward].kind == "judge" for leaf in specs[name].leaves)
+        if spread < (DISTINCT if judges else 1e-12 * max(1.0, abs(mean))):
+            log.warning(
+                "objectives.%s.reward makes no difference on this model: its answers score %.4g, all within %.2g; "
+                "the file stays as it is there", name, mean, max(flat) - min(flat),
+            )  # fmt: skip
+            continue
         calibrations[name] = Calibration(mean=mean, spread=spread)
         guide = config.objectives[name].guide
         if guide is None:
@@ -109,7 +133,87 @@ async def calibrate(
             means = [[statistics.fmean(row) for row in rows] for rows in (guided, spec_scores)]
             rises.append([(after - before) / spread for after, before in zip(*means, strict=True)])
         calibrations[name] = fit_gain(calibrations[name], rises)
+        if calibrations[name].gain is None:
+            log.warning("guides.%s does not clearly raise objective %r on this model: it has no gain", guide, name)
+    for name, prompt in config.preference_prompts.items():
+        objectives = [objective for objective, _ in read_slots(prompt).values()]
+        if any(objective not in calibrations for objective in objectives):
+            continue
+        text, axis = build_template(prompt), build_cone(prompt).axis
+        under_text = [await instruct_question(host, question, text.role, text.render(axis)) for question in questions]
+        instructed = [replace(q, prompt=tokens) for q, tokens in zip(questions, under_text, strict=True)]
+        after = await scores(objectives, read_by(prompt), instructed)
+        along_axis = [
+            math.fsum(
+                share * (statistics.fmean(after[o][i]) - statistics.fmean(base[o][i])) / calibrations[o].spread
+                for o, share in zip(objectives, axis, strict=True)
+            )
+            for i in range(len(questions))
+        ]
+        rise, error = statistics.fmean(along_axis), statistics.stdev(along_axis) / math.sqrt(len(along_axis))
+        if rise <= CLEAR * error:
+            log.warning(
+                "preference_prompts.%s makes no clear difference on this model: along its own axis, answers under it "
+                "rise by %.2g ± %.2g spreads",
+                name,
+                rise,
+                error,
+            )
     return calibrations
+
+
+async def find_indifferent(scoring: Scoring) -> list[str]:
+    """Judges by the base and preference prompts that make no difference on this model, a line each.
+
+    A few short readings: `calibrate` measures whether the difference is the right one.
+    """
+    config, host, lines = scoring.config, scoring.host, list[str]()
+    question = await scoring.ask(PROBE)
+    responses = [Response(text=text, tokens=host.engine.tokens(text)) for text in PROBE_ANSWERS]
+    for name, reward in config.rewards.items():
+        if reward.kind != "judge" or (reward.model_extra or {}).get("endpoint"):
+            continue
+        scorer = scoring.scorers[name]
+        try:
+            columns = zip(*await scorer(question, responses), strict=True)
+        except (RewardError, ValueError) as error:
+            lines.append(f"rewards.{name} cannot judge on this model: {error}")
+            continue
+        for label, column in zip(scorer.labels, columns, strict=True):
+            if max(column) - min(column) < DISTINCT:
+                lines.append(f"rewards.{name}.{label} makes no difference on this model: unlike answers score alike")
+    for name, prompt in config.preference_prompts.items():
+        try:
+            if await measure_reading(host, question, prompt, responses[0].tokens) < DISTINCT:
+                lines.append(f"preference_prompts.{name} makes no difference on this model: it answers as without it")
+        except ValueError as error:
+            lines.append(f"preference_prompts.{name} cannot be read on this model: {error}")
+    return lines
+
+
+async def measure_reading(host: Host, question: Question, prompt: PromptConfig, answer: Tokens) -> float:
+    """Mean change of an answer's log-probabilities, in nats a token, between two directions of a preference prompt; of
+    one that says all directions alike, between the prompt and none."""
+    text, cone = build_template(prompt), build_cone(prompt)
+    direction = PreferenceDirection(objectives=text.slots, v=cone.axis, cone=cone)
+    neighbours = choose_neighbours(direction, 8, min(cone.degrees, 45.0), np.random.default_rng(0))
+    farthest = max(neighbours, key=lambda v: angle_between(cone.axis, v))
+    texts = list(dict.fromkeys([text.render(cone.axis), text.render(farthest)]))
+    prompts = [await instruct_question(host, question, text.role, t) for t in texts]
+    one, other = [*prompts, question.prompt][:2]
+    logprobs = [await host.engine.score(p, answer, guides=read_by(prompt)) for p in (one, other)]
+    return statistics.fmean(abs(a - b) for a, b in zip(*logprobs, strict=True))
+
+
+async def instruct_question(host: Host, question: Question, role: str, text: str) -> Tokens:
+    """The conversation in the base's tokens under an instruction in a message of that role."""
+    body = instruct(CHAT, {"messages": list(question.messages)}, text, role)
+    return await host.render(body["messages"])
+
+
+def read_by(prompt: PromptConfig) -> Mixture:
+    """What answers under a preference prompt."""
+    return base_alone() if prompt.reader is None else member_alone(prompt.reader)
 
 
 def fit_gain(calibration: Calibration, rises: Sequence[Sequence[float]]) -> Calibration:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, nullcontext, suppress
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 import uvloop
@@ -22,6 +24,9 @@ from trimtab.engine.fork_server import running_fork_server
 from trimtab.server.config import HASHED, Config, ConfigError, load, locate
 from trimtab.server.http.auth import digest, new_key
 from trimtab.server.json_log import configure_logging, without_secrets
+
+if TYPE_CHECKING:
+    from trimtab.server.scoring import Scoring
 
 DEMO = Path(__file__).resolve().parent.parent / "demo" / "config.yaml"
 
@@ -141,12 +146,25 @@ async def run(config: Config, sock: socket.socket, load_config: Callable[[], Con
             state = ServerState(client=client, scoring=scoring, load_config=load_config)
             app = await build(state, args)
             configure_logging(config.log_format)
+            probe = asyncio.create_task(warn_of_indifferent(scoring))
+            stack.callback(probe.cancel)
             restore_handlers()
             await serve(app, state, sock)
     except MemberError as error:
         raise ConfigError(str(error)) from None
     except EngineDied as error:
         sys.exit(f"trimtab: {error}")
+
+
+async def warn_of_indifferent(scoring: Scoring) -> None:
+    """Into the log; a server is up without it, so it is nothing to wait for."""
+    from trimtab.server.calibrate import find_indifferent
+
+    try:
+        for line in await find_indifferent(scoring):
+            log.warning(line)
+    except Exception:
+        log.exception("whether judges and preference prompts make a difference could not be read")
 
 
 async def run_calibration(config: Config, args: argparse.Namespace) -> None:

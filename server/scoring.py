@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
@@ -17,9 +18,11 @@ from opentelemetry.trace import Span
 
 from trimtab.decoders.protocols import BASE, Engine, Sampling, Tokens, reads_final_answer
 from trimtab.decoders.shared.gather import gather_or_cancel
+from trimtab.engine.activity import Activity
 from trimtab.engine.aligned_client import AlignedClient
 from trimtab.engine.pooling import PoolingEngine
 from trimtab.engine.toy_client import ToyPooler
+from trimtab.rewards import KINDS
 from trimtab.rewards.protocols import Host, Question, Response, RewardError, Scorer
 from trimtab.rewards.turns import READINGS
 from trimtab.rewards.validated import ValidatedScorer
@@ -29,13 +32,13 @@ from trimtab.server.config import Config, ConfigError, RewardConfig
 from trimtab.server.config.rewards import build_reward
 from trimtab.server.errors import ApiError
 from trimtab.server.metrics import REWARD_ERRORS, REWARD_SECONDS
-from trimtab.server.references import ReferenceScores, make_key, make_seed
 from trimtab.server.request import tracing
 from trimtab.server.request.alignment import AT
 from trimtab.server.request.body import Json
 from trimtab.server.request.cost import reference_length
 from trimtab.server.request.messages import CHAT, Messages, instruct, parse_messages, split_conversation
 from trimtab.server.request.plan import Plan
+from trimtab.server.request.references import ReferenceScores, make_key, make_seed
 from trimtab.server.request.reward_tree import Leaf, Rows, Score, ScoreSpread, Spec, evaluate, parse_spec
 from trimtab.server.request.weights import load_orchestrator
 from trimtab.server.wording import suggest
@@ -45,7 +48,7 @@ ReadAnswer = Callable[[Tokens, Tokens], str]
 
 
 MORE_TOKENS = 8
-"""Tokens beyond one for each character, and characters, within which the beginning of an answer is looked for."""
+"""By which the beginning of an answer may differ within a prompt from what it is alone, in number."""
 
 
 def engine_key(reward: RewardConfig) -> str | None:
@@ -64,14 +67,23 @@ def build_scorers(config: Config, host: Host, poolers: Mapping[str, PoolingEngin
         for member in getattr(scorer, "members", ()):
             if member not in {BASE, *config.guides}:
                 raise ConfigError(suggest("guide", member, config.guides), key=f"rewards.{name}")
-        scorers[name] = ValidatedScorer(scorer=scorer, name=name, timeout=reward.timeout_s)
+        engine = services.get("pooler", host if "host" in KINDS[reward.kind].uses else None)
+        active_at: Callable[[], float] = getattr(engine, "active_at", never)
+        scorers[name] = ValidatedScorer(scorer=scorer, name=name, timeout=reward.timeout_s, active_at=active_at)
     return scorers
 
 
 def build_scoring(config: Config, client: AlignedClient, poolers: Mapping[str, PoolingEngine | ToyPooler]) -> Scoring:
     """The rewards of a server whose engines are up; the reward models' by `engine_key`."""
-    host = BaseHost(engine=client.bind({}), tokenizer=client.renderer.tokenizer)
+    host = BaseHost(
+        engine=client.bind({}), tokenizer=client.renderer.tokenizer, active_at=Activity(client=client.inner)
+    )
     return Scoring(config=config, scorers=build_scorers(config, host, poolers), host=host, poolers=poolers)
+
+
+def never() -> float:
+    """When an engine that shows nothing was last active."""
+    return -math.inf
 
 
 RenderRequest = Callable[[str, Json], Awaitable[Tokens]]
@@ -86,6 +98,8 @@ class BaseHost:
     tokenizer: Any
     render_request: RenderRequest | None = None
     """None until vLLM's app is there, whose renderer serves requests and rewards alike."""
+    active_at: Callable[[], float] = never
+    """When the engine last did something for anybody, by `time.monotonic`."""
 
     async def render(self, messages: Sequence[Mapping[str, str]]) -> Tokens:
         return await self.render_body(CHAT, {"messages": [dict(message) for message in messages]})
@@ -332,7 +346,7 @@ class RequestReward:
 
     def _question(self, prompt: Tokens, responses: Sequence[Response]) -> tuple[Question, list[Response]]:
         """What the responses answer, and what rewards read of each: the whole answer, its beginning included."""
-        context, begun = split_prompt(prompt, self.prefix, self._decode)
+        context, begun = split_prompt(prompt, self.prefix, self.scoring.host)
         messages = self.messages or ({"role": "user", "content": self._decode(context)},)
         document = self.document if self.messages else {"messages": list(messages)}
         path = self.path if self.messages else CHAT
@@ -341,7 +355,7 @@ class RequestReward:
             host = self.scoring.host
             assert isinstance(host, BaseHost)
             tokens = await host.render_body(path, instruct(path, document, instruction, "system"))
-            return split_prompt(tokens, self.prefix, self._decode)[0]
+            return split_prompt(tokens, self.prefix, self.scoring.host)[0]
 
         question = Question(messages=messages, prompt=context, given=self.given, instruct=render_with, turns=self.turns)
         return question, [Response(text=self.prefix + r.text, tokens=[*begun, *r.tokens]) for r in responses]
@@ -370,20 +384,20 @@ class RequestReward:
         return await scoring.references.get(key, draw, self.usage)
 
 
-def split_prompt(prompt: Tokens, prefix: str, decode: Callable[[Tokens], str]) -> tuple[Tokens, Tokens]:
+def split_prompt(prompt: Tokens, prefix: str, host: Host) -> tuple[Tokens, Tokens]:
     """A prompt up to where its answer begins, and the tokens of the answer's beginning.
 
     Raises ValueError where no end of the prompt reads as that beginning.
     """
-    sought = prefix.strip()
-    if not sought:
+    if not (sought := prefix.strip()):
         return prompt, ()
-    for count in range(1, min(len(prompt), len(prefix) + MORE_TOKENS) + 1):
-        if len(text := decode(prompt[-count:]).strip()) >= len(sought):
-            if text == sought:
-                return prompt[:-count], prompt[-count:]
-            if len(text) > len(sought) + MORE_TOKENS:
-                break
+    alone = len(host.engine.tokens(prefix))
+    for more in sorted(range(-MORE_TOKENS, MORE_TOKENS + 1), key=abs):
+        place = len(prompt) - alone - more
+        if 0 <= place < len(prompt):
+            text: str = host.tokenizer.decode(list(prompt[place:]), skip_special_tokens=True)
+            if text.strip() == sought:
+                return prompt[:place], prompt[place:]
     raise ValueError("the chat template does not end with the message that is continued, so rewards cannot read it")
 
 

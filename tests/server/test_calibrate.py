@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,6 +38,14 @@ class Letters:
         return [[float(list(r.tokens).count(0))] for r in responses]
 
 
+@dataclass(frozen=True)
+class Constant(Letters):
+    """The same for every answer."""
+
+    async def __call__(self, question: Question, responses: Sequence[Response]) -> list[list[float]]:
+        return [[7.0] for _ in responses]
+
+
 class Toy:
     """A host whose every prompt is the start of a response."""
 
@@ -59,6 +68,24 @@ CONFIG = Config.model_validate(
         "objectives": {"zeros": {"reward": "zeros", "guide": "arm"}, "unscored": {"guide": "arm"}},
     }
 )
+
+
+async def test_a_reward_that_makes_no_difference_is_named_and_left_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    """Not an error that loses what was measured of the others."""
+    caplog.set_level(logging.WARNING, logger="trimtab")
+    config = Config.model_validate(
+        {
+            "base": "org/base",
+            "rewards": {name: {"kind": "length", "target": 1} for name in ("zeros", "same")},
+            "objectives": {"zeros": {"reward": "zeros"}, "same": {"reward": "same"}},
+        }
+    )
+    engine = ToyEngine(ToyModel.load(TOY, {"base": "base"}), start=START)
+    scoring = Scoring(config=config, scorers={"zeros": Letters(), "same": Constant()}, host=Toy(engine))
+    prompts = [({"role": "user", "content": str(i)},) for i in range(4)]
+    assert (await calibrate(scoring, prompts, answers=4, max_tokens=5)).keys() == {"zeros"}
+    [line] = [record.getMessage() for record in caplog.records]
+    assert line.startswith("objectives.same.reward makes no difference on this model")
 
 
 @pytest.mark.slow

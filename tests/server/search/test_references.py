@@ -22,7 +22,7 @@ from trimtab.rewards.validated import ValidatedScorer
 from trimtab.runtime.toy_engine import ToyEngine
 from trimtab.runtime.usage import Usage
 from trimtab.server.config import Config
-from trimtab.server.references import MAX_SCORES, ReferenceScores, make_key, make_seed
+from trimtab.server.request.references import MAX_SCORES, ReferenceScores, make_key, make_seed
 
 NUMBERS = count()
 
