@@ -95,7 +95,7 @@ def engine_args(base: str, guides: Mapping[str, str | Mapping[str, Any]], **opti
     overrides = options.pop("hf_overrides", None) or {}
     check_files(BASE, base, config_elsewhere=bool(options.get("hf_config_path")))
     base_config = model_config(
-        BASE, lambda: AsyncEngineArgs(model=base, hf_overrides=overrides, **options).create_model_config()
+        BASE, lambda: AsyncEngineArgs(model=base, hf_overrides=overrides, **options).create_model_config(), base
     )
     check_kind(BASE, base_config)
     check_draft(base_config, options.get("speculative_config") or {})
@@ -117,7 +117,7 @@ def engine_args(base: str, guides: Mapping[str, str | Mapping[str, Any]], **opti
             )
         else:
             check_files(name, guide.model)
-            config = model_config(name, partial(guide_model_config, guide, base_config, None))
+            config = model_config(name, partial(guide_model_config, guide, base_config, None), guide.model)
             check_kind(name, config)
             check_vocabulary(guide, base_config, vocabulary_of_base())
             check_length(guide, config, base_config, max_model_len=options.get("max_model_len"))
@@ -263,15 +263,17 @@ def one_line(text: str, most: int = 600) -> str:
     return flat if len(flat) <= most else flat[:most] + "…"
 
 
-def model_config(member: str, build: Callable[[], ModelConfig]) -> ModelConfig:
-    """vLLM's config of one member; what it objects to, under the member's name."""
+def model_config(member: str, build: Callable[[], ModelConfig], model: str | None = None) -> ModelConfig:
+    """vLLM's config of one member; what it objects to, under the member's name. `model`: as a person wrote it."""
     try:
         config = build()
-    except ValidationError as error:
-        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise MemberError(member, one_line(reason.split(" Supported architectures:")[0])) from error  # hundreds of them
-    except (OSError, ValueError, KeyError) as error:
-        raise MemberError(member, one_line(str(error))) from error
+    except (ValidationError, OSError, ValueError, KeyError) as error:
+        message = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        reason = one_line(
+            message.removeprefix("Value error, ").split(" Supported architectures:")[0]
+        )  # hundreds of them
+        hub = "" if model is None or Path(model).is_dir() else f"there is no folder {model!r}, and on Hugging Face: "
+        raise MemberError(member, hub + reason) from error
     local = Path(config.model)
     if local.is_dir() and not any(any(local.glob(f"*.{kind}")) for kind in ("safetensors", "bin", "pt")):
         raise MemberError(member, f"no weights in {local}; valid: safetensors, or PyTorch's bin")

@@ -137,7 +137,7 @@ def pooling_spec(name: str, model: str, **options: Any) -> PoolingSpec:
     if current_platform.is_cpu() and options.get("tensor_parallel_size", 1) == 1:
         options.setdefault("distributed_executor_backend", "trimtab.engine.cpu_executor.SharedCoresExecutor")
     check_files(name, model, config_elsewhere=bool(options.get("hf_config_path")))
-    config = model_config(name, lambda: AsyncEngineArgs(**options).create_model_config())
+    config = model_config(name, lambda: AsyncEngineArgs(**options).create_model_config(), model)
     if config.convert_type == "embed":  # vLLM would serve it as an embedding model: it has no head that scores
         raise MemberError(name, f"{model} is {config.architecture}, which has no scoring head; valid: {VALID}")
     try:

@@ -8,6 +8,7 @@ because the compiler takes `{"$ref": "#"}` for a grammar.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,8 @@ DATA = ("const", "default", "enum", "example", "examples")
 SAME_VALUE = ("allOf", "anyOf", "oneOf")
 """Keys of a schema whose schemas are of the very value that it describes."""
 
+RULE = re.compile(r"::=|^\s*[?!]?\w+(?:\.\d+)?\s*:(?!:)", re.MULTILINE)
+"""The head of a rule, in EBNF or in Lark's form."""
 TAG_LEVELS = 12
 """Levels of a structural tag above the schemas in it."""
 
@@ -47,6 +50,7 @@ def check_structured(params: SamplingParams, limits: SchemaLimits) -> None:
             check.pattern(pattern, f"structured_outputs.{name}")
     if wanted.grammar is not None:
         check.size(wanted.grammar, "structured_outputs.grammar")
+        check.entries(len(RULE.findall(wanted.grammar)), "structured_outputs.grammar", "rules")
     if wanted.choice is not None:
         check.entries(len(wanted.choice), "structured_outputs.choice")
         check.size("".join(wanted.choice), "structured_outputs.choice")
@@ -73,9 +77,9 @@ class SchemaCheck:
         if len(text) > self.limits.max_regex_chars:
             raise self.refuse(what, f"{len(text)} characters", self.limits.max_regex_chars, "max_regex_chars")
 
-    def entries(self, count: int, what: str) -> None:
+    def entries(self, count: int, what: str, kind: str = "entries") -> None:
         if count > self.limits.max_schema_entries:
-            raise self.refuse(what, f"{count} entries", self.limits.max_schema_entries, "max_schema_entries")
+            raise self.refuse(what, f"{count} {kind}", self.limits.max_schema_entries, "max_schema_entries")
 
     def schema(self, schema: str | dict[str, Any], what: str, *, tag: bool = False) -> None:
         """`tag`: it is no schema itself, but holds some."""

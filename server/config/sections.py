@@ -86,8 +86,8 @@ def _resolve_file(name: str, info: ValidationInfo) -> str:
     return str(path)
 
 
-File = Annotated[str, AfterValidator(_resolve_file)]
-"""A path, from the file's folder."""
+File = Annotated[str, AfterValidator(lambda name, info: str(_beside(name, info).absolute()))]
+"""A path, from the file's folder; whoever reads the file says what is wrong with it."""
 
 
 def _resolve_template(text: str, info: ValidationInfo) -> str:
@@ -261,7 +261,7 @@ class LimitsConfig(Section):
     max_schema_values: int = Field(default=5000, ge=1)
     """Values of such a schema in all: objects, lists, texts, numbers."""
     max_schema_entries: int = Field(default=1000, ge=1)
-    """Longest enum, properties or other list of such a schema, and longest list of choices."""
+    """Longest enum, properties or other list of such a schema, most rules of a grammar, longest list of choices."""
     max_schema_depth: int = Field(default=32, ge=1)
     """Levels of such a schema."""
     max_regex_chars: int = Field(default=1024, ge=1)
@@ -393,10 +393,12 @@ class Config(Section):
         if self.api_keys_file is None:
             return []
         try:
-            lines = [line.split("#")[0].split() for line in Path(self.api_keys_file).read_text().splitlines()]
+            lines = [line.split("#")[0].split() for line in Path(self.api_keys_file).read_text("utf-8").splitlines()]
             keys = [KEY.validate_python(words[0]) for words in lines if words]
         except OSError as error:
             raise ConfigError(f"cannot be read: {error.strerror}", key="api_keys_file") from None
+        except UnicodeDecodeError:
+            raise ConfigError("is not UTF-8", key="api_keys_file") from None
         except ValidationError as error:
             raise ConfigError(error.errors()[0]["msg"], key="api_keys_file") from None
         if not keys:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 import vllm.v1
@@ -416,3 +417,17 @@ def test_a_model_with_a_state_of_its_own_is_refused(members, monkeypatch, member
     monkeypatch.setattr(chosen, "get_model_state_cls", classmethod(lambda cls: None), raising=False)
     with pytest.raises(MemberError, match=rf"^{member}: .* brings a model state of its own"):
         start(members, {"one": str(members["qwen"])})
+
+
+@pytest.mark.slow
+def test_a_name_without_a_slash_that_is_no_folder(members, monkeypatch):
+    """It may be a model of the hub, and where the hub has none either the message says both."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    for check in (
+        lambda: engine_args("my-model", {}, **OPTIONS),
+        lambda: start(members, {"one": "my-model"}),
+        lambda: pooling_spec("reward", "my-model"),
+    ):
+        with pytest.raises(MemberError, match=r"there is no folder 'my-model', and on Hugging Face: "):
+            check()

@@ -47,6 +47,7 @@ def test_what_is_within_the_limits():
     check(regex="x" * 30)
     check(choice=["x"] * 20)
     check(grammar="x" * 2000)
+    check(grammar="".join(f'r{i} ::= "a: b"\n' for i in range(20)))
     check(json_object=True)
     check(structural_tag=tag(enum(20)))
     check(structural_tag=tag(nested(7)))
@@ -72,6 +73,8 @@ def test_what_is_within_the_limits():
         ({"choice": ["x"] * 21}, "max_schema_entries"),
         ({"choice": ["x" * 2001]}, "max_schema_bytes"),
         ({"grammar": "x" * 2001}, "max_schema_bytes"),
+        ({"grammar": "".join(f'r{i} ::= "a"\n' for i in range(21))}, "max_schema_entries"),
+        ({"grammar": "".join(f'?r{i} : "a"\n' for i in range(21))}, "max_schema_entries"),
         ({"structural_tag": tag(enum(21))}, "max_schema_entries"),
         ({"structural_tag": tag(nested(30))}, "max_schema_depth"),
         ({"structural_tag": tag({"description": "x" * 2001})}, "max_schema_bytes"),

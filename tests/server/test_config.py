@@ -364,9 +364,27 @@ def test_a_guide_s_tokenizer_and_overrides(folder: Path) -> None:
     assert guide.hf_overrides == {"rope_theta": 1}
 
 
-def test_a_key_file_that_is_not_there(folder: Path) -> None:
-    with pytest.raises(ConfigError, match=r":2: api_keys_file: there is no .*/keys$"):
-        load(written(folder, "base: a/b\napi_keys_file: keys\n"))
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("none", "cannot be read: No such file or directory"),
+        ("folder", "cannot be read: Is a directory"),
+        ("loop", "cannot be read: Too many levels of symbolic links"),
+        ("latin", "is not UTF-8"),
+    ],
+)
+def test_a_key_file_that_cannot_be_read(folder: Path, kind: str, message: str) -> None:
+    keys = folder / "keys"
+    if kind == "folder":
+        keys.mkdir()
+    elif kind == "loop":
+        keys.symlink_to(keys)
+    elif kind == "latin":
+        keys.write_bytes(b"key  # caf\xe9\n")
+    path = written(folder, "base: models/base\napi_keys_file: keys\n")
+    with pytest.raises(ConfigError) as caught:
+        load(path, check=check_config)
+    assert str(caught.value) == f"{path}:2: api_keys_file: {message}"
 
 
 def test_what_is_wrong_later_has_its_line_too(folder: Path) -> None:

@@ -490,13 +490,17 @@ async def test_a_reload_changes_rules_limits_and_keys(site: tuple[ServerState, F
         asked = {"prompt": "hi", "responses": ["four"]}
         first = (await raw.post("/v1/alignment/score", json=asked)).json()["scores"][0]["rewards"]
         path.write_text(
-            path.read_text().replace("target: 3", "target: 2") + "\nlimits: {max_tokens: 1234}\napi_keys: [new-key]\n"
+            path.read_text().replace("target: 3", "target: 2")
+            + "\nlimits: {max_tokens: 1234, max_regex_chars: 5}\napi_keys: [new-key]\n"
         )
         changed = (await raw.post("/admin/reload")).json()["changed"]
         assert sorted(changed) == ["api_keys", "limits", "rewards"]
         assert served.admission.capacity == sample("trimtab_admission_capacity_tokens") == 1234
         second = (await raw.post("/v1/alignment/score", json=asked)).json()["scores"][0]["rewards"]
         assert first != second
+    async with http(app, authorization="Bearer new-key") as raw:
+        answer = await raw.post(CHAT, json={**BODY, "structured_outputs": {"regex": "a" * 6}})
+        assert (answer.status_code, "limits.max_regex_chars" in answer.text) == (400, True)
     async with http(app) as raw:
         assert (await raw.post(CHAT, json=BODY)).status_code == 401
 
