@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from transformers import AutoConfig, AutoTokenizer
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.exceptions import VLLMValidationError
 from vllm.outputs import RequestOutput
 from vllm.renderers.registry import renderer_from_config
 from vllm.v1.engine.input_processor import InputProcessor
@@ -49,7 +50,10 @@ class TokenizedToy(ToyEngine):
         return encode_answer(self.tokenizer, text)
 
     def generate(self, prompt: Tokens, sampling: Sampling, *, n: int, guides: Mixture) -> AsyncGenerator[Chunk, None]:
-        """Raises ValueError for log-probs, which vLLM's app takes from an engine's own outputs."""
+        """Raises ValueError for log-probs, which vLLM's app takes from an engine's own outputs, and for an empty
+        prompt, as an engine does."""
+        if not prompt:
+            raise VLLMValidationError("The decoder prompt cannot be empty")
         if sampling.logprobs:
             raise ValueError("the toy engine gives no logprobs")
         return super().generate(prompt, sampling, n=n, guides=guides)

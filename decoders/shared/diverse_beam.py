@@ -16,7 +16,7 @@ Neutral value: lambda = 0 and G = 1 is beam search, and with N = 1 too greedy de
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, final
 
 from pydantic import ConfigDict, Field
@@ -70,6 +70,8 @@ async def search_hypotheses(
         expansions = {id(h): steps for h, steps in zip(open_ones, lists, strict=True)}
         chosen: Counter[int] = Counter()
         for g, group in enumerate(groups):
+            # where the model goes on no further, its context is full
+            group = [h if h.finish or expansions[id(h)] else replace(h, finish="length") for h in group]
             scored = [(h.theta, h) for h in group if h.finish is not None]
             for h in group:
                 if h.finish is None:

@@ -104,3 +104,13 @@ async def test_a_budget_leaves_beginnings(toy: ToyModel) -> None:
     assert len(chunks) == 4
     assert usage.limit == "budget"
     assert any(c.finish == "budget" for c in chunks)
+
+
+async def test_a_full_context_ends_an_answer(toy: ToyModel) -> None:
+    """At its last position an engine has no more log-probabilities to give."""
+    engine = ToyEngine(toy, start=START)
+    for groups in (1, 2):
+        how = Diverse(groups=groups, penalty=0.5)
+        answers = await search_hypotheses([START], 10**6, engine, how, n=64, guides={"base": 1.0})
+        assert all(a.finish == ("stop" if a.tokens[-1] in engine.eos_ids else "length") for a in answers)
+        assert any(a.finish == "length" and len(a.tokens) == toy.max_tokens for a in answers)
