@@ -39,7 +39,6 @@ async def test_a_stop_token_ends_an_answer_whoever_draws_it(client: AsyncOpenAI,
         answer = await client.chat.completions.create(model="toy", messages=HI, seed=seed, extra_body=body)
         [choice] = answer.choices
         assert "b" not in choice.message.content
-        assert answer.usage.completion_tokens <= len(choice.message.content) + 1, "tokens behind the end"
         if (reason := choice.model_extra["stop_reason"]) is not None:
             assert (choice.finish_reason, reason) == ("stop", b)
             stopped += 1
