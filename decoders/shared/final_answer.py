@@ -91,6 +91,7 @@ _ANOTHER_LETTER = re.compile(r"\s*(?:or|and|/|,|&|to|-)\s*(?:or\s|and\s)?\(?[A-Z
 _LIST = re.compile(
     r"^\s*(?:[^\W\d]\w*\s*){0,2}(?:or|and|to|/|-|&)\s*(?:[^\W\d]\w*\s){0,2}[^\w\s]?(?=[0-9])", re.IGNORECASE
 )
+_OR = re.compile(r"\s*(?:[^\W\d]\w*\s){0,2}n?or\s[^\w\s]?", re.IGNORECASE)
 _OPERATION = re.compile(r"^\s*(?:[+*/^]|-\s|\\)\s*[0-9\\(A-Za-z]")
 _ABOUT = re.compile(
     r"^(?:about|approximately|approx\.?|around|roughly|exactly|\\approx|≈|~|:|-\s+(?=[0-9]))\s*", re.IGNORECASE
@@ -117,10 +118,9 @@ def read_number(text: str, *, marked: str | None) -> WrittenNumber | None:
     """The number that `marked`, of `text`, is; without a mark the text's last number that it does not deny."""
     if marked is None and not (marked := _closing_formula(text)):
         plain = _DENIED_NUMBER.sub(" ", strip_markup(text[-LONGEST:]))
-        last = None
-        for last in find_numbers(plain):  # noqa: B007
-            pass
-        return last
+        numbers = list(find_numbers(plain))
+        is_one_of_several = len(numbers) > 1 and _OR.fullmatch(plain[numbers[-2].end : numbers[-1].start])
+        return numbers[-1] if numbers and not is_one_of_several else None
     plain = _value_side(_DENIED_NUMBER.sub(" ", strip_markup(cut_clause(marked))))
     number = next(find_numbers(plain), None)
     if number is None or _is_whole(number, plain):

@@ -46,6 +46,8 @@ from trimtab.decoders.shared.final_answer import LONGEST
         ("the answer is not 12 but 15", "15"),
         ("It is 15, not 12.", "15"),
         ("The answer is 3 or 4", None),
+        ("It is either 3 or 4.", None),
+        ("neither 3 nor 4", None),
         ("1 000 000", "1000000"),
         ("1'000.5", "1000.5"),
         ("1.234,5", "1234.5"),
