@@ -37,6 +37,8 @@ PROMPTS = Path("demo/prompts.txt")
 CLIENTS = 16
 """Of the closed loops."""
 TIMES = 3.0
+LEAST = 1.5
+"""Times the capacity that the generator must reach beside the server."""
 HANG_UP = 0.2
 HASTE = 0.6
 """A client that hangs up does so within this many seconds; most answers take longer."""
@@ -99,6 +101,7 @@ async def run_soak(url: str, *, warm: float, seconds: float, exact: float) -> di
         "capacity": capacity,
         "soak": figures(soak, None),
         "sums": sums,
+        "sent_per_s": send_rate(soak),
         "exact": figures(last, None)["total"],
         "exact_sums": exactly,
         "small_s": {"quiet": latencies(quiet), "beside": latencies(small)},
@@ -110,6 +113,12 @@ async def run_soak(url: str, *, warm: float, seconds: float, exact: float) -> di
 def latencies(done: LoadRun) -> list[float]:
     """Seconds of the requests that were answered."""
     return [one.ended - one.intended for one in done.exchanges if one.outcome is Outcome.OK and one.ended is not None]
+
+
+def send_rate(done: LoadRun) -> float:
+    """Requests a second as they were sent, which a generator short of processor time falls behind with."""
+    sent = sorted(one.sent for one in done.exchanges if one.sent is not None)
+    return len(sent) / (sent[-1] - sent[0]) if len(sent) > 1 else 0.0
 
 
 async def until_idle(url: str) -> float:
@@ -153,7 +162,7 @@ def compare_counts(loads: Sequence[LoadRun], before: Any, after: Any) -> dict[st
 def check_counts(sums: dict[str, Any]) -> bool:
     """Whether the server's counts are the clients', where a request whose client hung up may have had any outcome."""
     server, clients = sums["server"], sums["clients"]
-    hung_up = clients.get(Outcome.DISCONNECTED, 0) + unanswered(sums)
+    hung_up = clients.get(Outcome.DISCONNECTED, 0) + count_unanswered(sums)
     learned = {name: clients.get(outcome, 0) for name, outcome in OUTCOMES.items() if name != "client_abort"}
     return (
         sums["requests"][0] - hung_up <= sums["requests"][1] <= sums["requests"][0]
@@ -162,7 +171,7 @@ def check_counts(sums: dict[str, Any]) -> bool:
     )
 
 
-def unanswered(sums: dict[str, Any]) -> int:
+def count_unanswered(sums: dict[str, Any]) -> int:
     """Requests whose client waited and learned no outcome."""
     known = {*OUTCOMES.values()}
     return int(sum(count for outcome, count in sums["clients"].items() if outcome not in known))
@@ -176,11 +185,13 @@ def judge(result: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
     of = result["memory_mib"]
     slope, margin = fit_slope(of["seconds"], of["all"])
     is_long = bool(of["seconds"]) and of["seconds"][-1] > SETTLED
+    times = result["sent_per_s"] / result["capacity"]
     return [
+        ("sent, times the capacity", f"{times:.1f}", f"above {LEAST:g}; due {TIMES:g}", times > LEAST),
         ("outcomes under load", f"{sums['requests'][1]} counted", "the clients'", check_counts(sums)),
         ("outcomes without hang-ups", f"{exact['requests'][1]} counted", "the clients', each", is_exact(exact)),
         ("tokens without hang-ups", str(exact["server_tokens"]), str(exact["client_tokens"]), has_equal_tokens(exact)),
-        ("requests without an answer", str(unanswered(sums)), "0", unanswered(sums) == 0),
+        ("requests without an answer", str(count_unanswered(sums)), "0", count_unanswered(sums) == 0),
         (
             "memory, MiB a minute",
             f"{slope:+.2f} ± {margin:.2f}",
