@@ -114,7 +114,12 @@ class Beam:
         compared = expansion_cost(self.n, max_tokens, self.block, self.step, self.rounds, guides=self.guides)
         rest = self.beams * (max_tokens if self.step else max(0, max_tokens - self.rounds * self.block))
         last = self.beams * max_tokens if rest else 0
-        return replace(compared, sampled=compared.sampled + rest, reward_tokens=compared.reward_tokens + last)
+        return replace(
+            compared,
+            sampled=compared.sampled + rest,
+            reward_tokens=compared.reward_tokens + last,
+            readings=compared.readings + (self.beams if rest else 0),
+        )
 
     def _survivors(self, partials: list[PartialAnswer], *, first: bool) -> list[PartialAnswer]:
         by_value = sorted(range(len(partials)), key=lambda i: -(partials[i].value or 0.0))

@@ -115,6 +115,10 @@ class Work:
     """Whose log-probs the engine is asked for, once per mixture."""
     reward_tokens: int = 0
     """That each reward is given, those given again counted again."""
+    readings: int = 0
+    """Answers, whole or not, that each reward is given, each with the prompt; 0: as few as `reward_tokens` may be."""
+    prompt: int = 0
+    """Of the request's prompts, as the engine reads them once."""
     draws: int = 0
     """Whole answers drawn in all, to their end, whether begun or drawn anew from the middle; 0 is `candidates`. Blocks,
     segments and look-ahead are parts of an answer, which `sampled` bounds."""
@@ -134,6 +138,8 @@ class Work:
             sampled=n * self.sampled,
             scored=n * self.scored,
             reward_tokens=n * self.reward_tokens,
+            readings=n * self.readings,
+            prompt=n * self.prompt,
             draws=n * self.draws,
         )
 

@@ -85,6 +85,7 @@ class Segments:
             sampled=max_tokens if alone else max_tokens + tried,
             scored=0 if alone else max_tokens + tried,
             reward_tokens=max_tokens if alone else begun + tried,
+            readings=1 if alone else self.tries * max_tokens,
             mixtures={"": self.guides},
         ).times(n)
 

@@ -105,18 +105,20 @@ class SpeculativeRejection:
 
     def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:
         lengths = [t for t in self.decisions if t < max_tokens] if self.alpha and n < self.n else []
-        survivors, here, sampled, reward_tokens = self.n, 0, 0, 0
+        survivors, here, sampled, reward_tokens, readings = self.n, 0, 0, 0, 0
         for length in [*lengths, max_tokens]:
             sampled, reward_tokens, here = (
                 sampled + survivors * (length - here),
                 reward_tokens + survivors * length,
                 length,
             )
+            readings += survivors
             survivors = max(n, round((1 - self.alpha) * survivors))
         return Work(
             candidates=self.n,
             sampled=sampled,
             reward_tokens=reward_tokens,
+            readings=readings,
             mixtures={"": self.guides},
             terms={"candidates": "n"},
         )

@@ -106,6 +106,7 @@ class AlignedClient:
         # Not itself a generator: the context variable is read in the handler's context, not the consumer's.
         check_structured(sampling_params, self.schema_limits)
         run = current_run.get() or StrategyRun()
+        run.settle(len(prompt.get("prompt_token_ids") or ()), sampling_params.max_tokens or 1)
         if run.native:
             if prompt.get("cache_salt"):
                 prompt = {**prompt, "cache_salt": cache_salt(prompt["cache_salt"])}

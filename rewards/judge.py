@@ -35,13 +35,16 @@ from pydantic import Field
 
 from trimtab.decoders.protocols import BASE
 from trimtab.decoders.shared.gather import gather_or_cancel
-from trimtab.rewards.protocols import Host, Question, Response, RewardError
+from trimtab.rewards.protocols import Host, Question, Record, Response, RewardError, ignore
 from trimtab.rewards.turns import gather_in_turn
 
 log = logging.getLogger("trimtab")
 
 RETRIES = 2
 """Of a reply that an endpoint did not give, all within its `seconds`."""
+
+FRAME = 64
+"""Tokens that a chat template puts around a message, at the most."""
 
 LETTERS = ("A", "B")
 ORDERS = (("yes", "no"), ("no", "yes"))
@@ -69,7 +72,7 @@ Reply with one letter, A or B."""
 
 
 class LetterJudge(Protocol):
-    async def __call__(self, text: str) -> tuple[float, float]:
+    async def __call__(self, text: str, record: Record) -> tuple[float, float]:
         """log p(A), log p(B) as the reply to `text`."""
         ...
 
@@ -80,14 +83,11 @@ class BaseJudge:
 
     host: Host
 
-    async def __call__(self, text: str) -> tuple[float, float]:
+    async def __call__(self, text: str, record: Record = ignore) -> tuple[float, float]:
         prompt = await self.host.render([{"role": "user", "content": text}])
-        a, b = await gather_or_cancel(
-            self.host.engine.score(
-                prompt, self.host.tokenizer.encode(letter, add_special_tokens=False), guides={BASE: 1.0}
-            )
-            for letter in LETTERS
-        )
+        letters = [self.host.tokenizer.encode(letter, add_special_tokens=False) for letter in LETTERS]
+        record(sum(len(prompt) + len(letter) for letter in letters))
+        a, b = await gather_or_cancel(self.host.engine.score(prompt, letter, guides={BASE: 1.0}) for letter in letters)
         return math.fsum(a), math.fsum(b)
 
 
@@ -112,8 +112,8 @@ class EndpointJudge:
             base_url=self.url, api_key=self.key, timeout=self.seconds, max_retries=RETRIES, http_client=http_client
         )
 
-    async def __call__(self, text: str) -> tuple[float, float]:
-        """Raises RewardError."""
+    async def __call__(self, text: str, record: Record = ignore) -> tuple[float, float]:
+        """What it reads is read elsewhere. Raises RewardError."""
         try:
             async with asyncio.timeout(self.seconds):
                 reply = await self._client.chat.completions.create(
@@ -205,12 +205,32 @@ class Judge:
         key = os.environ[self.api_key_env] if self.api_key_env else "none"
         return EndpointJudge(url=self.endpoint, model=self.endpoint_model, key=key, seconds=self.seconds)
 
+    def reads(self, prompt: int, response: int) -> int:
+        """The base reads all of it once for each principle, order and letter; another endpoint's work is not ours."""
+        if self.endpoint is not None:
+            return response
+        k = len(self.principles) * len(ORDERS) * len(LETTERS)
+        return k * (prompt + response) + self._framing
+
+    @cached_property
+    def _framing(self) -> int:
+        """Tokens around conversation and response, over all that is asked of one response."""
+        questions = [
+            PROMPT.format(conversation="", response="", principle=principle, a=a, b=b)
+            for principle in self.principles.values()
+            for a, b in ORDERS
+        ]
+        encode = self.host.tokenizer.encode
+        return sum(len(LETTERS) * (len(encode(text, add_special_tokens=False)) + FRAME) for text in questions)
+
     async def __call__(self, question: Question, responses: Sequence[Response]) -> list[list[float]]:
+        if self.endpoint is not None:
+            question.record(sum(len(response.tokens) for response in responses))
         conversation = "\n".join(f"{message['role']}: {message['content']}" for message in question.messages)
         odds = await gather_in_turn(
             question.turns,
             (
-                partial(self._log_odds, conversation, response.text, principle, order)
+                partial(self._log_odds, conversation, response.text, principle, order, question.record)
                 for response in responses
                 for principle in self.principles.values()
                 for order in ORDERS
@@ -220,9 +240,11 @@ class Judge:
         k = len(self.principles)
         return [scores[i * k : (i + 1) * k] for i in range(len(responses))]
 
-    async def _log_odds(self, conversation: str, response: str, principle: str, order: tuple[str, str]) -> float:
+    async def _log_odds(
+        self, conversation: str, response: str, principle: str, order: tuple[str, str], record: Record
+    ) -> float:
         """log p(yes) - log p(no) in one order."""
         first, second = order
         text = PROMPT.format(conversation=conversation, response=response, principle=principle, a=first, b=second)
-        a, b = await self._judge(text)
+        a, b = await self._judge(text, record)
         return a - b if first == "yes" else b - a

@@ -24,8 +24,11 @@ from typing import Annotated
 from pydantic import Field
 
 from trimtab.decoders.protocols import BASE, Mixture, Tokens
-from trimtab.rewards.protocols import Host, Question, Response
+from trimtab.rewards.protocols import Host, Question, Record, Response
 from trimtab.rewards.turns import gather_in_turn
+
+FRAME = 64
+"""Tokens that a chat template puts around a message, at the most."""
 
 Member = Annotated[str | Mapping[str, float], Field(description="a guide, the base, or a mixture {member: exponent}")]
 
@@ -65,6 +68,11 @@ class LogRatio:
     def needs(self) -> frozenset[str]:
         return frozenset()
 
+    def reads(self, prompt: int, response: int) -> int:
+        """Both models read prompt and response; an instruction's prompt is longer by as many tokens as it has bytes."""
+        added = 0 if self.instruction is None else len(self.instruction.encode()) + FRAME
+        return 2 * (prompt + response) + added
+
     async def __call__(self, question: Question, responses: Sequence[Response]) -> list[list[float]]:
         strong_prompt = question.prompt
         if self.instruction is not None:
@@ -72,7 +80,7 @@ class LogRatio:
         scores = await gather_in_turn(
             question.turns,
             (
-                partial(self._logprob, side, prompt, response.tokens)
+                partial(self._logprob, side, prompt, response.tokens, question.record)
                 for response in responses
                 for side, prompt in ((self.strong, strong_prompt), (self.weak, question.prompt))
             ),
@@ -83,9 +91,10 @@ class LogRatio:
     def _length(self, response: Response) -> int:
         return len(response.tokens) if self.length_normalised else 1
 
-    async def _logprob(self, side: str | Mixture, prompt: Tokens, completion: Tokens) -> float:
+    async def _logprob(self, side: str | Mixture, prompt: Tokens, completion: Tokens, record: Record) -> float:
         if not completion:
             return 0.0
+        record(len(prompt) + len(completion))
         return math.fsum(await self.host.engine.score(prompt, completion, guides=as_mixture(side)))
 
 

@@ -13,6 +13,13 @@ from typing import Any, Protocol
 from trimtab.decoders.protocols import Engine, Tokens
 from trimtab.rewards.turns import READINGS
 
+Record = Callable[[int], None]
+"""Called with the tokens that were read for a score."""
+
+
+def ignore(tokens: int) -> None:
+    """The `Record` of nobody."""
+
 
 async def cannot_instruct(instruction: str) -> Tokens:
     raise ValueError("there is no conversation to instruct")
@@ -32,6 +39,8 @@ class Question:
     """The conversation in the base's tokens under an instruction as its system message, joined to one that is there."""
     turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(READINGS), compare=False)
     """What the request's calls of judges, and of the base for its rewards, take one of each."""
+    record: Record = field(default=ignore, compare=False)
+    """For scorers that have something else read than each response once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +54,11 @@ class Response:
 
 
 class Scorer(Protocol):
-    """A reward before it is bound to a request."""
+    """A reward before it is bound to a request.
+
+    One that has more read than each response once has a method too, `reads(prompt, response)`: the tokens read at the
+    most for a response of so many to a prompt of so many, linear in both. What it has read it records.
+    """
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -46,6 +46,16 @@ class ValidatedScorer:
     def reads_final_answer(self) -> bool:
         return reads_final_answer(self.scorer)
 
+    @property
+    def records(self) -> bool:
+        """Whether the scorer records what it reads by `Question.record`, and states it before."""
+        return hasattr(self.scorer, "reads")
+
+    def reads(self, prompt: int, response: int) -> int:
+        """Tokens read for a response of so many to a prompt of so many, at the most: the response, where it states
+        nothing else."""
+        return int(self.scorer.reads(prompt, response)) if hasattr(self.scorer, "reads") else response
+
     async def __call__(self, question: Question, responses: Sequence[Response]) -> list[list[float]]:
         if missing := sorted(self.needs - set(question.given)):
             raise ValueError(f"the reward {self.name!r} needs {', '.join(missing)} to score against")

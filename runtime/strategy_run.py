@@ -56,6 +56,8 @@ class StrategyRun:
     """What answers where the strategy fails before its first token with one of `recoverable_errors`."""
     recoverable_errors: tuple[type[Exception], ...] = ()
     usage: Usage = field(default_factory=Usage)
+    settle: Callable[[int, int], None] = lambda prompt, longest: None
+    """Called as each of its prompts is known: with the tokens of that, and of the longest answer to it."""
     share: RequestShare = field(default_factory=RequestShare)
 
     failure: Exception | None = None

@@ -173,13 +173,13 @@ async def run_calibration(config: Config, args: argparse.Namespace) -> None:
     from trimtab.engine.errors import MemberError
     from trimtab.server.calibrate import calibrate, read_prompts, report, write_calibrations
     from trimtab.server.engines import running_models
-    from trimtab.server.http.vllm_app import arguments, openai_app, render
+    from trimtab.server.http.vllm_app import RequestReader, arguments, openai_app
 
     prompts = read_prompts(args.prompts)
     try:
         server_args = arguments(config)
         async with running_models(config, server_args) as (client, scoring):
-            scoring.attach(partial(render, await openai_app(client, server_args)))
+            scoring.attach(RequestReader(app=await openai_app(client, server_args)).render)
             calibrations = await calibrate(scoring, prompts, answers=args.answers, max_tokens=args.max_tokens)
     except MemberError as error:
         raise ConfigError(str(error)) from None

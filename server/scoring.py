@@ -220,6 +220,11 @@ class Scoring:
             raise ApiError("weights 'auto' need words to go by, in messages or a prompt", param=f"{AT}.weights")
         return adapter(self.host.tokenizer.encode(text, add_special_tokens=False))
 
+    def reads(self, reward: str, prompt: int, response: int) -> int:
+        """Tokens that a reward has read to score a response of so many tokens to a prompt of so many, at the most."""
+        scorer = self.scorers[reward]
+        return scorer.reads(prompt, response) if isinstance(scorer, ValidatedScorer) else response
+
     async def rows(
         self, specs: Iterable[Spec], question: Question, responses: Sequence[Response], span: Span | None = None
     ) -> dict[str, list[float]]:
@@ -340,9 +345,13 @@ class RequestReward:
         return text
 
     def _count_reads(self, responses: Sequence[Response]) -> int:
-        """Tokens of the responses, once for each reward."""
-        rewards = len({leaf.reward for spec in self.specs for leaf in spec.leaves})
-        return rewards * sum(len(response.tokens) for response in responses)
+        """Tokens of the responses, once for each reward but those that record what they read."""
+        rewards = {leaf.reward for spec in self.specs for leaf in spec.leaves}
+        silent = sum(not getattr(self.scoring.scorers[reward], "records", False) for reward in rewards)
+        return silent * sum(len(response.tokens) for response in responses)
+
+    def _record(self, tokens: int) -> None:
+        self.usage.scored += tokens
 
     def _question(self, prompt: Tokens, responses: Sequence[Response]) -> tuple[Question, list[Response]]:
         """What the responses answer, and what rewards read of each: the whole answer, its beginning included."""
@@ -357,7 +366,14 @@ class RequestReward:
             tokens = await host.render_body(path, instruct(path, document, instruction, "system"))
             return split_prompt(tokens, self.prefix, self.scoring.host)[0]
 
-        question = Question(messages=messages, prompt=context, given=self.given, instruct=render_with, turns=self.turns)
+        question = Question(
+            messages=messages,
+            prompt=context,
+            given=self.given,
+            instruct=render_with,
+            turns=self.turns,
+            record=self._record,
+        )
         return question, [Response(text=self.prefix + r.text, tokens=[*begun, *r.tokens]) for r in responses]
 
     async def _references(self, question: Question, prompt: Tokens) -> Rows:
@@ -378,7 +394,12 @@ class RequestReward:
             responses = [Response(text=engine.text(tokens), tokens=tokens) for tokens in drawn.values()]
             usage.scored += self._count_reads(responses)
             _, responses = self._question(begun, responses)
-            return await scoring.rows(specs, replace(question, turns=asyncio.Semaphore(READINGS)), responses)
+
+            def record(tokens: int) -> None:
+                usage.scored += tokens
+
+            apart = replace(question, turns=asyncio.Semaphore(READINGS), record=record)
+            return await scoring.rows(specs, apart, responses)
 
         key = make_key(begun, messages, dict(self.given), leaves, n, length)
         return await scoring.references.get(key, draw, self.usage)

@@ -14,7 +14,6 @@ from trimtab.engine.structured_outputs import SchemaLimits
 from trimtab.server.admission import Admission
 from trimtab.server.config import Config, ConfigError, RewardConfig
 from trimtab.server.metrics import READY, RELOADS, REWARD_ERRORS
-from trimtab.server.request.cost import Longest
 from trimtab.server.scoring import Scoring, engine_key
 
 BATCHES = 32
@@ -50,7 +49,11 @@ class ServerState:
         self.memory = cache_memory(self.client.vllm_config)
         if self.memory is not None:
             log.info("%s", self.memory)
-        self.admission = Admission(capacity=self.capacity(self.config))
+        self.admission = Admission(
+            capacity=self.capacity(self.config),
+            max_wait=self.max_wait(self.config),
+            batch=int(self.client.vllm_config.scheduler_config.max_num_seqs),
+        )
         self.limit_schemas()
         READY.set_function(lambda: float(self.ready))
         for name in self.config.rewards:
@@ -60,16 +63,15 @@ class ServerState:
     def config(self) -> Config:
         return self.scoring.config
 
-    @property
-    def longest(self) -> Longest:
-        """Of answers, as the engine bounds them."""
-        default = self.client.model_config.get_diff_sampling_param().get("max_tokens")
-        return Longest(context=self.client.model_config.max_model_len, default=default)
-
     def capacity(self, config: Config) -> int:
         """Tokens that all requests let in may cost together."""
         batch = self.client.vllm_config.scheduler_config.max_num_seqs * self.client.model_config.max_model_len
         return config.limits.max_tokens or BATCHES * int(batch)
+
+    @staticmethod
+    def max_wait(config: Config) -> float | None:
+        """Seconds that a request may wait; None where what is in flight is bounded in tokens."""
+        return config.limits.max_wait_s if config.limits.max_tokens is None else None
 
     @property
     def alive(self) -> bool:
@@ -107,7 +109,7 @@ class ServerState:
             RELOADS.labels("refused").inc()
             log.error("reload refused: %s", error)
             raise
-        self.admission.resize(self.capacity(config))
+        self.admission.resize(self.capacity(config), self.max_wait(config))
         self.limit_schemas()
         self.on_reload()
         RELOADS.labels("taken").inc()

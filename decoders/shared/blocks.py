@@ -141,6 +141,7 @@ def expansion_cost(
         candidates=width,
         sampled=width * (block * rounds if step else min(block * rounds, max_tokens)),
         reward_tokens=width * min(block * rounds * (rounds + 1) // 2, max_tokens * rounds),
+        readings=width * rounds,
         mixtures={"": guides},
         terms={"candidates": "n"},
     )

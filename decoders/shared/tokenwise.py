@@ -206,6 +206,7 @@ def decision_cost(
         candidates=k * rollouts,
         sampled=looked + k * ((block - 1) * decisions + rollouts * behind),
         reward_tokens=k * rollouts * read + max_tokens,
+        readings=k * rollouts * decisions + 1,
         draws=1,
         top_logprobs=k,
         mixtures=mixtures,

@@ -246,7 +246,10 @@ class LimitsConfig(Section):
 
     max_tokens: int | None = Field(default=None, ge=1)
     """What all requests let in may yet cost together, those that wait included; beyond it they get 429. By default
-    32 * engine.max_num_seqs * engine.max_model_len; most answers are far shorter than the longest."""
+    `max_wait_s` bounds the wait instead, and 32 * engine.max_num_seqs * engine.max_model_len the cost."""
+    max_wait_s: float = Field(default=10.0, gt=0)
+    """Longest wait, by what was answered a second of late, with which a request is let in where `max_tokens` is not
+    set; beyond it, it gets 429. What fits one batch of the engine's (engine.max_num_seqs) is always let in."""
     scored_weight: float = Field(default=0.1, ge=0, le=1)
     """What a token that is scored counts against one that is drawn: reading is cheaper than writing."""
     max_sampled_tokens: int | None = Field(default=None, ge=1)

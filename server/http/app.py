@@ -23,10 +23,10 @@ from trimtab.server.errors import ApiError
 from trimtab.server.http import openapi
 from trimtab.server.http.auth import Auth
 from trimtab.server.http.errors_and_ids import EXPOSED, RequestIdAndErrorMiddleware
-from trimtab.server.http.infer import infer
+from trimtab.server.http.infer import InferEnquiry
 from trimtab.server.http.middleware import AlignmentMiddleware
-from trimtab.server.http.score import respond, score
-from trimtab.server.http.vllm_app import ModelCard, ModelList, openai_app, render, request_fields
+from trimtab.server.http.score import ScoreEnquiry, respond
+from trimtab.server.http.vllm_app import ModelCard, ModelList, RequestReader, openai_app
 from trimtab.server.scoring import Scoring
 from trimtab.server.state import ServerState
 from trimtab.server.wording import explain_request, suggest
@@ -35,7 +35,8 @@ from trimtab.server.wording import explain_request, suggest
 async def build(state: ServerState, args: Namespace) -> FastAPI:
     """The app, ready to serve."""
     app = await openai_app(state.client, args)
-    state.scoring.attach(partial(render, app))
+    reader = RequestReader(app=app, runs_tools="tool_server" in state.config.engine)
+    state.scoring.attach(reader.render)
     ours = {"/v1/models", "/health"}
     app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", None) not in ours]
     _add_endpoints(app, state)
@@ -55,12 +56,11 @@ async def build(state: ServerState, args: Namespace) -> FastAPI:
         alignment = AlignmentMiddleware(
             app=inner,
             config=config,
-            fields=request_fields(),
+            reader=reader,
             scoring=state.scoring,
-            render=partial(render, app),
             admission=state.admission,
-            longest=state.longest,
             shares=state.client.shares,
+            enquiries={openapi.SCORE: ScoreEnquiry.of, openapi.INFER: InferEnquiry.of},
         )
         # Outside of vLLM's stack, ours also sees the answers to what went wrong inside it.
         app.middleware_stack = share_with_browsers(
@@ -118,18 +118,19 @@ def _add_endpoints(app: FastAPI, state: ServerState) -> None:
 
     @app.get("/v1/alignment")
     async def alignment() -> dict[str, Any]:
-        caps = {"max_tokens": state.admission.capacity, "max_sampled_tokens": state.config.limits.max_sampled_tokens}
-        caps |= {"max_deadline_ms": state.config.limits.max_deadline_ms}
+        caps: dict[str, float | None] = {"max_tokens": state.admission.capacity}
+        caps |= {"max_sampled_tokens": state.config.limits.max_sampled_tokens}
+        caps |= {"max_wait_s": state.admission.max_wait, "max_deadline_ms": state.config.limits.max_deadline_ms}
         caps |= {key: getattr(state.config, key) for key in ("max_candidates", "max_draws")}
         return describe_server(state.config, state.scoring) | {"limits": caps, "memory": describe_memory(state.memory)}
 
     @app.post("/v1/alignment/score")
     async def score_responses(request: Request) -> Response:
-        return await respond(request, state, score)
+        return await respond(request)
 
     @app.post("/v1/alignment/infer")
     async def infer_weights(request: Request) -> Response:
-        return await respond(request, state, infer)
+        return await respond(request)
 
 
 def _add_operations(app: FastAPI, state: ServerState) -> None:

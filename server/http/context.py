@@ -2,29 +2,113 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from opentelemetry.trace import Span
 
+from trimtab.decoders.protocols import Tokens, Work
 from trimtab.runtime.strategy_run import StrategyRun
 from trimtab.server.request.body import Json
+from trimtab.server.request.cost import Extent
 from trimtab.server.request.plan import Plan
 from trimtab.server.request.reward_tree import explain
 from trimtab.server.scoring import RequestReward
+
+PARSED = "trimtab.parsed"
+"""Key of the ASGI scope under which the app behind finds the request as it was parsed: vLLM's model of it, or an
+`Enquiry`. FastAPI would parse the body a second time, and on the event loop."""
+
+
+class Reader(Protocol):
+    """vLLM's own reading of the bodies that its app answers."""
+
+    @property
+    def paths(self) -> frozenset[str]: ...
+
+    @property
+    def generating(self) -> frozenset[str]:
+        """Those of the paths on which tokens are drawn."""
+        ...
+
+    def fields(self, path: str) -> frozenset[str]:
+        """The top-level fields that the path's request model has."""
+        ...
+
+    def parse(self, path: str, document: Mapping[str, Any]) -> Any:
+        """vLLM's model of the request; raises ApiError."""
+        ...
+
+    def extent(self, path: str, parsed: Any, size: int) -> Extent:
+        """How much it asks for, its body having `size` bytes."""
+        ...
+
+    def check_text(self, length: int) -> None:
+        """Raises ApiError for a text of so many characters that no tokenising makes it fit the context."""
+        ...
+
+    @property
+    def context(self) -> int:
+        """Tokens that the model reads at the most."""
+        ...
+
+    def longest_answer(self, bound: int | None) -> int:
+        """Tokens of an answer that a request bounds so, at the most."""
+        ...
+
+    async def render(self, path: str, document: Mapping[str, Any]) -> Tokens:
+        """The prompt that the app makes of a body."""
+        ...
+
+
+@dataclass(kw_only=True)
+class Enquiry(ABC):
+    """One request to an endpoint of ours that answers with numbers: understood, and not yet worked on.
+
+    It goes through the door as requests for text do: let in by its cost, run in its caller's share, counted and logged.
+    """
+
+    name: str
+    """What it is counted under, where others have their strategy."""
+    document: Json
+    work: Work
+    """The most that it can cost."""
+    run: StrategyRun = field(default_factory=StrategyRun)
+
+    abandoned: bool = False
+    """Whether its client has left before it was answered."""
+
+    @property
+    def strategy(self) -> str:
+        return self.name
+
+    @abstractmethod
+    async def answer(self) -> Json:
+        """Raises ApiError, and RewardError where a reward fails."""
+
+    @property
+    def outcome(self) -> str:
+        """How the request ended if it was answered."""
+        return self.run.usage.limit or "ok"
 
 
 @dataclass(kw_only=True)
 class RequestContext:
     path: str
-    body: bytes
-    """What vLLM's app gets to read."""
+    raw: Any
+    """Its `alignment`, over its preset's, as the client wrote it."""
     model: str | None
     """The model id as the client wrote it, where it is a preset's."""
     document: Json
     """The body as an object, without `alignment`."""
+    parsed: Any
+    """The body as vLLM's request model."""
     plan: Plan
+    extent: Extent
+    work: Work
+    """The most that it can cost."""
     warnings: list[str]
     run: StrategyRun = field(default_factory=StrategyRun)
     reward: RequestReward | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
@@ -20,11 +21,12 @@ from trimtab.rewards.turns import READINGS
 from trimtab.runtime.usage import Usage
 from trimtab.server.config import Config
 from trimtab.server.errors import ApiError
-from trimtab.server.http.score import MAX_RESPONSES, encode_responses, render_prompt
+from trimtab.server.http.context import Enquiry, Reader
+from trimtab.server.http.score import MAX_RESPONSES, estimate, score_texts
+from trimtab.server.request.body import Json
 from trimtab.server.request.messages import CHAT, COMPLETIONS
 from trimtab.server.request.reward_tree import Spec, standardise_objective
-from trimtab.server.scoring import RequestReward
-from trimtab.server.state import ServerState
+from trimtab.server.scoring import RequestReward, Scoring
 from trimtab.server.wording import explain_validation, suggest
 
 MAX_ITEMS = 256
@@ -80,32 +82,55 @@ class InferRequest(StrictModel):
     prior: Prior = Prior()
 
 
-async def infer(document: dict[str, Any], state: ServerState) -> dict[str, Any]:
-    """Weights of length 1 per objective, how sure they are, and of the candidates the pair that would tell most.
+@dataclass(kw_only=True)
+class InferEnquiry(Enquiry):
+    request: InferRequest
+    objectives: list[str]
+    specs: tuple[Spec, ...]
+    """[K], one for each objective"""
+    scoring: Scoring
+    max_tokens: int
 
-    Raises ApiError, and RewardError where a reward fails.
-    """
-    request, scoring = parse_request(document), state.scoring
-    objectives = select_objectives(request, scoring.config)
-    specs = [standardise_objective(name, scoring.config) for name in objectives]
-    for spec in specs:
-        scoring.check(spec, {}, at="objectives")
-    mean = [request.prior.mean.get(name, 0.0) for name in objectives]
-    usage = Usage()
-    answers = await ScoredAnswers.of(request, specs, state, usage)
+    @classmethod
+    def of(cls, document: Json, scoring: Scoring, reader: Reader) -> InferEnquiry:
+        """Raises ApiError for what cannot be inferred from, and for too many answers."""
+        request = parse_request(document)
+        objectives = select_objectives(request, scoring.config)
+        specs = tuple(standardise_objective(name, scoring.config) for name in objectives)
+        for spec in specs:
+            scoring.check(spec, {}, at="objectives")
+        max_tokens = reader.longest_answer(None)
+        conversations = [(as_document(item), list(texts)) for item, texts in collect_answers(request).values()]
+        return cls(
+            name="infer",
+            document=document,
+            work=estimate(specs, conversations, scoring, reader, max_tokens),
+            request=request,
+            objectives=objectives,
+            specs=specs,
+            scoring=scoring,
+            max_tokens=max_tokens,
+        )
 
-    def conclude() -> dict[str, Any]:
-        person = infer_person(*answers.choices(request), mean_K=mean, std=request.prior.std)
-        silent = ["nothing speaks for a direction: the weights are all equal"] if person.direction is None else []
-        return {**describe(person, objectives), "ask": answers.next(request.candidates, person), "warnings": silent}
+    async def answer(self) -> Json:
+        """Weights of length 1 per objective, how sure they are, and of the candidates the pair that would tell most."""
+        request, usage = self.request, self.run.usage
+        mean = [request.prior.mean.get(name, 0.0) for name in self.objectives]
+        answers = await ScoredAnswers.of(self, usage)
 
-    return {
-        "object": "alignment.weights",
-        "model": scoring.config.model_name,
-        **await asyncio.to_thread(conclude),
-        "choices": len(request.comparisons) + len(request.edits) + max(len(request.ratings) - 1, 0),
-        "scored_tokens": usage.scored,
-    }
+        def conclude() -> dict[str, Any]:
+            person = infer_person(*answers.choices(request), mean_K=mean, std=request.prior.std)
+            silent = ["nothing speaks for a direction: the weights are all equal"] if person.direction is None else []
+            ask = answers.next(request.candidates, person)
+            return {**describe(person, self.objectives), "ask": ask, "warnings": silent}
+
+        return {
+            "object": "alignment.weights",
+            "model": self.scoring.config.model_name,
+            **await asyncio.to_thread(conclude),
+            "choices": len(request.comparisons) + len(request.edits) + max(len(request.ratings) - 1, 0),
+            "scored_tokens": usage.scored,
+        }
 
 
 def parse_request(document: dict[str, Any]) -> InferRequest:
@@ -143,6 +168,26 @@ def select_objectives(request: InferRequest, config: Config) -> list[str]:
     return objectives
 
 
+def collect_answers(request: InferRequest) -> dict[str, tuple[PromptBody, dict[str, None]]]:
+    """conversation -> its body, and the different answers to it that there are; raises ApiError for too many."""
+    collected: dict[str, tuple[PromptBody, dict[str, None]]] = {}
+    for item, texts in (
+        *((c, (c.chosen, c.rejected)) for c in request.comparisons),
+        *((e, (e.before, e.after)) for e in request.edits),
+        *((r, (r.response,)) for r in request.ratings),
+        *((c, tuple(c.responses)) for c in request.candidates),
+    ):
+        collected.setdefault(conversation_key(item), (item, {}))[1].update(dict.fromkeys(texts))
+    if (count := sum(len(texts) for _, texts in collected.values())) > MAX_RESPONSES:
+        message = f"a request may hold {MAX_RESPONSES} different answers; this one has {count}"
+        raise ApiError(message, param="candidates")
+    return collected
+
+
+def as_document(item: PromptBody) -> Json:
+    return {"messages": item.messages} if item.messages else {"prompt": item.prompt}
+
+
 class ScoredAnswers:
     """Rewards of every answer that a request holds, each scored once."""
 
@@ -151,48 +196,33 @@ class ScoredAnswers:
         self.k = k
 
     @classmethod
-    async def of(cls, request: InferRequest, specs: Sequence[Spec], state: ServerState, usage: Usage) -> ScoredAnswers:
-        """Raises ApiError for too many answers, RewardError where a reward fails."""
-        texts_by_key: dict[str, dict[str, None]] = {}
-        by_key: dict[str, PromptBody] = {}
-        for item, texts in (
-            *((c, (c.chosen, c.rejected)) for c in request.comparisons),
-            *((e, (e.before, e.after)) for e in request.edits),
-            *((r, (r.response,)) for r in request.ratings),
-            *((c, tuple(c.responses)) for c in request.candidates),
-        ):
-            by_key[conversation_key(item)] = item
-            texts_by_key.setdefault(conversation_key(item), {}).update(dict.fromkeys(texts))
-        if (count := sum(map(len, texts_by_key.values()))) > MAX_RESPONSES:
-            raise ApiError(
-                f"a request may hold {MAX_RESPONSES} different answers; this one has {count}", param="candidates"
-            )
-
+    async def of(cls, enquiry: InferEnquiry, usage: Usage) -> ScoredAnswers:
+        """Raises ApiError, and RewardError where a reward fails."""
+        collected = collect_answers(enquiry.request)
         turns = asyncio.Semaphore(READINGS)
 
         async def score(item: PromptBody, texts: Sequence[str]) -> list[list[float]]:
-            document = {"messages": item.messages} if item.messages else {"prompt": item.prompt}
+            document = as_document(item)
             path = CHAT if item.messages else COMPLETIONS
             reward = RequestReward.of_document(
                 path,
                 document,
-                scoring=state.scoring,
-                specs=tuple(specs),
+                scoring=enquiry.scoring,
+                specs=enquiry.specs,
                 given={},
                 usage=usage,
-                max_tokens=state.longest.of({}, path),
+                max_tokens=enquiry.max_tokens,
                 turns=turns,
             )
-            responses = encode_responses(texts, reward, finished=item.finished)
-            return await reward.score(await render_prompt(document, reward), responses)
+            return await score_texts(document, texts, reward, finished=item.finished)
 
-        tables = await gather_or_cancel(score(by_key[k], list(texts)) for k, texts in texts_by_key.items())
+        tables = await gather_or_cancel(score(item, list(texts)) for item, texts in collected.values())
         rows = {
             (k, text): row
-            for (k, texts), table in zip(texts_by_key.items(), tables, strict=True)
+            for (k, (_, texts)), table in zip(collected.items(), tables, strict=True)
             for text, row in zip(texts, table, strict=True)
         }
-        return cls(rows, len(specs))
+        return cls(rows, len(enquiry.specs))
 
     def choices(self, request: InferRequest) -> tuple[Vector, list[float]]:
         """[N, K] r(better) - r(worse), and [N] what each counts."""

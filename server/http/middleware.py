@@ -8,35 +8,35 @@ headers into what vLLM answers, and counts the request. Bodies that need no chan
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trimtab.decoders.plain import Plain
-from trimtab.decoders.protocols import Tokens
 from trimtab.engine.table import KEY
 from trimtab.rewards.protocols import RewardError
 from trimtab.runtime.shares import RequestShare, Shares
 from trimtab.runtime.strategy_run import StrategyRun, current_run
 from trimtab.runtime.usage import Usage
-from trimtab.server.admission import Admission
-from trimtab.server.config import Config
+from trimtab.server.admission import Admission, Hold
+from trimtab.server.config import Config, LimitsConfig
 from trimtab.server.errors import ApiError, to_api_error
 from trimtab.server.http import request_log
 from trimtab.server.http.auth import CALLER
-from trimtab.server.http.context import RequestContext
+from trimtab.server.http.context import PARSED, Enquiry, Reader, RequestContext
 from trimtab.server.http.errors_and_ids import ID
 from trimtab.server.http.response import ResponseRewriter, outcome_of_error
-from trimtab.server.metrics import POOL, REQUESTS, UNKNOWN_FIELDS
+from trimtab.server.metrics import POOL, UNKNOWN_FIELDS
 from trimtab.server.request import cost, tracing
 from trimtab.server.request.alignment import AT
-from trimtab.server.request.body import ClientGone, Json, as_refusal, parse, read_body
+from trimtab.server.request.body import ClientGone, Json, parse, read_body
 from trimtab.server.request.messages import check_messages, instruct
-from trimtab.server.request.plan import plan
+from trimtab.server.request.plan import Plan, plan
+from trimtab.server.request.threads import run_beside
 from trimtab.server.scoring import Scoring
 from trimtab.server.wording import list_names, suggest
 
@@ -44,63 +44,111 @@ PLAIN_ONLY = ("use_beam_search", "prompt_embeds", "background", "kv_transfer_par
 """Request fields that no strategy can honour: with them vLLM draws tokens its own way, answers later, or reads a cache
 that another server filled."""
 
-COUNTING = frozenset({"/tokenize", "/v1/messages/count_tokens"})
-"""Paths that take a model id and draw nothing."""
-
 
 @dataclass(frozen=True)
 class AlignmentMiddleware:
-    """`fields`: request path -> the top-level fields that vLLM's own request model of that path has.
-
-    `render`: (path, body) -> the prompt that vLLM's app makes of it.
-    """
+    """`enquiries`: path -> what makes an `Enquiry` of a body."""
 
     app: ASGIApp
     config: Config
-    fields: Mapping[str, frozenset[str]]
+    reader: Reader
     scoring: Scoring
-    render: Callable[[str, Json], Awaitable[Tokens]]
     admission: Admission
-    longest: cost.Longest
     shares: Shares | None = None
     """None where vLLM's own scheduling is left alone."""
+    enquiries: Mapping[str, Callable[[Json, Scoring, Reader], Enquiry]] = field(default_factory=dict)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in {*self.fields, *COUNTING}:
+        if scope["type"] != "http" or scope["method"] != "POST":
             return await self.app(scope, receive, send)
+        if scope["path"] in {*self.reader.generating, *self.enquiries}:
+            return await self.count(scope, receive, send)
+        if scope["path"] not in self.reader.paths:
+            return await self.app(scope, receive, send)
+        try:  # what takes a model id and draws nothing
+            body = await read_body(receive, self.config.max_body_mib)
+            scope[PARSED] = await run_beside(len(body), self.parse_for_base, scope["path"], body)
+        except ClientGone:
+            return None
+        except ApiError as error:
+            return await error.response()(scope, receive, send)
+        await self.app(scope, receive, send)
+
+    async def count(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request, and count how it ends: once, whatever happens."""
         began = asyncio.get_running_loop().time()
-        strategy = "none"
+        ending = request_log.Ending()
         with ExitStack() as stack:
+            stack.callback(ending.count)
             try:
-                body = await read_body(receive, self.config.max_body_mib)
-                if scope["path"] in COUNTING:
-                    return await self.app(scope, replay(self.of_base(body), receive), send)
-                context = self.understand(scope["path"], body)
-                strategy = context.strategy
-                self.prepare(context, scope.get(CALLER, ""), began)
-                stack.enter_context(self.admit(context))
+                context, hold = await self.let_in(scope, receive, ending, stack, began)
             except ClientGone:
-                REQUESTS.labels("none", "client_abort").inc()
                 return
             except (ApiError, RecursionError) as error:
-                refusal = as_refusal(error)
-                request_log.record_refusal(strategy, refusal.status)
-                refused = {"strategy": strategy, "outcome": request_log.outcome_of_refusal(refusal.status)}
+                refusal = error if isinstance(error, ApiError) else ApiError("the request body is nested too deeply")
+                ending.refuse(refusal.status)
                 seconds = round(asyncio.get_running_loop().time() - began, 4)
-                request_log.write_line(scope.get(ID, ""), scope["path"], refused | {"seconds": seconds})
+                refused = {"strategy": ending.strategy, "outcome": ending.outcome, "seconds": seconds}
+                request_log.write_line(scope.get(ID, ""), scope["path"], refused)
                 return await refusal.response()(scope, receive, send)
-            await self.answer(context, scope, receive, send, began)
+            except Exception as error:
+                ending.outcome = outcome_of_error(error)
+                raise
+            scope[PARSED] = context if isinstance(context, Enquiry) else context.parsed
+            if isinstance(context, RequestContext) and not context.document.get("use_beam_search"):
+                context.run.settle = Settlement(
+                    context=context, hold=hold, limits=self.config.limits, reads=self.scoring.reads
+                )
+            await self.answer(context, ending, scope, receive, send, began)
 
-    async def answer(self, context: RequestContext, scope: Scope, receive: Receive, send: Send, began: float) -> None:
+    async def let_in(
+        self, scope: Scope, receive: Receive, ending: request_log.Ending, stack: ExitStack, began: float
+    ) -> tuple[RequestContext | Enquiry, Hold]:
+        """The request understood and let in, until `stack` is closed; `began` on the loop's clock.
+
+        Raises ApiError for what cannot be carried out, now or ever.
+        """
+        path, caller = scope["path"], scope.get(CALLER, "")
+        body = await read_body(receive, self.config.max_body_mib)
+        if path in self.enquiries:
+            ending.strategy = path.rpartition("/")[2]
+            context: RequestContext | Enquiry = await run_beside(len(body), self.enquire, path, body, caller, began)
+        else:
+            context = await run_beside(len(body), self.understand, path, body, caller, began, ending)
+        ending.strategy = context.strategy
+        limits, share = self.config.limits, context.run.share
+        if isinstance(context, RequestContext):
+            cost.check(context.plan, context.work, limits)
+        tokens = cost.tokens(context.work, limits)
+        hold = stack.enter_context(self.admission.admit((share.caller, share.search), tokens, context.work.candidates))
+        POOL.labels(context.strategy).observe(context.work.candidates)
+        if isinstance(context, RequestContext) and context.plan.auto:  # which reads the prompt, so not before
+            await run_beside(len(body), self.choose_weights, context, caller, began)
+        return context, hold
+
+    async def answer(
+        self,
+        context: RequestContext | Enquiry,
+        ending: request_log.Ending,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        began: float,
+    ) -> None:
         """What the app answers, rewritten on its way out; `began` on the loop's clock."""
-        run, rewriter = context.run, ResponseRewriter(context, send)
-        model = context.model or self.config.model_name
-        with tracing.span_request(scope, context.path, model, context.document) as span:
-            context.trace(span)
+        run = context.run
+        if isinstance(context, RequestContext):
+            rewriter: ResponseRewriter | StatusWatch = ResponseRewriter(context, send)
+            model = context.model or self.config.model_name
+        else:
+            rewriter, model = StatusWatch(context, send), self.config.model_name
+        with tracing.span_request(scope, scope["path"], model, context.document) as span:
+            if isinstance(context, RequestContext):
+                context.trace(span)
             before = current_run.set(run)
             try:
                 async with rewriter.keep_alive():
-                    await self.app(scope, replay(context.body, receive), rewriter)
+                    await self.app(scope, receive, rewriter)
             except (Exception, asyncio.CancelledError) as error:
                 failure = run.failure if error.__cause__ is run.failure else None  # the framework has wrapped it
                 rewriter.outcome = outcome_of_error(failure or error)
@@ -111,22 +159,41 @@ class AlignmentMiddleware:
                 current_run.reset(before)
                 await run.close()
                 now = asyncio.get_running_loop().time()
-                fields = request_log.record_end(context, rewriter.outcome, self.config, began=began, now=now)
+                ending.strategy, ending.outcome = context.strategy, rewriter.outcome
+                fields = request_log.record_end(context, ending, self.config, began=began, now=now)
                 tracing.record_end(span, fields)
-                request_log.write_line(scope.get(ID, ""), context.path, fields)
+                request_log.write_line(scope.get(ID, ""), scope["path"], fields)
 
-    def of_base(self, body: bytes) -> bytes:
-        """The body with the base's model id where it has a preset's."""
+    def parse_for_base(self, path: str, body: bytes) -> Any:
+        """The request as vLLM's model of it, with the base's model id where it has a preset's."""
         document = parse(body)
         model = document.get("model")
-        if not isinstance(model, str) or model not in self.config.presets:
-            return body
-        return json.dumps(document | {"model": self.config.model_name}).encode()
+        if isinstance(model, str) and model in self.config.presets:
+            document["model"] = self.config.model_name
+        return self.reader.parse(path, document)
 
-    def understand(self, path: str, body: bytes) -> RequestContext:
+    def enquire(self, path: str, body: bytes, caller: str, began: float) -> Enquiry:
+        """Raises ApiError for what cannot be carried out."""
+        document = parse(body, ours=True)
+        self.check_model(document.get("model"), presets=False)
+        enquiry = self.enquiries[path](document, self.scoring, self.reader)
+        enquiry.run.share = RequestShare(shares=self.shares, caller=caller, search=True)
+        longest = self.config.limits.max_deadline_ms
+        enquiry.run.usage.deadline = None if longest is None else began + longest / 1000
+        return enquiry
+
+    def check_model(self, model: object, *, presets: bool = True) -> None:
+        """Raises ApiError for a model that is not served; none, or one that is no text, is left to others."""
+        known = [self.config.model_name, *(self.config.presets if presets else ())]
+        if isinstance(model, str) and model and model not in known:
+            raise ApiError(suggest("model", model, known), param="model", code="model_not_found", status=404)
+
+    def understand(
+        self, path: str, body: bytes, caller: str, began: float, ending: request_log.Ending
+    ) -> RequestContext:
         """Raises ApiError for what cannot be carried out."""
         document = parse(body)
-        if "messages" in self.fields[path]:
+        if "messages" in self.reader.fields(path):
             check_messages(document)
         if "extra_body" in document:
             raise ApiError(
@@ -135,20 +202,39 @@ class AlignmentMiddleware:
                 param="extra_body",
                 code="unknown_parameter",
             )
-        keys = len(document)
         raw = document.pop(AT, {})
         model = document.get("model")
+        self.check_model(model)
         preset = self.config.presets.get(model) if isinstance(model, str) else None
-        if isinstance(model, str) and model and preset is None and model != self.config.model_name:
-            known = [self.config.model_name, *self.config.presets]
-            raise ApiError(suggest("model", model, known), param="model", code="model_not_found", status=404)
         if isinstance(xargs := document.get("vllm_xargs"), dict) and KEY in xargs:
             raise ApiError(f"vllm_xargs.{KEY} is reserved: use {AT}", param=f"vllm_xargs.{KEY}")
-        changed = preset is not None or len(document) < keys
         if preset is not None:
             document["model"] = self.config.model_name
             raw = {**preset, **raw} if isinstance(raw, dict) else raw
-        planned = plan(raw, self.config, lambda: self.scoring.auto_weights(path, document))
+        planned = plan(raw, self.config)
+        self.check_pairs(planned, document)
+        surplus = document.keys() - self.reader.fields(path)
+        UNKNOWN_FIELDS.inc(len(surplus))
+        warnings = [f"unknown fields were ignored: {list_names(name[:64] for name in surplus)}"] if surplus else []
+        ending.strategy = planned.name
+        parsed = self.reader.parse(path, document)
+        extent = self.reader.extent(path, parsed, len(body))
+        context = RequestContext(
+            path=path,
+            model=model if preset is not None else None,
+            parsed=parsed,
+            plan=planned,
+            extent=extent,
+            work=cost.work(planned, extent, self.scoring.reads),
+            warnings=warnings,
+            document=document,
+            raw=raw,
+        )
+        self.prepare(context, caller, began)
+        return context
+
+    def check_pairs(self, planned: Plan, document: Json) -> None:
+        """Raises ApiError for fields that the plan cannot be carried out with."""
         if self.shares is not None and document.get("priority"):
             message = "priority cannot be honoured: on this server fair shares between callers decide"
             raise ApiError(message, param="priority", code="unsupported_parameter")
@@ -157,17 +243,15 @@ class AlignmentMiddleware:
                 raise ApiError(
                     f"{name} cannot be combined with strategy {planned.name!r}", param=name, code="unsupported_pair"
                 )
-        surplus = document.keys() - self.fields[path]
-        UNKNOWN_FIELDS.inc(len(surplus))
-        warnings = [f"unknown fields were ignored: {list_names(name[:64] for name in surplus)}"] if surplus else []
-        return RequestContext(
-            path=path,
-            body=json.dumps(document).encode() if changed else body,
-            model=model if preset is not None else None,
-            plan=planned,
-            warnings=warnings,
-            document=document,
-        )
+
+    def choose_weights(self, context: RequestContext, caller: str, began: float) -> None:
+        """Let the prompt choose the weights that the request leaves to the server."""
+
+        def read_prompt() -> Mapping[str, float]:
+            return self.scoring.auto_weights(context.path, context.document)
+
+        context.plan = plan(context.raw, self.config, read_prompt)
+        self.prepare(context, caller, began)
 
     def prepare(self, context: RequestContext, caller: str, began: float) -> None:
         """The request's run, with its reward and its bounds; `began` on the loop's clock."""
@@ -186,36 +270,53 @@ class AlignmentMiddleware:
             share=share,
             fallback=Plain() if plan.degrade else None,
             recoverable_errors=(RewardError,),
-            render=lambda instruction, role: self.render(
+            render=lambda instruction, role: self.reader.render(
                 context.path, instruct(context.path, context.document, instruction, role)
             ),
         )
         if "reward" in plan.entry.takes:
-            longest = self.longest.of(context.document, context.path)
+            longest = context.extent.max_tokens
             usage, read = context.run.usage, context.run.text
             reward = self.scoring.bind(plan, context.path, context.document, usage, max_tokens=longest, read=read)
             context.run.reward = context.reward = reward
 
-    @contextmanager
-    def admit(self, context: RequestContext) -> Iterator[None]:
-        """While it is being answered; raises ApiError where it costs more than it may, now or ever."""
-        share, limits = context.run.share, self.config.limits
-        work = cost.work(context.plan, context.document, context.path, self.longest)
-        cost.check(context.plan, work, limits)
-        with self.admission.admit((share.caller, share.search), cost.tokens(work, limits), work.candidates):
-            POOL.labels(context.strategy).observe(work.candidates)
-            yield
+
+@dataclass(kw_only=True)
+class Settlement:
+    """Lowers what a request holds to what it can cost once its prompts are known."""
+
+    context: RequestContext
+    hold: Hold
+    limits: LimitsConfig
+    reads: cost.Reads
+    prompts: list[tuple[int, int]] = field(default_factory=list)
+    """Of each its tokens, and those of the longest answer to it."""
+
+    def __call__(self, prompt: int, longest: int) -> None:
+        extent = self.context.extent
+        self.prompts.append((prompt, longest))
+        if len(self.prompts) == extent.prompts:
+            tokens = sum(prompt for prompt, _ in self.prompts)
+            known = replace(extent, prompt_tokens=tokens, max_tokens=max(longest for _, longest in self.prompts))
+            self.hold.settle(cost.tokens(cost.work(self.context.plan, known, self.reads), self.limits))
 
 
-def replay(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives the body once more, then whatever comes."""
-    replayed = False
+class StatusWatch:
+    """`send` of an enquiry, whose answer needs no change: how it ended is read from its status."""
 
-    async def receive_again() -> Message:
-        nonlocal replayed
-        if replayed:
-            return await receive()
-        replayed = True
-        return {"type": "http.request", "body": body, "more_body": False}
+    def __init__(self, enquiry: Enquiry, send: Send) -> None:
+        self.enquiry = enquiry
+        self.send = send
+        self.status = 0
+        self.outcome = "client_abort"
 
-    return receive_again
+    def keep_alive(self) -> AbstractAsyncContextManager[None]:
+        """An enquiry's answer is no stream."""
+        return nullcontext()
+
+    async def __call__(self, message: Message) -> None:
+        self.status = message.get("status", self.status)
+        await self.send(message)
+        if message["type"] == "http.response.body" and not message.get("more_body") and not self.enquiry.abandoned:
+            failure = self.enquiry.run.failure
+            self.outcome = self.enquiry.outcome if failure is None else outcome_of_error(failure)

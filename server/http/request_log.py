@@ -6,32 +6,44 @@ import json
 import logging
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from trimtab.decoders import STRATEGIES
 from trimtab.server import metrics
 from trimtab.server.config import Config
-from trimtab.server.http.context import RequestContext
+from trimtab.server.http.context import Enquiry, RequestContext
 from trimtab.server.json_log import replace_nonfinite
 from trimtab.server.request.reward_tree import explain
 
 log = logging.getLogger("trimtab.request")
 
 
-def record_refusal(strategy: str, status: int) -> None:
-    """A request that was answered before any work."""
-    metrics.REQUESTS.labels(strategy, outcome_of_refusal(status)).inc()
+@dataclass(kw_only=True)
+class Ending:
+    """How a request ends; `count` is called once for each, whatever happens to it."""
+
+    strategy: str = "none"
+    outcome: str = "client_abort"
+
+    def refuse(self, status: int) -> None:
+        """It was answered before any work."""
+        self.outcome = outcome_of_refusal(status)
+
+    def count(self) -> None:
+        metrics.REQUESTS.labels(self.strategy, self.outcome).inc()
 
 
 def outcome_of_refusal(status: int) -> str:
-    return "rejected" if status in (429, 503) else "invalid"
+    return "rejected" if status in (429, 503) else "invalid" if status < 500 else "engine_error"
 
 
-def record_end(context: RequestContext, outcome: str, config: Config, *, began: float, now: float) -> dict[str, Any]:
-    """Count it, and give what there is to say of it in a log: names and numbers, nothing that anybody wrote."""
-    strategy, usage = context.strategy, context.run.usage
-    metrics.REQUESTS.labels(strategy, outcome).inc()
+def record_end(
+    context: RequestContext | Enquiry, ending: Ending, config: Config, *, began: float, now: float
+) -> dict[str, Any]:
+    """Measure it, and give what there is to say of it in a log: names and numbers, nothing that anybody wrote."""
+    strategy, outcome, usage = ending.strategy, ending.outcome, context.run.usage
     metrics.DURATION.labels(strategy).observe(now - began)
     if usage.first_visible_at is not None:
         metrics.FIRST_TOKEN.labels(strategy).observe(usage.first_visible_at - began)
@@ -46,6 +58,8 @@ def record_end(context: RequestContext, outcome: str, config: Config, *, began: 
                 metrics.REWARD.labels(name).observe(score)
     line = {"strategy": strategy, "outcome": outcome, "seconds": round(now - began, 4)}
     line |= {f"{kind}_tokens": count for kind, count in tokens.items()}
+    if isinstance(context, Enquiry):
+        return line
     params = {} if context.run.degraded else loggable_params(context.plan.name, context.plan.params)
     return line | ({"params": params} if params else {})
 

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Awaitable, Callable, Sequence
+import asyncio
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.types import Receive
 
-from trimtab.decoders.protocols import Tokens
+from trimtab.decoders.protocols import LimitReached, Tokens, Work
 from trimtab.rewards.protocols import Response as RewardResponse
-from trimtab.runtime.usage import Usage
 from trimtab.server.errors import ApiError, to_api_error
-from trimtab.server.http.auth import CALLER
+from trimtab.server.http.context import PARSED, Enquiry, Reader
 from trimtab.server.request.alignment import Comparands
-from trimtab.server.request.body import as_refusal, parse, read_body
-from trimtab.server.request.messages import CHAT, COMPLETIONS
-from trimtab.server.request.reward_tree import explain, parse_spec, weigh_objectives
+from trimtab.server.request.body import Json
+from trimtab.server.request.cost import reference_length
+from trimtab.server.request.messages import CHAT, COMPLETIONS, check_messages
+from trimtab.server.request.reward_tree import Spec, explain, parse_spec, weigh_objectives
+from trimtab.server.request.threads import run_beside
 from trimtab.server.request.weights import parse_weights
-from trimtab.server.scoring import BaseHost, RequestReward
-from trimtab.server.state import ServerState
+from trimtab.server.scoring import BaseHost, RequestReward, Scoring
 from trimtab.server.wording import explain_validation
 
-Handler = Callable[[dict[str, Any], ServerState], Awaitable[dict[str, Any]]]
+FRAME = 64
+"""Tokens that a chat template puts around a message, at the most."""
 
 MAX_RESPONSES = 1024
 """Responses in one request."""
@@ -63,68 +67,167 @@ class ScoreRequest(BaseModel):
     """Of the request that the responses answer: how long the answers of the base are that transforms compare with."""
 
 
-async def respond(request: Request, state: ServerState, handler: Handler) -> Response:
-    """What `handler` makes of the body, or what is wrong with it."""
-    config = state.config
+async def respond(request: Request) -> Response:
+    """What the `Enquiry` of the request answers, unless its client leaves before."""
+    enquiry: Enquiry = request.scope[PARSED]
+    usage = enquiry.run.usage
+    work = asyncio.ensure_future(enquiry.answer())
+    gone = asyncio.ensure_future(wait_until_gone(request.receive))
     try:
-        body = await read_body(request.receive, config.max_body_mib)
-        most = math.ceil(config.limits.scored_weight * len(body))  # it holds no more tokens than bytes
-        with state.admission.admit((request.scope.get(CALLER, ""), True), most):
-            return JSONResponse(await handler(parse(body), state))
-    except (ApiError, RecursionError) as error:
-        return as_refusal(error).response()
+        async with asyncio.timeout_at(usage.deadline):
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            enquiry.abandoned = True
+            return Response(b"null", media_type="application/json")
+        return JSONResponse(work.result())
+    except TimeoutError:
+        usage.record_limit("deadline")
+        enquiry.run.failure = LimitReached("deadline")
+        return to_api_error(enquiry.run.failure).response()
     except Exception as error:
+        enquiry.run.failure = error
         refusal = to_api_error(error)
         if refusal.code == "internal_error":
             raise
         return refusal.response()
+    finally:
+        for task in (work, gone):
+            task.cancel()
+        await asyncio.gather(work, gone, return_exceptions=True)
 
 
-async def score(document: dict[str, Any], state: ServerState) -> dict[str, Any]:
-    """Per response its value and what it came from; by default every objective that has a reward, weighted 1.
+async def wait_until_gone(receive: Receive) -> None:
+    """Returns when the client has left."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
-    Raises ApiError, and RewardError where a reward fails.
+
+@dataclass(kw_only=True)
+class ScoreEnquiry(Enquiry):
+    request: ScoreRequest
+    spec: Spec
+    scoring: Scoring
+    max_tokens: int
+    """Of the longest answer that the base may be asked for, to compare with."""
+
+    @classmethod
+    def of(cls, document: Json, scoring: Scoring, reader: Reader) -> ScoreEnquiry:
+        """By default every objective that has a reward, weighted 1. Raises ApiError."""
+        try:
+            request = ScoreRequest.model_validate(document)
+        except ValidationError as error:
+            raise explain_validation(error, at="", fields=ScoreRequest.model_fields) from None
+        written, config = request.model_fields_set, scoring.config
+        if ("messages" in written) == ("prompt" in written):
+            raise ApiError("give either messages or prompt", param="messages", code="missing_required_parameter")
+        if {"weights", "reward"} <= written:
+            raise ApiError("weights and reward are two ways to say what is wanted: give one", param="reward")
+        if "reward" in written:
+            spec = parse_spec(request.reward, config, at="reward")
+        else:
+            every = {name: 1.0 for name, objective in config.objectives.items() if objective.reward is not None}
+            if not every:
+                raise ApiError("this server has no objective with a reward; name a reward", param="reward")
+            weights = parse_weights(request.weights, config, at="weights") if "weights" in written else every
+            spec = weigh_objectives(weights, config)
+        compared_with = request.given.model_dump(exclude_unset=True)
+        scoring.check(spec, compared_with, at="reward")
+        scoring.check_given([spec], compared_with)
+        max_tokens = reader.longest_answer(request.max_tokens)
+        work = estimate([spec], [(document, request.responses)], scoring, reader, max_tokens)
+        return cls(
+            name="score",
+            document=document,
+            work=work,
+            request=request,
+            spec=spec,
+            scoring=scoring,
+            max_tokens=max_tokens,
+        )
+
+    async def answer(self) -> Json:
+        """Per response its value and what it came from."""
+        request, usage = self.request, self.run.usage
+        reward = await run_beside(
+            count_texts(self.document, ()),
+            partial(
+                RequestReward.of_document,
+                CHAT if "messages" in self.document else COMPLETIONS,
+                self.document,
+                scoring=self.scoring,
+                specs=(self.spec,),
+                given=request.given.model_dump(exclude_unset=True),
+                usage=usage,
+                max_tokens=self.max_tokens,
+            ),
+        )
+        rows = await score_texts(self.document, request.responses, reward, finished=request.finished)
+        return {
+            "object": "alignment.scores",
+            "model": self.scoring.config.model_name,
+            "scores": [{"index": i, **explain(value)} for i, [value] in enumerate(rows)],
+            "scored_tokens": usage.scored,
+            "sampled_tokens": usage.sampled,
+        }
+
+
+def estimate(
+    specs: Sequence[Spec],
+    conversations: Sequence[tuple[Json, Sequence[str]]],
+    scoring: Scoring,
+    reader: Reader,
+    max_tokens: int,
+) -> Work:
+    """The most that it can cost to score responses to conversations; no text has more tokens than bytes.
+
+    Raises ApiError for a text that can never fit, and for messages of no message's shape.
     """
-    try:
-        request = ScoreRequest.model_validate(document)
-    except ValidationError as error:
-        raise explain_validation(error, at="", fields=ScoreRequest.model_fields) from None
-    written, scoring, config = request.model_fields_set, state.scoring, state.config
-    if ("messages" in written) == ("prompt" in written):
-        raise ApiError("give either messages or prompt", param="messages", code="missing_required_parameter")
-    if {"weights", "reward"} <= written:
-        raise ApiError("weights and reward are two ways to say what is wanted: give one", param="reward")
-    if "reward" in written:
-        spec = parse_spec(request.reward, config, at="reward")
-    else:
-        every = {name: 1.0 for name, objective in config.objectives.items() if objective.reward is not None}
-        if not every:
-            raise ApiError("this server has no objective with a reward; name a reward", param="reward")
-        weights = parse_weights(request.weights, config, at="weights") if "weights" in written else every
-        spec = weigh_objectives(weights, config)
-    compared_with = request.given.model_dump(exclude_unset=True)
-    scoring.check(spec, compared_with, at="reward")
-    scoring.check_given([spec], compared_with)
-    usage = Usage()
-    path = CHAT if "messages" in document else COMPLETIONS
-    reward = RequestReward.of_document(
-        path,
-        document,
-        scoring=scoring,
-        specs=(spec,),
-        given=compared_with,
-        usage=usage,
-        max_tokens=state.longest.of(document, path),
-    )
-    responses = encode_responses(request.responses, reward, finished=request.finished)
-    rows = await reward.score(await render_prompt(document, reward), responses)
-    return {
-        "object": "alignment.scores",
-        "model": config.model_name,
-        "scores": [{"index": i, **explain(value)} for i, [value] in enumerate(rows)],
-        "scored_tokens": usage.scored,
-        "sampled_tokens": usage.sampled,
-    }
+    rewards = {leaf.reward for spec in specs for leaf in spec.leaves}
+    references = max((spec.references for spec in specs), default=0)
+    context = reader.context
+    length = min(reference_length(max_tokens), context)
+    prompts = read = 0
+    for document, responses in conversations:
+        check_messages(document)
+        texts = [*find_texts(document)]
+        reader.check_text(sum(map(len, texts)))
+        prompt = min(context, sum(len(text.encode()) for text in texts) + FRAME * (1 + len(texts)))
+        prompts += prompt
+        for response in responses:
+            reader.check_text(len(response))
+            tokens = min(context, len(response.encode()) + 1)
+            read += sum(scoring.reads(reward, prompt, tokens) for reward in rewards)
+        read += references * sum(scoring.reads(reward, prompt, length) for reward in rewards)
+    drawn = references * len(conversations)
+    return Work(candidates=drawn, sampled=drawn * length, reward_tokens=read, prompt=prompts)
+
+
+def find_texts(value: Any) -> Iterator[str]:
+    """The texts of a body's conversation."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from find_texts(item)
+    elif isinstance(value, dict):
+        for key in ("messages", "prompt", "content", "text"):
+            if key in value:
+                yield from find_texts(value[key])
+
+
+def count_texts(document: Json, responses: Sequence[str]) -> int:
+    """Characters of a conversation and of responses to it."""
+    return sum(map(len, find_texts(document))) + sum(map(len, responses))
+
+
+async def score_texts(
+    document: Json, texts: Sequence[str], reward: RequestReward, *, finished: bool
+) -> list[list[float]]:
+    """[N, K] scores of responses that a client wrote; raises ApiError, and RewardError where a reward fails."""
+
+    prompt = await render_prompt(document, reward)
+    responses = await run_beside(sum(map(len, texts)), partial(encode_responses, texts, reward, finished=finished))
+    return await reward.score(prompt, responses)
 
 
 async def render_prompt(document: dict[str, Any], reward: RequestReward) -> Tokens:

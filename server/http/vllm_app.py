@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentError, Namespace
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from fastapi.routing import APIRoute, request_response
 from jinja2 import TemplateError
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from starlette.middleware.cors import CORSMiddleware
+from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import _compile_jinja_template
+from vllm import envs
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.engine.protocol import EngineClient
-from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest, AnthropicMessagesResponse
+from vllm.entrypoints.anthropic.protocol import (
+    AnthropicCountTokensRequest,
+    AnthropicMessagesRequest,
+    AnthropicMessagesResponse,
+)
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
@@ -24,8 +34,12 @@ from vllm.entrypoints.launchers.launcher import NoSignalServer, validate_api_ser
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest, ChatCompletionResponse
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest, CompletionResponse
 from vllm.entrypoints.openai.responses.protocol import ResponsesRequest, ResponsesResponse
-from vllm.entrypoints.serve.engine.protocol import ModelCard, ModelList
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse, ModelCard, ModelList
+from vllm.entrypoints.serve.tokenize.protocol import DetokenizeRequest, TokenizeRequest
+from vllm.entrypoints.serve.utils.api_utils import get_max_tokens, validate_json_request, with_cancellation
+from vllm.exceptions import VLLMClientError
 from vllm.renderers.chat_utils import load_chat_template
+from vllm.renderers.hf import safe_apply_chat_template
 from vllm.usage.usage_lib import UsageContext
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.utils.import_utils import import_from_path
@@ -41,15 +55,20 @@ from trimtab.engine.toy_client import ToyClient, build_toy_client
 from trimtab.engine.vllm_engine import VLLMEngine
 from trimtab.runtime.shares import Shares
 from trimtab.server.config import Config, ConfigError
-from trimtab.server.errors import ApiError
+from trimtab.server.errors import ApiError, to_api_error
+from trimtab.server.http.context import PARSED
+from trimtab.server.request.cost import Extent
 from trimtab.server.request.messages import CHAT, COMPLETIONS, MESSAGES, RESPONSES
-from trimtab.server.wording import quote, suggest
+from trimtab.server.request.threads import run_beside
+from trimtab.server.wording import explain_request, quote, suggest
 
-__all__ = ["EngineClient", "ModelCard", "ModelList", "NoSignalServer", "arguments", "request_fields"]
+__all__ = ["EngineClient", "ModelCard", "ModelList", "NoSignalServer", "arguments", "with_cancellation"]
+
+COUNT, TOKENIZE, DETOKENIZE = f"{MESSAGES}/count_tokens", "/tokenize", "/detokenize"
 
 ROUTES = frozenset(
     {CHAT, COMPLETIONS, RESPONSES, f"{RESPONSES}/{{response_id}}", f"{RESPONSES}/{{response_id}}/cancel", MESSAGES}
-    | {f"{MESSAGES}/count_tokens", "/v1/models", "/tokenize", "/detokenize", "/health", "/metrics", "/version"}
+    | {COUNT, TOKENIZE, DETOKENIZE, "/v1/models", "/health", "/metrics", "/version"}
     | {"/docs", "/openapi.json"}
 )
 """What of vLLM's app is served. Its other ways to generate know nothing of `alignment`, so they are not."""
@@ -168,51 +187,279 @@ def build_toy(config: Config, args: Namespace) -> ToyClient:
 
 
 async def openai_app(client: AlignedClient, args: Namespace) -> FastAPI:
-    """vLLM's app around the client, cut down to ROUTES."""
+    """vLLM's app around the client, cut down to ROUTES; its handlers get what `RequestReader` has parsed."""
     tasks = await client.get_supported_tasks()
     app: FastAPI = build_app(args, tasks, client.model_config)
     await init_app_state(client, app.state, args, tasks)
     app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", None) in ROUTES]
     app.user_middleware[:] = [m for m in app.user_middleware if getattr(m, "cls", None) is not CORSMiddleware]
+    for route in app.router.routes:
+        if isinstance(route, APIRoute) and route.path in REQUEST_MODELS:
+            ours = {TOKENIZE: _tokenize, DETOKENIZE: _detokenize}
+            route.app = request_response(partial(_handle, ours.get(route.path, route.endpoint)))
     return app
 
 
-async def render(app: FastAPI, path: str, document: Mapping[str, Any]) -> Tokens:
-    """The prompt of a request's body as the app would make it.
+REQUEST_MODELS: dict[str, TypeAdapter[Any]] = {
+    CHAT: TypeAdapter(ChatCompletionRequest),
+    COMPLETIONS: TypeAdapter(CompletionRequest),
+    RESPONSES: TypeAdapter(ResponsesRequest),
+    MESSAGES: TypeAdapter(AnthropicMessagesRequest),
+    COUNT: TypeAdapter(AnthropicCountTokensRequest),
+    TOKENIZE: TypeAdapter(TokenizeRequest),
+    DETOKENIZE: TypeAdapter(DetokenizeRequest),
+}
+GENERATING = frozenset({CHAT, COMPLETIONS, RESPONSES, MESSAGES})
+"""Paths that draw tokens."""
 
-    Raises ApiError for what is no such body, and ValueError for one whose prompt cannot be made.
-    """
-    renderer = app.state.openai_serving_chat.online_renderer
-    try:
-        if path == RESPONSES:
-            if document.get("previous_response_id"):
-                raise ValueError("what instructs the model cannot be combined with previous_response_id")
-            answer = await renderer.render_responses(ResponsesRequest.model_validate(document))
-            prompt = getattr(answer, "engine_input", None)
-        elif path == COMPLETIONS:
-            answer = await renderer.render_completion(CompletionRequest.model_validate(document))
-            prompt = answer[0] if isinstance(answer, list) else None
-        else:
-            if path == CHAT:
-                request = ChatCompletionRequest.model_validate(document)
-            else:
-                messages = app.state.anthropic_serving_messages
-                request = messages.to_chat_completion_request(
-                    AnthropicMessagesRequest.model_validate(document),
-                    merge_inline_system=messages._merge_inline_system,
+MAX_ITEMS = 4096
+"""Messages, items and parts of a conversation: vLLM's model of one of the Responses API takes 70 us each."""
+
+CLIENT_TOOLS = frozenset({"function", "custom", "namespace"})
+"""Kinds of tools of the Responses API that a client runs by itself, and that vLLM shows to the model."""
+
+TEMPLATE_ARGUMENTS = frozenset(signature(safe_apply_chat_template).parameters) | frozenset(
+    signature(PreTrainedTokenizerBase.apply_chat_template).parameters
+) - {"documents", "add_generation_prompt", "continue_final_message"}
+"""Names that the template's callers have taken for arguments of their own."""
+
+
+async def _handle(endpoint: Callable[..., Any], request: Request) -> Response:
+    """vLLM's own handler, called with the request as it was parsed on its way in."""
+    await validate_json_request(request)
+    response = await endpoint(request.scope[PARSED], raw_request=request)
+    return response if isinstance(response, Response) else Response(b"null", media_type="application/json")
+
+
+@with_cancellation  # type: ignore[untyped-decorator]
+async def _tokenize(parsed: Any, raw_request: Request) -> Response:
+    return await _render_json(await raw_request.app.state.serving_tokenization.create_tokenize(parsed, raw_request))
+
+
+@with_cancellation  # type: ignore[untyped-decorator]
+async def _detokenize(parsed: Any, raw_request: Request) -> Response:
+    return await _render_json(await raw_request.app.state.serving_tokenization.create_detokenize(parsed, raw_request))
+
+
+async def _render_json(answer: Any) -> Response:
+    """A token's id for each token of a long text takes as long to write as the text."""
+    status = answer.error.code if isinstance(answer, ErrorResponse) else 200
+    size = 8 * len(getattr(answer, "tokens", ())) + len(getattr(answer, "prompt", ""))
+    return await run_beside(size, lambda: JSONResponse(answer.model_dump(), status_code=status))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestReader:
+    """What vLLM's app makes of a request's body."""
+
+    app: FastAPI
+    runs_tools: bool = False
+    """Whether a tool server runs what a client does not."""
+
+    @property
+    def paths(self) -> frozenset[str]:
+        """All whose bodies it reads."""
+        return frozenset(REQUEST_MODELS)
+
+    @property
+    def generating(self) -> frozenset[str]:
+        """Those of them on which tokens are drawn."""
+        return GENERATING
+
+    def fields(self, path: str) -> frozenset[str]:
+        """The top-level fields that the path's request model has."""
+        return request_fields()[path]
+
+    def parse(self, path: str, document: Mapping[str, Any]) -> Any:
+        """vLLM's model of the request; raises ApiError for what it is not, and for what can never fit or be run."""
+        check_items(document)
+        check_template_arguments(document.get("chat_template_kwargs"))
+        if path == RESPONSES and not self.runs_tools:
+            check_tools(document.get("tools"))
+        try:
+            parsed = REQUEST_MODELS[path].validate_python(document)
+        except ValidationError as error:
+            raise explain_request(error.errors(include_url=False)) from None
+        except VLLMClientError as error:
+            raise to_api_error(error) from None
+        except (TypeError, ValueError, AttributeError, KeyError, IndexError):
+            # vLLM's own checks look into fields before their types are known.
+            raise ApiError("the request does not have the shape that this path reads") from None
+        self._check_length(path, parsed)
+        return parsed
+
+    def extent(self, path: str, parsed: Any, size: int) -> Extent:
+        """How much the request asks for, as vLLM makes its sampling parameters; its body has `size` bytes."""
+        prompts = _prompts(path, parsed)
+        known = [len(prompt) for prompt in prompts if isinstance(prompt, list)]
+        values = vars(parsed)  # as an attribute, chat's `max_tokens` warns that it is deprecated
+        bounds = [values.get(key) for key in ("max_completion_tokens", "max_tokens", "max_output_tokens")]
+        bound = next((bound for bound in bounds if bound is not None), None)
+        n = values.get("n") or 1
+        if n > envs.VLLM_MAX_N_SEQUENCES:
+            message = f"n must be at most {envs.VLLM_MAX_N_SEQUENCES}; got {quote(n)}"
+            raise ApiError(message, param="n", code="out_of_range")
+        texts = len(prompts) - len(known)
+        return Extent(
+            prompts=len(prompts),
+            n=max(1, n),
+            max_tokens=self.longest_answer(bound, min(known, default=1)),
+            context=self.context,
+            prompt_tokens=sum(known) + texts * min(self.context, size),
+        )
+
+    def longest_answer(self, bound: int | None, prompt: int = 1) -> int:
+        """Tokens of an answer to a prompt of so many that a request bounds so, at the most; of none vLLM makes one."""
+        serving = self.app.state.openai_serving_chat
+        defaults, override = serving.default_sampling_params, serving.override_max_tokens
+        longest: int = get_max_tokens(self.context, bound, min(prompt, self.context), defaults, override)
+        return max(1, longest)
+
+    @property
+    def context(self) -> int:
+        """Tokens of a prompt and its answer."""
+        return int(self.app.state.openai_serving_chat.model_config.max_model_len)
+
+    @property
+    def longest_text(self) -> int:
+        """Characters that a prompt can have at the most, whatever it says."""
+        return self.context * int(self.app.state.openai_serving_chat.renderer.tokenizer.max_chars_per_token)
+
+    def check_text(self, length: int) -> None:
+        """Raises ApiError for a text of so many characters that no tokenising makes it fit, in vLLM's words."""
+        if length > self.longest_text:
+            raise ApiError(
+                f"This model's maximum context length is {self.context} tokens. However, your prompt contains {length} "
+                f"characters, and {self.context} tokens have at most {self.longest_text}. Please reduce the length of "
+                "the input prompt.",
+                param="input_text",
+                code="context_length_exceeded",
+            )
+
+    def _check_length(self, path: str, parsed: Any) -> None:
+        if path == DETOKENIZE:
+            return self._check_tokens(parsed.tokens)
+        if path == RESPONSES and parsed.truncation != "disabled":
+            return
+        if getattr(parsed, "truncate_prompt_tokens", None) is not None:
+            return
+        for prompt in _prompts(path, parsed):
+            if isinstance(prompt, str):
+                self.check_text(len(prompt))
+            elif len(prompt) > self.context:
+                raise ApiError(
+                    f"This model's maximum context length is {self.context} tokens. However, your prompt contains "
+                    f"{len(prompt)} tokens. Please reduce the length of the input prompt.",
+                    param="input_tokens",
+                    code="context_length_exceeded",
                 )
-            answer = await renderer.render_chat(request)
-            prompt = answer[1][0] if isinstance(answer, tuple) else None
-    except ValidationError as error:  # parts of messages are validated no sooner than they are rendered
-        raise explain_refusal(error) from None
-    except (TypeError, AttributeError, LookupError):  # vLLM's own checks look into fields before their types are known
-        raise ApiError("the messages do not have the shape that a request's have", param="messages") from None
-    if prompt is None:
-        raise ValueError(answer.error.message)
-    if prompt["type"] != "token":
-        raise ValueError("what instructs the model needs a request whose messages are all text")
-    tokens: Tokens = prompt["prompt_token_ids"]
-    return tokens
+        self.check_text(_count_characters(parsed))
+
+    def _check_tokens(self, tokens: list[int]) -> None:
+        if len(tokens) > self.context:
+            message = f"tokens must be at most {self.context}, the model's context; got {len(tokens)}"
+            raise ApiError(message, param="tokens", code="context_length_exceeded")
+        vocabulary = len(self.app.state.openai_serving_chat.renderer.tokenizer)
+        for i, token in enumerate(tokens):
+            if token >= vocabulary:
+                message = f"tokens.{i} must be below {vocabulary}, the vocabulary's size; got {quote(token)}"
+                raise ApiError(message, param=f"tokens.{i}", code="out_of_range")
+
+    async def render(self, path: str, document: Mapping[str, Any]) -> Tokens:
+        """The prompt of a request's body as the app would make it.
+
+        Raises ApiError for what is no such body, and ValueError for one whose prompt cannot be made.
+        """
+        try:
+            parsed = await run_beside(_count_characters(document), REQUEST_MODELS[path].validate_python, document)
+            answer, prompt = await self._render(path, parsed)
+        except ValidationError as error:  # parts of messages are validated no sooner than they are rendered
+            raise explain_refusal(error) from None
+        except (TypeError, AttributeError, LookupError):  # vLLM's checks look into fields before their types are known
+            raise ApiError("the messages do not have the shape that a request's have", param="messages") from None
+        if prompt is None:
+            raise ValueError(answer.error.message)
+        if prompt["type"] != "token":
+            raise ValueError("what instructs the model needs a request whose messages are all text")
+        tokens: Tokens = prompt["prompt_token_ids"]
+        return tokens
+
+    async def _render(self, path: str, parsed: Any) -> tuple[Any, Any]:
+        """What the renderer answers, and the prompt in it if it is none of its errors."""
+        renderer = self.app.state.openai_serving_chat.online_renderer
+        if path == RESPONSES:
+            if parsed.previous_response_id:
+                raise ValueError("what instructs the model cannot be combined with previous_response_id")
+            answer = await renderer.render_responses(parsed)
+            return answer, getattr(answer, "engine_input", None)
+        if path == COMPLETIONS:
+            answer = await renderer.render_completion(parsed)
+            return answer, answer[0] if isinstance(answer, list) else None
+        if path == MESSAGES:
+            messages = self.app.state.anthropic_serving_messages
+            parsed = messages.to_chat_completion_request(parsed, merge_inline_system=messages._merge_inline_system)
+        answer = await renderer.render_chat(parsed)
+        return answer, answer[1][0] if isinstance(answer, tuple) else None
+
+
+def _prompts(path: str, parsed: Any) -> list[Any]:
+    """A request's prompts: texts, or lists of tokens; a conversation is one."""
+    prompt = getattr(parsed, "prompt", None) if path in (COMPLETIONS, TOKENIZE) else ""
+    if not isinstance(prompt, list):
+        return [prompt or ""]
+    return prompt if prompt and not isinstance(prompt[0], int) else [prompt]
+
+
+def _count_characters(value: Any) -> int:
+    """Of the texts of a conversation, wherever in it they stand."""
+    fields = ("messages", "input", "instructions", "system")
+    level = [value.get(f) if isinstance(value, Mapping) else getattr(value, f, None) for f in fields]
+    count = 0
+    while level:
+        inner: list[Any] = []
+        for item in level:
+            if isinstance(item, str):
+                count += len(item)
+            elif isinstance(item, Mapping):
+                inner += [part for key, part in item.items() if key in ("content", "text")]
+            elif isinstance(item, list | tuple):
+                inner += item
+            elif item is not None:
+                inner += [getattr(item, key, None) for key in ("content", "text")]
+        level = inner
+    return count
+
+
+def check_items(document: Mapping[str, Any]) -> None:
+    """Raises ApiError for a conversation of more pieces than any is."""
+    for key in ("messages", "input", "system"):
+        items = document.get(key)
+        if not isinstance(items, list):
+            continue
+        contents = [item.get("content") for item in items if isinstance(item, Mapping)]
+        count = len(items) + sum(len(content) for content in contents if isinstance(content, list))
+        if count > MAX_ITEMS:
+            message = f"{key} must hold at most {MAX_ITEMS} messages and parts of messages; got {count}"
+            raise ApiError(message, param=key, code="out_of_range")
+
+
+def check_template_arguments(kwargs: Any) -> None:
+    """Raises ApiError for what is no variable of a template but an argument of its callers."""
+    clash = sorted(set(kwargs) & TEMPLATE_ARGUMENTS) if isinstance(kwargs, Mapping) else []
+    if clash:
+        at = f"chat_template_kwargs.{clash[0]}"
+        message = f"{at} cannot be set: it is no variable of the chat template but an argument of what renders it"
+        raise ApiError(message, param=at, code="unsupported_parameter")
+
+
+def check_tools(tools: Any) -> None:
+    """Raises ApiError for tools that nobody would run: neither a server of tools nor, unlike functions, the client."""
+    for i, tool in enumerate(tools if isinstance(tools, list) else ()):
+        kind = tool.get("type") if isinstance(tool, Mapping) else None
+        if isinstance(kind, str) and kind not in CLIENT_TOOLS:
+            valid = ", ".join(sorted(CLIENT_TOOLS))
+            message = f"tools.{i}: nobody runs tools of type {quote(kind)} on this server; valid: {valid}"
+            raise ApiError(message, param=f"tools.{i}.type", code="unsupported_parameter")
 
 
 def explain_refusal(error: ValidationError) -> ApiError:

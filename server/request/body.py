@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 from starlette.types import Receive
@@ -13,6 +16,15 @@ from trimtab.server.request.alignment import AT
 from trimtab.server.wording import quote
 
 Json = dict[str, Any]
+
+MAX_DEPTH = 100
+"""Objects and lists one inside the other."""
+MAX_CONTAINERS = 2**16
+"""Objects and lists in a body: what reads them, vLLM's request models too, takes some 50 us for each."""
+
+STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
+LARGEST = sys.float_info.max
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 class ClientGone(Exception):
@@ -49,36 +61,115 @@ def mark_duplicates(pairs: list[tuple[str, Any]]) -> Json:
     return marked
 
 
-def as_refusal(error: ApiError | RecursionError) -> ApiError:
-    """What a client gets of a body that was refused, or that nests deeper than Python can follow."""
-    if isinstance(error, ApiError):
-        return error
-    return ApiError("the request body is nested too deeply", code="invalid_json")
+def parse(body: bytes, *, ours: bool = False) -> Json:
+    """The request's JSON object; raises ApiError where it is none.
 
-
-def parse(body: bytes) -> Json:
-    """The request's JSON object; raises ApiError where it is none, and RecursionError where it is too deep."""
+    No key may stand twice in `alignment`, or in any of it where the whole body is `ours`.
+    """
     try:
-        document = json.loads(body, parse_constant=_no_constant)
-        if b"\\ud" in body or b"\\uD" in body:
-            json.dumps(document, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise ApiError(
-            "the request body holds half of a surrogate pair, which is no text", code="invalid_json"
-        ) from None
-    except ValueError as error:
+        text = body.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
         raise ApiError(f"the request body is not valid JSON: {error}", code="invalid_json") from None
+    _check_size(body)
+    try:
+        document = _load(text, marked=ours or f'"{AT}"' in text or "\\u" in text)
+    except RecursionError:
+        raise _too_deep() from None
+    except json.JSONDecodeError as error:
+        raise ApiError(f"the request body is not valid JSON: {error}", code="invalid_json") from None
+    except ValueError:  # an integer of thousands of digits
+        raise _too_large() from None
     if not isinstance(document, dict):
         raise ApiError("the request body must be a JSON object", code="invalid_json")
-    if AT in document:
-        marked = json.loads(body, object_pairs_hook=mark_duplicates)
-        alignment = marked[AT]
-        objects = [alignment, *alignment.values()] if isinstance(alignment, dict) else []
-        twice = [key for inner in objects if isinstance(inner, DuplicateKeys) for key in inner.duplicates]
-        if twice or (isinstance(marked, DuplicateKeys) and AT in marked.duplicates):
-            raise ApiError(f"{quote([*twice, AT][0])} is given twice", param=AT, code="duplicate_key")
+    _check_values(document)
+    if SURROGATE.search(body):
+        _check_text(document)
+    if ours:
+        _check_unique(document, at="")
+    elif AT in document:
+        if isinstance(document, DuplicateKeys) and AT in document.duplicates:
+            raise ApiError(f"{AT!r} is given twice", param=AT, code="duplicate_key")
+        _check_unique(document[AT], at=AT)
     return document
 
 
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")
+def _load(text: str, *, marked: bool) -> Any:
+    """`marked`: whether keys that stand twice are marked."""
+    hook = mark_duplicates if marked else None
+    return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=hook)
+
+
+def _refuse_constant(name: str) -> None:
+    raise json.JSONDecodeError(f"{name} is not a JSON number", name, 0)
+
+
+def _check_size(body: bytes) -> None:
+    """Raises ApiError for a body of too many objects and lists; brackets in texts are none."""
+    if body.count(b"[") + body.count(b"{") <= MAX_CONTAINERS:
+        return
+    bare = STRINGS.sub(b"", body)
+    if (count := bare.count(b"[") + bare.count(b"{")) > MAX_CONTAINERS:
+        message = f"the request body holds {count} objects and lists; at most {MAX_CONTAINERS} may be in one"
+        raise ApiError(message, code="request_too_large")
+
+
+def _check_values(document: Json) -> None:
+    """Raises ApiError for what is nested too deeply, and for numbers that no float holds."""
+    level: list[Any] = [document]
+    for _ in range(MAX_DEPTH):
+        inner: list[Any] = []
+        for outer in level:
+            for value in outer.values() if isinstance(outer, dict) else outer:
+                if isinstance(value, dict | list):
+                    inner.append(value)
+                elif isinstance(value, int | float) and not -LARGEST <= value <= LARGEST:
+                    raise _too_large()
+        if not inner:
+            return
+        level = inner
+    raise _too_deep()
+
+
+def _too_large() -> ApiError:
+    message = f"the request body is not valid JSON: it holds a number beyond ±{LARGEST:.1e}, the largest there is"
+    return ApiError(message, code="invalid_json")
+
+
+def _too_deep() -> ApiError:
+    return ApiError(f"the request body is nested too deeply: at most {MAX_DEPTH} levels", code="invalid_json")
+
+
+def _walk(value: Any, at: str) -> Iterator[tuple[str, Any]]:
+    """(path, value) of it and of all in it."""
+    yield at, value
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _walk(inner, f"{at}.{key}" if at else key)
+    elif isinstance(value, list):
+        for i, inner in enumerate(value):
+            yield from _walk(inner, f"{at}.{i}")
+
+
+def _check_text(document: Json) -> None:
+    """Raises ApiError for half of a surrogate pair in a text or a key."""
+    for path, value in _walk(document, ""):
+        if _is_broken(path) or (isinstance(value, str) and _is_broken(value)):
+            shown = path.encode(errors="backslashreplace").decode()[:200]
+            message = f"the request body holds half of a surrogate pair, which is no text, in {shown}"
+            raise ApiError(message, param=shown, code="invalid_json")
+
+
+def _is_broken(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _check_unique(value: Any, *, at: str) -> None:
+    for path, inner in _walk(value, at):
+        if isinstance(inner, DuplicateKeys):
+            key = inner.duplicates[0]
+            where = f"{path}.{key}" if path else key
+            raise ApiError(f"{quote(key)} is given twice", param=where[:200], code="duplicate_key")

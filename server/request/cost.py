@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -12,33 +12,25 @@ from trimtab.decoders.protocols import BASE, Work, normalise_mixture
 from trimtab.server.config import Config, LimitsConfig
 from trimtab.server.errors import ApiError
 from trimtab.server.request.alignment import AT
-from trimtab.server.request.body import Json
-from trimtab.server.request.messages import COMPLETIONS
 from trimtab.server.wording import suggest
 
 if TYPE_CHECKING:
     from trimtab.server.request.plan import Plan
 
-LENGTHS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
-"""Fields that bound an answer, the first that is given; vLLM refuses what is no number."""
-OPENAI_COMPLETION = 16
-"""What a completion without a bound gets, as in OpenAI's API."""
-
 
 @dataclass(frozen=True, kw_only=True)
-class Longest:
-    """Bounds of an answer's length that the engine has."""
+class Extent:
+    """How much a request asks for, read from what vLLM has parsed of it."""
 
+    prompts: int = 1
+    n: int = 1
+    """Answers to each."""
+    max_tokens: int
+    """Of the longest answer."""
     context: int
-    """The model's context."""
-    default: int | None = None
-    """What its generation config gives a request that names no bound."""
-
-    def of(self, document: Json, path: str) -> int:
-        """Tokens that one answer to the request can have."""
-        bounds: list[int] = [document[key] for key in LENGTHS if counts(document.get(key))]
-        default = OPENAI_COMPLETION if path == COMPLETIONS and "max_tokens" not in document else self.default
-        return min([*bounds[:1], self.context] if bounds or default is None else [default, self.context])
+    """Tokens that the model reads at the most."""
+    prompt_tokens: int = 0
+    """Of all prompts together, at the most."""
 
 
 def reference_length(max_tokens: int) -> int:
@@ -47,39 +39,46 @@ def reference_length(max_tokens: int) -> int:
     return int(1 << (max_tokens - 1).bit_length())
 
 
-def counts(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+Reads = Callable[[str, int, int], int]
+"""(reward, tokens of the prompt, tokens of a response) -> tokens that the reward has read to score it, at the most. It
+is linear: each token of the prompt adds as much as any other, and so does each of the response."""
 
 
-def work(plan: Plan, document: Json, path: str, longest: Longest) -> Work:
+def read_response(reward: str, prompt: int, response: int) -> int:
+    """What a reward reads that reads nothing but the response."""
+    return response
+
+
+def work(plan: Plan, extent: Extent, reads: Reads = read_response) -> Work:
     """Of the whole request: `reward_tokens` over all its rewards, all with what transforms ask for."""
-    max_tokens, count = longest.of(document, path), prompts(document.get("prompt"))
-    n = document["n"] if counts(document.get("n")) else 1
-    most = plan.strategy.work(max_tokens, n=n, include=plan.include).times(count)
+    most = plan.strategy.work(extent.max_tokens, n=extent.n, include=plan.include).times(extent.prompts)
     specs = [spec for spec in (plan.objective, *plan.others.values()) if spec is not None]
-    rewards = len({leaf.reward for spec in specs for leaf in spec.leaves})
-    drawn = most.sampled + (count * n * max_tokens if plan.degrade else 0)
+    drawn = most.sampled + (extent.prompts * extent.n * extent.max_tokens if plan.degrade else 0)
     sampled = min(drawn, plan.max_sampled_tokens or drawn)
     share = sampled / drawn  # what a budget leaves of the drawing, it leaves of the reading
-    length = min(reference_length(max_tokens), longest.context)
-    references = count * length * max((spec.references for spec in specs), default=0)
+    length = min(reference_length(extent.max_tokens), extent.context)
+    references = extent.prompts * max((spec.references for spec in specs), default=0)
+    rewards = {leaf.reward for spec in specs for leaf in spec.leaves}
+    readings = math.ceil(share * (most.readings or -(-most.reward_tokens // extent.max_tokens)))
+    prompt = -(-extent.prompt_tokens // extent.prompts)
+    read = sum(
+        readings * reads(reward, prompt, 0)
+        + (reads(reward, 0, math.ceil(most.reward_tokens * share)) - reads(reward, 0, 0))
+        + references * reads(reward, prompt, length)
+        for reward in rewards
+    )
     return replace(
         most,
-        sampled=sampled + references,
+        sampled=sampled + references * length,
         scored=math.ceil(most.scored * share),
-        reward_tokens=rewards * (math.ceil(most.reward_tokens * share) + references),
+        reward_tokens=read,
+        prompt=extent.prompt_tokens,
     )
-
-
-def prompts(prompt: object) -> int:
-    """How many a completion asks to be answered."""
-    several = isinstance(prompt, list) and prompt and not isinstance(prompt[0], int)
-    return len(prompt) if isinstance(prompt, list) and several else 1
 
 
 def tokens(most: Work, limits: LimitsConfig) -> int:
     """What it counts against `limits.max_tokens`."""
-    return most.sampled + math.ceil(limits.scored_weight * (most.scored + most.reward_tokens))
+    return most.sampled + math.ceil(limits.scored_weight * (most.prompt + most.scored + most.reward_tokens))
 
 
 def check(plan: Plan, most: Work, limits: LimitsConfig) -> None:

@@ -14,7 +14,6 @@ from trimtab.server.admission import LONGEST_WAIT, UNKNOWN_WAIT, WINDOW, Admissi
 from trimtab.server.config import Config, LimitsConfig
 from trimtab.server.errors import ApiError
 from trimtab.server.request import cost
-from trimtab.server.request.messages import CHAT, COMPLETIONS, MESSAGES, RESPONSES
 from trimtab.server.request.plan import plan
 
 
@@ -101,6 +100,61 @@ def test_retry_after_is_what_the_drain_rate_says(admission: Admission, clock: Cl
         assert refusal(admission, ("c", True), 750).retry_after == LONGEST_WAIT
 
 
+def measured(clock: Clock, *, batch: int = 0) -> Admission:
+    """One that lets 10 s be waited, and has let go of 1000 tokens in the 10 s since the first of them."""
+    admission = Admission(capacity=10**6, max_wait=10.0, batch=batch, clock=clock)
+    for account in ("x", "y"):
+        with admission.admit((account, False), 500):
+            clock.now += 10
+    return admission
+
+
+def test_the_wait_is_bounded_by_what_was_let_go_of_a_second(clock: Clock) -> None:
+    admission = measured(clock)
+    assert admission.rate() == 100
+    with ExitStack() as place:
+        for _ in range(10):
+            place.enter_context(admission.admit(("a", False), 100))
+        full = refusal(admission, ("a", False), 150)
+        assert (full.status, full.retry_after) == (429, 2), "150 tokens at 100 a second too late"
+        # Where callers take turns, a newcomer waits for twice its own 150 tokens, not for all 1150.
+        place.enter_context(admission.admit(("b", False), 150))
+        assert refusal(admission, ("b", False), 400).message.startswith("your requests fill your share")
+    with admission.admit(("a", False), 5000):
+        pass  # whatever it costs, alone it waits for nobody
+
+
+def test_what_fits_a_batch_does_not_wait(clock: Clock) -> None:
+    admission = measured(clock, batch=4)
+    with ExitStack() as place:
+        for _ in range(2):
+            place.enter_context(admission.admit(("a", True), 2000, candidates=2))
+        assert refusal(admission, ("a", True), 2000).status == 429
+
+
+def test_before_anything_was_measured_only_the_capacity_bounds(clock: Clock) -> None:
+    admission = Admission(capacity=1000, max_wait=1e-3, clock=clock)
+    with admission.admit(("a", False), 400), admission.admit(("b", False), 400):
+        assert refusal(admission, ("c", False), 400).retry_after == UNKNOWN_WAIT
+
+
+def test_idle_time_is_no_part_of_the_rate(clock: Clock) -> None:
+    admission = measured(clock)
+    clock.now += 10
+    assert admission.rate() == 100
+
+
+def test_a_hold_is_settled_by_what_is_known_later(admission: Admission) -> None:
+    with admission.admit(("a", False), 500) as hold:
+        hold.settle(20)
+        assert admission.total == 20
+        with admission.admit(("b", False), 900):
+            assert REGISTRY.get_sample_value("trimtab_admitted_tokens") == 920
+    assert admission.held == {}
+    hold.settle(5)
+    assert admission.total == 0, "what has ended holds nothing"
+
+
 def test_nothing_is_begun_by_a_server_that_closes(admission: Admission) -> None:
     admission.closing = True
     closing = refusal(admission, ("a", False), 1)
@@ -140,44 +194,12 @@ CONFIG = Config.model_validate(
         "objectives": {"brevity": {"reward": "short"}, "size": {"reward": "other"}},
     }
 )
-LONGEST = cost.Longest(context=1000)
 
 
-def costs(
-    asked: dict[str, Any], path: str = CHAT, longest: cost.Longest = LONGEST, **body: Any
-) -> tuple[int, int, int]:
+def costs(asked: dict[str, Any], max_tokens: int = 10, **extent: Any) -> tuple[int, int, int]:
     """Tokens sampled, judged, and candidates."""
-    most = cost.work(plan(asked, CONFIG), body, path, longest)
+    most = cost.work(plan(asked, CONFIG), cost.Extent(max_tokens=max_tokens, context=1000, **extent))
     return most.sampled, most.reward_tokens, most.candidates
-
-
-@pytest.mark.parametrize(
-    ("path", "body", "sampled"),
-    [
-        (CHAT, {}, 1000),
-        (CHAT, {"max_tokens": 50}, 50),
-        (CHAT, {"max_tokens": 50, "max_completion_tokens": 30}, 30),
-        (CHAT, {"max_tokens": 10**9, "n": 3}, 3000),
-        (CHAT, {"max_tokens": "many", "n": -1}, 1000),
-        (CHAT, {"max_tokens": True, "n": 2.5}, 1000),
-        (RESPONSES, {"max_output_tokens": 20}, 20),
-        (MESSAGES, {"max_tokens": 20}, 20),
-        (COMPLETIONS, {"prompt": "a"}, 16),
-        (COMPLETIONS, {"prompt": ["a", "b"], "n": 2, "max_tokens": 5}, 20),
-        (COMPLETIONS, {"prompt": [0, 5, 7], "max_tokens": 5}, 5),
-        (COMPLETIONS, {"prompt": [[0, 5], [7]], "max_tokens": 5}, 10),
-        (COMPLETIONS, {"prompt": "a", "max_tokens": None}, 1000),
-        (COMPLETIONS, {"prompt": []}, 16),
-    ],
-)
-def test_a_plain_request_can_draw_its_longest_answers(path: str, body: dict[str, Any], sampled: int) -> None:
-    assert costs({}, path, **body)[0] == sampled
-
-
-def test_the_generation_config_bounds_answers_that_name_no_bound() -> None:
-    longest = cost.Longest(context=1000, default=200)
-    assert costs({}, CHAT, longest)[0] == 200
-    assert costs({}, CHAT, longest, max_tokens=300)[0] == 300
 
 
 def test_a_search_costs_its_candidates_and_each_reward_reads_them() -> None:
@@ -191,25 +213,22 @@ def test_a_search_costs_its_candidates_and_each_reward_reads_them() -> None:
 
 
 def test_each_prompt_of_several_may_be_answered_plainly_and_wants_references() -> None:
-    two, references = {"prompt": ["a", "b"], "max_tokens": 10}, 2 * 4 * 16
+    two, references = {"prompts": 2}, 2 * 4 * 16
     centred = {"of": "short", "transform": {"centre": {"references": 4}}}
     asked = {"strategy": "best_of_n", "reward": centred, "params": {"n": 8}, "on_error": "degrade"}
-    assert costs(asked, COMPLETIONS, **two) == (2 * (80 + 10) + references, 160 + references, 16)
+    assert costs(asked, **two) == (2 * (80 + 10) + references, 160 + references, 16)
 
 
 def test_references_are_as_long_as_the_request_s_answers_in_powers_of_two() -> None:
     assert [cost.reference_length(n) for n in (1, 2, 3, 4, 5, 256, 257)] == [1, 2, 4, 4, 8, 256, 512]
     centred = {"strategy": "best_of_n", "reward": {"of": "short", "transform": {"centre": {"references": 4}}}}
-    tight = cost.Longest(context=1000)
-    assert costs({**centred, "params": {"n": 1}}, CHAT, tight)[0] == 1000 + 4 * 1000, "no answer passes the context"
+    assert costs({**centred, "params": {"n": 1}}, max_tokens=1000)[0] == 1000 + 4 * 1000, "no answer passes the context"
 
 
 def test_tokens_that_are_scored_count_a_share() -> None:
     most = cost.work(
         plan({"strategy": "best_of_n", "weights": {"brevity": 1.0}, "params": {"n": 8}}, CONFIG),
-        {"max_tokens": 10},
-        CHAT,
-        LONGEST,
+        cost.Extent(max_tokens=10, context=1000),
     )
     assert cost.tokens(most, LimitsConfig()) == 88
     assert cost.tokens(most, LimitsConfig(scored_weight=1.0)) == 160
@@ -218,7 +237,7 @@ def test_tokens_that_are_scored_count_a_share() -> None:
 
 def test_a_cap_on_one_request_is_a_400_that_names_it() -> None:
     search = plan({"strategy": "best_of_n", "weights": {"brevity": 1.0}, "params": {"n": 8}}, CONFIG)
-    most = cost.work(search, {"max_tokens": 10}, CHAT, LONGEST)
+    most = cost.work(search, cost.Extent(max_tokens=10, context=1000))
     cost.check(search, most, LimitsConfig(max_sampled_tokens=80))
     with pytest.raises(ApiError, match=r"can draw 80 tokens.*limits\.max_sampled_tokens is 79") as caught:
         cost.check(search, most, LimitsConfig(max_sampled_tokens=79))

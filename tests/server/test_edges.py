@@ -534,4 +534,10 @@ async def test_no_label_of_a_metric_is_a_client_s(raw: httpx.AsyncClient) -> Non
         for key, value in one.labels.items()
     }
     assert secret not in str(labels)
-    assert {value for _, key, value in labels if key == "strategy"} <= {*STRATEGIES, "none", "refusing"}
+    assert {value for _, key, value in labels if key == "strategy"} <= {
+        *STRATEGIES,
+        "none",
+        "refusing",
+        "score",
+        "infer",
+    }

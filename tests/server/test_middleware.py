@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,9 +17,10 @@ from trimtab.runtime.strategy_run import StrategyRun, current_run
 from trimtab.runtime.toy_engine import ToyEngine, ToyModel
 from trimtab.server.admission import Admission
 from trimtab.server.config import Config
+from trimtab.server.http.context import PARSED
 from trimtab.server.http.middleware import AlignmentMiddleware
 from trimtab.server.request.body import parse
-from trimtab.server.request.cost import Longest
+from trimtab.server.request.cost import Extent
 from trimtab.server.request.messages import CHAT, COMPLETIONS, MESSAGES, RESPONSES
 from trimtab.server.scoring import BaseHost, Scoring
 
@@ -32,20 +33,39 @@ CONFIG = Config.model_validate(
         "max_body_mib": 0.01,
     }
 )
-FIELDS = {path: frozenset({"model", "messages", "prompt", "n", "vllm_xargs"}) for path in
-          (CHAT, COMPLETIONS, RESPONSES, MESSAGES)}  # fmt: skip
+FIELDS = frozenset({"model", "messages", "prompt", "n", "vllm_xargs"})
 NOBODY = ToyEngine(ToyModel(tables={}, vocab=(0,), max_tokens=1), start=0)
 SCORING = Scoring(config=CONFIG, scorers={}, host=BaseHost(engine=NOBODY, tokenizer=None))
 WARM = {"weights": {"warmth": 1.0}}
 
 
+class Literally:
+    """A reader that takes bodies for what they are."""
+
+    paths = generating = frozenset({CHAT, COMPLETIONS, RESPONSES, MESSAGES})
+    context = 512
+
+    def fields(self, path: str) -> frozenset[str]:
+        return FIELDS
+
+    def parse(self, path: str, document: Mapping[str, Any]) -> Any:
+        return document
+
+    def extent(self, path: str, parsed: Any, size: int) -> Extent:
+        return Extent(max_tokens=self.context, context=self.context)
+
+    def check_text(self, length: int) -> None:
+        raise AssertionError("nobody scores here")
+
+    def longest_answer(self, bound: int | None) -> int:
+        raise AssertionError("nobody scores here")
+
+    async def render(self, path: str, document: Any) -> list[int]:
+        raise AssertionError("nobody instructs the model here")
+
+
 def seam(app: ASGIApp) -> AlignmentMiddleware:
-    longest = Longest(context=512)
-    return AlignmentMiddleware(app, CONFIG, FIELDS, SCORING, nothing, Admission(capacity=10**6), longest)
-
-
-async def nothing(path: str, document: Any) -> list[int]:
-    raise AssertionError("nobody instructs the model here")
+    return AlignmentMiddleware(app, CONFIG, Literally(), SCORING, Admission(capacity=10**6))
 
 
 @dataclass
@@ -57,16 +77,10 @@ class Fake:
     status: int = 200
     work: Callable[[StrategyRun | None], Awaitable[None]] | None = None
     body: Any = None
-    raw: bytes = b""
     run: StrategyRun | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        more = True
-        while more:
-            message = await receive()
-            self.raw += message["body"]
-            more = message["more_body"]
-        self.body = json.loads(self.raw or b"null")
+        self.body = scope.get(PARSED)
         self.run = current_run.get()
         if self.work is not None:
             await self.work(self.run)
@@ -107,10 +121,9 @@ STREAM = "text/event-stream; charset=utf-8"
 
 
 async def test_a_body_without_a_wish_passes_as_it_came() -> None:
-    raw = b'{"model" : "base",  "n": 1, "messages": [] }'
     app = Fake()
-    await post(app, raw)
-    assert app.raw == raw
+    await post(app, b'{"model" : "base",  "n": 1, "messages": [] }')
+    assert app.body == {"model": "base", "n": 1, "messages": []}
     assert app.run is not None
     assert app.run.native
 
@@ -152,8 +165,8 @@ async def test_no_model_is_the_base() -> None:
         (b'{"n": NaN}', 400, None, "invalid_json", "the request body is not valid JSON: NaN is not a JSON number"),
         (b'{"n": -Infinity}', 400, None, "invalid_json", "the request body is not valid JSON: -Infinity is not a JSON"),
         (b'{"n": "\xff\xfe"}', 400, None, "invalid_json", "the request body is not valid JSON: 'utf-8' codec can't de"),
-        (b'{"messages": "\\ud800"}', 400, None, "invalid_json", "the request body holds half of a surrogate pai"),
-        (b'{"alignment": {"\\udfff": 1}}', 400, None, "invalid_json", "the request body holds half of a surrogate pai"),
+        (b'{"messages": "\\ud800"}', 400, "messages", "invalid_json", "the request body holds half of a"),
+        (b'{"alignment": {"\\udfff": 1}}', 400, "alignment.\\udfff", "invalid_json", "the request body holds half"),
         (b"[]", 400, None, "invalid_json", "the request body must be a JSON object"),
         (b"null", 400, None, "invalid_json", "the request body must be a JSON object"),
         (b'{"alignment": ' + b"[" * 4000 + b"]" * 4000 + b"}", 400, None, "invalid_json",
@@ -168,10 +181,10 @@ async def test_no_model_is_the_base() -> None:
          "vllm_xargs.trimtab is reserved: use alignment"),
         (b'{"alignment": null}', 400, "alignment", "invalid_value", "alignment must be an object with keys among"),
         (b'{"alignment": {}, "alignment": {}}', 400, "alignment", "duplicate_key", "'alignment' is given twice"),
-        (b'{"alignment": {"strategy": "plain", "strategy": "mod"}}', 400, "alignment", "duplicate_key",
+        (b'{"alignment": {"strategy": "plain", "strategy": "mod"}}', 400, "alignment.strategy", "duplicate_key",
          "'strategy' is given twice"),
-        (b'{"alignment": {"weights": {"warmth": 1, "x": 2, "warmth": 3}}}', 400, "alignment", "duplicate_key",
-         "'warmth' is given twice"),
+        (b'{"alignment": {"weights": {"warmth": 1, "x": 2, "warmth": 3}}}', 400, "alignment.weights.warmth",
+         "duplicate_key", "'warmth' is given twice"),
         *[
             (json.dumps({name: True, "alignment": WARM}).encode(), 400, name, "unsupported_pair",
              f"{name} cannot be combined with strategy 'guided'")
@@ -186,7 +199,7 @@ async def test_refusals_reach_nobody_behind(body: bytes, status: int, param: str
     error = answer.json()["error"]
     assert (error["param"], error["code"], error["type"]) == (param, code, "invalid_request_error")
     assert error["message"].startswith(message)
-    assert app.raw == b""
+    assert app.body is None
     assert counted("none", "invalid") == before + 1
 
 
@@ -232,7 +245,7 @@ async def test_a_client_that_leaves_while_it_sends_is_counted_and_nothing_runs()
         raise AssertionError("nobody is there to answer")
 
     await seam(app)({"type": "http", "method": "POST", "path": CHAT, "headers": []}, receive, send)
-    assert app.raw == b""
+    assert app.body is None
     assert counted("none", "client_abort") == before + 1
 
 

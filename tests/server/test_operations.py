@@ -210,7 +210,7 @@ async def gate() -> AsyncIterator[asyncio.Event]:
 
 async def test_a_full_server_refuses_before_any_work(config: Config, toy: ToyEngine, gate: asyncio.Event) -> None:
     keys = ("one", "two", "three")
-    update = {"api_keys": keys, "limits": config.limits.model_copy(update={"max_tokens": 100})}
+    update = {"api_keys": keys, "limits": config.limits.model_copy(update={"max_tokens": 110})}
     app = await toy_server.serve(config.model_copy(update=update), Gated(toy, gate))  # type: ignore[arg-type]
     rejected = sample("trimtab_requests_total", strategy="best_of_n", outcome="rejected")
 
@@ -218,8 +218,10 @@ async def test_a_full_server_refuses_before_any_work(config: Config, toy: ToyEng
         async with http(app, authorization=f"Bearer {key}") as raw:
             return await raw.post(CHAT, json={**BODY, **body, **({"alignment": alignment} if alignment else {})})
 
-    running = [asyncio.create_task(ask("one", max_tokens=10))]  # 4 * 10 drawn, and a tenth of that read
-    await until(lambda: sample("trimtab_admitted_tokens") == 44)
+    running = [
+        asyncio.create_task(ask("one", max_tokens=10))
+    ]  # 4 * 10 drawn, and a tenth of that and of the prompt read
+    await until(lambda: sample("trimtab_admitted_tokens") == 46)
     assert sample("trimtab_inflight_candidates") == 4
     for key, alignment, told in (("one", BEST, "your requests fill your share"), ("two", BEST, "")):
         if told:
@@ -229,7 +231,7 @@ async def test_a_full_server_refuses_before_any_work(config: Config, toy: ToyEng
             assert 1 <= int(answer.headers["retry-after"]) <= 60
         else:
             running.append(asyncio.create_task(ask(key, alignment, max_tokens=10)))
-    await until(lambda: sample("trimtab_admitted_tokens") == 88)
+    await until(lambda: sample("trimtab_admitted_tokens") == 92)
     assert (await ask("three", max_tokens=10)).json()["error"]["message"].startswith("the server is full")
     running.append(asyncio.create_task(ask("one", None, max_tokens=10)))  # a plain one still finds room
     never = await ask("two", {**BEST, "params": {"n": 64}}, max_tokens=10)
@@ -244,7 +246,7 @@ async def test_a_full_server_refuses_before_any_work(config: Config, toy: ToyEng
 
 @pytest.mark.slow
 async def test_the_official_client_waits_and_tries_again(config: Config, toy: ToyEngine, gate: asyncio.Event) -> None:
-    update = {"limits": config.limits.model_copy(update={"max_tokens": 15})}
+    update = {"limits": config.limits.model_copy(update={"max_tokens": 25})}
     app = await toy_server.serve(config.model_copy(update=update), Gated(toy, gate))  # type: ignore[arg-type]
     async with http(app) as transport:
         client = AsyncOpenAI(base_url="http://toy/v1", api_key="none", http_client=transport)
@@ -265,7 +267,7 @@ async def test_what_is_scored_is_let_in_too(config: Config, toy: ToyEngine) -> N
     async with http(app) as raw:
         asked = {"prompt": "hi", "responses": ["a" * 100]}
         assert (await raw.post("/v1/alignment/score", json=asked)).status_code == 200
-        refused = await raw.post("/v1/alignment/score", json={**asked, "responses": ["a" * 1000]})
+        refused = await raw.post("/v1/alignment/score", json={**asked, "responses": ["a" * 200] * 4})
         assert (refused.status_code, refused.json()["error"]["code"]) == (400, "out_of_range")
 
 
@@ -511,8 +513,8 @@ async def test_clients_are_told_the_limits(site: tuple[ServerState, FastAPI, Pat
     async with http(app) as raw:
         told = (await raw.get("/v1/alignment")).json()["limits"]
     assert told == {
-        "max_tokens": 32 * batch, "max_sampled_tokens": None, "max_deadline_ms": None, "max_candidates": 256,
-        "max_draws": 4096,
+        "max_tokens": 32 * batch, "max_sampled_tokens": None, "max_wait_s": 10.0, "max_deadline_ms": None,
+        "max_candidates": 256, "max_draws": 4096,
     }  # fmt: skip
 
 

@@ -383,7 +383,7 @@ JSON = {"content-type": "application/json"}
         (b'{"messages": null}', JSON, 400, "messages", "invalid_value", "messages must be an array"),
         (json.dumps({"messages": [{"role": "user", "content": "egg " * 5000}]}).encode(), JSON, 400, "input_text",
          "context_length_exceeded", "This model's maximum context length is"),
-        (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', JSON, 400, None, "invalid_json",
+        (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', JSON, 400, "messages.0.content", "invalid_json",
          "the request body holds half of a surrogate pair, which is no text"),
         (b'{"messages": [{"role": "user", "content": "\xff"}]}', JSON, 400, None, "invalid_json",
          "the request body is not valid JSON: 'utf-8' codec can't decode byte 0xff"),
