@@ -18,6 +18,7 @@ from trimtab.server.http.errors_and_ids import ERROR_EVENTS
 from trimtab.server.request.alignment import AT
 from trimtab.server.request.body import Json
 from trimtab.server.request.messages import MESSAGES, RESPONSES
+from trimtab.server.request.threads import run_beside
 
 KEEP_ALIVE = 15.0
 """Seconds between the comments of a stream whose search still runs: proxies hang up on a silent one after 30 or 60."""
@@ -102,7 +103,7 @@ class ResponseRewriter:
             self.body += body
             if more:
                 return
-            body = self._rewrite_whole(json.loads(self.body))
+            body = await run_beside(len(self.body), self._rewrite_whole, bytes(self.body))
             await self.send(self.start)
         elif self.kind == "stream":
             *before, body = self._rewrite_event(body)
@@ -136,7 +137,8 @@ class ResponseRewriter:
             raise failure
         return b"data: " + to_api_error(failure).body() + b"\n\n"
 
-    def _rewrite_whole(self, answer: Json | None) -> bytes:
+    def _rewrite_whole(self, body: bytes) -> bytes:
+        answer: Json | None = json.loads(body)
         if answer is None:  # what vLLM's handler returns when the client has left
             return b"null"
         answer = self._amend(answer)
