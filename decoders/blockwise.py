@@ -99,8 +99,8 @@ class Blockwise:
             if scored:
                 answer, blocks = self._chosen(rank(scored)[:1] if finish else scored, rng), blocks + 1
                 finish = answer.finish or finish
-            elif finish is not None:
-                answer = next(iter(rank(one for one in [answer, *partials] if one.tokens)), answer)
+            else:  # cut, or the context has no room for a token
+                answer = next(iter(rank(one for one in [answer, *partials] if one.tokens)), partials[0])
                 finish = answer.finish or finish
             report: Report = {}
             if finish is not None:

@@ -184,7 +184,7 @@ class Particles:
         """[N] (3) of those that grew, 0 of the others."""
 
         async def increment(old: PartialAnswer, new: PartialAnswer) -> float:
-            if old.finish is not None:
+            if old.finish is not None or not new.tokens:  # the context has no room for a token
                 return 0.0
             assert new.value is not None
             grown_by = new.value - (old.value or 0.0 if self.variant == "increments" else 0.0)

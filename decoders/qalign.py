@@ -212,7 +212,7 @@ class QAlign:
         rng = make_generator(sampling.seed, STREAM + c)
 
         async def drawn(prefix: Tokens, seed: int | None) -> State:
-            """(2), and its reward unless a budget or deadline came first."""
+            """(2), and its reward unless a budget or deadline came first, or the context had no room for a token."""
             suffix = replace(sampling, max_tokens=sampling.max_tokens - len(prefix), stream=False, seed=seed)
             tokens, finish = list(prefix), ""
             async with aclosing(engine.generate([*prompt, *prefix], suffix, n=1, guides=self.guides)) as chunks:
@@ -222,7 +222,7 @@ class QAlign:
             if (end := stop_position(tokens, len(prefix), sampling.stop, engine)) is not None:
                 tokens, finish = tokens[:end], "stop"
             state = State(tokens=tuple(tokens), finish=finish)
-            if finish in LIMIT_REASONS:
+            if finish in LIMIT_REASONS or not tokens:
                 return state
             try:
                 [score] = await score_all(reward, prompt, [tokens])
@@ -271,7 +271,7 @@ class QAlign:
             ranks = await asyncio.to_thread(self._ranks, texts, cut, weight)
             order = [states[i] for i in ranks]
         unscored = sorted((c.cut for c in chains if c.cut), key=lambda s: s.finish in LIMIT_REASONS)
-        order = [*order, *last, *(s for s in unscored if s.tokens)]
+        order = [*order, *last, *(s for s in unscored if s.tokens or s.finish not in LIMIT_REASONS)]
         if not order:
             raise LimitReached(unscored[0].finish)
         distinct = order if self.answer == "last" else list({s.tokens: s for s in order}.values())

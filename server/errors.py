@@ -92,8 +92,10 @@ def to_api_error(error: BaseException) -> ApiError:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, LimitReached):
-        message = f"the {error} passed before there was anything to answer with"
-        return ApiError(message, param="alignment.budget", code=f"{error}_exceeded", status=504, retry=False)
+        at = {"budget": "max_sampled_tokens", "deadline": "deadline_ms"}[str(error)]
+        message = f"alignment.budget.{at} was spent before there was anything to answer with: raise it"
+        status = 504 if at == "deadline_ms" else 400  # so few tokens would never do
+        return ApiError(message, param=f"alignment.budget.{at}", code=f"{error}_exceeded", status=status, retry=False)
     if isinstance(error, RewardError):
         return ApiError(str(error), param="alignment", code="reward_error", status=500, retry=False)
     if isinstance(error, asyncio.CancelledError):

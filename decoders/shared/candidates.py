@@ -186,7 +186,7 @@ async def score_as_drawn(
             for i in whole or range(n):
                 score(i)
     pool = [Candidate(index=i, pieces=tuple(p), value=scores.get(i)) for i, p in enumerate(pieces)]
-    if not any(candidate.tokens for candidate in pool):
+    if not any(candidate.tokens for candidate in pool) and pool[0].finish in LIMIT_REASONS:
         raise LimitReached(pool[0].finish)
     return pool
 

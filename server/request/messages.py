@@ -67,15 +67,20 @@ def _parse_item(item: Mapping[str, Any]) -> Iterator[dict[str, str]]:
         yield {"role": "tool", "content": _text(item.get("output"))}
     if not isinstance(item.get("role"), str):
         return
-    parts = [part for part in content if isinstance(part, Mapping)] if isinstance(content, list) else []
+    parts = _objects(content)
     results = [part for part in parts if part.get("type") == "tool_result"]
     for result in results:
         yield {"role": "tool", "content": _text(result.get("content"))}
-    calls = [call for call in item.get("tool_calls") or () if isinstance(call, Mapping)]
-    calls = [call.get("function", call) for call in calls] + [part for part in parts if part.get("type") == "tool_use"]
+    calls = [call.get("function", call) for call in _objects(item.get("tool_calls"))]
+    calls += [part for part in parts if part.get("type") == "tool_use"]
     text = "\n".join([*filter(None, [_text(content)]), *(_call(call) for call in calls if isinstance(call, Mapping))])
     if text or not results:
         yield {"role": "system" if item["role"] == "developer" else item["role"], "content": text}
+
+
+def _objects(value: Any) -> list[Mapping[str, Any]]:
+    """The objects of a list; none of what is no list."""
+    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
 
 
 def _call(call: Mapping[str, Any]) -> str:
@@ -153,7 +158,8 @@ def instruct(path: str, document: Json, instruction: str, role: str) -> Json:
     if role == "system" and system is not None:
         return document | {system: _join(instruction, document.get(system))}
     content = document.get(key)
-    items = [{"role": "user", "content": content}] if isinstance(content, str) else list(content or ())
+    content = [{"role": "user", "content": content}] if isinstance(content, str) else content
+    items = list(content) if isinstance(content, list) else []
     roles = ("system", "developer") if role == "system" else ("user",)
     places = [i for i, item in enumerate(items) if isinstance(item, Mapping) and item.get("role") in roles]
     if role == "system" and 0 not in places:
