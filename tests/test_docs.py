@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
 from trimtab.server.docs import DOCS, PAGES, describe, first_sentence, render_table
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -72,3 +75,16 @@ def test_every_module_says_what_it_is() -> None:
         line for line in (DOCS / "architecture.md").read_text().splitlines() if re.search(r"^\| `.*\|\s+\|$", line)
     ]
     assert not empty
+
+
+def test_what_is_withstood_names_tests_that_are_there() -> None:
+    page = (DOCS / "operations.md").read_text()
+    rows = page[page.index("## What it withstands") : page.index("## Stress tests")]
+    file, count = "", 0
+    for named, test in re.findall(r"`((?:[\w/]+/)?test_\w+\.py)?(?:::(test_\w+))?`", rows):
+        file, count = named or file, count + bool(named or test)
+        path = ROOT / file if file.startswith("tests/") else ROOT / "tests/server" / file
+        if named or test:
+            assert path.exists(), file
+            assert not test or f"def {test}(" in path.read_text(), f"{file}::{test}"
+    assert count > 40, "the table's form has changed"
