@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import re
 
-OUTSIDE_ENGINE = {"model": "base", "served-model-name": "name", "api-key": "api_keys", "host": "host", "port": "port"}
+OUTSIDE_ENGINE = {
+    "model": "base",
+    "served-model-name": "name",
+    "api-key": "api_keys",
+    "allowed-origins": "allowed_origins",
+    "host": "host",
+    "port": "port",
+}
 """Flags for which the configuration has a key outside `engine`."""
 
 NOT_TAKEN = frozenset(
-    {"api-server-count", "config", "disable-access-log-for-endpoints", "disable-uvicorn-access-log", "help"}
+    {"allow-credentials", "allowed-headers", "allowed-methods"}
+    | {"api-server-count", "config", "disable-access-log-for-endpoints", "disable-uvicorn-access-log", "help"}
     | {
         "data-parallel-supervisor-port",
         "enable-offline-docs",
