@@ -33,6 +33,12 @@ UNKNOWN = -10.0
 """Log-prob, in nats, of a token that the toy never draws, where one is scored."""
 
 
+def check_prompt(prompt: Tokens) -> None:
+    """Raises, as vLLM's input processor does, for a prompt without a token."""
+    if not prompt:
+        raise VLLMValidationError("The decoder prompt cannot be empty")
+
+
 class TokenizedToy(ToyEngine):
     """A toy whose text is a tokenizer's, and which goes on from any prompt.
 
@@ -52,11 +58,16 @@ class TokenizedToy(ToyEngine):
     def generate(self, prompt: Tokens, sampling: Sampling, *, n: int, guides: Mixture) -> AsyncGenerator[Chunk, None]:
         """Raises ValueError for log-probs, which vLLM's app takes from an engine's own outputs, and for an empty
         prompt, as an engine does."""
-        if not prompt:
-            raise VLLMValidationError("The decoder prompt cannot be empty")
+        check_prompt(prompt)
         if sampling.logprobs:
             raise ValueError("the toy engine gives no logprobs")
         return super().generate(prompt, sampling, n=n, guides=guides)
+
+    async def greedy_top_logprobs(
+        self, prompt: Tokens, *, k: int, length: int, guides: Mixture
+    ) -> list[list[tuple[int, float]]]:
+        check_prompt(prompt)
+        return await super().greedy_top_logprobs(prompt, k=k, length=length, guides=guides)
 
     async def score(self, prompt: Tokens, completion: Tokens, *, guides: Mixture) -> list[float]:
         logprobs, vocab = self.model.next(guides), self.model.vocab
