@@ -182,7 +182,8 @@ def check_choices(
     n = int(asked.get("n") or 1)
     prompts = 1
     if body.path == COMPLETIONS and isinstance(asked["prompt"], list) and asked["prompt"]:
-        prompts = len(asked["prompt"]) if isinstance(asked["prompt"][0], str | list) else 1
+        # ["8", 2] is one prompt of two tokens to vLLM
+        prompts = len(asked["prompt"]) if all(isinstance(part, str | list) for part in asked["prompt"]) else 1
     assert len(texts) == n * prompts, f"{len(texts)} answers for n={n}, {prompts} prompts"
     assert set(finishes) <= LENGTH | STOP, finishes
     stops = [asked["stop"]] if isinstance(asked.get("stop"), str) else asked.get("stop") or []
