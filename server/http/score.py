@@ -233,10 +233,8 @@ async def score_texts(
 async def render_prompt(document: dict[str, Any], reward: RequestReward) -> Tokens:
     """What the base reads of a body with messages, or with a bare prompt, in a request for an answer.
 
-    Raises ApiError for messages of nobody, and ValueError for what vLLM's app would refuse.
+    Raises ValueError for what vLLM's app would refuse.
     """
-    if reward.path == CHAT and not any(message["role"] == "user" for message in reward.messages):
-        raise ApiError("messages hold no message of the user's", param="messages")
     host = reward.scoring.host
     assert isinstance(host, BaseHost)
     body = {key: document[key] for key in ("prompt", *RENDERED) if document.get(key) is not None}

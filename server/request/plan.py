@@ -115,7 +115,8 @@ def plan(raw: object, config: Config, auto: Callable[[], Mapping[str, float]] | 
     weights, supplied = _supply(request, entry, wishes, config)
     strategy, params = _build(name, entry, request.params, supplied)
     work = strategy.work(1, n=1, include=frozenset(request.include))
-    check_bounds(name, work, config, at=f"{AT}.params" if request.params else f"{AT}.weights")
+    source = next((key for key in ("params", "guides") if getattr(request, key)), "weights")
+    check_bounds(name, work, config, at=f"{AT}.{source}")
     objective, others = _rewards(request, entry, params, weights, config)
     return Plan(
         name=name,

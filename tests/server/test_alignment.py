@@ -47,6 +47,17 @@ def mixture(raw: object) -> dict[str, float]:
     return dict(strategy.mixture)
 
 
+@pytest.mark.parametrize(
+    ("field", "wish"),
+    [
+        ("guides", {"strategy": "guided", "guides": {BASE: 0}}),
+        ("guides", {"strategy": "best_of_n", "reward": "short", "guides": {BASE: 0.0}}),
+    ],
+)
+def test_a_mixture_of_nobody_is_refused_where_it_was_written(field: str, wish: dict[str, Any]) -> None:
+    assert refusal(wish).param == f"alignment.{field}"
+
+
 def test_nothing_asked_is_the_base_alone() -> None:
     assert plan({}, CONFIG).strategy == Plain()
     assert plan({}, CONFIG).described() == {"strategy": "plain"}

@@ -122,6 +122,7 @@ CALL = {"id": "1", "type": "function", "function": {"name": "look", "arguments":
 CONVERSATIONS: dict[str, dict[str, Any]] = {
     "plain": {"messages": [HI]},
     "system": {"messages": [{"role": "system", "content": "be"}, HI]},
+    "system only": {"messages": [{"role": "system", "content": "be"}]},
     "developer": {"messages": [{"role": "developer", "content": "be"}, HI]},
     "a variable of the template": {"messages": [HI], "chat_template_kwargs": {"flavour": "lemon"}},
     "tools": {"messages": [HI], "tools": [TOOL], "tool_choice": "none"},
