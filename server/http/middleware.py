@@ -2,8 +2,8 @@
 
 On the way in it takes `alignment` out of the body, turns a preset's model id into the base's, lets the request in by
 what it costs, and leaves the plan where the engine client's `generate()` finds it. vLLM's handlers get the body as
-vLLM's own models have parsed it here. On the way out it puts the `alignment` object, the usage behind it and the headers
-into what vLLM answers, and counts the request. What else costs work (`Enquiry`) takes the same way.
+vLLM's own models have parsed it here. On the way out it puts the `alignment` object, the usage behind it and the
+headers into what vLLM answers, and counts the request. What else costs work (`Enquiry`) takes the same way.
 """
 
 from __future__ import annotations
