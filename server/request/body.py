@@ -7,6 +7,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from itertools import accumulate
 from typing import Any
 
 from starlette.types import Receive
@@ -109,6 +110,8 @@ def _check_size(body: bytes) -> None:
         return
     bare = STRINGS.sub(b"", body)
     if (count := bare.count(b"[") + bare.count(b"{")) > MAX_CONTAINERS:
+        if max(accumulate((byte in b"[{") - (byte in b"]}") for byte in bare)) > MAX_DEPTH:
+            raise _too_deep()
         message = f"the request body holds {count} objects and lists; at most {MAX_CONTAINERS} may be in one"
         raise ApiError(message, code="request_too_large")
 

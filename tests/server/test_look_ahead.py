@@ -26,7 +26,8 @@ QUESTIONS = [
 
 @pytest.fixture(scope="module")
 def looking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    yield from until_up(serve(FOLDER / "search.yaml", tmp_path_factory.mktemp("look") / "log"))
+    patient = ("--set", "limits.max_wait_s=600")  # many searches at once, and no client that tries again
+    yield from until_up(serve(FOLDER / "search.yaml", tmp_path_factory.mktemp("look") / "log", *patient))
 
 
 @pytest.fixture(scope="module")

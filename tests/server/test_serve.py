@@ -317,7 +317,11 @@ async def test_responses(client: AsyncOpenAI, config: Config, asked: dict[str, A
     ):
         last = event
     assert last.type == "response.completed"
-    assert last.response.model_extra["alignment"] == answer.model_extra["alignment"]
+    streamed, whole = last.response.model_extra["alignment"], answer.model_extra["alignment"]
+    if asked.get("alignment", {}).get("strategy") == "segments":  # a draw that is ended may have drawn on meanwhile
+        for count in ("sampled_tokens", "scored_tokens"):
+            assert abs(streamed.pop(count) - whole.pop(count)) <= 4
+    assert streamed == whole
 
 
 async def test_messages(raw: httpx.AsyncClient, config: Config, asked: dict[str, Any]) -> None:
@@ -350,8 +354,6 @@ async def test_messages(raw: httpx.AsyncClient, config: Config, asked: dict[str,
          "kv_transfer_params cannot be combined with strategy '{}'"),
         ({"vllm_xargs": {"trimtab": "x"}}, "vllm_xargs.trimtab", "invalid_value",
          "vllm_xargs.trimtab is reserved: use alignment"),
-        ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}]}, None, None,
-         '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set'),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]}, None,
          None, ""),
     ],
