@@ -46,9 +46,12 @@ class Heartbeat:
 
     async def _wait_for_answer(self) -> None:
         answer = asyncio.ensure_future(self.call())
-        done, _ = await asyncio.wait({answer}, timeout=self.timeout_s())
-        if not done:
-            log.error("the engine of %s has not answered for %g s: /health is red", self.name, self.timeout_s())
-            await answer
-            log.info("the engine of %s answers again", self.name)
-        answer.result()
+        try:
+            done, _ = await asyncio.wait({answer}, timeout=self.timeout_s())
+            if not done:
+                log.error("the engine of %s has not answered for %g s: /health is red", self.name, self.timeout_s())
+                await answer
+                log.info("the engine of %s answers again", self.name)
+            answer.result()
+        finally:
+            answer.cancel()

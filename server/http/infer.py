@@ -85,6 +85,8 @@ class InferRequest(StrictModel):
 @dataclass(kw_only=True)
 class InferEnquiry(Enquiry):
     request: InferRequest
+    collected: dict[str, tuple[PromptBody, dict[str, None]]]
+    """`collect_answers` of the request."""
     objectives: list[str]
     specs: tuple[Spec, ...]
     """[K], one for each objective"""
@@ -100,12 +102,14 @@ class InferEnquiry(Enquiry):
         for spec in specs:
             scoring.check(spec, {}, at="objectives")
         max_tokens = reader.longest_answer(None)
-        conversations = [(as_document(item), list(texts)) for item, texts in collect_answers(request).values()]
+        collected = collect_answers(request)
+        conversations = [(as_document(item), list(texts)) for item, texts in collected.values()]
         return cls(
             name="infer",
             document=document,
             work=estimate(specs, conversations, scoring, reader, max_tokens),
             request=request,
+            collected=collected,
             objectives=objectives,
             specs=specs,
             scoring=scoring,
@@ -198,7 +202,7 @@ class ScoredAnswers:
     @classmethod
     async def of(cls, enquiry: InferEnquiry, usage: Usage) -> ScoredAnswers:
         """Raises ApiError, and RewardError where a reward fails."""
-        collected = collect_answers(enquiry.request)
+        collected = enquiry.collected
         turns = asyncio.Semaphore(READINGS)
 
         async def score(item: PromptBody, texts: Sequence[str]) -> list[list[float]]:
