@@ -54,7 +54,7 @@ from trimtab.decoders.protocols import (
     is_base_alone,
 )
 from trimtab.decoders.report import Report
-from trimtab.decoders.shared.answers import count_votes, make_extractor
+from trimtab.decoders.shared.answers import count_votes, make_reader
 from trimtab.decoders.shared.blocks import (
     Block,
     PartialAnswer,
@@ -110,7 +110,7 @@ class Particles:
     guides: Guides = field(default_factory=base_alone)
 
     def __post_init__(self) -> None:
-        make_extractor(self.extractor)
+        make_reader(self.extractor)
 
     async def __call__(
         self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, include: frozenset[str]
@@ -202,8 +202,8 @@ class Particles:
                 keys = np.log(system.weights) + rng.gumbel(size=self.n)  # without replacement, the first by weight
             return [system.particles[i] for i in np.argsort(-keys, kind="stable")]
         cut = [one.unfinished for one in system.particles]
-        texts = silence_unfinished([engine.text(one.tokens) for one in system.particles], cut)
-        merit = count_votes(texts, system.weights, self.extractor)
+        completions = silence_unfinished([engine.parts(one.tokens) for one in system.particles], cut)
+        merit = count_votes(completions, system.weights, self.extractor)
         return [system.particles[i] for i in np.argsort(-np.array(merit), kind="stable")]
 
 

@@ -6,6 +6,7 @@ includes its end-of-sequence token. Log-probabilities are natural.
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -165,6 +166,58 @@ class UnsupportedSampling(ValueError):
         """Whether temperature, top-k and top-p stand in the way too, or penalties and the like alone."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Call:
+    """A tool that a completion calls."""
+
+    name: str
+    arguments: str
+    """JSON, as the model wrote it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parts:
+    """What a completion holds."""
+
+    thoughts: str = ""
+    answer: str = ""
+    """Without thoughts and calls, as the client gets it; empty where the completion was cut amid its thoughts."""
+    calls: tuple[Call, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The answer, and under it each call as JSON: what of a completion is compared with others."""
+        calls = (f'{{"name": {json.dumps(call.name)}, "arguments": {call.arguments}}}' for call in self.calls)
+        return "\n".join([*filter(None, [self.answer]), *calls])
+
+    @property
+    def without_answer(self) -> bool:
+        """Whether it came to nothing but thoughts."""
+        return bool(self.thoughts) and not self.answer and not self.calls
+
+
+class Split(Protocol):
+    """How the completions of one request come apart."""
+
+    @property
+    def thinks(self) -> bool:
+        """Whether thoughts are looked for."""
+        ...
+
+    def __call__(self, prompt: Tokens, text: str, tokens: Tokens) -> Parts:
+        """What a completion of this text and these tokens holds, whole or not."""
+        ...
+
+
+class AllAnswer:
+    """The `Split` of a model that neither thinks nor calls tools."""
+
+    thinks = False
+
+    def __call__(self, prompt: Tokens, text: str, tokens: Tokens) -> Parts:
+        return Parts(answer=text)
+
+
 class Engine(Protocol):
     """A frozen base and the guides that run in lock-step with it."""
 
@@ -201,6 +254,10 @@ class Engine(Protocol):
 
     def decode(self, completion: Tokens) -> str:
         """`text` of a completion that no stop string ends."""
+        ...
+
+    def parts(self, completion: Tokens) -> Parts:
+        """`text` apart: what strategies that compare answers go by."""
         ...
 
     def tokens(self, text: str) -> Tokens:

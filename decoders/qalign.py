@@ -55,6 +55,7 @@ from trimtab.decoders.protocols import (
     Chunk,
     Engine,
     LimitReached,
+    Parts,
     Reward,
     Sampling,
     Tokens,
@@ -63,7 +64,7 @@ from trimtab.decoders.protocols import (
     is_base_alone,
 )
 from trimtab.decoders.report import Report
-from trimtab.decoders.shared.answers import count_votes, make_extractor
+from trimtab.decoders.shared.answers import count_votes, make_reader
 from trimtab.decoders.shared.candidates import (
     Beta,
     Guides,
@@ -136,7 +137,7 @@ class QAlign:
     guides: Guides = field(default_factory=base_alone)
 
     def __post_init__(self) -> None:
-        make_extractor(self.extractor)
+        make_reader(self.extractor)
         if self.burn_in > self.steps:
             raise ValueError(f"burn_in={self.burn_in} leaves nothing of steps={self.steps}")
         if self.until is not None and not self.until.keys() - {"floor"}:
@@ -265,10 +266,10 @@ class QAlign:
         elif self.answer == "max_reward":
             order = sorted(states, key=lambda s: -s.reward)
         else:
-            texts = [engine.text(s.tokens) for s in states]
+            completions = [engine.parts(s.tokens) for s in states]
             weight = np.array([visits[s.tokens] for s in states], dtype=np.float64)
             cut = [s.finish in UNFINISHED for s in states]
-            ranks = await asyncio.to_thread(self._ranks, texts, cut, weight)
+            ranks = await asyncio.to_thread(self._ranks, completions, cut, weight)
             order = [states[i] for i in ranks]
         unscored = sorted((c.cut for c in chains if c.cut), key=lambda s: s.finish in LIMIT_REASONS)
         order = [*order, *last, *(s for s in unscored if s.tokens or s.finish not in LIMIT_REASONS)]
@@ -277,14 +278,14 @@ class QAlign:
         distinct = order if self.answer == "last" else list({s.tokens: s for s in order}.values())
         return [distinct[i] if i < len(distinct) else order[0] for i in range(n)]
 
-    def _ranks(self, texts: Sequence[str], cut: Sequence[bool], weight: Vector) -> list[int]:
+    def _ranks(self, completions: Sequence[Parts], cut: Sequence[bool], weight: Vector) -> list[int]:
         """States, best first, by similarity to the others or by votes; ties stay in the order visited."""
         if self.answer == "mbr":
-            similarity = f1([split_words(text) for text in texts])
+            similarity = f1([split_words(parts.text) for parts in completions])
             np.fill_diagonal(similarity, 1.0)  # a state is like itself however often it was visited
             merit = np.round(similarity @ weight, 12)
         else:
-            merit = np.array(count_votes(silence_unfinished(texts, cut), weight, self.extractor))
+            merit = np.array(count_votes(silence_unfinished(completions, cut), weight, self.extractor))
         return [int(i) for i in np.argsort(-merit, kind="stable")]
 
 

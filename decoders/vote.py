@@ -3,7 +3,8 @@ answer given most often.
 
     a* = argmax_a sum_{i: a(y_i) = a} v_i,    y_1 … y_N ~ pi                                                         (1)
 
-pi is the base or, with `guides`, their mixture; a(y) is read off the response's text by `extractor`.
+pi is the base or, with `guides`, their mixture; a(y) is read off the response's answer, or its calls of
+tools, by `extractor`.
 
 | `weighting` | v_i                                            | from                              |
 |-------------|------------------------------------------------|-----------------------------------|
@@ -42,7 +43,7 @@ from trimtab.decoders.protocols import (
     base_alone,
 )
 from trimtab.decoders.report import Report
-from trimtab.decoders.shared.answers import Extractor, make_extractor
+from trimtab.decoders.shared.answers import Extractor, make_reader
 from trimtab.decoders.shared.candidates import (
     Beta,
     Candidate,
@@ -71,7 +72,8 @@ class Vote:
         Extractor,
         Field(
             description='what a candidate answers: "number", "answer" (a number, a letter or words), each read as the '
-            'verifier reads it, "text" (all of it), {"regex": …} or {"json": path}'
+            'verifier reads it, "text" (all of it), {"regex": …}, {"json": path}; or the tools that it calls, '
+            '"tool_call" (names and arguments) or {"tool_call": "name"}'
         ),
     ] = "number"
     weighting: Annotated[
@@ -83,7 +85,7 @@ class Vote:
     diverse: PoolMethod = None
 
     def __post_init__(self) -> None:
-        make_extractor(self.extractor)
+        make_reader(self.extractor)
 
     async def __call__(
         self, prompt: Tokens, sampling: Sampling, engine: Engine, reward: Reward, *, n: int, include: frozenset[str]
@@ -118,9 +120,9 @@ class Vote:
 
     async def _answers(self, pool: Sequence[Candidate], engine: Engine) -> dict[int, str]:
         """candidate -> a(y), of those that have one."""
-        voters, extract = select_finished(pool), make_extractor(self.extractor)
-        texts = [engine.text(c.tokens) for c in voters]
-        report = await asyncio.to_thread(lambda: [extract(text) for text in texts])  # many may take a while
+        voters, read = select_finished(pool), make_reader(self.extractor)
+        completions = [engine.parts(c.tokens) for c in voters]
+        report = await asyncio.to_thread(lambda: [read(parts) for parts in completions])  # many may take a while
         return {c.index: answer for c, answer in zip(voters, report, strict=True) if answer is not None}
 
     def _votes(self, voters: Sequence[Candidate]) -> dict[int, float]:

@@ -23,6 +23,7 @@ from trimtab.decoders.protocols import (
     LIMIT_REASONS,
     Chunk,
     Engine,
+    Parts,
     Sampling,
     Tokens,
     UnsupportedSampling,
@@ -142,7 +143,10 @@ class AlignedClient:
         relax = partial(self._leave_out_defaults, run)
         async with aclosing(run.execute(tokens, as_sampling(params), engine, n=n, relax=relax)) as chunks:
             async for chunk in chunks:
-                run.record(first + chunk.index, with_texts(chunk, partial(detokenizer.text, tokens)))
+                choice = first + chunk.index
+                run.record(choice, with_parts(chunk, partial(run.parts, tokens)))
+                if chunk.finish is not None and run.split.thinks:
+                    warn_of_thoughts(run, choice, run.parts(tokens, run.answers[choice]))
                 finished += chunk.finish is not None
                 stride = (params.stream_interval or 1) if delta else None
                 for piece in as_outputs(chunk, tokens, texts[chunk.index], stride=stride):
@@ -230,12 +234,28 @@ def as_outputs(
         yield output
 
 
-def with_texts(chunk: Chunk, read: Callable[[Tokens], str]) -> Chunk:
-    """The chunk whose report shows its candidates' texts."""
+def with_parts(chunk: Chunk, read: Callable[[Tokens], Parts]) -> Chunk:
+    """The chunk whose report shows what its candidates hold."""
     if "candidates" not in chunk.report:
         return chunk
-    shown = [{**candidate, "text": read(candidate["tokens"])} for candidate in chunk.report["candidates"]]
+    shown = [{**candidate, **describe(read(candidate["tokens"]))} for candidate in chunk.report["candidates"]]
     return replace(chunk, report={**chunk.report, "candidates": shown})
+
+
+def warn_of_thoughts(run: StrategyRun, choice: int, parts: Parts) -> None:
+    """Of an answer that ended before it began."""
+    if parts.without_answer:
+        run.warnings.append(f"choice {choice} ended amid its thoughts: its answer is empty")
+
+
+def describe(parts: Parts) -> dict[str, Any]:
+    """A completion as a report shows it."""
+    shown: dict[str, Any] = {"text": parts.answer}
+    if parts.thoughts:
+        shown["thoughts"] = parts.thoughts
+    if parts.calls:
+        shown["tool_calls"] = [{"name": call.name, "arguments": call.arguments} for call in parts.calls]
+    return shown
 
 
 def finish_reason(chunk: Chunk) -> str | None:

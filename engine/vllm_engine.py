@@ -19,7 +19,7 @@ from vllm.logprobs import Logprob
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-from trimtab.decoders.protocols import BASE, Chunk, Mixture, Sampling, Tokens, normalise_mixture
+from trimtab.decoders.protocols import BASE, Chunk, Mixture, Parts, Sampling, Tokens, normalise_mixture
 from trimtab.engine.detokenizer import decode_answer, encode_answer
 from trimtab.engine.mixture import DISTRIBUTION, ENTROPY, KL, decode_scalar
 from trimtab.engine.plugin import FIELD
@@ -152,6 +152,10 @@ class VLLMEngine:
 
     def decode(self, completion: Tokens) -> str:
         return self.text(completion)
+
+    def parts(self, completion: Tokens) -> Parts:
+        """What is a request's is in `StrategyRun.split`."""
+        return Parts(answer=self.text(completion))
 
     def tokens(self, text: str) -> Tokens:
         return encode_answer(self.client.renderer.tokenizer, text)

@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
-from trimtab.decoders.protocols import Engine, Tokens
+from trimtab.decoders.protocols import Call, Engine, Tokens
 from trimtab.rewards.turns import READINGS
 
 Record = Callable[[int], None]
@@ -43,14 +43,32 @@ class Question:
     """For scorers that have something else read than each response once."""
 
 
+ReadPart = Literal["answer", "thoughts", "both"]
+"""What a reward reads of a completion: "both" is all of it, marks of thoughts and calls included."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Response:
     """An answer, or a prefix of one."""
 
     text: str
-    """As the client sees it: without special tokens, and only up to a stop string."""
+    """As the client gets it: without special tokens, and only up to a stop string."""
     tokens: Tokens
     """In the base's tokens, EOS included."""
+    calls: tuple[Call, ...] = ()
+    """Of tools, beside the text."""
+    thoughts: str = ""
+    whole: Response | None = None
+    """The completion that it is part of; None where it is all of it."""
+
+    def read(self, part: ReadPart) -> Response:
+        """What a reward of this part reads."""
+        if part == "answer" or (self.whole is None and part == "both"):
+            return self
+        if part == "thoughts" or self.whole is None:
+            tokens = () if self.whole is None else self.whole.tokens[: len(self.whole.tokens) - len(self.tokens)]
+            return Response(text=self.thoughts, tokens=tokens if self.thoughts else ())
+        return self.whole
 
 
 class Scorer(Protocol):

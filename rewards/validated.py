@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from trimtab.decoders.protocols import reads_final_answer
-from trimtab.rewards.protocols import Question, Response, RewardError, Scorer
+from trimtab.rewards.protocols import Question, ReadPart, Response, RewardError, Scorer
 from trimtab.rewards.turns import Clock, current_clock
 
 log = logging.getLogger("trimtab")
@@ -30,6 +30,7 @@ class ValidatedScorer:
     name: str
     timeout: float
     """Seconds for which a call may stand still: without an answer to any part of it, or from what it waits for."""
+    on: ReadPart = "answer"
     active_at: Callable[[], float] = lambda: -math.inf
     """When the engine that it asks last answered anybody, by `time.monotonic`: a call that waits for its turn there has
     not begun."""
@@ -57,6 +58,7 @@ class ValidatedScorer:
         return int(self.scorer.reads(prompt, response)) if hasattr(self.scorer, "reads") else response
 
     async def __call__(self, question: Question, responses: Sequence[Response]) -> list[list[float]]:
+        """Of whole responses, of which the scorer reads its part."""
         if missing := sorted(self.needs - set(question.given)):
             raise ValueError(f"the reward {self.name!r} needs {', '.join(missing)} to score against")
         try:
@@ -77,7 +79,7 @@ class ValidatedScorer:
         """What the scorer gives; raises RewardError where it stands still for too long."""
         clock = Clock()
         before = current_clock.set(clock)
-        call = asyncio.create_task(self.scorer(question, responses))
+        call = asyncio.create_task(self.scorer(question, [response.read(self.on) for response in responses]))
         current_clock.reset(before)
         try:
             while not call.done():

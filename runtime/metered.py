@@ -12,6 +12,7 @@ from trimtab.decoders.protocols import (
     Engine,
     LimitReached,
     Mixture,
+    Parts,
     Reward,
     Sampling,
     Tokens,
@@ -42,6 +43,8 @@ class Metered:
     usage: Usage
     render: Render | None = None
     read: Read | None = None
+    split: Callable[[str, Tokens], Parts] | None = None
+    """(text, tokens) of a completion -> what it holds; None: as the engine has it."""
 
     async def generate(
         self, prompt: Tokens, sampling: Sampling, *, n: int, guides: Mixture
@@ -108,6 +111,11 @@ class Metered:
 
     def decode(self, completion: Tokens) -> str:
         return self.engine.decode(completion) if self.read is None else self.read(completion, cut=False)
+
+    def parts(self, completion: Tokens) -> Parts:
+        if self.split is None:
+            return self.engine.parts(completion)
+        return self.split(self.text(completion), completion)
 
     def tokens(self, text: str) -> Tokens:
         return self.engine.tokens(text)

@@ -18,11 +18,14 @@ from opentelemetry.trace import Span
 
 from trimtab.decoders.protocols import (
     LIMIT_REASONS,
+    AllAnswer,
     Chunk,
     Engine,
     LimitReached,
+    Parts,
     Reward,
     Sampling,
+    Split,
     Strategy,
     Tokens,
     UnsupportedSampling,
@@ -50,6 +53,8 @@ class StrategyRun:
     render: Render | None = None
     read: Callable[..., str] | None = None
     """(prompt, completion, cut) -> the completion as the client reads it; None until the engine client knows how."""
+    split: Split = field(default_factory=AllAnswer)
+    """What the request's completions hold, as the client gets it."""
     span: Span | None = None
     """The request's, under which its calls of the engine are; None where nothing is traced."""
     fallback: Strategy | None = None
@@ -93,7 +98,8 @@ class StrategyRun:
     def instrument(self, engine: Engine, prompt: Tokens = ()) -> Engine:
         """The engine, whose work counts as this request's and is traced under its span, for answers to this prompt."""
         read: Read | None = None if self.read is None else partial(self.read, prompt)
-        metered = Metered(engine, self.usage, self.render, read)
+        split = None if read is None else partial(self.split, prompt)
+        metered = Metered(engine, self.usage, self.render, read, split)
         return metered if self.span is None else Traced(metered, self.span)
 
     def record(self, choice: int, chunk: Chunk) -> None:
@@ -107,6 +113,10 @@ class StrategyRun:
         """An answer to this prompt as the client reads it, once an engine client has the request."""
         assert self.read is not None, "nothing is drawn yet"
         return self.read(prompt, completion)
+
+    def parts(self, prompt: Tokens, completion: Tokens) -> Parts:
+        """`text` apart."""
+        return self.split(prompt, self.text(prompt, completion), completion)
 
     async def execute(
         self,

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.decoders.protocols import BASE, Chunk, Mixture, Sampling, Tokens, normalise_mixture
+from trimtab.decoders.protocols import BASE, Chunk, Mixture, Parts, Sampling, Tokens, normalise_mixture
 from trimtab.decoders.shared.candidates import warp
 
 Vector = NDArray[np.float64]
@@ -244,6 +244,9 @@ class ToyEngine:
 
     def decode(self, completion: Tokens) -> str:
         return self.text(completion)
+
+    def parts(self, completion: Tokens) -> Parts:
+        return Parts(answer=self.text(completion))
 
     def tokens(self, text: str) -> Tokens:
         return [int(number) for number in text.split()]

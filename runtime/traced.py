@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from opentelemetry import trace
 from opentelemetry.trace import Span
 
-from trimtab.decoders.protocols import Chunk, Engine, Mixture, Sampling, Tokens
+from trimtab.decoders.protocols import Chunk, Engine, Mixture, Parts, Sampling, Tokens
 
 tracer = trace.get_tracer("trimtab")
 
@@ -69,6 +69,9 @@ class Traced:
 
     def decode(self, completion: Tokens) -> str:
         return self.engine.decode(completion)
+
+    def parts(self, completion: Tokens) -> Parts:
+        return self.engine.parts(completion)
 
     def tokens(self, text: str) -> Tokens:
         return self.engine.tokens(text)

@@ -25,14 +25,14 @@ from typing import Any
 import numpy as np
 import yaml
 
-from trimtab.decoders.protocols import BASE, Engine, Mixture, Sampling, Tokens, base_alone, member_alone
+from trimtab.decoders.protocols import BASE, AllAnswer, Engine, Mixture, Sampling, Tokens, base_alone, member_alone
 from trimtab.preferences.preference_direction import PreferenceDirection, angle_between, choose_neighbours
 from trimtab.rewards.protocols import Host, Question, Response, RewardError
 from trimtab.server.config import ConfigError, PromptConfig
 from trimtab.server.request.messages import CHAT, instruct
 from trimtab.server.request.preference_prompts import build_cone, build_template, read_slots
 from trimtab.server.request.reward_tree import Spec, evaluate, parse_spec
-from trimtab.server.scoring import Scoring
+from trimtab.server.scoring import BaseHost, Scoring, take_apart
 
 log = logging.getLogger("trimtab")
 
@@ -239,7 +239,12 @@ async def draw_answers(
 
 async def score_answers(scoring: Scoring, spec: Spec, question: Question, answers: Sequence[Tokens]) -> list[float]:
     """[N] one per answer; they count as no request's."""
-    responses = [Response(text=scoring.host.engine.text(a), tokens=a) for a in answers]
+    host = scoring.host
+    split = host.split if isinstance(host, BaseHost) else AllAnswer()
+    texts = [host.engine.text(a) for a in answers]
+    responses = [
+        take_apart(text, a, split(question.prompt, text, a), host) for text, a in zip(texts, answers, strict=True)
+    ]
     return evaluate(spec, await scoring.rows([spec], question, responses), {}).values
 
 

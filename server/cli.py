@@ -179,7 +179,8 @@ async def run_calibration(config: Config, args: argparse.Namespace) -> None:
     try:
         server_args = arguments(config)
         async with running_models(config, server_args) as (client, scoring):
-            scoring.attach(RequestReader(app=await openai_app(client, server_args)).render)
+            reader = RequestReader(app=await openai_app(client, server_args))
+            scoring.attach(reader.render, reader.split_written({}))
             calibrations = await calibrate(scoring, prompts, answers=args.answers, max_tokens=args.max_tokens)
     except MemberError as error:
         raise ConfigError(str(error)) from None

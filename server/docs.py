@@ -40,7 +40,16 @@ C is a combination (without one, the sum) and T a transform, each by name or as 
 `weights` are the sum of weight × (reward − mean) / spread over objectives, with the figures of `trimtab calibrate`.
 References of a transform are answers of the frozen base to the same prompt, drawn once for
 all requests with seeds of their own, to the power of two that is no less than `max_tokens`, and scored as they end: the
-request's budget, deadline and stop strings do not touch them. The request that has them drawn counts them."""
+request's budget, deadline and stop strings do not touch them. The request that has them drawn counts them.
+
+With `engine.reasoning_parser` or `engine.tool_call_parser` a completion is taken apart as vLLM takes it apart for the
+client: thoughts, an answer, calls of tools. A reward reads the answer, which is the client's `content`, unless its
+key `on` says `thoughts` or `both`; judges and reward models with a template also read the calls. So do votes,
+likenesses and the `candidates` that a report shows, which have their `thoughts` and `tool_calls` beside their `text`.
+A completion that ends amid its thoughts has an empty answer, `warnings` say so of one that is returned, and where
+others ended it is not scored. While thoughts last, a search that scores beginnings sees empty answers: `on: both`
+lets a reward read them. In `/v1/alignment/score` and after a bare prompt, a text without a mark of thoughts is all
+answer."""
 TABLE = "<!-- The table is made by `python -m trimtab.server.docs`. -->"
 KEY_COLUMNS = ("type", "default", "meaning")
 END = "<!-- The end of the table. -->"

@@ -16,7 +16,7 @@ from typing import Any
 
 from opentelemetry.trace import Span
 
-from trimtab.decoders.protocols import BASE, Engine, Sampling, Tokens, reads_final_answer
+from trimtab.decoders.protocols import BASE, AllAnswer, Engine, Parts, Sampling, Split, Tokens, reads_final_answer
 from trimtab.decoders.shared.gather import gather_or_cancel
 from trimtab.engine.activity import Activity
 from trimtab.engine.aligned_client import AlignedClient
@@ -69,7 +69,9 @@ def build_scorers(config: Config, host: Host, poolers: Mapping[str, PoolingEngin
                 raise ConfigError(suggest("guide", member, config.guides), key=f"rewards.{name}")
         engine = services.get("pooler", host if "host" in KINDS[reward.kind].uses else None)
         active_at: Callable[[], float] = getattr(engine, "active_at", never)
-        scorers[name] = ValidatedScorer(scorer=scorer, name=name, timeout=reward.timeout_s, active_at=active_at)
+        scorers[name] = ValidatedScorer(
+            scorer=scorer, name=name, timeout=reward.timeout_s, on=reward.on, active_at=active_at
+        )
     return scorers
 
 
@@ -98,6 +100,8 @@ class BaseHost:
     tokenizer: Any
     render_request: RenderRequest | None = None
     """None until vLLM's app is there, whose renderer serves requests and rewards alike."""
+    split: Split = field(default_factory=AllAnswer)
+    """Of answers to no request in particular."""
     active_at: Callable[[], float] = never
     """When the engine last did something for anybody, by `time.monotonic`."""
 
@@ -176,10 +180,10 @@ class Scoring:
                 code="unsupported_pair",
             )
 
-    def attach(self, render_request: RenderRequest) -> None:
-        """The app's renderer, which rewards use too."""
+    def attach(self, render_request: RenderRequest, split: Split) -> None:
+        """The app's renderer, which rewards use too, and how it takes an answer to a chat without tools apart."""
         if isinstance(self.host, BaseHost):
-            self.host.render_request = render_request
+            self.host.render_request, self.host.split = render_request, split
 
     async def ask(self, messages: Sequence[Mapping[str, str]]) -> Question:
         """A conversation that no request has."""
@@ -191,7 +195,15 @@ class Scoring:
         return Question(messages=tuple(messages), prompt=await self.host.render(messages), instruct=render_with)
 
     def bind(
-        self, plan: Plan, path: str, document: Json, usage: Usage, *, max_tokens: int, read: ReadAnswer
+        self,
+        plan: Plan,
+        path: str,
+        document: Json,
+        usage: Usage,
+        *,
+        max_tokens: int,
+        read: ReadAnswer,
+        split: Split,
     ) -> RequestReward:
         """The reward of one request, whose answers have at most `max_tokens`; raises ApiError for what it cannot be."""
         specs = {} if plan.objective is None else {f"{AT}.reward": plan.objective}
@@ -208,6 +220,7 @@ class Scoring:
             usage=usage,
             max_tokens=max_tokens,
             read=read,
+            split=split,
         )
 
     def auto_weights(self, path: str, document: Json) -> dict[str, float]:
@@ -276,6 +289,8 @@ class RequestReward:
     """Of the longest answer, which reference answers may be as long as, in powers of two."""
     read: ReadAnswer | None = None
     """As the request has it; None: as an answer to no request in particular."""
+    split: Split = field(default_factory=AllAnswer)
+    """Likewise."""
     span: Span | None = None
     """The request's; None where nothing is traced."""
     turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(READINGS))
@@ -290,13 +305,16 @@ class RequestReward:
         return cls(path=path, document=document, messages=messages, prefix=prefix, **fields)
 
     async def __call__(self, prompt: Tokens, completions: Sequence[Tokens]) -> list[list[float]]:
-        return await self.score(prompt, [self._response(prompt, tokens) for tokens in completions])
+        engine, read = self.scoring.host.engine, self.read
+        texts = [engine.text(tokens) if read is None else read(prompt, tokens) for tokens in completions]
+        responses = [self._response(prompt, text, tokens) for text, tokens in zip(texts, completions, strict=True)]
+        return await self.score(prompt, responses)
 
-    def encode(self, text: str, *, finished: bool = True) -> Response:
+    def encode(self, prompt: Tokens, text: str, *, finished: bool = True) -> Response:
         """A response that a client wrote, as a search would have it: with its end of sequence if it is finished."""
         host = self.scoring.host
         tokens = host.engine.tokens(text)
-        return Response(text=text, tokens=[*tokens, *([end_token(host)] if finished else ())])
+        return self._response(prompt, text, [*tokens, *([end_token(host)] if finished else ())])
 
     async def score(self, prompt: Tokens, responses: Sequence[Response]) -> list[list[float]]:
         """[N, K]; raises RewardError, and ValueError for what the request is at fault for."""
@@ -314,7 +332,10 @@ class RequestReward:
 
     @property
     def reads_final_answer(self) -> bool:
-        """Whether one of its rewards goes by what an answer comes to."""
+        """Whether one of its rewards goes by what an answer comes to; under a model that thinks, each does: a cut
+        completion may have no answer."""
+        if self.split.thinks and self.specs:
+            return True
         leaves = (leaf for spec in self.specs for leaf in spec.leaves)
         return any(reads_final_answer(self.scoring.scorers[leaf.reward]) for leaf in leaves)
 
@@ -335,9 +356,9 @@ class RequestReward:
         """How many reference answers the transforms ask for."""
         return max((spec.references for spec in self.specs), default=0)
 
-    def _response(self, prompt: Tokens, tokens: Tokens) -> Response:
-        text = self.scoring.host.engine.text(tokens) if self.read is None else self.read(prompt, tokens)
-        return Response(text=text, tokens=tokens)
+    def _response(self, prompt: Tokens, text: str, tokens: Tokens) -> Response:
+        """What rewards read of a completion of this text and these tokens."""
+        return take_apart(text, tokens, self.split(prompt, text, tokens), self.scoring.host)
 
     def _decode(self, prompt: Tokens) -> str:
         """What a prompt says, or a part of one."""
@@ -346,9 +367,13 @@ class RequestReward:
 
     def _count_reads(self, responses: Sequence[Response]) -> int:
         """Tokens of the responses, once for each reward but those that record what they read."""
-        rewards = {leaf.reward for spec in self.specs for leaf in spec.leaves}
-        silent = sum(not getattr(self.scoring.scorers[reward], "records", False) for reward in rewards)
-        return silent * sum(len(response.tokens) for response in responses)
+        scorers = [self.scoring.scorers[name] for name in {leaf.reward for s in self.specs for leaf in s.leaves}]
+        return sum(
+            len(response.read(getattr(scorer, "on", "answer")).tokens)
+            for scorer in scorers
+            if not getattr(scorer, "records", False)
+            for response in responses
+        )
 
     def _record(self, tokens: int) -> None:
         self.usage.scored += tokens
@@ -374,14 +399,17 @@ class RequestReward:
             turns=self.turns,
             record=self._record,
         )
-        return question, [Response(text=self.prefix + r.text, tokens=[*begun, *r.tokens]) for r in responses]
+        if not self.prefix:
+            return question, list(responses)
+        completions = [response.whole or response for response in responses]
+        return question, [self._response(context, self.prefix + c.text, [*begun, *c.tokens]) for c in completions]
 
     async def _references(self, question: Question, prompt: Tokens) -> Rows:
         """leaf -> [M] scores of the frozen base's own answers to the question, to their end or to the request's length,
         whatever else the request says."""
         leaves = sorted({leaf.name for spec in self.specs for leaf in spec.leaves})
         n, length = self.reference_count, reference_length(self.max_tokens)
-        begun, messages = list(prompt), [*question.messages, self.prefix]
+        begun, messages = list(prompt), [*question.messages, self.prefix, self.document.get("tool_choice")]
         specs, scoring = self.specs, self.scoring
 
         async def draw(usage: Usage) -> Rows:
@@ -391,7 +419,7 @@ class RequestReward:
             async with aclosing(engine.generate(begun, sampling, n=n, guides={BASE: 1.0})) as chunks:
                 async for chunk in chunks:
                     drawn[chunk.index] += chunk.tokens
-            responses = [Response(text=engine.text(tokens), tokens=tokens) for tokens in drawn.values()]
+            responses = [self._response(begun, engine.text(tokens), tokens) for tokens in drawn.values()]
             usage.scored += self._count_reads(responses)
             _, responses = self._question(begun, responses)
 
@@ -410,16 +438,39 @@ def split_prompt(prompt: Tokens, prefix: str, host: Host) -> tuple[Tokens, Token
 
     Raises ValueError where no end of the prompt reads as that beginning.
     """
-    if not (sought := prefix.strip()):
+    if not prefix.strip():
         return prompt, ()
-    alone = len(host.engine.tokens(prefix))
-    for more in sorted(range(-MORE_TOKENS, MORE_TOKENS + 1), key=abs):
-        place = len(prompt) - alone - more
-        if 0 <= place < len(prompt):
-            text: str = host.tokenizer.decode(list(prompt[place:]), skip_special_tokens=True)
-            if text.strip() == sought:
-                return prompt[:place], prompt[place:]
-    raise ValueError("the chat template does not end with the message that is continued, so rewards cannot read it")
+    if (place := find_end(prompt, prefix, host)) is None:
+        raise ValueError("the chat template does not end with the message that is continued, so rewards cannot read it")
+    return prompt[:place], prompt[place:]
+
+
+def find_end(tokens: Tokens, text: str, host: Host) -> int | None:
+    """Where the end begins that reads as this text, or else as this text but for spaces around it; None: nowhere."""
+    alone = len(host.engine.tokens(text))
+    places = [len(tokens) - alone - more for more in sorted(range(-MORE_TOKENS, MORE_TOKENS + 1), key=abs)]
+    ends: dict[int, str] = {
+        place: host.tokenizer.decode(list(tokens[place:]), skip_special_tokens=True)
+        for place in places
+        if 0 <= place < len(tokens)
+    }
+    exact = (place for place, end in ends.items() if end == text)
+    return next(exact, next((place for place, end in ends.items() if end.strip() == text.strip()), None))
+
+
+def take_apart(text: str, tokens: Tokens, parts: Parts, host: Host) -> Response:
+    """A completion of this text and these tokens as rewards read it. The answer's tokens are those that were drawn
+    where an end of them reads as the answer, and else the base's own for its text."""
+    if parts == Parts(answer=text):
+        return Response(text=text, tokens=tokens)
+    answer, whole = parts.answer, Response(text=text, tokens=tokens)
+    place = find_end(tokens, answer, host) if answer.strip() else None
+    if place is None:
+        ending = tokens[-1:] if tokens and tokens[-1] in host.engine.eos_ids else ()
+        drawn: Tokens = [*host.engine.tokens(answer), *ending]
+    else:
+        drawn = tokens[place:]
+    return Response(text=answer, tokens=drawn, calls=parts.calls, thoughts=parts.thoughts, whole=whole)
 
 
 def end_token(host: Host) -> int:

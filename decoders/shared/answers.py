@@ -1,6 +1,6 @@
 """What a response answers: functions text -> str | None, for votes and for verifiers.
 
-Two texts give the same answer where these give equal strings. None: the text holds no answer.
+Two responses give the same answer where these give equal strings. None: the response holds no answer.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import re2
 from pydantic import Field
 
+from trimtab.decoders.protocols import Parts
 from trimtab.decoders.shared.final_answer import (
     LONGEST,
     find_marked,
@@ -26,10 +27,13 @@ from trimtab.decoders.shared.numbers import write_number
 
 Extract = Callable[[str], str | None]
 Extractor = (
-    Literal["number", "answer", "text"]
-    | Annotated[dict[Literal["regex", "json"], Annotated[str, Field(max_length=1000)]], Field(min_length=1)]
+    Literal["number", "answer", "text", "tool_call"]
+    | Annotated[
+        dict[Literal["regex", "json", "tool_call"], Annotated[str, Field(max_length=1000)]], Field(min_length=1)
+    ]
 )
-"""Which of them: "number", "answer", "text", {"regex": pattern} or {"json": path}."""
+"""Which of them: "number", "answer", "text", {"regex": pattern}, {"json": path}; or of the tools that a response calls,
+"tool_call" (names and arguments) or {"tool_call": "name"}."""
 
 
 def make_extractor(rule: Extractor) -> Extract:
@@ -45,13 +49,47 @@ def make_extractor(rule: Extractor) -> Extract:
             return by_pattern(pattern)
         case {"json": path} if len(rule) == 1:
             return by_path(path)
-    raise ValueError('extractor must be "number", "answer", "text", {"regex": "…"} or {"json": "…"}')
+    raise ValueError(
+        'extractor must be "number", "answer", "text", {"regex": "…"}, {"json": "…"}, "tool_call" or '
+        '{"tool_call": "name"}'
+    )
 
 
-def count_votes(texts: Sequence[str], weights: Iterable[float], rule: Extractor) -> list[float]:
-    """[N] the weight of all texts that give the same answer; -1 for a text that holds none."""
-    extract, total = make_extractor(rule), defaultdict[str, float](float)
-    answers = [extract(text) for text in texts]
+def make_reader(rule: Extractor) -> Callable[[Parts], str | None]:
+    """What a completion answers by its text or by its calls; raises ValueError as `make_extractor` does."""
+    match rule:
+        case "tool_call":
+            return write_calls
+        case {"tool_call": "name"} if len(rule) == 1:
+            return name_calls
+    extract = make_extractor(rule)
+    return lambda parts: extract(parts.answer)
+
+
+def write_calls(parts: Parts) -> str | None:
+    """The calls, names and arguments, as JSON with sorted keys: one object, or a list of several in their order."""
+    calls = [{"name": call.name, "arguments": _read_arguments(call.arguments)} for call in parts.calls]
+    return _as_json(calls[0] if len(calls) == 1 else calls) if calls else None
+
+
+def name_calls(parts: Parts) -> str | None:
+    """The name of the tool that is called; of several, their names as a JSON list in the order of the calls."""
+    names = [call.name for call in parts.calls]
+    return (names[0] if len(names) == 1 else _as_json(names)) if names else None
+
+
+def _read_arguments(arguments: str) -> Any:
+    """As JSON; as text where they are none."""
+    try:
+        return json.loads(arguments, parse_float=_parse_float, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return arguments
+
+
+def count_votes(completions: Sequence[Parts], weights: Iterable[float], rule: Extractor) -> list[float]:
+    """[N] the weight of all completions that give the same answer; -1 for one that holds none."""
+    read, total = make_reader(rule), defaultdict[str, float](float)
+    answers = [read(parts) for parts in completions]
     for answer, weight in zip(answers, weights, strict=True):
         if answer is not None:
             total[answer] += weight
@@ -125,11 +163,15 @@ def by_path(path: str) -> Extract:
                 if not isinstance(value, list if isinstance(step, int) else dict):
                     return None
                 value = value[step]
-            return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
+            return _as_json(value)
         except (ValueError, LookupError, RecursionError):
             return None
 
     return extract
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
 
 
 def _parse_json(text: str) -> Any:

@@ -25,6 +25,7 @@ from trimtab.decoders.protocols import (
     Engine,
     LimitReached,
     Mixture,
+    Parts,
     Reward,
     Sampling,
     Tokens,
@@ -61,7 +62,7 @@ Beta = Annotated[float, Field(gt=0, le=1e6, description="temperature of the rewa
 Target = Annotated[
     Literal["proposal", "base"], Field(description="with guides: what is tilted, their mixture or the base")
 ]
-VoteBy = Annotated[Extractor, Field(description='for vote: "number", "answer", "text", {"regex": …} or {"json": path}')]
+VoteBy = Annotated[Extractor, Field(description="for vote: as the strategy vote has it")]
 Vector = NDArray[np.float64]
 HUGE = 1e300
 """Rewards beyond it count as it: sums and quotients of those within are finite."""
@@ -347,10 +348,10 @@ def select_finished(pool: Sequence[Candidate]) -> list[Candidate]:
     return [c for c in pool if not c.unfinished and c.tokens] or select_ended(pool)
 
 
-def silence_unfinished(texts: Sequence[str], unfinished: Sequence[bool]) -> list[str]:
-    """[N] texts for a vote: where some ended by themselves, nothing of those that did not."""
+def silence_unfinished(completions: Sequence[Parts], unfinished: Sequence[bool]) -> list[Parts]:
+    """[N] completions for a vote: where some ended by themselves, nothing of those that did not."""
     ended = not all(unfinished)
-    return ["" if cut and ended else text for text, cut in zip(texts, unfinished, strict=True)]
+    return [Parts() if cut and ended else parts for parts, cut in zip(completions, unfinished, strict=True)]
 
 
 def select_ended(pool: Sequence[Candidate]) -> list[Candidate]:

@@ -48,6 +48,14 @@ def split_parts(text: str) -> list[str]:
     return [part.strip() for part in HEADING.split(text)[1:]]
 
 
+def split_thoughts(completion: Tokens, engine: Engine) -> tuple[str, str]:
+    """A completion's text up to its answer, marks of the thoughts' end included, and the answer: each of the answers in
+    it is one behind these thoughts."""
+    text, parts = engine.text(completion), engine.parts(completion)
+    place = text.rfind(parts.answer) if parts.thoughts else 0
+    return (text[:place], text[place:]) if place >= 0 else ("", parts.answer)
+
+
 async def draw_jointly(
     prompt: Tokens, sampling: Sampling, engine: Engine, how: Jointly, *, n: int, guides: Mixture
 ) -> AsyncGenerator[Chunk, None]:
@@ -63,9 +71,10 @@ async def draw_jointly(
             tokens[chunk.index] += chunk.tokens
             finish[chunk.index] = chunk.finish or ""
     answers = [
-        _answer(part, finish[d] if j == len(sections) - 1 else "stop", sampling.max_tokens, engine)
+        _answer(thoughts + part, finish[d] if j == len(sections) - 1 else "stop", sampling.max_tokens, engine)
         for d in range(draws)
-        for sections in [split_parts(engine.text(tokens[d]))[:k]]
+        for thoughts, answer in [split_thoughts(tokens[d], engine)]
+        for sections in [split_parts(answer)[:k]]
         for j, part in enumerate(sections)
         if part
     ][:n]

@@ -22,6 +22,7 @@ from pydantic import (
 
 from trimtab.decoders import STRATEGIES
 from trimtab.decoders.protocols import BASE
+from trimtab.rewards.protocols import ReadPart
 from trimtab.server.wording import suggest
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,63}$")]
@@ -230,6 +231,9 @@ class RewardConfig(Section):
     timeout_s: float = Field(default=30.0, gt=0)
     """Seconds that it may stand still: without one more answer to a question of a judge's, or, while it waits for an
     engine, without an answer of that engine to anybody."""
+    on: ReadPart = "answer"
+    """What it reads of a completion of a model that thinks: the answer, the thoughts, or both with the marks between
+    them, for a process reward model that judges thoughts. Without `engine.reasoning_parser` all is the answer."""
     model: Model | None = None
     """For kinds that are models: a checkpoint directory or Hugging Face id."""
     engine: EngineArguments = {}

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from opentelemetry.trace import Span
 
-from trimtab.decoders.protocols import Tokens, Work
+from trimtab.decoders.protocols import Split, Tokens, Work
 from trimtab.runtime.strategy_run import StrategyRun
 from trimtab.server.request.body import Json
 from trimtab.server.request.cost import Extent
@@ -56,6 +56,14 @@ class Reader(Protocol):
 
     def longest_answer(self, bound: int | None) -> int:
         """Tokens of an answer that a request bounds so, at the most."""
+        ...
+
+    def split(self, path: str, parsed: Any) -> Split:
+        """How the app takes the request's completions apart."""
+        ...
+
+    def split_written(self, document: Mapping[str, Any]) -> Split:
+        """How completions that a client wrote come apart, by the tools that stand in the body."""
         ...
 
     async def render(self, path: str, document: Mapping[str, Any]) -> Tokens:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from trimtab.decoders.protocols import Split
 from trimtab.decoders.shared.gather import gather_or_cancel
 from trimtab.preferences.bradley_terry import Person, Vector, choices_from_ratings, infer_person
 from trimtab.rewards.turns import READINGS
@@ -91,6 +92,7 @@ class InferEnquiry(Enquiry):
     specs: tuple[Spec, ...]
     """[K], one for each objective"""
     scoring: Scoring
+    split: Split
     max_tokens: int
 
     @classmethod
@@ -113,6 +115,7 @@ class InferEnquiry(Enquiry):
             objectives=objectives,
             specs=specs,
             scoring=scoring,
+            split=reader.split_written({}),
             max_tokens=max_tokens,
         )
 
@@ -216,6 +219,7 @@ class ScoredAnswers:
                 given={},
                 usage=usage,
                 max_tokens=enquiry.max_tokens,
+                split=enquiry.split,
                 turns=turns,
             )
             return await score_texts(document, texts, reward, finished=item.finished)

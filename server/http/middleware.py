@@ -266,6 +266,7 @@ class AlignmentMiddleware:
             strategy=plan.strategy,
             include=plan.include,
             check_sampling=partial(plan.entry.check_sampling, plan.name),
+            split=self.reader.split(context.path, context.parsed),
             written=frozenset(name for name, value in context.document.items() if value is not None),
             usage=Usage(max_sampled_tokens=plan.max_sampled_tokens, deadline=deadline),
             share=share,
@@ -277,9 +278,10 @@ class AlignmentMiddleware:
         )
         if "reward" in plan.entry.takes:
             longest = context.extent.max_tokens
-            usage, read = context.run.usage, context.run.text
-            reward = self.scoring.bind(plan, context.path, context.document, usage, max_tokens=longest, read=read)
-            context.run.reward = context.reward = reward
+            run = context.run
+            run.reward = context.reward = self.scoring.bind(
+                plan, context.path, context.document, run.usage, max_tokens=longest, read=run.text, split=run.split
+            )
 
 
 @dataclass(kw_only=True)

@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.types import Receive
 
-from trimtab.decoders.protocols import LimitReached, Tokens, Work
+from trimtab.decoders.protocols import LimitReached, Split, Tokens, Work
 from trimtab.rewards.protocols import Response as RewardResponse
 from trimtab.server.errors import ApiError, to_api_error
 from trimtab.server.http.context import PARSED, Enquiry, Reader
@@ -107,6 +107,7 @@ class ScoreEnquiry(Enquiry):
     request: ScoreRequest
     spec: Spec
     scoring: Scoring
+    split: Split
     max_tokens: int
     """Of the longest answer that the base may be asked for, to compare with."""
 
@@ -142,6 +143,7 @@ class ScoreEnquiry(Enquiry):
             request=request,
             spec=spec,
             scoring=scoring,
+            split=reader.split_written(document),
             max_tokens=max_tokens,
         )
 
@@ -159,6 +161,7 @@ class ScoreEnquiry(Enquiry):
                 given=request.given.model_dump(exclude_unset=True),
                 usage=usage,
                 max_tokens=self.max_tokens,
+                split=self.split,
             ),
         )
         rows = await score_texts(self.document, request.responses, reward, finished=request.finished)
@@ -226,7 +229,9 @@ async def score_texts(
     """[N, K] scores of responses that a client wrote; raises ApiError, and RewardError where a reward fails."""
 
     prompt = await render_prompt(document, reward)
-    responses = await run_beside(sum(map(len, texts)), partial(encode_responses, texts, reward, finished=finished))
+    responses = await run_beside(
+        sum(map(len, texts)), partial(encode_responses, prompt, texts, reward, finished=finished)
+    )
     return await reward.score(prompt, responses)
 
 
@@ -241,6 +246,8 @@ async def render_prompt(document: dict[str, Any], reward: RequestReward) -> Toke
     return await host.render_body(reward.path, body)
 
 
-def encode_responses(texts: Sequence[str], reward: RequestReward, *, finished: bool) -> list[RewardResponse]:
+def encode_responses(
+    prompt: Tokens, texts: Sequence[str], reward: RequestReward, *, finished: bool
+) -> list[RewardResponse]:
     """[N] texts as answers of a search would be: with their end of sequence, unless they are beginnings."""
-    return [reward.encode(text, finished=finished) for text in texts]
+    return [reward.encode(prompt, text, finished=finished) for text in texts]

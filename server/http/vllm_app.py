@@ -6,7 +6,7 @@ import json
 from argparse import ArgumentError, Namespace
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from functools import partial
+from functools import cache, partial
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -46,11 +46,12 @@ from vllm.utils.import_utils import import_from_path
 from vllm.utils.system_utils import set_ulimit
 
 from trimtab.decoders.plain import Plain
-from trimtab.decoders.protocols import BASE, Tokens
+from trimtab.decoders.protocols import BASE, AllAnswer, Split, Tokens
 from trimtab.engine.aligned_client import AlignedClient
 from trimtab.engine.flags import name_keys
 from trimtab.engine.launch import EngineSpec
 from trimtab.engine.members import engine_args
+from trimtab.engine.parts import PartsReader
 from trimtab.engine.toy_client import ToyClient, build_toy_client
 from trimtab.engine.vllm_engine import VLLMEngine
 from trimtab.runtime.shares import Shares
@@ -124,7 +125,9 @@ def arguments(config: Config) -> Namespace:
         if surplus:
             raise ConfigError(f"vLLM takes no {name_keys(surplus[0])}", key="engine")
         validate_parsed_serve_args(args)
-        load_plugin(args)
+        load_plugins(args)
+        if args.reasoning_parser:  # vLLM's app reads it there, where the engine's own start would put it later
+            args.structured_outputs_config.reasoning_parser = args.reasoning_parser
         validate_api_server_args(args)
     except ArgumentError as error:
         [*_, flag] = (error.argument_name or "").split("/")
@@ -139,13 +142,14 @@ def arguments(config: Config) -> Namespace:
     return args
 
 
-def load_plugin(args: Namespace) -> None:
-    """The file that brings a tool parser; raises ConfigError where it does not run."""
-    if args.tool_parser_plugin:
-        try:
-            import_from_path(Path(args.tool_parser_plugin).stem, args.tool_parser_plugin)
-        except Exception as error:
-            raise ConfigError(f"{type(error).__name__}: {error}", key="engine.tool_parser_plugin") from None
+def load_plugins(args: Namespace) -> None:
+    """The files that bring parsers; raises ConfigError for one that does not run."""
+    for key in ("tool_parser_plugin", "reasoning_parser_plugin"):
+        if path := getattr(args, key):
+            try:
+                import_from_path(Path(path).stem, path)
+            except Exception as error:
+                raise ConfigError(f"{type(error).__name__}: {error}", key=f"engine.{key}") from None
 
 
 def check_template(args: Namespace) -> None:
@@ -365,6 +369,48 @@ class RequestReader:
                 message = f"tokens.{i} must be below {vocabulary}, the vocabulary's size; got {quote(token)}"
                 raise ApiError(message, param=f"tokens.{i}", code="out_of_range")
 
+    def split(self, path: str, parsed: Any) -> Split:
+        """How vLLM's parsers, as configured, take the request's completions apart. Of a bare prompt's they take the
+        thoughts, which vLLM leaves in."""
+        if path == COMPLETIONS:
+            return self.split_written({})
+        return self._split(path, parsed, written=_is_continued(path, parsed))
+
+    def split_written(self, document: Mapping[str, Any]) -> Split:
+        """How completions that a client wrote come apart, by the tools that stand in the body."""
+        fields = ("tools", "tool_choice", "chat_template_kwargs", "reasoning_effort")
+        body = {key: document[key] for key in fields if document.get(key) is not None}
+        try:
+            parsed = ChatCompletionRequest.model_validate({"messages": [], **body})
+        except ValidationError as error:
+            raise explain_refusal(error) from None
+        return self._split(CHAT, parsed, written=True)
+
+    def _split(self, path: str, parsed: Any, *, written: bool) -> Split:
+        state = self.app.state
+        responses = path == RESPONSES
+        serving = state.openai_serving_responses if responses else state.openai_serving_chat
+        parser_class = serving.parser if responses else serving.parser_cls
+        if parser_class is None:
+            return AllAnswer()
+
+        @cache
+        def request() -> tuple[Any, Any]:
+            if path != MESSAGES:
+                return parsed, serving._effective_chat_template_kwargs(parsed)
+            messages = state.anthropic_serving_messages
+            chat = messages.to_chat_completion_request(parsed, merge_inline_system=messages._merge_inline_system)
+            return chat, messages._effective_chat_template_kwargs(chat)
+
+        def begin() -> tuple[Any, Any]:
+            understood, kwargs = request()
+            config, tokenizer = serving.model_config, serving.renderer.tokenizer
+            parser = parser_class(tokenizer, understood.tools, chat_template_kwargs=kwargs, model_config=config)
+            return parser, understood
+
+        thinks = parser_class.reasoning_parser_cls is not None
+        return PartsReader(begin=begin, auto_tools=serving.enable_auto_tools, written=written, thinks=thinks)
+
     async def render(self, path: str, document: Mapping[str, Any]) -> Tokens:
         """The prompt of a request's body as the app would make it.
 
@@ -400,6 +446,15 @@ class RequestReader:
             parsed = messages.to_chat_completion_request(parsed, merge_inline_system=messages._merge_inline_system)
         answer = await renderer.render_chat(parsed)
         return answer, answer[1][0] if isinstance(answer, tuple) else None
+
+
+def _is_continued(path: str, parsed: Any) -> bool:
+    """Whether the answer goes on from a message that the client wrote."""
+    if path == RESPONSES:
+        last = parsed.input[-1] if isinstance(parsed.input, list) and parsed.input else None
+        status = last.get("status") if isinstance(last, Mapping) else getattr(last, "status", None)
+        return status in ("in_progress", "incomplete")
+    return bool(getattr(parsed, "continue_final_message", False))
 
 
 def _prompts(path: str, parsed: Any) -> list[Any]:

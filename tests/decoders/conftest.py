@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.contracts import Specimen
-from trimtab.decoders.protocols import Chunk, Engine, Mixture, Reward, Sampling, Strategy, Tokens
+from trimtab.decoders.protocols import Chunk, Engine, Mixture, Parts, Reward, Sampling, Strategy, Tokens
 from trimtab.preferences.preference_direction import DPA, Cone, PreferenceDirection, Template
 from trimtab.runtime.toy_engine import Prefix, ToyEngine, ToyModel
 
@@ -129,6 +129,9 @@ class Script:
 
     async def divergence(self, prompt: Tokens, completion: Tokens, *, guides: Mixture) -> list[float]:
         raise NotImplementedError
+
+    def parts(self, completion: Tokens) -> Parts:
+        return Parts(answer=self.text(completion))
 
     def text(self, completion: Tokens) -> str:
         return "".join(map(chr, completion))

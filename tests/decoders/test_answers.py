@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
 
-from trimtab.decoders.shared.answers import by_path, by_pattern, last_number, make_extractor
+from trimtab.decoders.protocols import Call, Parts
+from trimtab.decoders.shared.answers import by_path, by_pattern, count_votes, last_number, make_extractor, make_reader
 from trimtab.decoders.shared.final_answer import LONGEST
 
 
@@ -140,3 +142,43 @@ def test_texts() -> None:
 def test_an_unusable_rule_is_named(rule: object, wrong: str) -> None:
     with pytest.raises(ValueError, match=wrong):
         make_extractor(rule)
+
+
+def call(name: str, arguments: str) -> Call:
+    return Call(name=name, arguments=arguments)
+
+
+@pytest.mark.parametrize(
+    ("calls", "whole", "name"),
+    [
+        ((), None, None),
+        (
+            (call("f", '{"b": 1.0, "a": [2, {"d": null, "c": "é"}]}'),),
+            '{"arguments": {"a": [2, {"c": "é", "d": null}], "b": 1}, "name": "f"}',
+            "f",
+        ),
+        (
+            (call("f", "{}"), call("g", "{}")),
+            '[{"arguments": {}, "name": "f"}, {"arguments": {}, "name": "g"}]',
+            '["f", "g"]',
+        ),
+        ((call("f", "no JSON"),), '{"arguments": "no JSON", "name": "f"}', "f"),
+        ((call("f", '{"a": NaN}'),), '{"arguments": "{\\"a\\": NaN}", "name": "f"}', "f"),
+    ],
+)
+def test_calls_are_canonical(calls: tuple[Call, ...], whole: str | None, name: str | None) -> None:
+    parts = Parts(thoughts="7", answer="8", calls=calls)
+    assert make_reader("tool_call")(parts) == whole
+    assert make_reader({"tool_call": "name"})(parts) == name
+    assert make_reader("number")(parts) == "8"
+
+
+@pytest.mark.parametrize("rule", [{"tool_call": "arguments"}, {"tool_call": "name", "json": "a"}])
+def test_what_is_no_rule_of_calls_is_refused(rule: Any) -> None:
+    with pytest.raises(ValueError, match="tool_call"):
+        make_reader(rule)
+
+
+def test_equal_calls_share_their_votes() -> None:
+    parts = [Parts(calls=(call("f", a),)) for a in ('{"x": 1, "y": 2}', '{"y":2,"x":1.0}', '{"x": 2}')] + [Parts()]
+    assert count_votes(parts, [1, 2, 4, 8], "tool_call") == [3, 3, 4, -1]

@@ -18,7 +18,7 @@ from trimtab.decoders.best_of_n import BestOfN
 from trimtab.decoders.dpa import Directional
 from trimtab.decoders.guided import Guided
 from trimtab.decoders.plain import Plain
-from trimtab.decoders.protocols import BASE, Chunk, Mixture, Reward, Sampling, Tokens
+from trimtab.decoders.protocols import BASE, Chunk, Mixture, Parts, Reward, Sampling, Tokens
 from trimtab.decoders.rps import Rps
 from trimtab.preferences.preference_direction import (
     Cone,
@@ -63,6 +63,9 @@ class Obedient:
             await asyncio.sleep(0)
             text = json.dumps({"said": said, "i": i, "guides": guides})
             yield Chunk(index=i, tokens=tuple(map(ord, text)), finish="stop")
+
+    def parts(self, completion: Tokens) -> Parts:
+        return Parts(answer=self.text(completion))
 
     def text(self, completion: Tokens) -> str:
         return "".join(map(chr, completion))

@@ -14,7 +14,7 @@ from tests.contracts import Recording, Specimen, answers, run
 from tests.decoders.conftest import START, Script, surprise, told, unasked, worth
 from trimtab.decoders import STRATEGIES
 from trimtab.decoders.plain import Plain
-from trimtab.decoders.protocols import BASE, Chunk, Reward, Sampling, Tokens
+from trimtab.decoders.protocols import BASE, Chunk, Parts, Reward, Sampling, Tokens
 from trimtab.decoders.segments import Segments
 from trimtab.runtime.metered import Metered
 from trimtab.runtime.toy_engine import Prefix, ToyEngine, ToyModel
@@ -421,6 +421,9 @@ class Uncertain:
     async def generate(self, prompt, sampling, *, n, guides):
         tokens = tuple(range(1, sampling.max_tokens + 1))
         yield Chunk(index=0, tokens=tokens, finish="length", entropies=(9.0,) * len(tokens))
+
+    def parts(self, completion: Tokens) -> Parts:
+        return Parts(answer=self.text(completion))
 
     def text(self, completion: Tokens) -> str:
         return " ".join(map(str, completion))

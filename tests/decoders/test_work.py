@@ -16,7 +16,7 @@ from trimtab.decoders.guided import Guided
 from trimtab.decoders.mbr import MinimumBayesRisk
 from trimtab.decoders.particles import Particles
 from trimtab.decoders.plain import Plain
-from trimtab.decoders.protocols import BASE, Chunk, Mixture, Sampling, Strategy, Tokens
+from trimtab.decoders.protocols import BASE, Chunk, Mixture, Parts, Sampling, Strategy, Tokens
 from trimtab.decoders.qalign import QAlign
 from trimtab.decoders.rejection import RejectionSampling
 from trimtab.decoders.speculative_rejection import SpeculativeRejection
@@ -49,6 +49,9 @@ class Endless:
 
     async def divergence(self, prompt: Tokens, completion: Tokens, *, guides: Mixture) -> list[float]:
         return [0.0] * len(completion)
+
+    def parts(self, completion: Tokens) -> Parts:
+        return Parts(answer=self.text(completion))
 
     def text(self, completion: Tokens) -> str:
         return " ".join(map(str, completion))

@@ -13,6 +13,7 @@ import pytest
 from prometheus_client import REGISTRY
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from trimtab.decoders.protocols import AllAnswer, Split
 from trimtab.runtime.strategy_run import StrategyRun, current_run
 from trimtab.runtime.toy_engine import ToyEngine, ToyModel
 from trimtab.server.admission import Admission
@@ -58,6 +59,12 @@ class Literally:
         raise AssertionError("nobody scores here")
 
     def longest_answer(self, bound: int | None) -> int:
+        raise AssertionError("nobody scores here")
+
+    def split(self, path: str, parsed: Any) -> Split:
+        return AllAnswer()
+
+    def split_written(self, document: Mapping[str, Any]) -> Split:
         raise AssertionError("nobody scores here")
 
     async def render(self, path: str, document: Any) -> list[int]:

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer
 from vllm.tool_parsers import ToolParserManager
 
 from tests.server import toy_server
+from tests.server.author import Author, learn_words
 from tests.server.tools.formats import FORMATS, MARKS, MORE_TOKENS, TEMPLATE, Call
-from trimtab.decoders.protocols import Chunk, Mixture, Sampling, Tokens
-from trimtab.engine.detokenizer import decode_answer, encode_answer
 from trimtab.server.config import Config
 
 ELSEWHERE = {
@@ -73,52 +70,9 @@ BODIES: dict[str, dict[str, Any]] = {
 }
 
 
-def words() -> Any:
-    """A tokenizer that has learnt words and marks of JSON as models' tokenizers have: a quote comes with the space
-    before it, and parsers rely on that."""
-    raw = Tokenizer(models.BPE())
-    raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=320, initial_alphabet=alphabet, special_tokens=["<pad>", "<s>", "</s>"])
-    raw.train_from_iterator([write(calls) for write in FORMATS.values() for calls in CASES.values()], trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
-    tokenizer.chat_template = toy_server.TEMPLATE
-    return tokenizer
-
-
-class Author:
-    """An engine whose every answer is the same."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
-        self.answer: tuple[int, ...] = ()
-
-    @property
-    def eos_ids(self) -> frozenset[int]:
-        return frozenset({self.tokenizer.eos_token_id})
-
-    async def generate(
-        self, prompt: Tokens, sampling: Sampling, *, n: int, guides: Mixture
-    ) -> AsyncGenerator[Chunk, None]:
-        for i in range(n):
-            yield Chunk(index=i, tokens=self.answer, finish="stop")
-
-    def text(self, completion: Tokens) -> str:
-        return decode_answer(self.tokenizer, completion, [self.tokenizer.eos_token_id])
-
-    def decode(self, completion: Tokens) -> str:
-        return self.text(completion)
-
-    def tokens(self, text: str) -> Tokens:
-        return encode_answer(self.tokenizer, text)
-
-    def write(self, text: str) -> None:
-        self.answer = (*self.tokens(text), self.tokenizer.eos_token_id)
-
-
 async def serve(folder: Path, parser: str) -> tuple[httpx.AsyncClient, Author]:
     base = toy_server.checkpoint(folder)
-    tokenizer = words()
+    tokenizer = learn_words(write(calls) for write in FORMATS.values() for calls in CASES.values())
     marks = dict.fromkeys(re.findall(MARKS, "".join(map(FORMATS[parser], CASES.values()))))
     tokenizer.add_tokens([*marks, *MORE_TOKENS.get(parser, ())], special_tokens=parser not in TEXTUAL)
     tokenizer.save_pretrained(base)
