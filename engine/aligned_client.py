@@ -83,7 +83,8 @@ class AlignedClient:
     """Everything but `generate` is the inner client's.
 
     `bind(context)` gives the engine for one request; context is vLLM's keyword arguments of `generate` (adapter, trace
-    headers …), the request's run and the prompt's cache salt. `shares` are kept where vLLM schedules by priority.
+    headers …), the request's run, the prompt's cache salt, and the prompt itself where it is more than tokens.
+    `shares` are kept where vLLM schedules by priority.
     """
 
     def __init__(
@@ -128,13 +129,17 @@ class AlignedClient:
         context: Mapping[str, Any],
     ) -> AsyncGenerator[RequestOutput, None]:
         """`first` is the response's index of this prompt's first answer."""
-        if prompt.get("type") != "token":
-            raise ValueError(f"alignment works on text prompts; this one is of type {prompt.get('type')!r}")
+        if prompt.get("type") not in ("token", "multimodal") or "encoder_prompt_token_ids" in prompt:
+            raise ValueError(f"alignment works on prompts of tokens; this one is of type {prompt.get('type')!r}")
         tokens: Sequence[int] = prompt["prompt_token_ids"]
         n, prompt_length = params.n, 0
         detokenizer = Detokenizer(self.inner.renderer.tokenizer, with_ends(params, self.inner))
         run.read = detokenizer.text
-        engine = run.instrument(self.bind({**context, "cache_salt": prompt.get("cache_salt"), "run": run}), tokens)
+        bound = {**context, "cache_salt": prompt.get("cache_salt"), "run": run}
+        if prompt["type"] == "multimodal":
+            bound["rendered"] = prompt
+        run.engine, run.source = self.bind(bound), read_source(prompt, context)
+        engine = run.instrument(run.engine, tokens)
         texts = [detokenizer.begin(tokens) for _ in range(n)]
         delta = params.output_kind == RequestOutputKind.DELTA
         finished = 0
@@ -232,6 +237,13 @@ def as_outputs(
             output.outputs, output.finished = [piece], False
             output.prompt_logprobs = whole.prompt_logprobs if start == 0 else None
         yield output
+
+
+def read_source(prompt: Mapping[str, Any], context: Mapping[str, Any]) -> tuple[str, ...]:
+    """`StrategyRun.source`: the adapter's name and place, and the digests of what is no text."""
+    adapter = context.get("lora_request")
+    names = () if adapter is None else (adapter.lora_name, adapter.lora_path)
+    return (*names, *(digest for digests in (prompt.get("mm_hashes") or {}).values() for digest in digests))
 
 
 def with_parts(chunk: Chunk, read: Callable[[Tokens], Parts]) -> Chunk:

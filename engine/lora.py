@@ -1,4 +1,6 @@
-"""A guide that is a PEFT LoRA adapter of the base: W = W_base + s·B·A, merged while the weights stream in.
+"""PEFT LoRA adapters of the base: those that are guides, merged while the weights stream in, and those of requests.
+
+A guide's weights are W = W_base + s·B·A. A request's adapter is vLLM's own affair: here is what we ask of it.
 
 s = lora_alpha / r, or lora_alpha / √r with rsLoRA. Merging before vLLM stacks q, k and v (or gate and up) means that
 fused layers need no thought, and nothing is written to disk. Source: peft's `LoraConfig` and `LoraLayer`.
@@ -17,6 +19,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.utils import cached_file
+
+from trimtab.engine.errors import MemberError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -175,3 +179,49 @@ class Adapter:
     @staticmethod
     def _key(module: str, half: str) -> str:
         return f"base_model.model.{module}.lora_{half}.weight"
+
+
+def request_options(adapters: Mapping[str, str], options: Mapping[str, Any]) -> dict[str, Any]:
+    """vLLM's options beside `options` for adapters that requests may name; raises MemberError for one that is unfit.
+
+    On CPU (`PunicaWrapperCPU`, vLLM 0.32) no layers but the adapters' own are wrapped, for a wrapped head multiplies
+    every row by as many adapters as there are requests, which ends the engine when two are scored at once. And there is
+    a slot more than adapters, for requests without one get the last slot's weights beside others.
+    """
+    from vllm.config.lora import LoRAConfig
+    from vllm.lora.peft_helper import PEFTHelper
+    from vllm.platforms import current_platform
+
+    if not options.get("enable_lora"):
+        if adapters:
+            raise MemberError("engine", "needs enable_lora: true", option="lora_modules")
+        return {}
+    if not adapters:
+        raise MemberError("engine", "no request could name an adapter; valid: with lora_modules", option="enable_lora")
+    targets: set[str] = set()
+    for name, place in adapters.items():
+        config = find_file(place, CONFIG)
+        if config is None:
+            message = f"{name}: no adapter in {place}; valid: a folder with {CONFIG}, or a Hugging Face id"
+            raise MemberError("engine", message, option="lora_modules")
+        try:
+            helper = PEFTHelper.from_local_dir(str(config.parent), None)
+            helper.validate_legal(LoRAConfig(max_lora_rank=options.get("max_lora_rank") or LoRAConfig.max_lora_rank))
+        except (OSError, ValueError, TypeError) as error:
+            raise MemberError("engine", f"{name}: {config}: {error}", option="lora_modules") from None
+        listed = helper.target_modules
+        targets |= read_targets(config.parent) or set([] if isinstance(listed, str) else listed)
+    targets |= set(options.get("lora_target_modules") or ())
+    if "lm_head" in targets:
+        message = "an adapter of lm_head scores wrongly: vLLM applies it to the rows that it samples, not to a prompt's"
+        raise MemberError("engine", f"{message}; valid: adapters of the layers below", option="lora_modules")
+    if not current_platform.is_cpu():
+        return {}
+    return {"lora_target_modules": sorted(targets) or None, "max_loras": len(adapters) + 1}
+
+
+def read_targets(folder: Path) -> set[str]:
+    """The last names of the modules that an adapter has weights for."""
+    shapes = read_shapes(str(folder)) or {}
+    matches = (re.search(r"([^.]+)\.(?:base_layer\.)?lora_(?:embedding_)?[AB]\b", name) for name in shapes)
+    return {match[1] for match in matches if match}

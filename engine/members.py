@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
@@ -57,19 +58,23 @@ class Guide:
 
 
 UNSUPPORTED_OPTIONS: dict[str, tuple[Any, str]] = {
-    "pipeline_parallel_size": (1, "guides run in lock-step with the base, so a layer cannot be on another machine"),
-    "enable_lora": (False, "a guide may be a LoRA adapter, but requests cannot bring their own"),
-    "enable_prompt_embeds": (False, "a guide cannot read the base's embeddings"),
-    "enable_dbo": (False, "half a batch does not say whose tokens it holds"),
     "kv_sharing_fast_prefill": (False, "it makes prompt log-probabilities wrong, which scoring reads"),
     "logprobs_mode": ("raw_logprobs", "scoring reads log-probabilities before masks and temperature"),
 }
 """Engine options that cannot be honoured: the one valid value, and why."""
 
+UNGUIDED_OPTIONS: dict[str, tuple[Any, str]] = {
+    "pipeline_parallel_size": (1, "guides run in lock-step with the base, so a layer cannot be on another machine"),
+    "enable_lora": (False, "a guide may be a LoRA adapter, but has none of a request's"),
+    "enable_prompt_embeds": (False, "a guide cannot read the base's embeddings"),
+    "enable_dbo": (False, "half a batch does not say whose tokens it holds"),
+}
+"""Engine options that are honoured where there are no guides: the one valid value beside guides, and why."""
+
 CPU_EXECUTOR = "trimtab.engine.cpu_executor.CPUExecutor"
 
 LOCK_STEP_DRAFTS = {"draft_model", "ngram", "ngram_gpu", "suffix"}
-"""Speculation that reads tokens only; the other methods read the base's hidden states, which here hold the guides'."""
+"""Speculation that reads tokens only; other methods read the base's hidden states, beside which are the guides'."""
 
 SALTED_CONNECTORS = {"MooncakeStoreConnector", "OffloadingConnector", "SimpleCPUOffloadConnector"}
 """KV connectors that know a block by vLLM's own hash, into which `cache_salt` goes, as vLLM 0.32 has them. The others
@@ -79,10 +84,18 @@ another guide, or none, has filled."""
 CHECKPOINT = "a folder with config.json, the weights as safetensors and a tokenizer, or a Hugging Face id"
 
 
-def engine_args(base: str, guides: Mapping[str, str | Mapping[str, Any]], **options: Any) -> dict[str, Any]:
+def engine_args(
+    base: str,
+    guides: Mapping[str, str | Mapping[str, Any]],
+    *,
+    adapters: Mapping[str, str] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
     """vLLM's engine arguments (`AsyncEngineArgs(**…)`) for the base and its guides, in this order.
 
-    `options` are vLLM's own and pass through. Raises MemberError naming the member, what was found and what is valid.
+    `options` are vLLM's own and pass through. `adapters` are LoRA adapters that requests may name, with their places.
+    A base without guides that cannot run in lock-step is vLLM's own model: it mixes nothing, see `FIELD`.
+    Raises MemberError naming the member, what was found and what is valid.
     """
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.platforms import current_platform
@@ -97,10 +110,17 @@ def engine_args(base: str, guides: Mapping[str, str | Mapping[str, Any]], **opti
     base_config = model_config(
         BASE, lambda: AsyncEngineArgs(model=base, hf_overrides=overrides, **options).create_model_config(), base
     )
-    check_kind(BASE, base_config)
-    check_draft(base_config, options.get("speculative_config") or {})
+    check_generates(BASE, base_config)
+    speculative = options.get("speculative_config") or {}
+    head = find_head(base_config, speculative)
+    if names_draft(speculative) and head is None:
+        check_draft_name(speculative["model"])
+    obstacle = find_obstacle(base_config, {**options, "hf_overrides": overrides}, head)
+    if obstacle is not None and guides:
+        raise obstacle
     ranks = options.get("tensor_parallel_size") or 1
     check_split(BASE, base_config, ranks)
+    options |= lora.request_options(adapters or {}, options)
     vocabulary_of_base = cache(partial(base_vocabulary, base_config))
     members = []
     for name, guide_options in guides.items():
@@ -123,17 +143,65 @@ def engine_args(base: str, guides: Mapping[str, str | Mapping[str, Any]], **opti
             check_length(guide, config, base_config, max_model_len=options.get("max_model_len"))
             check_split(name, config, ranks)
         members.append(asdict(guide))
-    composite = {"architectures": base_config.architectures, "guides": members}
+    served: dict[str, Any] = {"architectures": base_config.architectures, "guides": members}
     if current_platform.is_cpu():
         options.setdefault("worker_cls", "trimtab.engine.cpu.SeededWorker")
-        if options.get("tensor_parallel_size", 1) == 1:
+        if options.get("tensor_parallel_size", 1) == 1 and options.get("pipeline_parallel_size", 1) == 1:
             options.setdefault("distributed_executor_backend", CPU_EXECUTOR)
+    if obstacle is not None:
+        served["obstacle"] = describe_obstacle(obstacle, base_config, options)
+        return {**options, "model": base, "hf_overrides": {**overrides, FIELD: served}}
     return {
         **options,
         "model": base,
-        "hf_overrides": {**overrides, "architectures": [ARCHITECTURE], FIELD: composite},
+        "hf_overrides": {**overrides, "architectures": [ARCHITECTURE], FIELD: served},
         "logits_processors": [*(options.get("logits_processors") or ()), "trimtab.engine.table:RowWriter"],
     }
+
+
+def find_obstacle(base: ModelConfig, options: Mapping[str, Any], head: str | None) -> MemberError | None:
+    """Why the base cannot run in lock-step with guides; None where it can. `head`: what `find_head` says."""
+    try:
+        check_kind(BASE, base)
+        for name, (valid, why) in UNGUIDED_OPTIONS.items():
+            if options.get(name, valid) not in (valid, None):
+                message = f"{name}={options[name]!r} cannot be honoured beside guides: {why}; valid: {valid!r}"
+                raise MemberError("engine", message, option=name)
+        if speculative := options.get("speculative_config"):
+            method = speculative.get("method") or "draft_model"
+            if method not in LOCK_STEP_DRAFTS or head is not None:
+                raise refuse_speculation(
+                    f"method {method!r}" if head is None else f"draft {draft_of(options)} ({head})"
+                )
+            check_runner(base, options)
+    except MemberError as obstacle:
+        if "GuideGraphs" in str(options.get("worker_cls")):
+            message = f"{options['worker_cls']} captures graphs for guides, and cannot run here: {obstacle.problem}"
+            raise MemberError("engine", message, option="worker_cls") from None
+        return obstacle
+    return None
+
+
+def describe_obstacle(obstacle: MemberError, base: ModelConfig, options: Mapping[str, Any]) -> str:
+    """In words for clients, who are shown no path of this machine."""
+    text = obstacle.problem
+    for place in (base.model, draft_of(options)):
+        text = text.replace(place, Path(place).name) if place else text
+    return text
+
+
+def check_runner(base: ModelConfig, options: Mapping[str, Any]) -> None:
+    """That the rows of mixtures reach the workers: vLLM's V1 runner takes no logits processor beside speculation."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    args = AsyncEngineArgs(model=base.model, **deepcopy(dict(options)))  # vLLM writes into what it is given
+    if not args.create_engine_config().use_v2_model_runner:
+        message = (
+            "speculative_config cannot be honoured beside guides on vLLM's V1 runner, which this engine has: it takes "
+        )
+        raise MemberError(
+            "engine", f"{message}no custom logits processor then; valid: none", option="speculative_config"
+        )
 
 
 def check_options(options: Mapping[str, Any]) -> None:
@@ -146,26 +214,33 @@ def check_options(options: Mapping[str, Any]) -> None:
     if (most := options.get("max_logprobs", 20)) != -1 and most < 2:
         message = f"max_logprobs={most} is too few: a divergence is read from 2"
         raise MemberError("engine", message, option="max_logprobs")
-    method = (options.get("speculative_config") or {}).get("method") or "draft_model"
-    if method not in LOCK_STEP_DRAFTS:
-        raise refuse_speculation(f"method {method!r}")
+    if (draft := draft_of(options)) and draft not in LOCK_STEP_DRAFTS:
+        check_files("engine", draft)
+
+
+def draft_of(options: Mapping[str, Any]) -> str | None:
+    """The model that `speculative_config` names."""
+    draft: str | None = (options.get("speculative_config") or {}).get("model")
+    return draft
 
 
 def refuse_speculation(what: str) -> MemberError:
     valid = ", ".join(sorted(LOCK_STEP_DRAFTS))
-    message = f"speculative {what} reads the base's hidden states, which here hold the guides'; valid methods: {valid}"
-    return MemberError("engine", message, option="speculative_config")
+    message = f"speculative {what} reads the base's hidden states, beside which are the guides'; valid beside guides: "
+    return MemberError("engine", message + valid, option="speculative_config")
 
 
-def check_draft(base: ModelConfig, speculative: Mapping[str, Any]) -> None:
-    """That the draft is a language model of its own. What its config and weights are decides: vLLM goes by its name."""
+def find_head(base: ModelConfig, speculative: Mapping[str, Any]) -> str | None:
+    """What shows that a draft under the method `draft_model` is no language model of its own; None where nothing does.
+
+    Its config and weights decide: vLLM goes by its name. Raises MemberError for a draft that cannot be read.
+    """
     from vllm.model_executor.models.registry import _SPECULATIVE_DECODING_MODELS
     from vllm.transformers_utils.config import get_config
 
-    model, method = speculative.get("model"), speculative.get("method") or "draft_model"
-    if method != "draft_model" or not model or model in LOCK_STEP_DRAFTS:
-        return
-    check_files("engine", model)
+    if not names_draft(speculative):
+        return None
+    model: str = speculative["model"]
     try:
         config = get_config(model, base.trust_remote_code, revision=speculative.get("revision"))
     except (OSError, ValueError, KeyError) as error:
@@ -174,8 +249,18 @@ def check_draft(base: ModelConfig, speculative: Mapping[str, Any]) -> None:
     known = _SPECULATIVE_DECODING_MODELS.keys() | {"eagle", "medusa", "mlp_speculator", "speculators"}
     marks = [name for name in ("draft_vocab_size", "dflash_config", "eagle_config") if getattr(config, name, None)]
     heads = [name for name in lora.read_shapes(model) or () if name.split(".")[0] in ("fc", "midlayer")]
-    if signs := sorted(kinds & known) or marks or heads:
-        raise refuse_speculation(f"draft {model} ({signs[0]})")
+    signs = sorted(kinds & known) or marks or heads
+    return signs[0] if signs else None
+
+
+def names_draft(speculative: Mapping[str, Any]) -> bool:
+    """Whether it names a model that drafts by itself."""
+    model, method = speculative.get("model"), speculative.get("method") or "draft_model"
+    return method == "draft_model" and bool(model) and model not in LOCK_STEP_DRAFTS
+
+
+def check_draft_name(model: str) -> None:
+    """That vLLM takes a language model for one: whatever its method is said to be, vLLM goes by its name."""
     for mark in ("eagle-", "eagle3", "dflash", "dspark"):
         if mark in model.lower():
             message = (
@@ -228,7 +313,7 @@ def check_files(member: str, model: str, *, config_elsewhere: bool = False) -> N
     if not files:
         problem = "is empty"
     elif lora.CONFIG in files:
-        problem = f"is an adapter ({lora.CONFIG}), which only a guide can be"
+        problem = f"is an adapter ({lora.CONFIG}), which a guide can be, or an entry of engine.lora_modules"
     elif any(name.endswith(".gguf") for name in files):
         problem = "holds a GGUF file, which is not served"
     else:
@@ -303,24 +388,39 @@ def guide_model_config(guide: Guide, base: ModelConfig, max_model_len: int | Non
     )
 
 
-def check_kind(member: str, config: ModelConfig) -> None:
-    """Only decoders over text tokens with a plain KV cache run in lock-step."""
+def check_generates(member: str, config: ModelConfig) -> None:
+    """Only what draws one token after another can be searched, scored and mixed."""
     refused_kinds = {
         "an encoder-decoder": config.is_encoder_decoder,
-        "a multimodal model": config.is_multimodal_model,
-        "a hybrid or state-space model": config.is_hybrid or config.is_attention_free or config.has_inner_state,
         "a diffusion model": config.is_diffusion,
         "a pooling model": config.runner_type != "generate",
     }
     for kind, is_it in refused_kinds.items():
         if is_it:
-            raise MemberError(member, f"{config.model} is {kind} ({config.architecture}); valid: a causal text model")
+            raise MemberError(member, f"{config.model} is {kind} ({config.architecture}); valid: a causal model")
+
+
+def check_kind(member: str, config: ModelConfig) -> None:
+    """Only decoders over text tokens with a plain KV cache run in lock-step."""
+    check_generates(member, config)
+    kinds = {
+        "a multimodal model": (config.is_multimodal_model, "what is no text reaches one member alone"),
+        "a hybrid or state-space model": (
+            config.is_hybrid or config.is_attention_free or config.has_inner_state,
+            "members share block tables of keys and values, and it keeps a recurrent state",
+        ),
+    }
+    valid = "; valid beside guides" if member == BASE else "; valid"
+    for kind, (is_it, why) in kinds.items():
+        if is_it:
+            message = f"{config.model} is {kind} ({config.architecture}): {why}{valid}: a causal text model"
+            raise MemberError(member, message)
     model_class, _ = config.registry.resolve_model_cls(config.architectures, config)
     if hasattr(model_class, "get_model_state_cls"):  # the composite brings its own, which would take its place
         raise MemberError(
             member,
             f"{config.model} ({config.architecture}) brings a model state of its own, whose place the one that mixes "
-            "would take; valid: a model without one",
+            f"would take{valid}: a model without one",
         )
 
 

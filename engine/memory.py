@@ -45,11 +45,13 @@ class CacheMemory:
 
 
 def cache_memory(config: VllmConfig) -> CacheMemory | None:
-    """Of a running engine whose arguments came from `engine.members.engine_args`; None where there is no engine."""
+    """Of a running engine whose arguments came from `engine.members.engine_args`; None where there is no engine, or
+    one of vLLM's own model, whose cache may hold more than keys and values."""
     tokens, base = config.cache_config.kv_cache_size_tokens, config.model_config
-    if tokens is None:
+    served = getattr(base.hf_config, FIELD, {})
+    if tokens is None or "obstacle" in served:
         return None
-    guides = [Guide(**options) for options in getattr(base.hf_config, FIELD)["guides"]]
+    guides = [Guide(**options) for options in served["guides"]]
     configs = {guide.name: guide_model_config(guide, base, base.max_model_len) for guide in guides}
     return CacheMemory(
         bytes_per_token={name: count_bytes(member, config) for name, member in {BASE: base, **configs}.items()},

@@ -16,7 +16,9 @@ ARCHITECTURE = "TrimtabForCausalLM"
 """What the base's config is told to be, so that vLLM builds the composite."""
 
 FIELD = "trimtab"
-"""Where the base's config carries the members: {"architectures": the base's own, "guides": [options]}."""
+"""Where the base's config carries the members: {"architectures": the base's own, "guides": [options]}.
+
+Where there is an "obstacle" too, the engine runs vLLM's own model, and this is why it is not the composite."""
 
 
 class BaseHooks:

@@ -115,6 +115,10 @@ class ToyClient:
     async def get_supported_tasks(self) -> tuple[str, ...]:
         return ("generate",)
 
+    async def add_lora(self, lora_request: Any) -> bool:
+        """A toy has no weights that an adapter could change."""
+        return True
+
     async def is_tracing_enabled(self) -> bool:
         return False
 

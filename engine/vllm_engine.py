@@ -19,7 +19,7 @@ from vllm.logprobs import Logprob
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-from trimtab.decoders.protocols import BASE, Chunk, Mixture, Parts, Sampling, Tokens, normalise_mixture
+from trimtab.decoders.protocols import BASE, Chunk, Mixture, Parts, Sampling, Tokens, is_base_alone, normalise_mixture
 from trimtab.engine.detokenizer import decode_answer, encode_answer
 from trimtab.engine.mixture import DISTRIBUTION, ENTROPY, KL, decode_scalar
 from trimtab.engine.plugin import FIELD
@@ -44,17 +44,30 @@ class VLLMEngine:
     cache_salt: str | None = None
     run: StrategyRun | None = None
     """The request's; None: of whichever request is being handled, as for rewards that ask the base."""
+    rendered: Mapping[str, Any] | None = None
+    """The request's prompt as vLLM rendered it, where it has more than tokens: whatever is drawn goes on from it."""
     context: Mapping[str, Any] = field(default_factory=dict)
-    """What `EngineClient.generate` takes beside prompt and sampling: trace_headers, data_parallel_rank …"""
+    """What `EngineClient.generate` takes beside prompt and sampling: lora_request, trace_headers …"""
 
     @property
     def guides(self) -> tuple[str, ...]:
-        return tuple(guide["name"] for guide in getattr(self.client.model_config.hf_config, FIELD)["guides"])
+        return tuple(guide["name"] for guide in self._served["guides"])
+
+    @property
+    def _served(self) -> Mapping[str, Any]:
+        served: Mapping[str, Any] = getattr(self.client.model_config.hf_config, FIELD)
+        return served
 
     def for_request(
-        self, name: str, *, cache_salt: str | None = None, run: StrategyRun | None = None, **context: Any
+        self,
+        name: str,
+        *,
+        cache_salt: str | None = None,
+        run: StrategyRun | None = None,
+        rendered: Mapping[str, Any] | None = None,
+        **context: Any,
     ) -> VLLMEngine:
-        return replace(self, name=name, cache_salt=cache_salt, run=run, context=context)
+        return replace(self, name=name, cache_salt=cache_salt, run=run, rendered=rendered, context=context)
 
     async def generate(
         self, prompt: Tokens, sampling: Sampling, *, n: int, guides: Mixture
@@ -142,8 +155,11 @@ class VLLMEngine:
 
         The worker answers with logits of two tokens whose difference is the logarithm of the divergence, and vLLM's
         own log-probabilities carry it here: the worker keeps no state, and tensor parallelism, chunked prefill and
-        both model runners need no thought.
+        both model runners need no thought. The base is no distance from itself, whether a worker could say so or not.
         """
+        self._row(guides)
+        if is_base_alone(guides):
+            return [0.0] * len(completion)
         return await self._read_scalars(prompt, completion, self._row(guides, scalar=KL))
 
     def text(self, completion: Tokens) -> str:
@@ -231,7 +247,7 @@ class VLLMEngine:
     async def _run(self, prompt: Tokens, params: SamplingParams) -> AsyncGenerator[RequestOutput, None]:
         request = f"{self.name}-{uuid4().hex[:16]}"
         salt = cache_salt(self.cache_salt, [self.guides[i] for i in guides_of(params.extra_args[KEY])])
-        generate = partial(self.client.generate, tokens_input(list(prompt), cache_salt=salt), params, request)
+        generate = partial(self.client.generate, self._input(prompt, salt), params, request)
         outputs = schedule(self.run or current_run.get() or StrategyRun(), generate, params, **self.context)
         ended = False
         try:
@@ -243,6 +259,17 @@ class VLLMEngine:
             if not ended:  # a task cancelled between registering the request and sending it would leave it registered
                 await self.client.abort(request)
 
+    def _input(self, prompt: Tokens, salt: str | None) -> Mapping[str, Any]:
+        """The prompt as `EngineClient.generate` takes it: with what the request's own has beside tokens."""
+        inputs: Mapping[str, Any] = tokens_input(list(prompt), cache_salt=salt)
+        if self.rendered is None:
+            return inputs
+        start = self.rendered["prompt_token_ids"]
+        if list(prompt[: len(start)]) != list(start):
+            raise ValueError("messages that are not all text can be continued, but not put into another prompt")
+        media = {key: self.rendered[key] for key in ("mm_kwargs", "mm_hashes", "mm_placeholders")}
+        return {**inputs, **media, "type": self.rendered["type"]}
+
     def _row(self, mixture: Mixture, *, plausibility: float = 0.0, scalar: float = DISTRIBUTION) -> bytes:
         names = (BASE, *self.guides)
         mixture = normalise_mixture(mixture)
@@ -253,4 +280,12 @@ class VLLMEngine:
                 raise ValueError(f"guides.{name}: {weight!r} is no weight; valid: a number within ±{HEAVIEST:g}")
         if not 0 <= plausibility <= 1:
             raise ValueError(f"plausibility: {plausibility!r}; valid: from 0 to 1")
+        if obstacle := self._served.get("obstacle"):
+            for what, needed in (
+                ("a mixture other than the base alone", not is_base_alone(mixture)),
+                ("plausibility", plausibility > 0),
+                ("the entropy of a distribution", scalar != DISTRIBUTION),
+            ):
+                if needed:
+                    raise ValueError(f"{what} cannot be had of this server's engine, for {obstacle}")
         return pack([mixture.get(name, 0.0) for name in names], plausibility=plausibility, scalar=scalar)

@@ -55,6 +55,10 @@ class StrategyRun:
     """(prompt, completion, cut) -> the completion as the client reads it; None until the engine client knows how."""
     split: Split = field(default_factory=AllAnswer)
     """What the request's completions hold, as the client gets it."""
+    engine: Engine | None = None
+    """What draws for it, uncounted; None until an engine client has the request."""
+    source: tuple[str, ...] = ()
+    """What its answers depend on beside tokens: its adapter, its images."""
     span: Span | None = None
     """The request's, under which its calls of the engine are; None where nothing is traced."""
     fallback: Strategy | None = None

@@ -38,7 +38,7 @@ a `reward`, or its `reward`:
 
 C is a combination (without one, the sum) and T a transform, each by name or as `{"name": {parameter: value}}`.
 `weights` are the sum of weight × (reward − mean) / spread over objectives, with the figures of `trimtab calibrate`.
-References of a transform are answers of the frozen base to the same prompt, drawn once for
+References of a transform are answers of the frozen base (or of the adapter that a request names), drawn once for
 all requests with seeds of their own, to the power of two that is no less than `max_tokens`, and scored as they end: the
 request's budget, deadline and stop strings do not touch them. The request that has them drawn counts them.
 

@@ -27,6 +27,7 @@ from trimtab.rewards.protocols import Host, Question, Response, RewardError, Sco
 from trimtab.rewards.turns import READINGS
 from trimtab.rewards.validated import ValidatedScorer
 from trimtab.runtime.metered import Metered
+from trimtab.runtime.strategy_run import StrategyRun, current_run
 from trimtab.runtime.usage import Usage
 from trimtab.server.config import Config, ConfigError, RewardConfig
 from trimtab.server.config.rewards import build_reward
@@ -406,14 +407,15 @@ class RequestReward:
 
     async def _references(self, question: Question, prompt: Tokens) -> Rows:
         """leaf -> [M] scores of the frozen base's own answers to the question, to their end or to the request's length,
-        whatever else the request says."""
+        whatever else the request says: with the request's adapter and its images, which the engine that draws has."""
         leaves = sorted({leaf.name for spec in self.specs for leaf in spec.leaves})
         n, length = self.reference_count, reference_length(self.max_tokens)
         begun, messages = list(prompt), [*question.messages, self.prefix, self.document.get("tool_choice")]
         specs, scoring = self.specs, self.scoring
+        run = current_run.get() or StrategyRun()
 
         async def draw(usage: Usage) -> Rows:
-            engine = Metered(scoring.host.engine, usage)
+            engine = Metered(run.engine or scoring.host.engine, usage)
             sampling = Sampling(max_tokens=length, seed=make_seed(begun, length), stream=False)
             drawn: dict[int, list[int]] = {i: [] for i in range(n)}
             async with aclosing(engine.generate(begun, sampling, n=n, guides={BASE: 1.0})) as chunks:
@@ -429,7 +431,7 @@ class RequestReward:
             apart = replace(question, turns=asyncio.Semaphore(READINGS), record=record)
             return await scoring.rows(specs, apart, responses)
 
-        key = make_key(begun, messages, dict(self.given), leaves, n, length)
+        key = make_key(begun, messages, dict(self.given), leaves, n, length, run.source)
         return await scoring.references.get(key, draw, self.usage)
 
 

@@ -131,7 +131,23 @@ def _resolve_engine_paths(arguments: Mapping[str, Any], info: ValidationInfo) ->
                 holder[last] = resolve(value, info)
             except ValueError as error:
                 raise ValueError(f"{key}: {error}") from None
+    if "lora_modules" in resolved:
+        modules = resolved["lora_modules"]
+        listed = modules if isinstance(modules, list | tuple) else [modules]
+        resolved["lora_modules"] = [_resolve_adapter(entry, info) for entry in listed]
     return resolved
+
+
+def _resolve_adapter(entry: Any, info: ValidationInfo) -> dict[str, Any]:
+    """An adapter that requests may name, as vLLM takes it: NAME=PATH, or a mapping."""
+    if isinstance(entry, str) and "=" in entry:
+        entry = dict(zip(("name", "path"), entry.split("=", 1), strict=True))
+    if not isinstance(entry, Mapping) or not all(entry.get(k) and isinstance(entry[k], str) for k in ("name", "path")):
+        raise ValueError(f"lora_modules: {entry!r} is no adapter; valid: NAME=PATH, or {{name: NAME, path: PATH}}")
+    try:
+        return {**entry, "path": _resolve_model(entry["path"], info)}
+    except ValueError as error:
+        raise ValueError(f"lora_modules: {entry['name']}: {error}") from None
 
 
 EngineArguments = Annotated[Mapping[str, Any], AfterValidator(_resolve_engine_paths)]
@@ -380,7 +396,16 @@ class Config(Section):
             )
         if self.model_name in self.presets:
             raise ValueError(f"presets.{self.model_name}: this is the base model's own id")
+        names = [self.model_name, *self.presets, *(entry["name"] for entry in self.engine.get("lora_modules", ()))]
+        if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+            raise ValueError(f"engine.lora_modules: {twice[0]} is the id of another model already")
         return self
+
+    @property
+    def adapters(self) -> dict[str, str]:
+        """LoRA adapters that requests may name as their model, with their places."""
+        listed = {entry["name"]: entry["path"] for entry in self.engine.get("lora_modules", ())}
+        return {**self.engine.get("default_mm_loras", {}), **listed}
 
     @property
     def model_name(self) -> str:

@@ -140,7 +140,7 @@ class AlignmentMiddleware:
         run = context.run
         if isinstance(context, RequestContext):
             rewriter: ResponseRewriter | StatusWatch = ResponseRewriter(context, send)
-            model = context.model or self.config.model_name
+            model = context.model or context.document.get("model") or self.config.model_name
         else:
             rewriter, model = StatusWatch(context, send), self.config.model_name
         with tracing.span_request(scope, scope["path"], model, context.document) as span:
@@ -184,8 +184,9 @@ class AlignmentMiddleware:
         return enquiry
 
     def check_model(self, model: object, *, presets: bool = True) -> None:
-        """Raises ApiError for a model that is not served; none, or one that is no text, is left to others."""
-        known = [self.config.model_name, *(self.config.presets if presets else ())]
+        """Raises ApiError for a model that is not served; none, or one that is no text, is left to others. `presets`:
+        whether it may be one of those, or an adapter."""
+        known = [self.config.model_name, *([*self.config.presets, *self.config.adapters] if presets else ())]
         if isinstance(model, str) and model and model not in known:
             raise ApiError(suggest("model", model, known), param="model", code="model_not_found", status=404)
 

@@ -89,7 +89,7 @@ FRONTEND = frozenset(
     | {"enable_auto_tool_choice", "exclude_tools_when_tool_choice_none", "tool_call_parser", "tool_parser_plugin"}
     | {"tool_strict_level", "tool_server", "enable_prompt_tokens_details", "enable_force_include_usage"}
     | {"enable_per_request_metrics", "enable_log_outputs", "enable_log_deltas", "max_log_len"}
-    | {"disable_fastapi_docs"}
+    | {"disable_fastapi_docs", "lora_modules"}
 )
 """vLLM's arguments that are honoured here. The rest of its server's would be ignored (TLS, access logs) or would lead
 around ours (another root path, its own keys and middleware)."""
@@ -111,7 +111,7 @@ def argv(config: Config) -> list[str]:
         if isinstance(value, bool):
             flags.append(f"--{flag}" if value else f"--no-{flag}")
         elif isinstance(value, list):
-            flags += [f"--{flag}", *map(str, value)]
+            flags += [f"--{flag}", *(json.dumps(item) if isinstance(item, dict) else str(item) for item in value)]
         else:
             flags += [f"--{flag}", json.dumps(value) if isinstance(value, dict) else str(value)]
     return flags
@@ -170,7 +170,7 @@ def base_spec(config: Config, args: Namespace) -> EngineSpec:
     options = {key: getattr(args, key) for key in config.engine if key in ENGINE}
     options.setdefault("scheduling_policy", "priority")
     guides = {name: guide.model_dump(exclude_defaults=True) for name, guide in config.guides.items()}
-    for key, value in engine_args(config.base, guides, **options).items():
+    for key, value in engine_args(config.base, guides, adapters=config.adapters, **options).items():
         setattr(args, key, value)
     return EngineSpec(name=BASE, args=AsyncEngineArgs.from_cli_args(args), usage=UsageContext.OPENAI_API_SERVER)
 

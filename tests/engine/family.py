@@ -8,11 +8,19 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM as HF
 from transformers import (
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    Idefics3ImageProcessorPil,
+    Idefics3Processor,
+    JambaConfig,
+    Lfm2Config,
     LlamaConfig,
     LlamaForSequenceClassification,
+    Mamba2Config,
     MistralConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -90,4 +98,74 @@ def scorer(path: Path, labels: Sequence[str], seed: int) -> Path:
     torch.manual_seed(seed)
     LlamaForSequenceClassification(config).save_pretrained(path)
     tokenizer(path, VOCABULARY)
+    return path
+
+
+def lfm2(path: Path) -> Path:
+    """Short convolutions and attention in turn."""
+    own = {
+        "layer_types": ["conv", "full_attention", "conv"],
+        "conv_L_cache": 3,
+        "conv_dim": 64,
+        "block_dim": 64,
+        "tie_word_embeddings": True,
+        "block_auto_adjust_ff_dim": False,
+    }
+    return checkpoint(path, Lfm2Config(**sizes(64, 3, 2, **own)), seed=6)
+
+
+def jamba(path: Path) -> Path:
+    """Mamba and attention in turn."""
+    own = {"attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 1, "mamba_d_state": 8, "mamba_dt_rank": 8}
+    return checkpoint(path, JambaConfig(**sizes(64, 2, 2, **own), use_mamba_kernels=False), seed=7)
+
+
+def mamba2(path: Path) -> Path:
+    """No attention at all."""
+    config = Mamba2Config(
+        vocab_size=PADDED, hidden_size=64, num_hidden_layers=2, num_heads=8, head_dim=16, state_size=16, n_groups=1,
+        chunk_size=16, initializer_range=0.25, bos_token_id=257, eos_token_id=258, pad_token_id=256,
+    )  # fmt: skip
+    return checkpoint(path, config, seed=10)
+
+
+def eagle(path: Path, base_path: Path) -> Path:
+    """An EAGLE head of the base: one layer over its hidden states."""
+    config = LlamaConfig(**sizes(64, 1, 2), architectures=["LlamaForCausalLM"])
+    torch.manual_seed(8)
+    layer = {
+        name.removeprefix("model."): weight
+        for name, weight in HF.from_config(config, dtype=torch.float32).state_dict().items()
+        if name.startswith("model.layers.") and "input_layernorm" not in name
+    }
+    embedding = load_file(base_path / "model.safetensors")["model.embed_tokens.weight"]
+    config.save_pretrained(path)
+    head = {**layer, "embed_tokens.weight": embedding, "fc.weight": 0.1 * torch.randn(64, 128)}
+    save_file(head, path / "model.safetensors")
+    return path
+
+
+def idefics3(path: Path) -> Path:
+    """A Llama that sees an image of 56 by 56 pixels as four tokens."""
+    text = LlamaConfig(**sizes(64, 2, 2, max_position_embeddings=1024))
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = Idefics3Config(
+        vision_config={**vision, "image_size": 56, "patch_size": 14}, text_config=text, image_token_id=259,
+        scale_factor=2, tie_word_embeddings=False, pad_token_id=256,
+    )  # fmt: skip
+    torch.manual_seed(9)
+    model = Idefics3ForConditionalGeneration(config)
+    with torch.no_grad():
+        model.model.connector.modality_projection.proj.weight.normal_(std=0.5)  # so that images are told apart
+    model.save_pretrained(path)
+    tokenizer(path, VOCABULARY)
+    reader = PreTrainedTokenizerFast.from_pretrained(path)
+    marks = ["<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"]
+    reader.add_special_tokens({"additional_special_tokens": marks})
+    pixels = {"longest_edge": 56}
+    Idefics3Processor(
+        image_processor=Idefics3ImageProcessorPil(size=pixels, max_image_size=pixels, do_image_splitting=False),
+        tokenizer=reader, image_seq_len=4,
+        chat_template="{% for m in messages %}{{ m['content'] }}{% endfor %}",
+    ).save_pretrained(path)  # fmt: skip
     return path

@@ -126,8 +126,72 @@ def test_a_state_space_guide(members, tmp_path):
     ],
 )
 def test_engine_options(members, option, value):
+    """Some are refused beside guides alone, the others without any too."""
     with pytest.raises(MemberError, match=f"^engine: .*{value['method'] if isinstance(value, dict) else option}"):
-        start(members, {}, **{option: value})
+        start(members, {"one": str(members["llama"])}, **{option: value})
+    if option in ("logprobs_mode", "max_logprobs"):
+        with pytest.raises(MemberError, match=f"^engine: {option}"):
+            start(members, {}, **{option: value})
+
+
+def reason(given):
+    """Why what vLLM is given is its own model, as clients are shown it."""
+    assert given["hf_overrides"].keys() == {"trimtab"}
+    assert "trimtab.engine.table:RowWriter" not in given.get("logits_processors", ())
+    own = given["hf_overrides"]["trimtab"]
+    assert own["guides"] == []
+    return own["obstacle"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("pipeline_parallel_size", 2),
+        ("enable_prompt_embeds", True),
+        ("enable_dbo", True),
+        ("speculative_config", {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 2}),
+    ],
+)
+def test_without_guides_the_base_is_vllm_s_own_where_the_composite_cannot_run(members, option, value):
+    assert option.split("_")[0] in reason(start(members, {}, **{option: value})).lower()
+    assert "obstacle" not in start(members, {})["hf_overrides"]["trimtab"]
+
+
+@pytest.mark.parametrize("kind", ["lfm2", "jamba", "mamba2", "idefics3"])
+def test_bases_that_keep_more_than_keys_and_values(members, tmp_path, kind):
+    """Refused beside guides with the reason, and served without any."""
+    path = getattr(family, kind)(tmp_path / "base")
+    why = "what is no text reaches one member alone" if kind == "idefics3" else "it keeps a recurrent state"
+    with pytest.raises(MemberError, match=rf"^base: {path} is a .*: .*{why}; valid beside guides: a causal text model"):
+        engine_args(str(path), {"one": str(members["llama"])}, **OPTIONS)
+    shown = reason(engine_args(str(path), {}, **{**OPTIONS, "block_size": None}))
+    assert why in shown
+    assert str(tmp_path) not in shown
+
+
+def test_adapters_of_requests(members, tmp_path):
+    """What vLLM could not load, or would score wrongly, is refused before a worker starts."""
+    on = {"enable_lora": True}
+    good = family.adapter(tmp_path / "good", members[BASE])
+    given = start(members, {}, adapters={"one": str(good)}, **on)
+    assert "enable_lora" in reason(given)
+    assert given["max_loras"] == 2
+    assert given["lora_target_modules"] == ["down_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+    head = family.adapter(tmp_path / "head", members[BASE], target_modules=["lm_head"])
+    large = family.adapter(tmp_path / "large", members[BASE], r=32)
+    other = family.adapter(tmp_path / "other", members[BASE], use_dora=True)
+    for adapters, options, message in (
+        ({"one": str(good)}, {}, "needs enable_lora: true"),
+        ({}, on, "no request could name an adapter"),
+        ({"one": str(tmp_path / "nowhere")}, on, "one: no adapter in .*nowhere; valid: a folder with adapter_config"),
+        ({"one": str(head)}, on, "an adapter of lm_head scores wrongly"),
+        ({"one": str(large)}, on, "one: .*rank 32 is greater than max_lora_rank 16"),
+        ({"one": str(other)}, on, "one: .*DoRA"),
+    ):
+        with pytest.raises(MemberError, match=f"^engine: {message}"):
+            start(members, {}, adapters=adapters, **options)
+    with pytest.raises(MemberError, match=r"enable_lora=True cannot be honoured beside guides: .*; valid: False"):
+        start(members, {"one": str(members["llama"])}, adapters={"one": str(good)}, **on)
 
 
 def test_an_adapter_s_options(members):
@@ -253,7 +317,8 @@ def test_a_path_that_leads_to_no_checkpoint(members, tmp_path, kind, message):
 
 def test_an_adapter_is_no_base(members):
     with pytest.raises(
-        MemberError, match=r"^base: .* is an adapter \(adapter_config.json\), which only a guide can be"
+        MemberError,
+        match=r"^base: .* is an adapter \(adapter_config.json\), which a guide can be, or an entry of engine",
     ):
         engine_args(str(members["lora"]), {}, **OPTIONS)
 
@@ -304,7 +369,9 @@ def draft(members, tmp_path, name="draft", **config):
 def test_a_draft_is_what_its_config_says(members, tmp_path, config, method):
     """Whatever its folder is called, and whatever method it is put under."""
     with pytest.raises(MemberError, match=r"^engine: speculative draft .* reads the base's hidden states"):
-        start(members, {}, speculative_config={**draft(members, tmp_path, **config), **method})
+        start(
+            members, {"one": str(members["llama"])}, speculative_config={**draft(members, tmp_path, **config), **method}
+        )
 
 
 def test_a_draft_whose_weights_are_a_head(members, tmp_path):
@@ -312,7 +379,8 @@ def test_a_draft_whose_weights_are_a_head(members, tmp_path):
     weights = load_file(Path(speculative["model"]) / "model.safetensors")
     save_file({**weights, "fc.weight": torch.zeros(2, 2)}, Path(speculative["model"]) / "model.safetensors")
     with pytest.raises(MemberError, match=r"\(fc.weight\) reads the base's hidden states"):
-        start(members, {}, speculative_config=speculative)
+        start(members, {"one": str(members["llama"])}, speculative_config=speculative)
+    assert "draft draft (fc.weight) reads" in reason(start(members, {}, speculative_config=speculative))
 
 
 def test_a_draft_that_is_a_language_model(members, tmp_path):

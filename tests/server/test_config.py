@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -338,6 +339,24 @@ def test_a_path_of_the_engine_is_from_the_file(
         assert isinstance(value, dict)
         value = value[part]
     assert value == str(folder / path)
+
+
+def test_adapters_that_requests_may_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/")
+    engine = "engine:\n  lora_modules: ['one=models/kind', {name: two, path: org/two, base_model_name: base}]\n"
+    config = load(written(folder, f"base: models/base\n{engine}  default_mm_loras: {{image: org/image}}\n"))
+    assert config.adapters == {"image": "org/image", "one": str(folder / "models/kind"), "two": "org/two"}
+    assert config.engine["lora_modules"][1] == {"name": "two", "path": "org/two", "base_model_name": "base"}
+    for text, message in (
+        ("engine: {lora_modules: [one]}", "engine.lora_modules: 'one' is no adapter; valid: NAME=PATH, or"),
+        ("engine: {lora_modules: [{name: one}]}", "engine.lora_modules: {'name': 'one'} is no adapter"),
+        ("engine: {lora_modules: [one=./nowhere]}", f"engine.lora_modules: one: there is no {folder / 'nowhere'}"),
+        ("engine: {lora_modules: [base=a/b]}", "engine.lora_modules: base is the id of another model already"),
+        ("engine: {lora_modules: [p=a/b]}\npresets: {p: {}}", "engine.lora_modules: p is the id of another"),
+        ("engine: {lora_modules: [one=a/b, one=c/d]}", "engine.lora_modules: one is the id of another"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            load(written(folder, f"base: models/base\n{text}\n"))
 
 
 @pytest.mark.parametrize("where", ["", "rewards.r."])
