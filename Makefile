@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 CONFIG ?= demo/config.yaml
 
-.PHONY: serve test quick quick-strategies quick-searches quick-rest check coverage wheel-check bench models clean
+.PHONY: serve test quick quick-strategies quick-searches quick-rest check lint next-vllm coverage wheel-check bench models clean
 
 serve: $(VENV)/installed
 	$(BIN)/trimtab serve $(CONFIG)
@@ -18,7 +18,7 @@ PURE := tests/decoders tests/preferences tests/rewards tests/runtime tests/test_
 QUICK := $(BIN)/python -m pytest -q -p no:cacheprovider -m 'not engine and not slow'
 
 quick: $(VENV)/installed
-	@$(MAKE) --no-print-directory --output-sync=target -j 4 quick-rest quick-searches quick-strategies check
+	@$(MAKE) --no-print-directory --output-sync=target -j 4 quick-rest quick-searches quick-strategies lint
 
 quick-strategies: $(VENV)/installed
 	$(QUICK) $(PURE)
@@ -33,10 +33,16 @@ quick-rest: $(VENV)/installed
 coverage: $(VENV)/installed
 	$(BIN)/python -m pytest -q -m 'not engine' --cov --cov-report=term:skip-covered --cov-report=html:out/coverage
 
-check: $(VENV)/installed
+check: lint next-vllm
+
+lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# What of our code does not fit the next version of vLLM: its wheel is downloaded once, and read, not installed.
+next-vllm: $(VENV)/installed
+	$(BIN)/python -m tests.vllm_uses
 
 # The wheel in a clean environment, serving the demo: gigabytes, many minutes.
 wheel-check:

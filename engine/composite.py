@@ -12,7 +12,7 @@ Shapes: T tokens of a step, N rows whose logits are wanted, H_i member i's hidde
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,9 @@ from trimtab.engine.mixture import (
 )
 from trimtab.engine.plugin import FIELD
 from trimtab.engine.table import BASE_ALONE, WeightTable
+
+if TYPE_CHECKING:
+    from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
 
 class Composite(nn.Module):
@@ -175,7 +178,7 @@ class Composite(nn.Module):
             if options.adapter is None:
                 loader.load_weights(guide, config.model_config)
             else:
-                weights = loader.get_all_weights(config.model_config, guide)
+                weights = cast("DefaultModelLoader", loader).get_all_weights(config.model_config, guide)
                 guide.load_weights(Adapter.read(options.adapter, options.adapter_revision).merge(weights))
             loaded |= {f"guides.{place}.{name}" for name, _ in guide.named_parameters()}
         return loaded

@@ -1,4 +1,4 @@
-"""vLLM's OpenAI app on our engine client. The only file here that knows vLLM; its imports move between versions."""
+"""vLLM's OpenAI app on our engine client. The only file here that knows vLLM."""
 
 from __future__ import annotations
 
@@ -29,7 +29,6 @@ from vllm.entrypoints.anthropic.protocol import (
 )
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
-from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
 from vllm.entrypoints.launchers.launcher import NoSignalServer, validate_api_server_args
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest, ChatCompletionResponse
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest, CompletionResponse
@@ -54,6 +53,7 @@ from trimtab.engine.members import engine_args
 from trimtab.engine.parts import PartsReader
 from trimtab.engine.toy_client import ToyClient, build_toy_client
 from trimtab.engine.vllm_engine import VLLMEngine
+from trimtab.engine.vllm_moves import make_arg_parser, validate_parsed_serve_args
 from trimtab.runtime.shares import Shares
 from trimtab.server.config import Config, ConfigError
 from trimtab.server.errors import ApiError, to_api_error

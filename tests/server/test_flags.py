@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
-from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from trimtab.engine.flags import NOT_TAKEN, OUTSIDE_ENGINE, name_keys
+from trimtab.engine.vllm_moves import make_arg_parser
 from trimtab.server.config import Config, ConfigError
 from trimtab.server.errors import parse_error
 from trimtab.server.http.vllm_app import ENGINE, FRONTEND, arguments
