@@ -35,6 +35,7 @@ from pydantic import Field
 
 from trimtab.decoders.protocols import BASE
 from trimtab.decoders.shared.gather import gather_or_cancel
+from trimtab.rewards.conversation import spell_out
 from trimtab.rewards.protocols import Host, Question, Record, Response, RewardError, ignore
 from trimtab.rewards.turns import gather_in_turn
 
@@ -226,7 +227,8 @@ class Judge:
     async def __call__(self, question: Question, responses: Sequence[Response]) -> list[list[float]]:
         if self.endpoint is not None:
             question.record(sum(len(response.tokens) for response in responses))
-        conversation = "\n".join(f"{message['role']}: {message['content']}" for message in question.messages)
+        turns = spell_out(question.messages, question.tools)
+        conversation = "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
         odds = await gather_in_turn(
             question.turns,
             (

@@ -4,19 +4,32 @@ Both texts come from a client, and a tokenizer turns text that looks like a spec
 look-alike is encoded as Hugging Face does it: rendered, then encoded in one piece. Text with one is encoded by itself,
 as plain characters, and put between the ids of the template. Only at those joints may the tokens differ from those of
 the whole text.
+
+Tools, calls and results are the chat template's where it reads them, and are spelt out in the turns where it does not.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Annotated, Any, Literal
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, meta, nodes
 from pydantic import Field
+from transformers.utils.chat_template_utils import _compile_jinja_template
 
+from trimtab.rewards.conversation import (
+    RESULT,
+    Message,
+    as_dialogue,
+    has_calls,
+    parse_arguments,
+    spell_out,
+    spell_out_calls,
+    spell_out_tools,
+)
 from trimtab.rewards.protocols import Question
 
 CHAT = "chat"
@@ -39,7 +52,7 @@ Truncate = Annotated[
     Literal["error", "left"],
     Field(description="of an input too long: an error, or its oldest tokens go, never the response's"),
 ]
-Messages = Sequence[Mapping[str, str]]
+Messages = Sequence[Message]
 
 MARK = "\ue000"
 """Stands for a text while a template is rendered. From Unicode's private use area, so that no template contains it."""
@@ -71,11 +84,12 @@ class InputEncoder:
         An unfinished response is encoded the same way, since reward models are trained on whole turns. Raises
         ValueError for a conversation that the model's template refuses, and for one that is too long.
         """
-        if self._contains_special(*(message["content"] for message in question.messages), response):
+        messages, tools = self._arrange(question)
+        if self._contains_special(*find_client_texts(messages, tools), response):
             before, after = self.encode_context(question)
             tokens = [*before, *self.encode_verbatim(response), *after]
         else:
-            tokens = self._encode(self._render(question.messages, response), framed=True)
+            tokens = self._encode(self._render(messages, tools, response), framed=True)
         if len(tokens) <= self.limit:
             return tokens
         return self.truncate(tokens, suffix=len(self.encode_verbatim(response)) + len(self.encode_context(question)[1]))
@@ -88,14 +102,31 @@ class InputEncoder:
 
     def encode_context(self, question: Question) -> tuple[list[int], list[int]]:
         """The tokens before the response, and those after it."""
-        texts = [message["content"] for message in question.messages]
+        messages, tools = self._arrange(question)
         head, tail = self._frame
-        if not self._contains_special(*texts):
-            before, _, after = self._render(question.messages, MARK).rpartition(MARK)
+        if not self._contains_special(*find_client_texts(messages, tools)):
+            before, _, after = self._render(messages, tools, MARK).rpartition(MARK)
             return [*head, *self._encode(before)], [*self._encode(after), *tail]
-        # The client's texts are not in what is rendered here, so none of them can pass for a mark.
-        marked = [{**m, "content": f"{MARK}{i}{MARK}"} for i, m in enumerate(question.messages)]
-        before, _, after = self._render(marked, f"{MARK}{len(texts)}{MARK}").rpartition(f"{MARK}{len(texts)}{MARK}")
+        # No special token of the client's, and no mark, is in what is rendered here, so none can pass for one.
+        texts: list[str] = []
+
+        def mark(text: str) -> str:
+            texts.append(text)
+            return f"{MARK}{len(texts) - 1}{MARK}"
+
+        def mark_special(text: str) -> str:
+            return self._special_or_mark.sub(lambda match: mark(match[0]), text)
+
+        def mark_message(message: Message) -> Message:
+            others = {key: value for key, value in message.items() if key != "content"}
+            # What a call or a result says, a template may quote; what anybody else says it shows as it is.
+            content = (mark_special if has_calls([message]) else mark)(message["content"])
+            return {**change_texts(others, mark_special), "content": content}
+
+        marked = [mark_message(message) for message in messages]
+        tools = change_texts(tools, mark_special)
+        last = f"{MARK}{len(texts)}{MARK}"
+        before, _, after = self._render(marked, tools, last).rpartition(last)
         first, *rest = re.split(f"{MARK}(\\d+){MARK}", before)
         tokens = [*head, *self._encode(first)]
         for i, literal in zip(rest[::2], rest[1::2], strict=True):
@@ -129,16 +160,37 @@ class InputEncoder:
     def _forms(self, *more: str) -> str:
         return ", ".join([*more, *sorted(TEMPLATES), "a text with {prompt} and then {response}"])
 
-    def _render(self, messages: Messages, response: str) -> str:
+    def _arrange(self, question: Question) -> tuple[list[Message], list[Message]]:
+        """The messages and tools as the format reads them."""
+        if self.format != CHAT:
+            return list(spell_out(question.messages, question.tools)), []
+        messages, tools = list(question.messages), list(question.tools)
+        if not tools and not has_calls(messages):
+            return messages, tools
+        reading = TemplateReading.of(self.tokenizer.get_chat_template(tools=tools or None))
+        if reading.calls:
+            messages = [parse_calls(message) for message in messages]
+        elif has_calls(messages):
+            messages = list(as_dialogue(spell_out_calls(messages)))
+        return (messages, tools) if reading.tools else (spell_out_tools(messages, tools), [])
+
+    def _render(self, messages: Messages, tools: Sequence[Message], response: str) -> str:
         if self.format != CHAT:
             first, _, rest = self._template.partition("{prompt}")
             between, _, last = rest.partition("{response}")
             return f"{first}{as_prompt(messages)}{between}{response}{last}"
         turns = [*messages, {"role": "assistant", "content": response}]
+        options: dict[str, Any] = {"tools": list(tools)} if tools else {}
         try:
-            text: str = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=False)
+            text: str = self.tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=False, **options
+            )
         except TemplateError as error:
             raise ValueError(f"{self.name}: the reward model's chat template refuses this: {error}") from error
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError) as error:
+            # Templates look into what a client wrote: tools, arguments.
+            kind = type(error).__name__
+            raise ValueError(f"{self.name}: the reward model's chat template cannot read this ({kind})") from error
         return text
 
     def _encode(self, text: str, *, framed: bool = False) -> list[int]:
@@ -157,9 +209,75 @@ class InputEncoder:
     def _special(self) -> frozenset[str]:
         return frozenset(t.content for t in self.tokenizer.added_tokens_decoder.values() if t.special)
 
+    @cached_property
+    def _special_or_mark(self) -> re.Pattern[str]:
+        return re.compile("|".join(map(re.escape, [*sorted(self._special, key=len, reverse=True), MARK])))
+
     def _contains_special(self, *texts: str) -> bool:
         """Whether a special token is spelt out in one of the texts."""
         return any(token in text for text in texts for token in self._special)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemplateReading:
+    """What a chat template reads beside roles and texts."""
+
+    tools: bool
+    """The tools that may be called."""
+    calls: bool
+    """The calls in an assistant's message, and messages of tools."""
+
+    @classmethod
+    @cache
+    def of(cls, template: str) -> TemplateReading:
+        tree = _compile_jinja_template(template).environment.parse(template)
+        names = {node.attr for node in tree.find_all(nodes.Getattr)}
+        names |= {node.value for node in tree.find_all(nodes.Const)}
+        return cls(tools="tools" in meta.find_undeclared_variables(tree), calls={"tool_calls", RESULT} <= names)
+
+
+def parse_calls(message: Message) -> Message:
+    """A message with the arguments of its calls as objects, as chat templates read them; what is none is empty, as in
+    vLLM."""
+    if "tool_calls" not in message:
+        return message
+    calls = [
+        {**call, "function": {**call["function"], "arguments": arguments if isinstance(arguments, dict) else {}}}
+        for call in message["tool_calls"]
+        for arguments in [parse_arguments(call)]
+    ]
+    return {**message, "tool_calls": calls}
+
+
+def find_client_texts(messages: Messages, tools: Sequence[Message]) -> Iterator[str]:
+    """What a client wrote of a conversation."""
+    for message in messages:
+        yield from find_texts([value for key, value in message.items() if key != "role"])
+    yield from find_texts(tools)
+
+
+def find_texts(value: Any) -> Iterator[str]:
+    """All texts in it, keys too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield key
+            yield from find_texts(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from find_texts(inner)
+
+
+def change_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """The same with all texts changed, keys too."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {change(key): change_texts(inner, change) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [change_texts(inner, change) for inner in value]
+    return value
 
 
 def as_prompt(messages: Messages) -> str:

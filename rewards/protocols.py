@@ -29,10 +29,14 @@ async def cannot_instruct(instruction: str) -> Tokens:
 class Question:
     """The conversation that a response answers."""
 
-    messages: tuple[Mapping[str, str], ...]
-    """{"role", "content"}, as the client sent them; a bare prompt is one message of the user's."""
+    messages: tuple[Mapping[str, Any], ...]
+    """As a chat request has them, whatever API they came by: "role", "content" (always a text), and where there are any
+    "tool_calls" ([{"id", "type", "function": {"name", "arguments"}}], arguments being JSON in a text), "tool_call_id"
+    and "name". Thoughts of earlier turns are left out. A bare prompt is one message of the user's."""
     prompt: Tokens
     """The conversation in the base's tokens, chat template included, up to where the response begins."""
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """What the model may call, as a chat request has them."""
     given: Mapping[str, Any] = field(default_factory=dict)
     """From the request, to score against: "references" (list of strings), "answer" (string) …"""
     instruct: Callable[[str], Awaitable[Tokens]] = cannot_instruct
@@ -75,7 +79,8 @@ class Scorer(Protocol):
     """A reward before it is bound to a request.
 
     One that has more read than each response once has a method too, `reads(prompt, response)`: the tokens read at the
-    most for a response of so many to a prompt of so many, linear in both. What it has read it records.
+    most for a response of so many to a prompt of so many, linear in both. What it has read it records. One that never
+    looks at the conversation has an attribute `reads_conversation`, False: see `reads_conversation`.
     """
 
     @property
@@ -91,6 +96,11 @@ class Scorer(Protocol):
     async def __call__(self, question: Question, responses: Sequence[Response]) -> list[list[float]]:
         """[N, K], one row per response. A row depends on its response alone, never on the others."""
         ...
+
+
+def reads_conversation(scorer: object) -> bool:
+    """Whether a reward reads what a response answers, and so must be shown all of it."""
+    return bool(getattr(scorer, "reads_conversation", True))
 
 
 class Pooler(Protocol):

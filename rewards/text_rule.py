@@ -5,13 +5,19 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 from trimtab.rewards.protocols import Question, Response
 from trimtab.rewards.turns import restart_clock
 
 
 class TextRule(ABC):
-    """A `Scorer` with one column, computed in a thread so that a long text does not block the event loop."""
+    """A `Scorer` with one column, computed in a thread so that a long text does not block the event loop.
+
+    Of the question it reads what the request gives to compare with, and not the conversation.
+    """
+
+    reads_conversation: ClassVar[bool] = False
 
     @property
     def labels(self) -> tuple[str, ...]:

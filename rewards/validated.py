@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from trimtab.decoders.protocols import reads_final_answer
-from trimtab.rewards.protocols import Question, ReadPart, Response, RewardError, Scorer
+from trimtab.rewards.protocols import Question, ReadPart, Response, RewardError, Scorer, reads_conversation
 from trimtab.rewards.turns import Clock, current_clock
 
 log = logging.getLogger("trimtab")
@@ -46,6 +46,10 @@ class ValidatedScorer:
     @property
     def reads_final_answer(self) -> bool:
         return reads_final_answer(self.scorer)
+
+    @property
+    def reads_conversation(self) -> bool:
+        return reads_conversation(self.scorer)
 
     @property
     def records(self) -> bool:

@@ -60,6 +60,7 @@ class Verifier:
     """
 
     reads_final_answer: ClassVar[bool] = True
+    reads_conversation: ClassVar[bool] = False
 
     tolerance: Annotated[
         float, Field(ge=0, le=1, description="largest relative error of a number that is still right; 0 is exact")

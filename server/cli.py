@@ -180,7 +180,7 @@ async def run_calibration(config: Config, args: argparse.Namespace) -> None:
         server_args = arguments(config)
         async with running_models(config, server_args) as (client, scoring):
             reader = RequestReader(app=await openai_app(client, server_args))
-            scoring.attach(reader.render, reader.split_written({}))
+            scoring.attach(reader.render, reader.split_written({}), reader.read_chat)
             calibrations = await calibrate(scoring, prompts, answers=args.answers, max_tokens=args.max_tokens)
     except MemberError as error:
         raise ConfigError(str(error)) from None

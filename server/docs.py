@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 from trimtab.decoders import STRATEGIES
 from trimtab.decoders.registry import summarise
 from trimtab.rewards import COMBINES, KINDS, TRANSFORMS
+from trimtab.rewards.protocols import reads_conversation
 from trimtab.server import metrics
 from trimtab.server.config import SECTIONS, SINGLE_SECTIONS, ConeConfig, Config, Section
 
@@ -49,7 +50,25 @@ likenesses and the `candidates` that a report shows, which have their `thoughts`
 A completion that ends amid its thoughts has an empty answer, `warnings` say so of one that is returned, and where
 others ended it is not scored. While thoughts last, a search that scores beginnings sees empty answers: `on: both`
 lets a reward read them. In `/v1/alignment/score` and after a bare prompt, a text without a mark of thoughts is all
-answer."""
+answer.
+
+## The conversation
+
+READERS read the conversation beside the answer, the other kinds the answer alone. It is the conversation that the model
+has, whichever API it came by, with its instructions, tools, calls and results; thoughts of earlier turns are left out.
+`log_ratio` reads it in the base's tokens. A reward model with `format: chat` reads it by its own chat template: with
+`tools` where the template reads them, and with `tool_calls` and messages of role `tool` where it reads both. What a
+template does not read, and all of it under another `format` and for a judge, is spelt out:
+
+| of the conversation | as text |
+|---|---|
+| tools | `Tools:` and each as a line of JSON, before the first words of the system or the user |
+| a call | `{"name": "look", "arguments": {"at": "it"}}`, a line behind the assistant's text |
+| a result | `Result of look: …`, and where a turn has several calls, `Result of call 2, look: …` |
+
+A result is a turn of the tool's; for a chat template one of the user's, together with other results and with what the
+user says on them. An image, or any other part that is no text, is a 400 that names its place, unless all rewards of the
+request read the answer alone and no transform compares with answers of the base."""
 TABLE = "<!-- The table is made by `python -m trimtab.server.docs`. -->"
 KEY_COLUMNS = ("type", "default", "meaning")
 END = "<!-- The end of the table. -->"
@@ -84,7 +103,8 @@ def strategies() -> str:
 def rewards() -> str:
     """docs/rewards.md: every kind of reward, combination and transform, with its parameters."""
     lines = [MADE, "# Rewards", ""]
-    lines += [INTRODUCTION]
+    readers = [f"`{name}`" for name, entry in KINDS.items() if reads_conversation(entry.load())]
+    lines += [INTRODUCTION.replace("READERS", f"{', '.join(readers[:-1])} and {readers[-1]}")]
     for title, kinds in (("Kinds", KINDS), ("Combinations", COMBINES), ("Transforms", TRANSFORMS)):
         lines += ["", f"## {title}"]
         for name, entry in kinds.items():

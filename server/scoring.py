@@ -9,7 +9,7 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,7 +23,7 @@ from trimtab.engine.aligned_client import AlignedClient
 from trimtab.engine.pooling import PoolingEngine
 from trimtab.engine.toy_client import ToyPooler
 from trimtab.rewards import KINDS
-from trimtab.rewards.protocols import Host, Question, Response, RewardError, Scorer
+from trimtab.rewards.protocols import Host, Question, Response, RewardError, Scorer, reads_conversation
 from trimtab.rewards.turns import READINGS
 from trimtab.rewards.validated import ValidatedScorer
 from trimtab.runtime.metered import Metered
@@ -37,12 +37,20 @@ from trimtab.server.request import tracing
 from trimtab.server.request.alignment import AT
 from trimtab.server.request.body import Json
 from trimtab.server.request.cost import reference_length
-from trimtab.server.request.messages import CHAT, Messages, instruct, parse_messages, split_conversation
+from trimtab.server.request.messages import (
+    CHAT,
+    Messages,
+    find_unreadable,
+    instruct,
+    parse_messages,
+    parse_tools,
+    split_conversation,
+)
 from trimtab.server.request.plan import Plan
 from trimtab.server.request.references import ReferenceScores, make_key, make_seed
 from trimtab.server.request.reward_tree import Leaf, Rows, Score, ScoreSpread, Spec, evaluate, parse_spec
 from trimtab.server.request.weights import load_orchestrator
-from trimtab.server.wording import suggest
+from trimtab.server.wording import quote, suggest
 
 ReadAnswer = Callable[[Tokens, Tokens], str]
 """(prompt, completion) -> the completion as the client reads it"""
@@ -91,6 +99,8 @@ def never() -> float:
 
 RenderRequest = Callable[[str, Json], Awaitable[Tokens]]
 """(path, body) -> the prompt that vLLM's app makes of it; raises ValueError for what it would refuse"""
+ReadChat = Callable[[str, Json], Json]
+"""(path, body) -> its conversation and its tools as a chat request's `messages` and `tools`; raises ApiError"""
 
 
 @dataclass(kw_only=True)
@@ -103,6 +113,8 @@ class BaseHost:
     """None until vLLM's app is there, whose renderer serves requests and rewards alike."""
     split: Split = field(default_factory=AllAnswer)
     """Of answers to no request in particular."""
+    read_chat: ReadChat = lambda path, document: document
+    """How the app reads the conversation of a body; by itself, as a chat request's."""
     active_at: Callable[[], float] = never
     """When the engine last did something for anybody, by `time.monotonic`."""
 
@@ -181,19 +193,48 @@ class Scoring:
                 code="unsupported_pair",
             )
 
-    def attach(self, render_request: RenderRequest, split: Split) -> None:
-        """The app's renderer, which rewards use too, and how it takes an answer to a chat without tools apart."""
-        if isinstance(self.host, BaseHost):
-            self.host.render_request, self.host.split = render_request, split
+    def check_conversation(self, specs: Iterable[Spec], path: str, document: Json, *, at: str = "") -> None:
+        """Raises ApiError for what stands in a body's conversation that a reward would have to read and cannot; `at` is
+        put before its place."""
+        unreadable = next(find_unreadable(path, document), None)
+        reader = next(self._find_readers(specs), None)
+        if unreadable is None or reader is None:
+            return
+        place, kind = f"{at}{unreadable[0]}", quote(unreadable[1])
+        message = (
+            f"{place} is of type {kind}, which cannot be shown to {reader}: it reads the conversation as text; valid "
+            "are texts, calls of tools and their results; any part is, beside rewards that read the answer alone"
+        )
+        raise ApiError(message, param=place, code="unsupported_pair")
 
-    async def ask(self, messages: Sequence[Mapping[str, str]]) -> Question:
+    def _find_readers(self, specs: Iterable[Spec]) -> Iterator[str]:
+        """What reads the conversation."""
+        for spec in specs:
+            for leaf in spec.leaves:
+                if reads_conversation(self.scorers[leaf.reward]):
+                    yield f"the reward {leaf.reward!r}"
+            if spec.references:
+                yield f"the base, with whose answers a transform of {next(spec.leaves).reward!r} compares"
+
+    def attach(self, render_request: RenderRequest, split: Split, read_chat: ReadChat) -> None:
+        """The app's renderer, which rewards use too, how it takes an answer to a chat without tools apart, and how it
+        reads a conversation."""
+        if isinstance(self.host, BaseHost):
+            self.host.render_request, self.host.split, self.host.read_chat = render_request, split, read_chat
+
+    def read_chat(self, path: str, document: Json) -> Json:
+        """A body's conversation and tools, as a chat request has them; raises ApiError."""
+        return self.host.read_chat(path, document) if isinstance(self.host, BaseHost) else document
+
+    async def ask(self, messages: Sequence[Mapping[str, Any]]) -> Question:
         """A conversation that no request has."""
         document: Json = {"messages": [dict(message) for message in messages]}
 
         async def render_with(instruction: str) -> Tokens:
             return await self.host.render(instruct(CHAT, document, instruction, "system")["messages"])
 
-        return Question(messages=tuple(messages), prompt=await self.host.render(messages), instruct=render_with)
+        prompt = await self.host.render(messages)
+        return Question(messages=parse_messages(document), prompt=prompt, instruct=render_with)
 
     def bind(
         self,
@@ -212,6 +253,7 @@ class Scoring:
         for at, spec in specs.items():
             self.check(spec, plan.given, at=at)
         self.check_given(specs.values(), plan.given)
+        self.check_conversation(specs.values(), path, document)
         return RequestReward.of_document(
             path,
             document,
@@ -228,7 +270,8 @@ class Scoring:
         """The weights that the adapter chooses by the user's last words, or by a bare prompt."""
         adapter = load_orchestrator(self.config)
         assert adapter is not None
-        turns = [message["content"] for message in parse_messages(path, document) if message["role"] == "user"]
+        messages = parse_messages(self.read_chat(path, document))
+        turns = [message["content"] for message in messages if message["role"] == "user"]
         text = turns[-1] if turns else document.get("prompt")
         if not isinstance(text, str):
             raise ApiError("weights 'auto' need words to go by, in messages or a prompt", param=f"{AT}.weights")
@@ -284,6 +327,7 @@ class RequestReward:
     """Up to the answer; none of a bare prompt."""
     prefix: str = ""
     """The answer's beginning, where the request has one continued: what rewards read begins with it."""
+    tools: tuple[Mapping[str, Any], ...] = ()
     given: Mapping[str, Any]
     usage: Usage
     max_tokens: int
@@ -302,8 +346,12 @@ class RequestReward:
     def of_document(cls, path: str, document: Json, **fields: Any) -> RequestReward:
         """For the conversation of a request's body; raises ApiError for one whose answer no reward could tell from
         it."""
-        messages, prefix = split_conversation(path, document) if fields["specs"] else ((), "")
-        return cls(path=path, document=document, messages=messages, prefix=prefix, **fields)
+        if not fields["specs"]:
+            return cls(path=path, document=document, messages=(), **fields)
+        chat = fields["scoring"].read_chat(path, document)
+        messages, prefix = split_conversation(path, document, chat)
+        tools = parse_tools(chat)
+        return cls(path=path, document=document, messages=messages, prefix=prefix, tools=tools, **fields)
 
     async def __call__(self, prompt: Tokens, completions: Sequence[Tokens]) -> list[list[float]]:
         engine, read = self.scoring.host.engine, self.read
@@ -395,6 +443,7 @@ class RequestReward:
         question = Question(
             messages=messages,
             prompt=context,
+            tools=self.tools,
             given=self.given,
             instruct=render_with,
             turns=self.turns,
@@ -410,7 +459,8 @@ class RequestReward:
         whatever else the request says: with the request's adapter and its images, which the engine that draws has."""
         leaves = sorted({leaf.name for spec in self.specs for leaf in spec.leaves})
         n, length = self.reference_count, reference_length(self.max_tokens)
-        begun, messages = list(prompt), [*question.messages, self.prefix, self.document.get("tool_choice")]
+        conversation = [*question.messages, *question.tools, self.prefix, self.document.get("tool_choice")]
+        begun = list(prompt)
         specs, scoring = self.specs, self.scoring
         run = current_run.get() or StrategyRun()
 
@@ -431,7 +481,7 @@ class RequestReward:
             apart = replace(question, turns=asyncio.Semaphore(READINGS), record=record)
             return await scoring.rows(specs, apart, responses)
 
-        key = make_key(begun, messages, dict(self.given), leaves, n, length, run.source)
+        key = make_key(begun, conversation, dict(self.given), leaves, n, length, run.source)
         return await scoring.references.get(key, draw, self.usage)
 
 

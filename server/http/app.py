@@ -36,7 +36,7 @@ async def build(state: ServerState, args: Namespace) -> FastAPI:
     """The app, ready to serve."""
     app = await openai_app(state.client, args)
     reader = RequestReader(app=app, runs_tools="tool_server" in state.config.engine)
-    state.scoring.attach(reader.render, reader.split_written({}))
+    state.scoring.attach(reader.render, reader.split_written({}), reader.read_chat)
     ours = {"/v1/models", "/health"}
     app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", None) not in ours]
     _add_endpoints(app, state)

@@ -23,7 +23,7 @@ from trimtab.runtime.usage import Usage
 from trimtab.server.config import Config
 from trimtab.server.errors import ApiError
 from trimtab.server.http.context import Enquiry, Reader
-from trimtab.server.http.score import MAX_RESPONSES, estimate, score_texts
+from trimtab.server.http.score import MAX_RESPONSES, estimate, refuse_beside_prompt, score_texts
 from trimtab.server.request.body import Json
 from trimtab.server.request.messages import CHAT, COMPLETIONS
 from trimtab.server.request.reward_tree import Spec, standardise_objective
@@ -32,6 +32,8 @@ from trimtab.server.wording import explain_validation, suggest
 
 MAX_ITEMS = 256
 """Comparisons, ratings, edits, and conversations to choose the next question from."""
+ITEMS = ("comparisons", "edits", "ratings", "candidates")
+"""Keys of what is about a conversation."""
 
 
 class StrictModel(BaseModel):
@@ -39,9 +41,10 @@ class StrictModel(BaseModel):
 
 
 class PromptBody(StrictModel):
-    """Messages, or a bare prompt."""
+    """Messages, with tools where there are any, or a bare prompt."""
 
     messages: list[dict[str, Any]] = Field(default=[], min_length=1)
+    tools: list[Any] | None = None
     prompt: str = Field(default="", min_length=1)
     finished: bool = True
     """Whether the responses are whole, and not beginnings."""
@@ -103,6 +106,9 @@ class InferEnquiry(Enquiry):
         specs = tuple(standardise_objective(name, scoring.config) for name in objectives)
         for spec in specs:
             scoring.check(spec, {}, at="objectives")
+        for key in ITEMS:
+            for i, item in enumerate(getattr(request, key)):
+                scoring.check_conversation(specs, CHAT, as_document(item), at=f"{key}.{i}.")
         max_tokens = reader.longest_answer(None)
         collected = collect_answers(request)
         conversations = [(as_document(item), list(texts)) for item, texts in collected.values()]
@@ -150,11 +156,13 @@ def parse_request(document: dict[str, Any]) -> InferRequest:
     except ValidationError as error:
         model = parts.get(str(error.errors()[0]["loc"][0]), InferRequest)
         raise explain_validation(error, at="", fields=model.model_fields) from None
-    for key in ("comparisons", "edits", "ratings", "candidates"):
+    for key in ITEMS:
         for i, item in enumerate(getattr(request, key)):
             if bool(item.messages) == bool(item.prompt):
                 message = f"{key}.{i}: give either messages or prompt"
                 raise ApiError(message, param=f"{key}.{i}.messages", code="missing_required_parameter")
+            if item.prompt and item.tools is not None:
+                raise refuse_beside_prompt("tools", f"{key}.{i}.")
     return request
 
 
@@ -192,7 +200,9 @@ def collect_answers(request: InferRequest) -> dict[str, tuple[PromptBody, dict[s
 
 
 def as_document(item: PromptBody) -> Json:
-    return {"messages": item.messages} if item.messages else {"prompt": item.prompt}
+    if not item.messages:
+        return {"prompt": item.prompt}
+    return {"messages": item.messages} | ({} if item.tools is None else {"tools": item.tools})
 
 
 class ScoredAnswers:
@@ -262,7 +272,7 @@ class ScoredAnswers:
 
 
 def conversation_key(item: PromptBody) -> str:
-    return json.dumps([item.messages, item.prompt, item.finished], sort_keys=True)
+    return json.dumps([item.messages, item.tools, item.prompt, item.finished], sort_keys=True)
 
 
 def describe(person: Person, objectives: Sequence[str]) -> dict[str, Any]:

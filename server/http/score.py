@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -38,7 +39,7 @@ RENDERED = (
     *("messages", "tools", "tool_choice", "documents", "chat_template_kwargs", "reasoning_effort"),
     *("add_generation_prompt", "continue_final_message"),
 )
-"""Fields that go to the chat template, as in a chat request."""
+"""The messages, and the fields that go to the chat template with them, as in a chat request."""
 
 
 class ScoreRequest(BaseModel):
@@ -121,6 +122,10 @@ class ScoreEnquiry(Enquiry):
         written, config = request.model_fields_set, scoring.config
         if ("messages" in written) == ("prompt" in written):
             raise ApiError("give either messages or prompt", param="messages", code="missing_required_parameter")
+        if "prompt" in written:
+            for name in RENDERED[1:]:
+                if getattr(request, name) is not None:
+                    raise refuse_beside_prompt(name)
         if {"weights", "reward"} <= written:
             raise ApiError("weights and reward are two ways to say what is wanted: give one", param="reward")
         if "reward" in written:
@@ -134,6 +139,7 @@ class ScoreEnquiry(Enquiry):
         compared_with = request.given.model_dump(exclude_unset=True)
         scoring.check(spec, compared_with, at="reward")
         scoring.check_given([spec], compared_with)
+        scoring.check_conversation([spec], CHAT, document)
         max_tokens = reader.longest_answer(request.max_tokens)
         work = estimate([spec], [(document, request.responses)], scoring, reader, max_tokens)
         return cls(
@@ -205,8 +211,14 @@ def estimate(
     return Work(candidates=drawn, sampled=drawn * length, reward_tokens=read, prompt=prompts)
 
 
+def refuse_beside_prompt(name: str, at: str = "") -> ApiError:
+    """The refusal of a field that goes to the chat template; `at` is put before its name."""
+    message = f"{at}{name} goes to the chat template, which a bare prompt does without: give messages, or leave it out"
+    return ApiError(message, param=f"{at}{name}", code="unsupported_pair")
+
+
 def find_texts(value: Any) -> Iterator[str]:
-    """The texts of a body's conversation."""
+    """The texts of a body's conversation; tools and calls of them are texts as JSON."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, list):
@@ -216,6 +228,9 @@ def find_texts(value: Any) -> Iterator[str]:
         for key in ("messages", "prompt", "content", "text"):
             if key in value:
                 yield from find_texts(value[key])
+        for key in ("tools", "tool_calls"):
+            if value.get(key):
+                yield json.dumps(value[key], ensure_ascii=False)
 
 
 def count_texts(document: Json, responses: Sequence[str]) -> int:

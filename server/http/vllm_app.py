@@ -33,6 +33,7 @@ from vllm.entrypoints.launchers.launcher import NoSignalServer, validate_api_ser
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest, ChatCompletionResponse
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest, CompletionResponse
 from vllm.entrypoints.openai.responses.protocol import ResponsesRequest, ResponsesResponse
+from vllm.entrypoints.openai.responses.utils import construct_input_messages, construct_tool_dicts
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse, ModelCard, ModelList
 from vllm.entrypoints.serve.tokenize.protocol import DetokenizeRequest, TokenizeRequest
 from vllm.entrypoints.serve.utils.api_utils import get_max_tokens, validate_json_request, with_cancellation
@@ -398,9 +399,8 @@ class RequestReader:
         def request() -> tuple[Any, Any]:
             if path != MESSAGES:
                 return parsed, serving._effective_chat_template_kwargs(parsed)
-            messages = state.anthropic_serving_messages
-            chat = messages.to_chat_completion_request(parsed, merge_inline_system=messages._merge_inline_system)
-            return chat, messages._effective_chat_template_kwargs(chat)
+            chat = self._convert_messages(parsed)
+            return chat, state.anthropic_serving_messages._effective_chat_template_kwargs(chat)
 
         def begin() -> tuple[Any, Any]:
             understood, kwargs = request()
@@ -410,6 +410,50 @@ class RequestReader:
 
         thinks = parser_class.reasoning_parser_cls is not None
         return PartsReader(begin=begin, auto_tools=serving.enable_auto_tools, written=written, thinks=thinks)
+
+    def read_chat(self, path: str, document: Mapping[str, Any]) -> dict[str, Any]:
+        """A body's conversation and its tools as a chat request has them: what vLLM makes the prompt of.
+
+        None of a bare prompt's. Raises ApiError for what vLLM cannot convert.
+
+        It parses the body anew, because what vLLM has parsed for its handlers can be gone through only once.
+        """
+        if path == COMPLETIONS:
+            return {}
+        renderer = self.app.state.openai_serving_chat.online_renderer
+        excludes = renderer.exclude_tools_when_tool_choice_none
+        if path == CHAT:
+            tools = None if excludes and document.get("tool_choice") == "none" else document.get("tools")
+            return {"messages": document.get("messages"), "tools": tools}
+        try:
+            parsed = REQUEST_MODELS[path].validate_python(document)
+            if path == RESPONSES:
+                instructions, items = parsed.instructions, parsed.input
+                messages = construct_input_messages(request_instructions=instructions, request_input=items)
+                dumped = construct_tool_dicts(parsed.tools, parsed.tool_choice, excludes)
+            else:
+                chat = self._convert_messages(parsed)
+                messages = chat.messages
+                hidden = excludes and chat.tool_choice == "none"
+                dumped = None if hidden else [tool.model_dump() for tool in chat.tools or ()]
+            return {
+                "messages": [_list_parts(message) for message in messages],
+                "tools": [_drop_nulls(tool) for tool in dumped or ()],
+            }
+        except ValidationError as error:
+            raise explain_refusal(error) from None
+        except VLLMClientError as error:
+            raise to_api_error(error) from None
+        except (TypeError, ValueError, AttributeError, LookupError):
+            raise ApiError("the request does not have the shape that this path reads") from None
+
+    def _convert_messages(self, parsed: AnthropicMessagesRequest) -> ChatCompletionRequest:
+        """vLLM's chat request for a request of Anthropic's."""
+        serving = self.app.state.anthropic_serving_messages
+        chat: ChatCompletionRequest = serving.to_chat_completion_request(
+            parsed, merge_inline_system=serving._merge_inline_system
+        )
+        return chat
 
     async def render(self, path: str, document: Mapping[str, Any]) -> Tokens:
         """The prompt of a request's body as the app would make it.
@@ -442,8 +486,7 @@ class RequestReader:
             answer = await renderer.render_completion(parsed)
             return answer, answer[0] if isinstance(answer, list) else None
         if path == MESSAGES:
-            messages = self.app.state.anthropic_serving_messages
-            parsed = messages.to_chat_completion_request(parsed, merge_inline_system=messages._merge_inline_system)
+            parsed = self._convert_messages(parsed)
         answer = await renderer.render_chat(parsed)
         return answer, answer[1][0] if isinstance(answer, tuple) else None
 
@@ -455,6 +498,20 @@ def _is_continued(path: str, parsed: Any) -> bool:
         status = last.get("status") if isinstance(last, Mapping) else getattr(last, "status", None)
         return status in ("in_progress", "incomplete")
     return bool(getattr(parsed, "continue_final_message", False))
+
+
+def _list_parts(message: Any) -> dict[str, Any]:
+    """A message of vLLM's with lists for what can be gone through only once."""
+    listed = dict(message)
+    for key in ("content", "tool_calls"):
+        if not isinstance(listed.get(key), str | None):
+            listed[key] = list(listed[key])
+    return listed
+
+
+def _drop_nulls(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """A chat request's tool without what its client left out."""
+    return {**tool, "function": {key: value for key, value in tool["function"].items() if value is not None}}
 
 
 def _prompts(path: str, parsed: Any) -> list[Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -16,7 +15,19 @@ from trimtab.server.wording import quote
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
 
-Messages = tuple[dict[str, str], ...]
+Messages = tuple[dict[str, Any], ...]
+
+TEXTS = frozenset({"text", "input_text", "output_text", "refusal", "tool_reference"})
+"""Types of parts that are text, in one API or another."""
+SILENT = frozenset({"thinking", "redacted_thinking", "reasoning_text", "summary_text"})
+"""Those that rewards are not shown, because they are thoughts."""
+CALLS = frozenset({"tool_use", "tool_result", "tool_addition", "tool_removal"})
+"""Those that are no part of a message's words: what vLLM makes calls, results and tools of."""
+MEDIA = frozenset(
+    {"image_url", "image_pil", "image_embeds", "input_audio", "audio_url", "audio_embeds", "video_url", "video_embeds"}
+    | {"prompt_embeds"}
+)
+"""Keys by which vLLM tells what is no text, whatever its type."""
 
 
 def check_messages(document: Json) -> None:
@@ -39,57 +50,48 @@ def check_messages(document: Json) -> None:
             raise ApiError(f"{at} must be an array of calls; got {shown}", param=at)
 
 
-def parse_messages(path: str, document: Json) -> Messages:
-    """{"role", "content"} of a chat, responses or Anthropic request; none for bare prompts, whose tokens say it all.
+def parse_messages(chat: Json) -> Messages:
+    """The messages of a chat request's body, as `rewards.protocols.Question` has them.
 
-    It reads what vLLM renders at that path and nothing else. What is malformed is left out: vLLM's own request model
-    refuses it. Calls of tools stand in the content as JSON, thoughts do not.
+    What is malformed is left out: vLLM's own request model refuses it. Thoughts are left out too.
     """
-    if path == COMPLETIONS:
-        return ()
-    system = document.get({RESPONSES: "instructions", MESSAGES: "system"}.get(path, ""))
-    parsed = [{"role": "system", "content": text}] if (text := _text(system)) else []
-    items = document.get("input" if path == RESPONSES else "messages")
-    if isinstance(items, str) and path == RESPONSES:
-        items = [{"role": "user", "content": items}]
-    for item in items if isinstance(items, list) else ():
-        if isinstance(item, Mapping):
-            parsed += _parse_item(item)
-    return tuple(parsed)
+    messages = chat.get("messages")
+    return tuple(
+        _parse_message(message)
+        for message in (messages if isinstance(messages, list) else ())
+        if isinstance(message, Mapping) and isinstance(message.get("role"), str) and not _is_thought(message)
+    )
 
 
-def _parse_item(item: Mapping[str, Any]) -> Iterator[dict[str, str]]:
-    """The messages that an item of a conversation stands for."""
-    content = item.get("content")
-    if item.get("type") in ("function_call", "custom_tool_call"):
-        yield {"role": "assistant", "content": _call(item)}
-    if item.get("type") in ("function_call_output", "custom_tool_call_output"):
-        yield {"role": "tool", "content": _text(item.get("output"))}
-    if not isinstance(item.get("role"), str):
-        return
-    parts = _objects(content)
-    results = [part for part in parts if part.get("type") == "tool_result"]
-    for result in results:
-        yield {"role": "tool", "content": _text(result.get("content"))}
-    calls = [call.get("function", call) for call in _objects(item.get("tool_calls"))]
-    calls += [part for part in parts if part.get("type") == "tool_use"]
-    text = "\n".join([*filter(None, [_text(content)]), *(_call(call) for call in calls if isinstance(call, Mapping))])
-    if text or not results:
-        yield {"role": "system" if item["role"] == "developer" else item["role"], "content": text}
+def _parse_message(message: Mapping[str, Any]) -> dict[str, Any]:
+    role = message["role"]
+    parsed = {"role": "system" if role == "developer" else role, "content": _text(message.get("content"))}
+    parsed |= {key: message[key] for key in ("tool_call_id", "name") if isinstance(message.get(key), str)}
+    if role == "assistant" and (calls := [*_parse_calls(message.get("tool_calls"))]):
+        parsed["tool_calls"] = calls
+    return parsed
 
 
-def _objects(value: Any) -> list[Mapping[str, Any]]:
-    """The objects of a list; none of what is no list."""
-    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
+def _parse_calls(calls: Any) -> Iterator[dict[str, Any]]:
+    for call in calls if isinstance(calls, list) else ():
+        function = call.get("function") if isinstance(call, Mapping) else None
+        if isinstance(function, Mapping) and isinstance(function.get("name"), str):
+            arguments = function.get("arguments") or "{}"
+            if not isinstance(arguments, str):
+                arguments = json.dumps(arguments, ensure_ascii=False)
+            ids = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
+            yield {**ids, "type": "function", "function": {"name": function["name"], "arguments": arguments}}
 
 
-def _call(call: Mapping[str, Any]) -> str:
-    """A tool that the assistant calls, as JSON."""
-    arguments: Any = next((call[key] for key in ("arguments", "input") if key in call), {})
-    if isinstance(arguments, str):
-        with suppress(ValueError, RecursionError):
-            arguments = json.loads(arguments)
-    return json.dumps({"name": call.get("name"), "arguments": arguments}, ensure_ascii=False)
+def _is_thought(message: Mapping[str, Any]) -> bool:
+    """Whether it is a turn of thoughts and nothing else."""
+    return bool(message.get("reasoning")) and not message.get("content") and not message.get("tool_calls")
+
+
+def parse_tools(chat: Json) -> tuple[Mapping[str, Any], ...]:
+    """The tools of a chat request's body; what is malformed, vLLM's own request model refuses."""
+    tools = chat.get("tools")
+    return tuple(tool for tool in (tools if isinstance(tools, list) else ()) if isinstance(tool, Mapping))
 
 
 def _text(content: Any) -> str:
@@ -99,17 +101,48 @@ def _text(content: Any) -> str:
 
 def _parts(content: Any) -> Iterator[str]:
     for part in content if isinstance(content, list) else ():
-        text = part.get("text", part.get("refusal")) if isinstance(part, Mapping) else part
+        keys = ("text", "refusal", *(("name",) if _type(part) == "tool_reference" else ()))
+        text = next((part[key] for key in keys if key in part), None) if isinstance(part, Mapping) else part
         if isinstance(text, str):
             yield text
 
 
-def split_conversation(path: str, document: Json) -> tuple[Messages, str]:
+def _type(part: Any) -> Any:
+    return part.get("type") if isinstance(part, Mapping) else None
+
+
+def find_unreadable(path: str, document: Json) -> Iterator[tuple[str, str]]:
+    """(place, type) of each part of a conversation that is neither text nor a call, a result or a thought."""
+    if path == COMPLETIONS:
+        return
+    if path == MESSAGES:
+        yield from _find_unreadable(document.get("system"), "system")
+    key = "input" if path == RESPONSES else "messages"
+    items = document.get(key)
+    for i, item in enumerate(items if isinstance(items, list) else ()):
+        if isinstance(item, Mapping):
+            for field in ("content", "output"):
+                yield from _find_unreadable(item.get(field), f"{key}.{i}.{field}")
+
+
+def _find_unreadable(content: Any, at: str) -> Iterator[tuple[str, str]]:
+    for i, part in enumerate(content if isinstance(content, list) else ()):
+        if not isinstance(part, Mapping):
+            continue
+        kind, media = _type(part), sorted(MEDIA & part.keys())
+        if kind == "tool_result":
+            yield from _find_unreadable(part.get("content"), f"{at}.{i}.content")
+        elif media or (isinstance(kind, str) and kind not in TEXTS | SILENT | CALLS):
+            yield f"{at}.{i}", str(kind or media[0])
+
+
+def split_conversation(path: str, document: Json, chat: Json) -> tuple[Messages, str]:
     """The conversation, and the beginning of its answer where the request has one continued; "" elsewhere.
 
-    Raises ApiError for a request whose answer no reward could tell from the conversation.
+    `chat` is the body `document` as a chat request has it. Raises ApiError for a request whose answer no reward could
+    tell from the conversation.
     """
-    messages, last = parse_messages(path, document), None
+    messages, last = parse_messages(chat), None
     if document.get("previous_response_id"):
         raise _unreadable("previous_response_id", "it stands for messages that no reward can read")
     if path == RESPONSES and isinstance(document.get("input"), list) and document["input"]:
@@ -128,7 +161,7 @@ def split_conversation(path: str, document: Json) -> tuple[Messages, str]:
     else:
         return messages, ""
     is_text = isinstance(last, Mapping) and last.get("type", "message") == "message" and not last.get("tool_calls")
-    if not is_text or not messages or messages[-1]["role"] != "assistant":
+    if not is_text or not messages or messages[-1]["role"] != "assistant" or "tool_calls" in messages[-1]:
         raise _unreadable(field, "what is continued must be a text of the assistant's")
     return messages[:-1], messages[-1]["content"]
 
