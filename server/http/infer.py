@@ -34,6 +34,8 @@ MAX_ITEMS = 256
 """Comparisons, ratings, edits, and conversations to choose the next question from."""
 ITEMS = ("comparisons", "edits", "ratings", "candidates")
 """Keys of what is about a conversation."""
+TOOLS = ("tools", "tool_choice")
+"""Keys beside messages, as in a chat request."""
 
 
 class StrictModel(BaseModel):
@@ -45,6 +47,7 @@ class PromptBody(StrictModel):
 
     messages: list[dict[str, Any]] = Field(default=[], min_length=1)
     tools: list[Any] | None = None
+    tool_choice: Any = None
     prompt: str = Field(default="", min_length=1)
     finished: bool = True
     """Whether the responses are whole, and not beginnings."""
@@ -95,7 +98,8 @@ class InferEnquiry(Enquiry):
     specs: tuple[Spec, ...]
     """[K], one for each objective"""
     scoring: Scoring
-    split: Split
+    splits: Mapping[str, Split]
+    """By `conversation_key`."""
     max_tokens: int
 
     @classmethod
@@ -121,7 +125,7 @@ class InferEnquiry(Enquiry):
             objectives=objectives,
             specs=specs,
             scoring=scoring,
-            split=reader.split_written({}),
+            splits={key: reader.split_written(as_document(item)) for key, (item, _) in collected.items()},
             max_tokens=max_tokens,
         )
 
@@ -161,8 +165,9 @@ def parse_request(document: dict[str, Any]) -> InferRequest:
             if bool(item.messages) == bool(item.prompt):
                 message = f"{key}.{i}: give either messages or prompt"
                 raise ApiError(message, param=f"{key}.{i}.messages", code="missing_required_parameter")
-            if item.prompt and item.tools is not None:
-                raise refuse_beside_prompt("tools", f"{key}.{i}.")
+            for name in TOOLS:
+                if item.prompt and getattr(item, name) is not None:
+                    raise refuse_beside_prompt(name, f"{key}.{i}.")
     return request
 
 
@@ -202,7 +207,7 @@ def collect_answers(request: InferRequest) -> dict[str, tuple[PromptBody, dict[s
 def as_document(item: PromptBody) -> Json:
     if not item.messages:
         return {"prompt": item.prompt}
-    return {"messages": item.messages} | ({} if item.tools is None else {"tools": item.tools})
+    return {"messages": item.messages} | {key: value for key in TOOLS if (value := getattr(item, key)) is not None}
 
 
 class ScoredAnswers:
@@ -229,7 +234,7 @@ class ScoredAnswers:
                 given={},
                 usage=usage,
                 max_tokens=enquiry.max_tokens,
-                split=enquiry.split,
+                split=enquiry.splits[conversation_key(item)],
                 turns=turns,
             )
             return await score_texts(document, texts, reward, finished=item.finished)
@@ -272,7 +277,7 @@ class ScoredAnswers:
 
 
 def conversation_key(item: PromptBody) -> str:
-    return json.dumps([item.messages, item.tools, item.prompt, item.finished], sort_keys=True)
+    return json.dumps([as_document(item), item.finished], sort_keys=True)
 
 
 def describe(person: Person, objectives: Sequence[str]) -> dict[str, Any]:

@@ -209,8 +209,7 @@ async def test_a_classifier_reads_it_by_its_own_template(site: Site, path: str) 
     turns = [*CONVERSATION[:2], {**CONVERSATION[2], "tool_calls": calls}, *CONVERSATION[3:]]
     encode = site.pooler.tokenizer.apply_chat_template
     texts = {site.engine.text(response_of(seen, encode(turns, tools=[LOOK])["input_ids"])) for seen in site.pooler.seen}
-    [chosen] = texts_of(path, answer.json())
-    assert chosen in {text.removeprefix("assistant: ").rstrip("\n") for text in texts}
+    assert text_of(path, answer.json()) in {text.removeprefix("assistant: ").rstrip("\n") for text in texts}
 
 
 def response_of(seen: list[int], before: list[int]) -> list[int]:
@@ -219,11 +218,12 @@ def response_of(seen: list[int], before: list[int]) -> list[int]:
     return seen[len(before) :]
 
 
-def texts_of(path: str, answer: dict[str, Any]) -> list[str]:
+def text_of(path: str, answer: dict[str, Any]) -> str:
     if path == CHAT:
-        return [choice["message"]["content"] for choice in answer["choices"]]
-    parts = answer["content"] if path == MESSAGES else answer["output"][-1]["content"]
-    return [part["text"] for part in parts]
+        text: str = answer["choices"][0]["message"]["content"]
+        return text
+    parts = answer["content"] if path == MESSAGES else [p for item in answer["output"] for p in item["content"]]
+    return "".join(part["text"] for part in parts)
 
 
 PLAIN = (
@@ -285,7 +285,7 @@ async def test_names_that_vllm_makes_for_responses_are_the_rewards_too(site: Sit
 
 async def test_score_shows_what_the_search_shows(site: Site) -> None:
     found = await search(site, CHAT, "warm")
-    [text], value = texts_of(CHAT, found.json()), found.json()["alignment"]["choices"][0]["value"]
+    text, value = text_of(CHAT, found.json()), found.json()["alignment"]["choices"][0]["value"]
     scored = await site.post(SCORE, {**BODIES[CHAT], "responses": [text], "reward": "warm"})
     assert scored.json()["scores"][0]["value"] == pytest.approx(value)
     await site.post(SCORE, {**BODIES[CHAT], "responses": [text], "reward": "reader"})
@@ -294,7 +294,8 @@ async def test_score_shows_what_the_search_shows(site: Site) -> None:
 
 async def test_infer_shows_tools_too_and_tells_conversations_apart_by_them(site: Site) -> None:
     comparison = {"messages": CONVERSATION, "chosen": "a", "rejected": "b"}
-    body = {"objectives": ["length"], "comparisons": [{**comparison, "tools": [LOOK]}, comparison]}
+    with_tools = {**comparison, "tools": [LOOK], "tool_choice": "none"}
+    body = {"objectives": ["length"], "comparisons": [with_tools, comparison]}
     answer = await site.post(INFER, body)
     assert answer.status_code == 200, answer.text
     shown = [(question.messages, question.tools) for question, _ in site.reader.read]
