@@ -54,8 +54,9 @@ answer.
 
 ## The conversation
 
-READERS read the conversation beside the answer, the other kinds the answer alone. It is the conversation that the model
-has, whichever API it came by, with its instructions, tools, calls and results; thoughts of earlier turns are left out.
+READERS read the conversation beside the answer,
+the other kinds the answer alone. It is the conversation that the model has, whichever API it came by, with its
+instructions, tools, calls and results; thoughts of earlier turns are left out.
 `log_ratio` reads it in the base's tokens. A reward model with `format: chat` reads it by its own chat template: with
 `tools` where the template reads them, and with `tool_calls` and messages of role `tool` where it reads both. What a
 template does not read, and all of it under another `format` and for a judge, is spelt out:
