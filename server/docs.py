@@ -69,7 +69,8 @@ template does not read, and all of it under another `format` and for a judge, is
 
 A result is a turn of the tool's; for a chat template one of the user's, together with other results and with what the
 user says on them. An image, or any other part that is no text, is a 400 that names its place, unless all rewards of the
-request read the answer alone and no transform compares with answers of the base."""
+request read the answer alone. In `/v1/alignment/score` and `/infer`, where nothing is drawn with the image, no
+transform may compare with answers of the base either."""
 TABLE = "<!-- The table is made by `python -m trimtab.server.docs`. -->"
 KEY_COLUMNS = ("type", "default", "meaning")
 END = "<!-- The end of the table. -->"

@@ -9,10 +9,10 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from opentelemetry.trace import Span
 
@@ -97,8 +97,15 @@ def never() -> float:
     return -math.inf
 
 
-RenderRequest = Callable[[str, Json], Awaitable[Tokens]]
-"""(path, body) -> the prompt that vLLM's app makes of it; raises ValueError for what it would refuse"""
+class RenderRequest(Protocol):
+    async def __call__(self, path: str, document: Json, *, media: bool = False) -> Tokens:
+        """The prompt that vLLM's app makes of a body.
+
+        Raises ValueError for what it would refuse, and without `media` for parts that are no text.
+        """
+        ...
+
+
 ReadChat = Callable[[str, Json], Json]
 """(path, body) -> its conversation and its tools as a chat request's `messages` and `tools`; raises ApiError"""
 
@@ -121,10 +128,10 @@ class BaseHost:
     async def render(self, messages: Sequence[Mapping[str, str]]) -> Tokens:
         return await self.render_body(CHAT, {"messages": [dict(message) for message in messages]})
 
-    async def render_body(self, path: str, document: Json) -> Tokens:
-        """The prompt of a request's body; raises ValueError for what vLLM's app would refuse."""
+    async def render_body(self, path: str, document: Json, *, media: bool = False) -> Tokens:
+        """As `RenderRequest`."""
         assert self.render_request is not None, "there is no app yet"
-        return await self.render_request(path, document)
+        return await self.render_request(path, document, media=media)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,11 +200,13 @@ class Scoring:
                 code="unsupported_pair",
             )
 
-    def check_conversation(self, specs: Iterable[Spec], path: str, document: Json, *, at: str = "") -> None:
+    def check_conversation(
+        self, specs: Iterable[Spec], path: str, document: Json, *, at: str = "", written: bool = False
+    ) -> None:
         """Raises ApiError for what stands in a body's conversation that a reward would have to read and cannot; `at` is
-        put before its place."""
+        put before its place. `written`: whether no search draws the answers, so that none has the images."""
         unreadable = next(find_unreadable(path, document), None)
-        reader = next(self._find_readers(specs), None)
+        reader = next(self._find_readers(specs, written), None)
         if unreadable is None or reader is None:
             return
         place, kind = f"{at}{unreadable[0]}", quote(unreadable[1])
@@ -207,13 +216,13 @@ class Scoring:
         )
         raise ApiError(message, param=place, code="unsupported_pair")
 
-    def _find_readers(self, specs: Iterable[Spec]) -> Iterator[str]:
-        """What reads the conversation."""
+    def _find_readers(self, specs: Iterable[Spec], written: bool) -> Iterator[str]:
+        """What reads a conversation as text."""
         for spec in specs:
             for leaf in spec.leaves:
                 if reads_conversation(self.scorers[leaf.reward]):
                     yield f"the reward {leaf.reward!r}"
-            if spec.references:
+            if written and spec.references:
                 yield f"the base, with whose answers a transform of {next(spec.leaves).reward!r} compares"
 
     def attach(self, render_request: RenderRequest, split: Split, read_chat: ReadChat) -> None:

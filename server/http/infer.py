@@ -112,7 +112,7 @@ class InferEnquiry(Enquiry):
             scoring.check(spec, {}, at="objectives")
         for key in ITEMS:
             for i, item in enumerate(getattr(request, key)):
-                scoring.check_conversation(specs, CHAT, as_document(item), at=f"{key}.{i}.")
+                scoring.check_conversation(specs, CHAT, as_document(item), at=f"{key}.{i}.", written=True)
         max_tokens = reader.longest_answer(None)
         collected = collect_answers(request)
         conversations = [(as_document(item), list(texts)) for item, texts in collected.values()]

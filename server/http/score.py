@@ -139,7 +139,7 @@ class ScoreEnquiry(Enquiry):
         compared_with = request.given.model_dump(exclude_unset=True)
         scoring.check(spec, compared_with, at="reward")
         scoring.check_given([spec], compared_with)
-        scoring.check_conversation([spec], CHAT, document)
+        scoring.check_conversation([spec], CHAT, document, written=True)
         max_tokens = reader.longest_answer(request.max_tokens)
         work = estimate([spec], [(document, request.responses)], scoring, reader, max_tokens)
         return cls(
@@ -258,7 +258,7 @@ async def render_prompt(document: dict[str, Any], reward: RequestReward) -> Toke
     host = reward.scoring.host
     assert isinstance(host, BaseHost)
     body = {key: document[key] for key in ("prompt", *RENDERED) if document.get(key) is not None}
-    return await host.render_body(reward.path, body)
+    return await host.render_body(reward.path, body, media=True)  # what would read it has been refused
 
 
 def encode_responses(

@@ -455,10 +455,11 @@ class RequestReader:
         )
         return chat
 
-    async def render(self, path: str, document: Mapping[str, Any]) -> Tokens:
+    async def render(self, path: str, document: Mapping[str, Any], *, media: bool = False) -> Tokens:
         """The prompt of a request's body as the app would make it.
 
-        Raises ApiError for what is no such body, and ValueError for one whose prompt cannot be made.
+        Raises ApiError for what is no such body, and ValueError for one whose prompt cannot be made, or is more than
+        tokens where it must be no more, without `media`.
         """
         try:
             parsed = await run_beside(_count_characters(document), REQUEST_MODELS[path].validate_python, document)
@@ -469,7 +470,7 @@ class RequestReader:
             raise ApiError("the messages do not have the shape that a request's have", param="messages") from None
         if prompt is None:
             raise ValueError(answer.error.message)
-        if prompt["type"] != "token":
+        if prompt["type"] not in (("token", "multimodal") if media else ("token",)):
             raise ValueError("what instructs the model needs a request whose messages are all text")
         tokens: Tokens = prompt["prompt_token_ids"]
         return tokens

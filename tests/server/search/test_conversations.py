@@ -13,6 +13,7 @@ import pytest
 from openai import AsyncOpenAI
 from transformers import AutoTokenizer
 
+from tests.engine import family
 from tests.server import toy_server
 from tests.server.search.test_rendering import Reader, Watched
 from trimtab.decoders.protocols import Tokens
@@ -67,10 +68,14 @@ class Site:
         return question
 
 
-async def build(folder: Path, **engine: Any) -> AsyncIterator[Site]:
+def text_only(folder: Path) -> Path:
     toy_server.checkpoint(folder)
     sizes = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**sizes, "max_position_embeddings": 4096}))
+    return folder
+
+
+async def build(folder: Path, **engine: Any) -> AsyncIterator[Site]:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.chat_template = TOOLS_TEMPLATE
     config = Config.model_validate(
@@ -85,7 +90,7 @@ async def build(folder: Path, **engine: Any) -> AsyncIterator[Site]:
                 "warm": {"kind": "classifier", "model": "."},
             },
             "objectives": {"warmth": {"reward": "warm"}, "length": {"reward": "reader"}},
-            "engine": {"dtype": "float32", "max_model_len": 4096, "enforce_eager": True, **engine},
+            "engine": {"dtype": "float32", "max_model_len": 4096, "enforce_eager": True} | engine,
         },
         context=folder,
     )
@@ -100,14 +105,24 @@ async def build(folder: Path, **engine: Any) -> AsyncIterator[Site]:
 
 @pytest.fixture(scope="module")
 async def site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
-    async for built in build(tmp_path_factory.mktemp("toy")):
+    async for built in build(text_only(tmp_path_factory.mktemp("toy"))):
         yield built
 
 
 @pytest.fixture(scope="module")
 async def hiding(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
     """One whose models do not see the tools that a request must not call."""
-    async for built in build(tmp_path_factory.mktemp("hiding"), exclude_tools_when_tool_choice_none=True):
+    async for built in build(text_only(tmp_path_factory.mktemp("hiding")), exclude_tools_when_tool_choice_none=True):
+        yield built
+
+
+@pytest.fixture(scope="module")
+async def seeing(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
+    """One whose model reads images."""
+    folder = family.idefics3(tmp_path_factory.mktemp("seeing"))
+    (folder / "plain.jinja").write_text(toy_server.TEMPLATE)
+    template = str(folder / "plain.jinja")
+    async for built in build(folder, max_model_len=1024, chat_template=template, limit_mm_per_prompt={"image": 2}):
         yield built
 
 
@@ -356,16 +371,29 @@ async def test_what_a_reward_cannot_be_shown_is_refused_by_name_before_any_work(
     assert (site.engine.drawn, site.engine.scored, site.pooler.seen, site.reader.read) == ([], [], [], [])
 
 
-async def test_nor_by_the_base_whose_answers_a_transform_compares_with(site: Site) -> None:
-    path, body, param, _ = SEEN["chat"]
-    alignment = wish("short") | {"reward": {"of": "short", "transform": "par"}}
-    answer = await site.post(path, {"model": "toy", **body, "alignment": alignment})
-    check_refusal(answer, param, "a transform of 'short'")
-
-
 async def test_score_and_infer_refuse_it_too(site: Site) -> None:
     _, body, param, _ = SEEN["chat"]
     check_refusal(await site.post(SCORE, {**body, "responses": ["a"], "reward": "warm"}), param, "'warm'")
+    compared = {"of": "short", "transform": "par"}  # with answers that nothing draws with the image
+    answer = await site.post(SCORE, {**body, "responses": ["a"], "reward": compared})
+    check_refusal(answer, param, "a transform of 'short'")
     comparisons = [{"messages": CONVERSATION, "chosen": "a", "rejected": "b"}, {**body, "chosen": "a", "rejected": "b"}]
     answer = await site.post(INFER, {"comparisons": comparisons})
     check_refusal(answer, f"comparisons.1.{param}", "'warm'")
+
+
+@pytest.mark.parametrize("name", SEEN)
+async def test_what_reads_the_answer_alone_does_not_mind(seeing: Site, name: str) -> None:
+    path, body, param, _ = SEEN[name]
+    answer = await search(seeing, path, "short", body)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["alignment"]["choices"][0]["rewards"]
+    check_refusal(await search(seeing, path, "judge", body), param, "'judge'")
+    if path == CHAT:
+        text = text_of(CHAT, answer.json())
+        scored = await seeing.post(SCORE, {**body, "responses": [text], "reward": "short"})
+        assert scored.status_code == 200, scored.text
+        assert scored.json()["scores"][0]["value"] == answer.json()["alignment"]["choices"][0]["value"]
+        compared = wish("short") | {"reward": {"of": "short", "transform": "par"}}
+        answer = await seeing.post(path, {"model": "toy", **body, "alignment": compared})
+        assert answer.status_code == 200, answer.text
