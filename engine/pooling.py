@@ -9,7 +9,6 @@ blocks. Scores of every token read no cache, since a cached token has no hidden 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from vllm.pooling_params import PoolingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from trimtab.decoders.protocols import Tokens
+from trimtab.decoders.shared.gather import gather_or_cancel
 from trimtab.engine.activity import Activity
 from trimtab.engine.errors import MemberError
 from trimtab.engine.launch import EngineSpec, running_engines
@@ -79,12 +79,7 @@ class PoolingEngine:
         return await self._pool(inputs, "token_classify")
 
     async def _pool(self, inputs: Sequence[Tokens], task: str) -> list[Any]:
-        try:
-            async with asyncio.TaskGroup() as group:
-                scores = [group.create_task(self._pool_one(tokens, task)) for tokens in inputs]
-        except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None  # the others were cancelled because of it
-        return [score.result() for score in scores]
+        return await gather_or_cancel(self._pool_one(tokens, task) for tokens in inputs)
 
     async def _pool_one(self, tokens: Tokens, task: str) -> Any:
         request = f"{self.name}-{uuid4().hex[:16]}"

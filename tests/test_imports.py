@@ -26,7 +26,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "decoders.shared.gather",
     ),
     "runtime": ("runtime", "decoders.protocols", "decoders.report", "decoders.shared.candidates"),
-    "engine": ("engine", "runtime", "decoders.protocols"),
+    "engine": ("engine", "runtime", "decoders.protocols", "decoders.shared.gather"),
     "server": ("server", "engine", "runtime", "rewards", "preferences", "decoders"),
 }
 """package -> what of ours it may import, itself included."""
