@@ -7,8 +7,8 @@ N beginnings in N / M beams of M children each. A round draws a block, or a step
 
 as the beams of the next, which draw M children each. The reward is of a beginning as of a whole answer, such as the
 least or the last of a process reward's steps. A beam that has ended stays in the comparison with its reward and draws
-nothing; one that (1) drops stays eligible as an answer, as it costs no more. After `rounds` rounds each beam is drawn
-to its end.
+nothing; one that (1) drops stays eligible as an answer, as it costs no more. Under a verifier one that was cut at
+`max_tokens` comes behind all others, here and in the end. After `rounds` rounds each beam is drawn to its end.
 
 The answer is the best of all that ended. Best so far: the same; before the first, the best beginning.
 Cost: N answers drawn in the first round, then as many as go on; N beginnings scored per round.
@@ -40,6 +40,7 @@ from trimtab.decoders.shared.blocks import (
     PrefixReward,
     Step,
     describe,
+    drop_unread,
     expand,
     expansion_cost,
     rank,
@@ -97,16 +98,17 @@ class Beam:
             seen |= {one.tokens: one for one in partials if one.ended}
             rounds += 1
             if finish is None:
-                beams = self._survivors(partials, first=rounds == 1)
+                beams = self._survivors(partials, reward, first=rounds == 1)
         pool = [*seen.values(), *((one for one in [*partials, *beams] if one.tokens) if finish else ())]
         if not pool:
             raise LimitReached(finish or "")
+        pool = drop_unread([replace(one, finish=one.finish or finish) for one in pool], reward)
         shared: Report = {"rounds": rounds, "unfinished": sum(one.unfinished for one in pool)}
         if "candidates" in include:
             shared["candidates"] = [describe(i, one) for i, one in enumerate(rank(pool))]
         for i, one in enumerate(take_distinct(rank(pool), n)):
             report: Report = {"value": one.value, **shared} if i == 0 else {"value": one.value}
-            yield Chunk(index=i, tokens=one.tokens, finish=one.finish or finish, report=report)
+            yield Chunk(index=i, tokens=one.tokens, finish=one.finish, report=report)
 
     def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:
         if self.n == 1:
@@ -121,8 +123,9 @@ class Beam:
             readings=compared.readings + (self.beams if rest else 0),
         )
 
-    def _survivors(self, partials: list[PartialAnswer], *, first: bool) -> list[PartialAnswer]:
-        by_value = sorted(range(len(partials)), key=lambda i: -(partials[i].value or 0.0))
+    def _survivors(self, partials: list[PartialAnswer], reward: Reward, *, first: bool) -> list[PartialAnswer]:
+        values = [one.value for one in drop_unread(partials, reward)]
+        by_value = sorted(range(len(values)), key=lambda i: (values[i] is None, -(values[i] or 0.0)))
         if self.variant == "beam":
             return [partials[i] for i in by_value[: self.beams]]  # (1)
         tree = [i // self.width if first else partials[i].parent for i in range(len(partials))]

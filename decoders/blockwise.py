@@ -6,9 +6,10 @@ pi is the base or, with `guides`, their mixture, and V the reward, of a beginnin
 head trained to foretell it. With `beta` b* is drawn from softmax(V / beta) instead; for V the exact soft value of the
 beginnings (of r at beta) and K -> infinity that draws from pi(y) exp(r / beta) / Z, whatever M.
 
-Ties go to the block drawn first. `n` answers are searched for independently. Best so far: the blocks chosen, and of a
-block cut short whichever of K ended or, if none did, promises most; before the first of them was scored, the first
-drawn. Streams each block as it is chosen.
+Ties go to the block drawn first. Under a verifier blocks that `max_tokens` cut count only where no other was drawn.
+`n` answers are searched for independently. Best so far: the blocks chosen, and of a block cut short whichever of K
+ended or, if none did, promises most; before the first of them was scored, the first drawn. Streams each block as it is
+chosen.
 Cost: K tokens drawn per token, K scores per block. KL(y || pi) <= blocks * (log K - (K - 1) / K).
 Neutral value: n = 1 is plain sampling, and M >= max_tokens best of n, both token for token.
 """
@@ -39,6 +40,7 @@ from trimtab.decoders.shared.blocks import (
     PartialAnswer,
     PrefixReward,
     Step,
+    drop_unread,
     expand,
     expansion_cost,
     rank,
@@ -95,7 +97,7 @@ class Blockwise:
                 guides=self.guides,
                 seeds=[derive_seed(sampling.seed, i, prefix_length) if i or prefix_length else sampling.seed],
             )
-            scored = [one for one in partials if one.value is not None]
+            scored = [one for one in drop_unread(partials, reward) if one.value is not None]
             if scored:
                 answer, blocks = self._chosen(rank(scored)[:1] if finish else scored, rng), blocks + 1
                 finish = answer.finish or finish

@@ -6,9 +6,10 @@
 
 psi is the reward, of a beginning as of a whole answer, where it is r. The differences of (3) sum to r / beta, so the
 particles' law tends to (1) at O(1 / N) whatever psi says of beginnings, which decides only how many particles it takes;
-best is the soft value of a beginning. An ended particle keeps its weight. When the effective sample size of w falls
-below `ess` N, ancestors are drawn by systematic resampling and weights start anew. The product over resamplings of the
-mean weight estimates E_pi exp(r / beta) without bias: `log_normaliser` is its logarithm.
+best is the soft value of a beginning. An ended particle keeps its weight. Under a verifier one that was cut at
+`max_tokens` has none while another was not: the target is then (1) over the answers that end. When the effective
+sample size of w falls below `ess` N, ancestors are drawn by systematic resampling and weights start anew. The product
+over resamplings of the mean weight estimates E_pi exp(r / beta) without bias: `log_normaliser` is its logarithm.
 
 q is the base or, with `guides`, their mixture, and `target` says what is tilted: the mixture (pi = q), or the base.
 
@@ -52,6 +53,7 @@ from trimtab.decoders.protocols import (
     Work,
     base_alone,
     is_base_alone,
+    no_reward,
 )
 from trimtab.decoders.report import Report
 from trimtab.decoders.shared.answers import count_votes, make_reader
@@ -61,6 +63,7 @@ from trimtab.decoders.shared.blocks import (
     PrefixReward,
     Step,
     describe,
+    drop_unread,
     expand,
     expansion_cost,
     rank,
@@ -78,6 +81,7 @@ from trimtab.decoders.shared.candidates import (
     check_target,
     correction,
     derive_seed,
+    find_unread,
     make_generator,
     silence_unfinished,
     softmax,
@@ -118,7 +122,7 @@ class Particles:
         check_answers(n, self.n)
         check_target(self.target, sampling)
         rng = make_generator(sampling.seed, STREAM)
-        system = System(particles=[PartialAnswer()] * self.n, logw=np.zeros(self.n))
+        system = System(particles=[PartialAnswer()] * self.n, logw=np.zeros(self.n), reward=reward)
         finish: str | None = None
         while finish is None and not all(one.finish for one in system.particles):
             grew, finish = await self._grown(system, prompt, sampling, engine, reward)
@@ -133,11 +137,12 @@ class Particles:
             if any(one.finish is None for one in grew):
                 system.resample(rng, self.ess, self.variant)
         if finish is not None:
-            pool = [one for one in [*grew, *system.particles] if one.tokens]
+            pool = [replace(one, finish=one.finish or finish) for one in [*grew, *system.particles] if one.tokens]
             if not pool:
                 raise LimitReached(finish)
-            chosen = take_distinct(rank(pool), n)
+            chosen = take_distinct(rank(drop_unread(pool, reward)), n)
         else:
+            system.particles = drop_unread(system.particles, reward)
             chosen = take_distinct(await asyncio.to_thread(self._order, system, rng, engine), n)
         shared = system.report()
         if finish is None and (self.variant, self.answer) == ("increments", "sample"):
@@ -151,7 +156,7 @@ class Particles:
             ]
         for i, one in enumerate(chosen):
             report: Report = {"value": one.value, **shared} if i == 0 else {"value": one.value}
-            yield Chunk(index=i, tokens=one.tokens, finish=one.finish or finish, report=report)
+            yield Chunk(index=i, tokens=one.tokens, finish=one.finish, report=report)
 
     def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:
         alone = self.n == 1
@@ -214,15 +219,22 @@ class System:
     particles: list[PartialAnswer]
     logw: Vector
     """[N] since the last resampling."""
+    reward: Reward = no_reward
     blocks: int = 0
     resampled: int = 0
     log_normaliser: float = 0.0
     """Of the resamplings so far."""
 
     @property
+    def counted(self) -> Vector:
+        """[N] `logw`, and -inf of those that count for nothing: `find_unread`."""
+        unread = find_unread([one.finish for one in self.particles], self.reward)
+        return np.where(unread, -np.inf, self.logw)
+
+    @property
     def weights(self) -> Vector:
         """[N], summing to 1."""
-        return softmax(self.logw.tolist(), 1.0)
+        return softmax(self.counted.tolist(), 1.0)
 
     @property
     def effective(self) -> float:
@@ -230,7 +242,7 @@ class System:
 
     @property
     def log_mean(self) -> float:
-        return float(np.logaddexp.reduce(self.logw) - math.log(len(self.logw)))
+        return float(np.logaddexp.reduce(self.counted) - math.log(len(self.logw)))
 
     def weigh(self, grew: list[PartialAnswer], increments: Vector) -> None:
         self.particles, self.logw, self.blocks = grew, self.logw + increments, self.blocks + 1

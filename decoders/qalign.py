@@ -15,6 +15,10 @@ Drawn under `guides`, q is their mixture, and `target` says what (1) tilts: the 
 c(y) = sum_t [log p_base(y_t | x, y_<t) - log q(y_t | x, y_<t)]. Both are exact. `max_tokens` bounds the whole
 answer, so that a cut-off one can be drawn from wherever a step begins; the authors bound each suffix and are not exact.
 
+Under a verifier any answer that ended by itself counts for more than any cut at `max_tokens`: a step from a cut one to
+one that ended is accepted and never one back, and once a chain has come to one that ended, the cut ones before count
+for nothing. The law is then (1) over the answers that end.
+
 `chains` run side by side and never wait for one another. A rejected step counts its state once more. What is answered,
 from the states after the first `burn_in` steps of each chain, every `thin`-th:
 
@@ -62,6 +66,7 @@ from trimtab.decoders.protocols import (
     Work,
     base_alone,
     is_base_alone,
+    reads_final_answer,
 )
 from trimtab.decoders.report import Report
 from trimtab.decoders.shared.answers import count_votes, make_reader
@@ -101,6 +106,10 @@ class State:
     def scored(self) -> bool:
         return not math.isnan(self.reward)
 
+    @property
+    def value(self) -> float | None:
+        return self.reward if self.scored else None
+
 
 @dataclass(kw_only=True)
 class Chain:
@@ -108,12 +117,23 @@ class Chain:
 
     states: list[State] = field(default_factory=list)
     accepted: list[bool] = field(default_factory=list)
+    unread: int = 0
+    """How many of its states, the first ones, count for nothing once another counts."""
     cut: State | None = None
     """The first draw, if a budget or deadline came before its reward."""
 
     def up_to(self, length: int) -> Chain:
         """Its first `length` states."""
-        return Chain(states=self.states[:length], accepted=self.accepted[: length - 1], cut=self.cut)
+        return replace(self, states=self.states[:length], accepted=self.accepted[: length - 1])
+
+    def without_unread(self) -> Chain:
+        """Its states that count for nothing as if they had no reward."""
+        unread = [replace(state, reward=math.nan) for state in self.states[: self.unread]]
+        return replace(self, states=[*unread, *self.states[self.unread :]])
+
+    def begins(self, burn_in: int) -> int:
+        """From which state on it counts."""
+        return max(burn_in, self.unread)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,8 +175,7 @@ class QAlign:
         if warnings := warn_of_warped_law(sampling):
             shared["warnings"] = warnings
         for i, state in enumerate(chosen):
-            value = state.reward if state.scored else None
-            report: Report = {"value": value, **shared} if i == 0 else {"value": value}
+            report: Report = {"value": state.value, **shared} if i == 0 else {"value": state.value}
             yield Chunk(index=i, tokens=state.tokens, finish=state.finish, report=report)
 
     def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:
@@ -185,19 +204,22 @@ class QAlign:
             if self.until is None:
                 return
             floor = self.until.get("floor", FLOOR)
-            shortest = min(len(c.states) for c in chains) - self.burn_in
+            shortest = min(len(c.states) - c.begins(self.burn_in) for c in chains)
             while not enough and shortest >= (length := max(floor, looked + 1, looked * 5 // 4)):
                 looked = length
-                rewards = np.array([[s.reward for s in c.states[self.burn_in :][:length]] for c in chains])
+                rewards = np.array([[s.reward for s in c.states[c.begins(self.burn_in) :][:length]] for c in chains])
                 if has_converged(rewards, self.until):
-                    enough = self.burn_in + length
+                    enough = length
                     for task in tasks:
                         task.cancel()
 
         async with join_or_cancel() as group:
             for c, chain in enumerate(chains):
                 tasks.append(group.create_task(self._run(chain, c, prompt, sampling, engine, reward, look)))
-        return [c.up_to(enough) for c in chains] if enough else chains
+        if enough:
+            chains = [c.up_to(c.begins(self.burn_in) + enough) for c in chains]
+        read = any(len(c.states) > c.unread for c in chains)
+        return [c.without_unread() for c in chains] if read else chains
 
     async def _run(
         self,
@@ -211,6 +233,7 @@ class QAlign:
     ) -> None:
         """Takes the chain's steps, and looks after each."""
         rng = make_generator(sampling.seed, STREAM + c)
+        ends_count = reads_final_answer(reward)
 
         async def drawn(prefix: Tokens, seed: int | None) -> State:
             """(2), and its reward unless a budget or deadline came first, or the context had no room for a token."""
@@ -236,29 +259,34 @@ class QAlign:
         if not y.scored:
             chain.cut = y
             return
-        chain.states.append(y)
-        look()
+
+        def visit(y: State) -> None:
+            chain.states.append(y)
+            chain.unread += ends_count and y.finish == "length"
+            look()
+
+        visit(y)
         for t in range(1, self.steps + 1):
             i, u = int(rng.integers(len(y.tokens))), rng.random()
             proposed = await drawn(y.tokens[:i], derive_seed(sampling.seed, c, t))
             if not proposed.scored:
                 return
+            ends = (y.finish == "length") - (proposed.finish == "length") if ends_count else 0
             log_ratio = (
                 (proposed.reward - y.reward) / self.beta
                 + math.log(len(y.tokens) / len(proposed.tokens))
                 + proposed.correction
                 - y.correction
             )
-            accepted = math.log(u) < log_ratio if u > 0 else True  # (3)
+            accepted = ends > 0 if ends else math.log(u) < log_ratio if u > 0 else True  # (3)
             y = proposed if accepted else y
-            chain.states.append(y)
             chain.accepted.append(accepted)
-            look()
+            visit(y)
 
     async def _answers(self, chains: Sequence[Chain], engine: Engine, n: int) -> list[State]:
         """n states, best first by `answer`, each of another text if there are so many."""
-        last = [c.states[-1] for c in chains if c.states]
-        counted = [s for c in chains for s in c.states[self.burn_in :: self.thin]]
+        last = sorted((c.states[-1] for c in chains if c.states), key=lambda s: not s.scored)
+        counted = [s for c in chains for s in c.states[self.burn_in :: self.thin] if s.scored]
         visits = Counter(s.tokens for s in counted)
         states = list({s.tokens: s for s in counted}.values())
         if self.answer == "last" or not states:
@@ -302,7 +330,7 @@ def diagnose(chains: Sequence[Chain], burn_in: int) -> Report:
         report["accepted_length"] = quantiles(taken) if taken else None
     if lengths:
         report["length"] = quantiles(lengths)
-    counted = [c.states[burn_in:] for c in chains]
+    counted = [[s for s in c.states[burn_in:] if s.scored] for c in chains]
     shortest = min(map(len, counted))
     if shortest >= 4:
         rewards = np.array([[s.reward for s in states[-shortest:]] for states in counted])
@@ -318,7 +346,7 @@ def describe_history(chains: Sequence[Chain], include: frozenset[str]) -> Report
         place = {tokens: i for i, tokens in enumerate(states)}
         report["trace"] = [
             {
-                "reward": [s.reward for s in c.states],
+                "reward": [s.value for s in c.states],
                 "length": [len(s.tokens) for s in c.states],
                 "accepted": c.accepted,
                 "candidate": [place[s.tokens] for s in c.states],
@@ -328,7 +356,7 @@ def describe_history(chains: Sequence[Chain], include: frozenset[str]) -> Report
     if "candidates" in include:
         visits = Counter(s.tokens for c in chains for s in c.states)
         report["candidates"] = [
-            {"index": i, "tokens": tokens, "finish_reason": s.finish, "value": s.reward, "visits": visits[tokens]}
+            {"index": i, "tokens": tokens, "finish_reason": s.finish, "value": s.value, "visits": visits[tokens]}
             for i, (tokens, s) in enumerate(states.items())
         ]
     return report

@@ -9,6 +9,7 @@ pi is the base or, with `guides`, their mixture; s the answer so far, |.| its le
 before temperature, in nats. The cut of (1) lies before the uncertain token, which begins the next segment. r is the
 reward, of a beginning as of a whole answer, or `prefix_reward` of a beginning. Of `tries` segments of which none was
 accepted the one of the largest r stands, ties going to the first. At temperature 0 all would be the same: one is drawn.
+Under a verifier a segment that `max_tokens` cuts is neither read nor accepted, and stands only if every try was cut.
 
 A draw goes on behind a segment that is accepted, so that the answer is the request's own draw until one is rejected;
 draws behind a rejection are of `block` tokens. `n` answers are independent. Best so far: the segments that stand, and
@@ -40,6 +41,7 @@ from trimtab.decoders.protocols import (
     Tokens,
     Work,
     base_alone,
+    reads_final_answer,
 )
 from trimtab.decoders.report import Report
 from trimtab.decoders.shared.blocks import Block, PartialAnswer, PrefixReward, score_beginnings
@@ -152,7 +154,7 @@ class GrowingAnswer:
                 left = answer if answer.tokens else best or one
                 return replace(left, finish=left.finish or one.finish)
             stands = self.tries == 1 or len(one.tokens) == len(answer.tokens)  # there is nothing to compare
-            if not stands:
+            if not stands and not (one.finish == "length" and reads_final_answer(self.reward)):
                 try:
                     one = await self.score(one)
                 except LimitReached as reached:
@@ -162,7 +164,7 @@ class GrowingAnswer:
             if stands:
                 self.accepted += 1
                 return one
-            if best is None or (one.value or 0.0) > (best.value or 0.0):
+            if best is None or (one.value is not None and (best.value is None or one.value > best.value)):
                 best = one
             await self.close()
         assert best is not None, "a segment was drawn"

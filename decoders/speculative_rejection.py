@@ -4,8 +4,9 @@
     y* = argmax r(x, y) over K and every answer that has ended,    y_1 … y_N ~ pi                                    (2)
 
 pi is the base or, with `guides`, their mixture. K are the answers still in the running; one that has ended takes part
-with its final reward, and if (1) drops it, it stays eligible in (2), as it costs no more. At least n stay, for `n`
-answers. The lengths are the request's and not the free memory's as in the authors' code, so a seed is an answer.
+with its final reward, and if (1) drops it, it stays eligible in (2), as it costs no more. Under a verifier an answer
+cut at `max_tokens` comes behind all that ended by themselves. At least n stay, for `n` answers. The lengths are the
+request's and not the free memory's as in the authors' code, so a seed is an answer.
 
 Answers are drawn in segments from one length to the next, each a generation of its own that begins at the tokens so
 far: a dropped answer draws nothing more, the prefix cache holds what a kept one has, and the number of tokens drawn
@@ -48,6 +49,7 @@ from trimtab.decoders.shared.candidates import (
     check_answers,
     derive_seed,
     draw,
+    find_unread,
     rank,
     score_all,
     show_chosen,
@@ -82,9 +84,8 @@ class SpeculativeRejection:
         check_answers(n, self.n)
         lengths = [t for t in self.decisions if t < sampling.max_tokens] if self.alpha and n < self.n else []
         length, *later = [*lengths, sampling.max_tokens]
-        survivors = await draw(
-            prompt, replace(sampling, max_tokens=length), engine, reward, n=self.n, guides=self.guides
-        )
+        first = replace(sampling, max_tokens=length)
+        survivors = await draw(prompt, first, engine, reward, n=self.n, guides=self.guides, beginnings=bool(later))
         dropped: list[Candidate] = []
         decided: list[dict[str, int]] = []
         while later and any(is_running(c, length) for c in survivors):
@@ -95,9 +96,11 @@ class SpeculativeRejection:
             here = length
             length, *later = later if keep > n else later[-1:]  # nothing more to decide: on to the end
             survivors = await self._carried_on(survivors, here, length, prompt, sampling, engine, reward)
-        eligible = rank([*survivors, *(c for c in dropped if c.finish != DROPPED)])
-        best = sorted(eligible, key=lambda c: not c.whole)[:n]  # (2)
-        pool = sorted([*survivors, *dropped], key=lambda c: c.index)
+        eligible = [*survivors, *(c for c in dropped if c.finish != DROPPED)]
+        unread = find_unread([c.finish for c in eligible], reward)
+        eligible = [replace(c, value=None) if drop else c for c, drop in zip(eligible, unread, strict=True)]
+        best = sorted(rank(eligible), key=lambda c: not c.whole)[:n]  # (2)
+        pool = sorted([*eligible, *(c for c in dropped if c.finish == DROPPED)], key=lambda c: c.index)
         reports: list[Report] = [{"value": c.value, "candidate": c.index, "decisions": decided} for c in best]
         async with aclosing(show_chosen(best, pool, include, reports)) as chunks:
             async for chunk in chunks:

@@ -57,6 +57,9 @@ class Verifier:
     15") is not read, and several ("3 or 4") are none. Numbers are exact in any notation: 1,234.5; 1 234,5;
     1.2 \\times 10^3; 3/4; 75%, which is both 75 and 0.75. Formulas, sets and intervals are equal by math-verify, floats
     in them to six decimals. Letters and words are compared as texts.
+
+    An answer cut at `max_tokens` has come to nothing yet. Where another did not, what is read in it counts for nothing
+    under every search, and `unfinished` says how many there were.
     """
 
     reads_final_answer: ClassVar[bool] = True

@@ -21,7 +21,7 @@ from trimtab.decoders.protocols import (
     Work,
 )
 from trimtab.decoders.registry import NamesReward
-from trimtab.decoders.shared.candidates import stop_position
+from trimtab.decoders.shared.candidates import find_unread, stop_position
 from trimtab.decoders.shared.gather import gather_or_cancel
 
 Block = Annotated[int, Field(ge=1, le=1_000_000, description="tokens of a block, at most")]
@@ -147,9 +147,16 @@ def expansion_cost(
     )
 
 
+def drop_unread(beginnings: Sequence[PartialAnswer], reward: Reward) -> list[PartialAnswer]:
+    """All of them, without a value where it counts for nothing: `find_unread`."""
+    unread = find_unread([one.finish for one in beginnings], reward)
+    return [replace(one, value=None) if drop else one for one, drop in zip(beginnings, unread, strict=True)]
+
+
 def rank(beginnings: Iterable[PartialAnswer]) -> list[PartialAnswer]:
-    """Best first: whole answers, then by value; of each kind those that were not scored last."""
-    return sorted(beginnings, key=lambda one: (not one.ended, one.value is None, -(one.value or 0.0)))
+    """Best first: whole answers, then by value; of each kind those that were not scored last, and of equals those that
+    did not end by themselves."""
+    return sorted(beginnings, key=lambda one: (not one.ended, one.value is None, -(one.value or 0.0), one.unfinished))
 
 
 def take_distinct(ranking: Sequence[PartialAnswer], n: int) -> list[PartialAnswer]:

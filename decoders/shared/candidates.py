@@ -116,6 +116,7 @@ async def draw(
     n: int,
     guides: Mixture,
     diverse: Diverse | Jointly | None = None,
+    beginnings: bool = False,
 ) -> list[Candidate]:
     """[N] candidates in order of index, over the mixture `guides`, scored as they are drawn: `score_as_drawn`."""
     answers = (
@@ -123,7 +124,7 @@ async def draw(
         if diverse is None
         else draw_diverse(prompt, sampling, engine, diverse, n=n, guides=guides)
     )
-    return await score_as_drawn(prompt, answers, reward, n=n)
+    return await score_as_drawn(prompt, answers, reward, n=n, beginnings=beginnings)
 
 
 def draw_cost(n: int, max_tokens: int, diverse: Diverse | Jointly | None = None, *, guides: Mixture) -> Work:
@@ -144,18 +145,18 @@ def draw_cost(n: int, max_tokens: int, diverse: Diverse | Jointly | None = None,
 
 
 async def score_as_drawn(
-    prompt: Tokens, answers: AsyncGenerator[Chunk, None], reward: Reward | None, *, n: int
+    prompt: Tokens, answers: AsyncGenerator[Chunk, None], reward: Reward | None, *, n: int, beginnings: bool = False
 ) -> list[Candidate]:
     """[N] candidates of the answers that come, scored as answers to `prompt` while others are still drawn.
 
     One call of the reward is under way at a time, and the next takes all that ended meanwhile: together they cost less.
     Whole candidates are scored; those that a budget or deadline cut are scored only where no other is, and under a
-    reward that reads final answers, those cut at `max_tokens` too; one without a token never. So with a reward at least
-    one has a value, unless the deadline passed before; without one none has. Raises LimitReached where there is nothing
-    to choose from.
+    reward that reads final answers, those cut at `max_tokens` too, unless they are `beginnings` that go on; one without
+    a token never. So with a reward at least one has a value, unless the deadline passed before; without one none has.
+    Raises LimitReached where there is nothing to choose from.
     """
     pieces: list[list[Chunk]] = [[] for _ in range(n)]
-    unread = UNFINISHED if reads_final_answer(reward) else LIMIT_REASONS
+    unread = UNFINISHED if reads_final_answer(reward) and not beginnings else LIMIT_REASONS
     scores: dict[int, float] = {}
     ready: dict[int, Tokens] = {}
     at_work: asyncio.Task[None] | None = None
@@ -352,6 +353,13 @@ def silence_unfinished(completions: Sequence[Parts], unfinished: Sequence[bool])
     """[N] completions for a vote: where some ended by themselves, nothing of those that did not."""
     ended = not all(unfinished)
     return [Parts() if cut and ended else parts for parts, cut in zip(completions, unfinished, strict=True)]
+
+
+def find_unread(finishes: Sequence[str | None], reward: Reward) -> list[bool]:
+    """[N] whether what a reward makes of an answer counts for nothing: the reward reads final answers, and this one was
+    cut at `max_tokens` where another was not. None is the finish of one that goes on."""
+    counts = not reads_final_answer(reward) or UNFINISHED.issuperset(finishes)
+    return [finish == "length" and not counts for finish in finishes]
 
 
 def select_ended(pool: Sequence[Candidate]) -> list[Candidate]:

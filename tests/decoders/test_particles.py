@@ -13,6 +13,7 @@ from tests.decoders.conftest import START, Script, tilted, told, total_variation
 from trimtab.decoders.particles import Particles, System, resample_systematically
 from trimtab.decoders.plain import Plain
 from trimtab.decoders.protocols import BASE, LimitReached, Reward, Sampling, Tokens
+from trimtab.decoders.shared.blocks import PartialAnswer
 from trimtab.decoders.shared.candidates import make_generator, softmax
 from trimtab.decoders.soft_best_of_n import SoftBestOfN
 from trimtab.runtime.toy_engine import Prefix, ToyEngine, ToyModel
@@ -175,12 +176,12 @@ def test_systematic_resampling_keeps_shares() -> None:
 
 def test_the_effective_size_decides() -> None:
     def system() -> System:
-        return System(particles=[], logw=np.log(np.array([0.7, 0.1, 0.1, 0.1])))
+        return System(particles=[PartialAnswer()] * 4, logw=np.log(np.array([0.7, 0.1, 0.1, 0.1])))
 
     even = system()
     assert even.effective == pytest.approx(1 / 0.52)
     for ess, resampled in ((0.4, 0), (0.5, 1), (1.0, 1), (0.0, 0)):
-        one = System(particles=[None] * 4, logw=system().logw)  # type: ignore[list-item]
+        one = system()
         one.resample(make_generator(0, 0), ess, "increments")
         assert one.resampled == resampled
         assert one.log_normaliser + one.log_mean == pytest.approx(float(np.log(0.25)))
