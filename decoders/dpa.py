@@ -55,4 +55,11 @@ class Directional:
                 yield replace(chunk, report={"preference_prompt": text}) if chunk.finish else chunk
 
     def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:
-        return Work(candidates=n, sampled=n * max_tokens, mixtures={"": self.mixture})
+        assert self.direction.template is not None
+        return Work(
+            candidates=n,
+            sampled=n * max_tokens,
+            instructed=1,
+            instruction_bytes=self.direction.template.longest,
+            mixtures={"": self.mixture},
+        )

@@ -120,6 +120,10 @@ class Work:
     """Answers, whole or not, that each reward is given, each with the prompt; 0: as few as `reward_tokens` may be."""
     prompt: int = 0
     """Of the request's prompts, as the engine reads them once."""
+    instructed: int = 0
+    """How many prompts the engine reads beside them that are the request's under an instruction."""
+    instruction_bytes: int = 0
+    """Of the longest instruction, at most: no text has more tokens than bytes."""
     draws: int = 0
     """Whole answers drawn in all, to their end, whether begun or drawn anew from the middle; 0 is `candidates`. Blocks,
     segments and look-ahead are parts of an answer, which `sampled` bounds."""
@@ -141,6 +145,7 @@ class Work:
             reward_tokens=n * self.reward_tokens,
             readings=n * self.readings,
             prompt=n * self.prompt,
+            instructed=n * self.instructed,
             draws=n * self.draws,
         )
 

@@ -140,8 +140,13 @@ class Rps:
 
     def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:
         work = draw_cost(self.k * self.m, max_tokens, guides=self.mixture)
+        template = self.direction.template if self.over != "guides" else None
         return replace(
-            work, mixtures={**work.mixtures, "alpha": {BASE: 1.0, **self.farthest}}, terms={"candidates": "k * m"}
+            work,
+            instructed=self.k if template else 0,
+            instruction_bytes=template.longest if template else 0,
+            mixtures={**work.mixtures, "alpha": {BASE: 1.0, **self.farthest}},
+            terms={"candidates": "k * m"},
         )
 
     async def _drawn(

@@ -106,6 +106,14 @@ class Template:
     """The number that a slot shows for a component of 1."""
     decimals: int = 0
 
+    @property
+    def longest(self) -> int:
+        """Bytes of the text for any direction, at most."""
+        figure = len(f"{-self.scale:.{self.decimals}f}")
+        words = sum(len(f"as little {slot} as possible and ".encode()) for slot in self.slots)
+        slots = sum(self.text.count(f"{{{slot}}}") for slot in self.slots)
+        return len(self.text.encode()) + words * self.text.count("{values}") + figure * slots
+
     def render(self, v: Sequence[float] | Vector) -> str:
         """The text for a direction."""
         shares = [sign * float(share) for sign, share in zip(self.signs, v, strict=True)]

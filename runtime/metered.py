@@ -123,8 +123,11 @@ class Metered:
     async def render_with_instruction(self, instruction: str, *, role: str = "system") -> Tokens:
         async with self.usage.within_deadline():
             if self.render is None:
-                return await self.engine.render_with_instruction(instruction, role=role)
-            return await self.render(instruction, role)
+                prompt = await self.engine.render_with_instruction(instruction, role=role)
+            else:
+                prompt = await self.render(instruction, role)
+        self.usage.scored += len(prompt)
+        return prompt
 
 
 @dataclass(frozen=True, slots=True)

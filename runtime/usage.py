@@ -27,7 +27,8 @@ class Usage:
     """Of `sampled`, answers of the base that rewards compare with. They serve later requests too, so whether they had
     to be drawn may not show in what a budget leaves."""
     scored: int = 0
-    """Whose log-prob or reward was computed, once per mixture and per reward."""
+    """Read beside the prompts: whose log-prob or reward was computed, once per mixture and per reward, and of prompts
+    under an instruction."""
     cancelled_calls: int = 0
     """Calls of the engine that ended before their answers did."""
     first_visible_at: float | None = None

@@ -31,7 +31,7 @@ FIRST_TOKEN = Histogram(
 TOKENS = Counter(
     "trimtab_tokens",
     "Tokens by kind: prompt (as the usage tells it), visible (of the answers), sampled (drawn, visible or not), scored "
-    "(whose log-prob or reward was asked for).",
+    "(whose log-prob or reward was asked for, and prompts under an instruction).",
     ["kind"],
 )
 POOL = Histogram(

@@ -291,7 +291,8 @@ async def what_it_costs_is_bounded(s: Specimen, strategy: Strategy) -> None:
             await answers(strategy(s.prompts[0], sampling, Metered(s.engine, usage), counted, n=n, include=include), n)
             most = strategy.work(sampling.max_tokens, n=n, include=include)
             assert 0 < usage.sampled <= most.sampled
-            assert usage.scored <= most.scored
+            instructed = most.instructed * (len(s.prompts[0]) + most.instruction_bytes)
+            assert usage.scored <= most.scored + instructed
             assert reward_tokens <= most.reward_tokens
             assert most.candidates >= n
 

@@ -39,7 +39,7 @@ from trimtab.decoders.report import Report
 from trimtab.decoders.shared.answers import Extractor
 from trimtab.decoders.shared.diverse_beam import Diverse, search_hypotheses
 from trimtab.decoders.shared.gather import gather_or_cancel, join_or_cancel
-from trimtab.decoders.shared.joint_sampling import HEADING_TOKENS, Jointly, draw_jointly
+from trimtab.decoders.shared.joint_sampling import HEADING_TOKENS, Jointly, draw_jointly, instruct
 
 Pool = Annotated[int, Field(ge=1, le=4096, description="candidates drawn")]
 Guides = Annotated[
@@ -129,15 +129,18 @@ async def draw(
 
 def draw_cost(n: int, max_tokens: int, diverse: Diverse | Jointly | None = None, *, guides: Mixture) -> Work:
     """What `draw` can cost, every candidate scored once."""
-    sampled = n * max_tokens
+    sampled, instruction = n * max_tokens, ""
     if diverse is not None and "together" in diverse:
         k = min(diverse["together"], n)
+        instruction = instruct(k)
         sampled += -(-n // k) * k * (max_tokens + HEADING_TOKENS)  # before, where none came out, each is drawn alone
     beams = diverse is not None and "groups" in diverse
     return Work(
         candidates=n,
         sampled=sampled,
         reward_tokens=n * max_tokens,
+        instructed=int(bool(instruction)),
+        instruction_bytes=len(instruction.encode()),
         top_logprobs=n if beams else 0,
         mixtures={"": guides},
         terms={"candidates": "n", "top_logprobs": "n"},

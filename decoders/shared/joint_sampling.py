@@ -43,6 +43,11 @@ class Jointly(TypedDict):
     together: Annotated[int, Field(ge=2, le=64, description="k, answers asked for in one; the paper has 4")]
 
 
+def instruct(k: int) -> str:
+    """What asks for k answers in one."""
+    return INSTRUCTION.format(k=k)
+
+
 def split_parts(text: str) -> list[str]:
     """What stands under the headings."""
     return [part.strip() for part in HEADING.split(text)[1:]]
@@ -65,7 +70,7 @@ async def draw_jointly(
     draws = -(-n // k)
     tokens: list[list[int]] = [[] for _ in range(draws)]
     finish = [""] * draws
-    instructed = await engine.render_with_instruction(INSTRUCTION.format(k=k))
+    instructed = await engine.render_with_instruction(instruct(k))
     async with aclosing(engine.generate(instructed, whole, n=draws, guides=guides)) as chunks:
         async for chunk in chunks:
             tokens[chunk.index] += chunk.tokens

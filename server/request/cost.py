@@ -39,6 +39,9 @@ def reference_length(max_tokens: int) -> int:
     return int(1 << (max_tokens - 1).bit_length())
 
 
+TURN_TOKENS = 64
+"""What a chat template writes around an instruction, at the most: the marks of a turn of its own."""
+
 Reads = Callable[[str, int, int], int]
 """(reward, tokens of the prompt, tokens of a response) -> tokens that the reward has read to score it, at the most. It
 is linear: each token of the prompt adds as much as any other, and so does each of the response."""
@@ -56,21 +59,22 @@ def work(plan: Plan, extent: Extent, reads: Reads = read_response) -> Work:
     drawn = most.sampled + (extent.prompts * extent.n * extent.max_tokens if plan.degrade else 0)
     sampled = min(drawn, plan.max_sampled_tokens or drawn)
     share = sampled / drawn  # what a budget leaves of the drawing, it leaves of the reading
+    prompt_length = -(-extent.prompt_tokens // extent.prompts)
     length = min(reference_length(extent.max_tokens), extent.context)
     references = extent.prompts * max((spec.references for spec in specs), default=0)
+    instructed = min(prompt_length + most.instruction_bytes + TURN_TOKENS, extent.context)
     rewards = {leaf.reward for spec in specs for leaf in spec.leaves}
     readings = math.ceil(share * (most.readings or -(-most.reward_tokens // extent.max_tokens)))
-    prompt = -(-extent.prompt_tokens // extent.prompts)
     read = sum(
-        readings * reads(reward, prompt, 0)
+        readings * reads(reward, prompt_length, 0)
         + (reads(reward, 0, math.ceil(most.reward_tokens * share)) - reads(reward, 0, 0))
-        + references * reads(reward, prompt, length)
+        + references * reads(reward, prompt_length, length)
         for reward in rewards
     )
     return replace(
         most,
         sampled=sampled + references * length,
-        scored=math.ceil(most.scored * share),
+        scored=math.ceil(most.scored * share) + most.instructed * instructed,
         reward_tokens=read,
         prompt=extent.prompt_tokens,
     )

@@ -8,10 +8,12 @@ from itertools import count
 import pytest
 
 from tests.contracts import answers
+from tests.decoders.conftest import WISH
 from trimtab.decoders.args import Args
 from trimtab.decoders.beam import Beam
 from trimtab.decoders.best_of_n import BestOfN
 from trimtab.decoders.blockwise import Blockwise
+from trimtab.decoders.dpa import Directional
 from trimtab.decoders.guided import Guided
 from trimtab.decoders.mbr import MinimumBayesRisk
 from trimtab.decoders.particles import Particles
@@ -19,6 +21,7 @@ from trimtab.decoders.plain import Plain
 from trimtab.decoders.protocols import BASE, Chunk, Mixture, Parts, Sampling, Strategy, Tokens
 from trimtab.decoders.qalign import QAlign
 from trimtab.decoders.rejection import RejectionSampling
+from trimtab.decoders.rps import Rps
 from trimtab.decoders.speculative_rejection import SpeculativeRejection
 from trimtab.decoders.transfer_q import TransferQ
 from trimtab.decoders.vote import Vote
@@ -26,6 +29,7 @@ from trimtab.runtime.metered import Metered
 from trimtab.runtime.usage import Usage
 
 LONGEST = 48
+PROMPT = (9, 9, 9)
 
 
 class Endless:
@@ -60,7 +64,7 @@ class Endless:
         return [int(word) for word in text.split()]
 
     async def render_with_instruction(self, instruction: str, *, role: str = "system") -> Tokens:
-        return [1]
+        return [*instruction.encode(), *PROMPT]
 
 
 GUIDES = {"arm": 1.0}
@@ -72,6 +76,9 @@ CASES: list[tuple[Strategy, frozenset[str], tuple[float, float, float]]] = [
     (BestOfN(n=5), WHOLE, (1, 0, 1)),
     (BestOfN(n=4, diverse={"groups": 2, "penalty": 0.1}), WHOLE, (0.9, 0, 1)),
     (RejectionSampling(n=5), WHOLE, (1, 0, 1)),
+    (BestOfN(n=4, diverse={"together": 2}), WHOLE, (1, 1, 1)),
+    (Directional(direction=WISH), WHOLE, (1, 0.9, 0)),
+    (Rps(direction=WISH, k=3, m=2), WHOLE, (1, 0.6, 1)),  # two of the directions are one prompt
     (Vote(n=5), WHOLE, (1, 0, 0)),
     (MinimumBayesRisk(n=5, weighting="softmax"), WHOLE, (1, 0, 1)),
     (SpeculativeRejection(n=8, decisions=(8, 16, 64)), WHOLE, (1, 0, 1)),
@@ -87,7 +94,8 @@ CASES: list[tuple[Strategy, frozenset[str], tuple[float, float, float]]] = [
     (Beam(n=4, width=2, block=16), WHOLE, (1, 0, 1)),
     (Beam(n=4, width=2, block=16, rounds=1), WHOLE, (1, 0, 1)),
 ]
-"""strategy, what is asked to see, and the least share of what it says of tokens drawn, scored and judged."""
+"""strategy, what is asked to see, and the least share of what it says of tokens drawn, scored or read under an
+instruction, and judged."""
 
 
 @pytest.mark.parametrize(("strategy", "include", "shares"), CASES, ids=lambda case: repr(case)[:60])
@@ -103,11 +111,12 @@ async def test_it_costs_what_it_says_and_not_far_less(
 
     engine = Metered(Endless(), usage)
     sampling = Sampling(max_tokens=LONGEST, seed=3)
-    await answers(strategy([9], sampling, engine, reward, n=1, include=include), 1)
+    await answers(strategy(PROMPT, sampling, engine, reward, n=1, include=include), 1)
     most = strategy.work(LONGEST, n=1, include=include)
+    scored = most.scored + most.instructed * (len(PROMPT) + most.instruction_bytes)
     for spent, bound, share in zip(
         (usage.sampled, usage.scored, reward_tokens),
-        (most.sampled, most.scored, most.reward_tokens),
+        (most.sampled, scored, most.reward_tokens),
         shares,
         strict=True,
     ):

@@ -11,6 +11,7 @@ from trimtab.preferences.preference_direction import (
     DPA,
     RPS,
     TEXTS,
+    VALUES,
     Cone,
     PreferenceDirection,
     Template,
@@ -177,6 +178,14 @@ def test_a_slot_may_mean_the_opposite() -> None:
     ).render(from_angle(15))
     words = Template(text="{values}", role=role, slots=("steps", "length"), signs=(1.0, -1.0))
     assert words.render([0.6, 0.8]) == "as little length as possible and steps much"
+
+
+@pytest.mark.parametrize("text", [DPA, RPS, VALUES, "{h}{w}{h}", "{values}, {values}", "no slot"])
+def test_no_direction_s_text_is_longer_than_the_longest(text: str) -> None:
+    names = ("h", "w") if "{h}" in text else ("nützliche Schritte", "length")
+    template = Template(text=text, role="system", slots=names, signs=(1.0, -1.0), scale=1234.5, decimals=2)
+    lengths = [len(template.render(from_angle(theta)).encode()) for theta in range(-180, 181, 5)]
+    assert max(lengths) <= template.longest <= max(lengths) + 40
 
 
 def test_values_in_words() -> None:

@@ -10,9 +10,10 @@ import pytest
 from openai import AsyncOpenAI
 
 from tests.server.search.conftest import HI, chat, refused, told
-from trimtab.decoders.protocols import Tokens
+from trimtab.decoders.protocols import Tokens, Work
 from trimtab.preferences.preference_direction import DPA, RPS
 from trimtab.runtime.toy_engine import ToyEngine
+from trimtab.server.request import cost
 from trimtab.server.request.messages import CHAT, MESSAGES, RESPONSES
 
 UPRIGHT = {"a": 1.0, "brevity": 0.0}
@@ -140,7 +141,7 @@ async def test_a_direction_streams_as_it_is_drawn(client: AsyncOpenAI) -> None:
     assert told(whole)["streaming"] == "native"
 
 
-async def test_neighbours_are_told_each_its_own_and_chosen_among_by_the_wish(client: AsyncOpenAI) -> None:
+async def test_neighbours_are_told_each_its_own_and_chosen_among_by_the_wish(client: AsyncOpenAI, sent: Sent) -> None:
     search = {**asked({"a": 1, "brevity": 1}, "rps", k=4, m=2), "return": ["candidates", "rewards"]}
     answer = await chat(client, search, n=2)
     choices = told(answer)["choices"]
@@ -154,7 +155,44 @@ async def test_neighbours_are_told_each_its_own_and_chosen_among_by_the_wish(cli
     values = sorted((c["value"] for c in candidates), reverse=True)
     assert [choice["value"] for choice in choices] == values[:2]
     assert told(answer)["weights"] == pytest.approx({"a": 0.5**0.5, "brevity": 0.5**0.5})
-    assert told(answer)["scored_tokens"] == 2 * told(answer)["sampled_tokens"], "two rewards read each answer"
+    read = sum(len(prompt) for prompt in sent.prompts)
+    assert told(answer)["scored_tokens"] == 2 * told(answer)["sampled_tokens"] + read, "two rewards read each answer"
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        asked({"a": 1, "brevity": 0.2}),
+        asked({"a": 1, "brevity": 0.2}, prompt="words"),
+        asked({"a": 1, "brevity": 1}, "rps", k=4),
+        asked({"a": 1, "brevity": 1}, "rps", k=4, prompt="user"),
+        {"strategy": "vote", "params": {"n": 4, "extractor": "text", "diverse": {"together": 2}}},
+    ],
+    ids=lambda search: search["strategy"],
+)
+async def test_prompts_under_an_instruction_are_counted_and_in_the_cost(
+    client: AsyncOpenAI, sent: Sent, monkeypatch: pytest.MonkeyPatch, search: dict[str, Any]
+) -> None:
+    stated: list[Work] = []
+    state = cost.work
+
+    def remember(*args: Any) -> Work:
+        stated.append(state(*args))
+        return stated[-1]
+
+    monkeypatch.setattr(cost, "work", remember)
+    await chat(client, {"strategy": "best_of_n", "reward": "short", "params": {"n": 2}})
+    [bare] = sent.prompts
+    sent.prompts.clear()
+    stated.clear()
+    answer = await chat(client, search, n=1)
+    instructed = [prompt for prompt in sent.prompts if prompt != bare]
+    read = sum(map(len, instructed))
+    by_rewards = 2 * told(answer)["sampled_tokens"] if search["strategy"] == "rps" else 0
+    assert instructed
+    assert told(answer)["scored_tokens"] == read + by_rewards
+    assert len(stated) == 2, "before and after its prompt is known"
+    assert all(read <= work.scored for work in stated)
 
 
 @pytest.mark.parametrize("selection", ["argmax", "soft", "consensus"])
