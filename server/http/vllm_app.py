@@ -15,6 +15,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from fastapi.routing import APIRoute, request_response
 from jinja2 import TemplateError
+from openai.types.responses import CustomTool, FunctionTool, NamespaceTool
 from pydantic import TypeAdapter, ValidationError
 from starlette.middleware.cors import CORSMiddleware
 from transformers import PreTrainedTokenizerBase
@@ -40,6 +41,7 @@ from vllm.entrypoints.serve.utils.api_utils import get_max_tokens, validate_json
 from vllm.exceptions import VLLMClientError
 from vllm.renderers.chat_utils import load_chat_template
 from vllm.renderers.hf import safe_apply_chat_template
+from vllm.tool_parsers.utils import custom_tool_as_function_dict
 from vllm.usage.usage_lib import UsageContext
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.utils.import_utils import import_from_path
@@ -282,7 +284,7 @@ class RequestReader:
         if path == RESPONSES and not self.runs_tools:
             check_tools(document.get("tools"))
         try:
-            parsed = REQUEST_MODELS[path].validate_python(document)
+            parsed = read_body(path, document)
         except ValidationError as error:
             raise explain_request(error.errors(include_url=False)) from None
         except VLLMClientError as error:
@@ -462,7 +464,7 @@ class RequestReader:
         tokens where it must be no more, without `media`.
         """
         try:
-            parsed = await run_beside(_count_characters(document), REQUEST_MODELS[path].validate_python, document)
+            parsed = await run_beside(_count_characters(document), read_body, path, document)
             answer, prompt = await self._render(path, parsed)
         except ValidationError as error:  # parts of messages are validated no sooner than they are rendered
             raise explain_refusal(error) from None
@@ -563,6 +565,50 @@ def check_template_arguments(kwargs: Any) -> None:
         at = f"chat_template_kwargs.{clash[0]}"
         message = f"{at} cannot be set: it is no variable of the chat template but an argument of what renders it"
         raise ApiError(message, param=at, code="unsupported_parameter")
+
+
+class ReadableFunction(FunctionTool):
+    """A function of the Responses API that reads as one of chat's too. Some of vLLM's tool parsers know no other."""
+
+    @property
+    def function(self) -> FunctionTool:
+        return self
+
+
+class ReadableCustomTool(CustomTool):
+    """As the function that vLLM shows to the model in its place."""
+
+    @property
+    def function(self) -> FunctionTool:
+        return FunctionTool.model_validate(custom_tool_as_function_dict(self))
+
+
+class ReadableNamespace(NamespaceTool):
+    """As a function that nobody calls: parsers look for names, and those of its functions are longer."""
+
+    @property
+    def function(self) -> FunctionTool:
+        return FunctionTool(type="function", name=self.name, parameters=None, strict=None)
+
+
+READABLE: dict[type, Any] = {
+    FunctionTool: ReadableFunction,
+    CustomTool: ReadableCustomTool,
+    NamespaceTool: ReadableNamespace,
+}
+
+
+def read_body(path: str, document: Mapping[str, Any]) -> Any:
+    """vLLM's model of the request, its tools such that every parser of vLLM's can read them; raises what vLLM does."""
+    parsed = REQUEST_MODELS[path].validate_python(document)
+    if path == RESPONSES:
+        parsed.tools = [
+            kind.model_validate(tool.model_dump(by_alias=True, exclude_unset=True))
+            if (kind := READABLE.get(type(tool)))
+            else tool
+            for tool in parsed.tools
+        ]
+    return parsed
 
 
 def check_tools(tools: Any) -> None:

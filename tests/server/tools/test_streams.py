@@ -41,9 +41,6 @@ FAULTS: dict[str, tuple[tuple[str, ...], str]] = {
 }
 """Parsers of vLLM's that read a stream of single tokens otherwise than the whole text: in which cases, and how."""
 
-CHAT_ONLY = ("dots", "hy_v3", "hy_v4", "internlm", "minicpm5", "step3")
-"""Parsers of vLLM's that take the tools of Responses for chat's, and fail: FunctionTool has no attribute "function"."""
-
 REPORTED = ("llama3_json", "jamba", "glm45", "granite", "internlm", "xlam")
 """These are tried in the fast lane too."""
 
@@ -151,6 +148,26 @@ def read_whole(path: str, answer: dict[str, Any]) -> tuple[str, list[tuple[str, 
     return "".join(texts).strip(), [(block["name"], block["input"]) for block in used]
 
 
+NESTED = ("dots", "hy_v3", "hy_v4", "internlm", "minicpm5", "step3")
+"""Parsers that look for functions where only chat's tools have them."""
+
+
+@pytest.mark.parametrize("parser", NESTED)
+async def test_whatever_kind_of_tool_stands_beside_the_one_that_is_called(tmp_path: Path, parser: str) -> None:
+    http, author = await serve(tmp_path, parser)
+    author.write(FORMATS[parser](CASES["a number"]))
+    body = BODIES["/v1/responses"]
+    others = [
+        {"type": "custom", "name": "note"},
+        {"type": "namespace", "name": "crm", "description": "", "tools": [{"type": "function", "name": "find"}]},
+    ]
+    answer = await http.post("/v1/responses", json={"model": "toy", **body, "tools": [*others, *body["tools"]]})
+    assert answer.status_code == 200, answer.text
+    assert read_whole("/v1/responses", answer.json()) == ("", CASES["a number"])
+    assert [tool["type"] for tool in answer.json()["tools"]] == ["custom", "namespace", "function"]
+    assert "function" not in answer.json()["tools"][2]
+
+
 def test_every_parser_is_known() -> None:
     assert FORMATS.keys() | ELSEWHERE.keys() == set(ToolParserManager.list_registered())
 
@@ -164,7 +181,7 @@ async def test_a_stream_has_the_calls(tmp_path: Path, parser: str) -> None:
     faults, _ = FAULTS.get(parser, ((), ""))
     for case in [case for case in CASES if parser not in LONE or case != "two calls"]:
         author.write(FORMATS[parser](CASES[case]))
-        for path in [path for path in BODIES if parser not in CHAT_ONLY or path != "/v1/responses"]:
+        for path in BODIES:
             search = {"strategy": "best_of_n", "reward": "short", "params": {"n": 2}}
             body = {"model": "toy", "alignment": search, **BODIES[path]}
             plain, stream = await http.post(path, json=body), await http.post(path, json=body | {"stream": True})
