@@ -6,6 +6,7 @@ What a test or a benchmark needs, no production module may lean on.
 from __future__ import annotations
 
 import ast
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -38,10 +39,21 @@ MOUNT = "server/http/vllm_app.py"
 """The one file outside engine/ that knows vLLM."""
 
 
+@cache
+def parse(file: Path) -> ast.Module:
+    return ast.parse(file.read_text())
+
+
+@cache
+def statements(file: Path) -> list[ast.stmt]:
+    """Its imports, wherever they stand."""
+    return [n for n in ast.walk(parse(file)) if isinstance(n, ast.Import | ast.ImportFrom)]
+
+
+@cache
 def imported(file: Path, *, at_start: bool = False) -> set[str]:
     """Dotted names of every module that the file imports, ours without `trimtab.`; `at_start`: while it is imported."""
-    tree = ast.parse(file.read_text())
-    nodes: list[ast.stmt] = tree.body if at_start else [n for n in ast.walk(tree) if isinstance(n, ast.stmt)]
+    nodes: list[ast.stmt] = parse(file).body if at_start else statements(file)
     names: set[str] = set()
     for node in nodes:
         if isinstance(node, ast.Import):
@@ -76,7 +88,7 @@ def test_there_is_one_import_path() -> None:
     """`import server` works in a checkout by accident of the working directory, and nowhere else."""
     for folder in (*ALLOWED, "bench", "recipes", "tests", "docker"):
         for file in files(folder):
-            for node in ast.walk(ast.parse(file.read_text())):
+            for node in statements(file):
                 names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
                 names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
                 bare = [n for n in names if n.split(".")[0] in {*ALLOWED, "bench", "recipes"}]

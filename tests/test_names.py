@@ -9,6 +9,7 @@ import ast
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 
@@ -47,6 +48,11 @@ FIELDS = frozenset({"given"})
 
 def files(package: str) -> list[Path]:
     return sorted((ROOT / package).rglob("*.py"))
+
+
+@cache
+def parse(file: Path) -> ast.Module:
+    return ast.parse(file.read_text())
 
 
 def is_participle(name: str) -> bool:
@@ -94,7 +100,7 @@ def test_no_function_is_named_by_a_bare_participle(package: str) -> None:
     named = [
         f"{file.relative_to(ROOT)}:{node.lineno} {node.name}"
         for file in files(package)
-        for node in ast.parse(file.read_text()).body
+        for node in parse(file).body
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and is_participle(node.name)
     ]
     assert not named, "a function does something: name it by a verb"
@@ -105,7 +111,7 @@ def test_no_forbidden_word_is_a_name(package: str) -> None:
     named = [
         f"{file.relative_to(ROOT)}:{line} {name}"
         for file in files(package)
-        for name, line in bindings(ast.parse(file.read_text()))
+        for name, line in bindings(parse(file))
         if name.strip("_").lower() in FORBIDDEN
     ]
     assert not named, f"say which: {', '.join(sorted(FORBIDDEN))} mean too much"
@@ -115,7 +121,7 @@ def test_no_two_classes_have_one_name() -> None:
     places: dict[str, list[str]] = defaultdict(list)
     for package in CLEAN:
         for file in files(package):
-            for node in ast.walk(ast.parse(file.read_text())):
+            for node in ast.walk(parse(file)):
                 if isinstance(node, ast.ClassDef):
                     places[node.name].append(f"{file.relative_to(ROOT)}:{node.lineno}")
     assert not {name: where for name, where in places.items() if len(where) > 1}

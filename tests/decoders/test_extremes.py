@@ -91,7 +91,6 @@ async def test_reports_are_finite_or_the_request_is_refused(
     guides: Sequence[dict[str, float]] = [{}]
     if "guides" in takes:
         guides = [example_request(name, ["arm"]).get("guides", {}), {"arm": 1e6}, {"arm": -1e6}, {BASE: 0.0}]
-    shown = [frozenset[str](), STRATEGIES[name].shows]
     columns = 1
 
     async def reward(prompt: Tokens, completions: Sequence[Tokens]) -> list[list[float]]:
@@ -100,8 +99,8 @@ async def test_reports_are_finite_or_the_request_is_refused(
     if "direction" in takes:
         columns += len(specimen.direction.objectives)
     answered = 0
-    for params, mixture, include in product(settings(name), guides, shown):
-        run = StrategyRun(reward=reward, include=include)
+    for params, mixture in product(settings(name), guides):
+        run = StrategyRun(reward=reward, include=STRATEGIES[name].shows)
         try:
             run.strategy = build_with(name, specimen, {"params": params, "guides": mixture})
             sampling = replace(specimen.sampling, max_tokens=3, seed=1)

@@ -143,10 +143,10 @@ def test_the_closed_form_is_the_course_of_the_tries(
 
 @pytest.mark.parametrize("tries", [2, 4])
 async def test_a_segment_is_accepted_by_the_law(toy: ToyModel, values: dict[Prefix, float], tries: int) -> None:
-    """2000 first segments against the closed form, 5 sigma: answers of three tokens at most, in one segment."""
+    """1000 first segments against the closed form, 5 sigma: answers of three tokens at most, in one segment."""
     search = Segments(entropy=1.09, block=3, beta=0.4, target=1.2, rise=3, tries=tries)
     short = replace(toy, max_tokens=3)
-    found = await drawn(search, short, table(values), count=2000)
+    found = await drawn(search, short, table(values), count=1000)
     assert surprise(found, stands(short, (), values, search)) < 5
     assert surprise(found, stands(short, (), values, replace(search, tries=6 - tries))) > 5
 

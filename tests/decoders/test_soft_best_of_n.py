@@ -40,7 +40,7 @@ def test_the_law_tends_to_the_tilted_one(
 
 async def test_answers_follow_the_law(toy: ToyModel, reward: dict[Prefix, float], specimen: Specimen) -> None:
     strategy = SoftBestOfN(n=6, lambda_=0.5)
-    drawn = [(await run(strategy, specimen, specimen.prompts[0], seed=s))[0] for s in range(2000)]
+    drawn = [(await run(strategy, specimen, specimen.prompts[0], seed=s))[0] for s in range(1000)]
     base = dict(toy.sequences(toy.next({BASE: 1})))
     assert abs(surprise(drawn, law(base, reward, 6, 0.5))) < 5
     assert surprise(drawn, law(base, reward, 2, 0.5)) > 5
@@ -51,7 +51,7 @@ async def test_answers_are_draws_without_replacement() -> None:
     weight = {text: np.exp(r) for text, r in values.items()}
     total = sum(weight.values())
     expected = {(x, y): weight[x] / total * weight[y] / (total - weight[x]) for x in values for y in values if x != y}
-    strategy, engine, reward, runs = SoftBestOfN(n=3, lambda_=1.0), Script(list(values)), worth(values), 3000
+    strategy, engine, reward, runs = SoftBestOfN(n=3, lambda_=1.0), Script(list(values)), worth(values), 1000
     pairs = []
     for seed in range(runs):
         (first, _), (second, _) = await told(strategy, engine, reward, n=2, seed=seed)

@@ -110,7 +110,7 @@ CASES = [
 async def test_each_decision_is_the_formula_s(
     toy: ToyModel, reward: dict[Prefix, float], strategy: TransferQ, value: str
 ) -> None:
-    """Q of each candidate and the law that a token is drawn from, at every prefix that 8 answers lead through."""
+    """Q of each candidate and the law that a token is drawn from, at every prefix that 4 answers lead through."""
     beta = strategy.beta or strategy.alpha
 
     def q(law: dict[Prefix, float]) -> float:
@@ -125,7 +125,7 @@ async def test_each_decision_is_the_formula_s(
     law = searched(toy, exact, strategy.alpha, strategy.guides)
     scores = rewarding(reward.__getitem__, other) if value == "transfer" else rewarding(reward.__getitem__)
     seen = set()
-    for seed in range(8):
+    for seed in range(4):
         found = await traced(strategy, Quota(toy, start=START), scores, seed)
         for decision in found["trace"]:
             s = found["answer"][: decision["position"]]

@@ -100,7 +100,7 @@ def test_more_choices_tell_more_and_chosen_questions_most() -> None:
     """Cosine of inferred and true weights, mean over people: it rises, and faster where pairs are chosen."""
     generator = rng(7)
     cosines: dict[tuple[str, int], list[float]] = {}
-    for _ in range(60):
+    for _ in range(30):
         w = generator.standard_normal(4) * 2
         for how in ("random", "active"):
             d = np.zeros((0, 4))

@@ -104,7 +104,7 @@ def test_two_objectives_are_put_on_the_cone_s_edge() -> None:
 
 
 def test_a_cone_that_hardly_meets_the_neighbourhood_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trimtab.preferences.preference_direction.TRIES", 50)
+    monkeypatch.setattr("trimtab.preferences.preference_direction.TRIES", 5)
     corner = wish(1, 0, 0, 0, 0, 0, 0, 0, 0, 0, cone=Cone(axis=(1.0, *[0.0] * 9), nonnegative=True))
     with pytest.raises(ValueError, match="theta_max=170"):
         choose_neighbours(corner, 1, 170.0, rng())

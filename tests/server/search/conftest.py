@@ -150,11 +150,19 @@ class Slow:
         return await self.engine.greedy_top_logprobs(*args, **more)
 
 
+SLOW: dict[tuple[str, float], AsyncOpenAI] = {}
+"""checkpoint, pause -> the server there; one takes longer to build than to ask"""
+
+
 async def slow(config: Config, toy: ToyEngine, pause: float) -> AsyncOpenAI:
-    letters = ValidatedScorer(scorer=Letters(), name="letters", timeout=5)
-    app = await toy_server.serve(config, Slow(toy, pause), scorers={"letters": letters})
-    transport = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://toy")
-    return AsyncOpenAI(base_url="http://toy/v1", api_key="none", http_client=transport, max_retries=2)
+    if (config.base, pause) not in SLOW:
+        letters = ValidatedScorer(scorer=Letters(), name="letters", timeout=5)
+        app = await toy_server.serve(config, Slow(toy, pause), scorers={"letters": letters})
+        transport = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://toy")
+        SLOW[config.base, pause] = AsyncOpenAI(
+            base_url="http://toy/v1", api_key="none", http_client=transport, max_retries=2
+        )
+    return SLOW[config.base, pause]
 
 
 def counted(strategy: str, outcome: str) -> float:

@@ -355,9 +355,9 @@ LONG = "a b " * 900_000
         ("/detokenize", {"tokens": list(range(500_000))}),
         (SCORE, {"messages": [{"role": "user", "content": LONG}], "responses": ["a"]}),
         (SCORE, {"prompt": "a", "responses": [LONG]}),
-        (SCORE, {"prompt": "a", "responses": ["a " * 1700] * 1000}),
+        (SCORE, {"prompt": "a", "responses": ["a " * 1700] * 100}),
         (INFER, {"comparisons": [{"prompt": LONG, "chosen": "a", "rejected": "b"}]}),
-        (INFER, {"comparisons": [{"prompt": f"{i}", "chosen": "a " * 3000, "rejected": "b"} for i in range(256)]}),
+        (INFER, {"comparisons": [{"prompt": f"{i}", "chosen": "a " * 3000, "rejected": "b"} for i in range(64)]}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -70,6 +70,18 @@ async def serve(config: Config, engine: Any) -> AsyncOpenAI:
     return AsyncOpenAI(base_url="http://toy/v1", api_key="none", http_client=transport, max_retries=0)
 
 
+@pytest.fixture(scope="module")
+async def other(config: Config, toy: ToyEngine) -> AsyncOpenAI:
+    """Another server than `client`'s, with references of its own."""
+    return await serve(config, toy)
+
+
+@pytest.fixture(scope="module")
+async def watching(config: Config, toy: ToyEngine) -> tuple[Watched, AsyncOpenAI]:
+    watched = Watched(toy)
+    return watched, await serve(config, watched)
+
+
 def asks(transform: Any = "par", of: Any = "letters.a", n: int = 2, **more: Any) -> dict[str, Any]:
     return {
         "strategy": "best_of_n", "reward": {"of": of, "transform": transform}, "params": {"n": n},
@@ -111,17 +123,16 @@ FIRST_ASKERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("first", FIRST_ASKERS)
-async def test_who_asks_first_changes_nothing(config: Config, toy: ToyEngine, first: str) -> None:
-    alone, after = [await serve(config, toy) for _ in range(2)]
+async def test_who_asks_first_changes_nothing(client: AsyncOpenAI, other: AsyncOpenAI, first: str) -> None:
     messages, (alignment, more) = question(), FIRST_ASKERS[first]
-    await ask(after, messages, alignment, **more)
-    mine = [await ask(client, messages, asks(CENTRE), max_tokens=4) for client in (alone, after)]
+    await ask(other, messages, alignment, **more)
+    mine = [await ask(server, messages, asks(CENTRE), max_tokens=4) for server in (client, other)]
     assert mine[0]["choices"] == mine[1]["choices"]
 
 
-async def test_a_budget_leaves_the_same_whether_references_are_remembered(config: Config, toy: ToyEngine) -> None:
+async def test_a_budget_leaves_the_same_whether_references_are_remembered(client: AsyncOpenAI, toy: ToyEngine) -> None:
     """And they are counted as the request's that had them drawn."""
-    client, messages = await serve(config, toy), question()
+    messages = question()
     bounded = asks(CENTRE, n=4, budget={"max_sampled_tokens": 8})
     cold, warm = [await ask(client, messages, bounded) for _ in range(2)]
     assert cold["choices"] == warm["choices"]
@@ -139,14 +150,14 @@ async def test_a_budget_leaves_the_same_whether_references_are_remembered(config
 
 
 @pytest.mark.parametrize("seed", [0, 3])
-async def test_an_answer_and_its_reference_are_independent(config: Config, toy: ToyEngine, seed: int) -> None:
+async def test_an_answer_and_its_reference_are_independent(client: AsyncOpenAI, toy: ToyEngine, seed: int) -> None:
     """They tie as often as two answers of the base do, by enumeration, within 5 standard errors; not every time."""
     law: dict[int, float] = {}
     for answer, p in toy.model.sequences(toy.model.next({"base": 1.0})):
         letters = toy.text(answer).count("a")
         law[letters] = law.get(letters, 0.0) + p
     tie = sum(p * p for p in law.values())
-    client, n = await serve(config, toy), 60
+    n = 60
     answers = [await ask(client, question(), asks("par", n=1), seed=seed) for _ in range(n)]
     ties = sum(answer["choices"][0]["value"] == 0.5 for answer in answers)
     assert abs(ties / n - tie) < 5 * math.sqrt(tie * (1 - tie) / n)
@@ -154,10 +165,10 @@ async def test_an_answer_and_its_reference_are_independent(config: Config, toy: 
 
 @pytest.mark.parametrize(("max_tokens", "length"), [(1, 1), (2, 2), (3, 4), (4, 4), (None, 1024)])
 async def test_references_are_of_the_request_s_length_and_their_seed_nobody_s(
-    config: Config, toy: ToyEngine, max_tokens: int | None, length: int
+    watching: tuple[Watched, AsyncOpenAI], max_tokens: int | None, length: int
 ) -> None:
-    watched = Watched(toy)
-    client = await serve(config, watched)
+    watched, client = watching
+    watched.drawn.clear()
     more = {} if max_tokens is None else {"max_tokens": max_tokens}
     await ask(client, question(), asks("par"), seed=0, **more)
     await ask(client, question(), asks("par"), seed=0, **more)
@@ -167,8 +178,8 @@ async def test_references_are_of_the_request_s_length_and_their_seed_nobody_s(
     assert min(one.seed or 0, other.seed or 0) > 2**32
 
 
-async def test_the_score_endpoint_compares_with_the_same_references(config: Config, toy: ToyEngine) -> None:
-    client, messages = await serve(config, toy), question()
+async def test_the_score_endpoint_compares_with_the_same_references(client: AsyncOpenAI) -> None:
+    messages = question()
     for more in ({}, {"max_tokens": 3}):
         [choice] = (await ask(client, messages, asks(CENTRE, n=6), **more))["choices"]
         body = {"messages": messages, "reward": asks(CENTRE)["reward"], **more}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -261,15 +261,20 @@ async def test_a_deadline_gives_the_best_so_far(config: Config, toy: ToyEngine) 
     assert counted("best_of_n", "deadline") > 0
 
 
-@pytest.mark.parametrize("name", ["best_of_n", "soft_best_of_n", "rejection", "beam", "qalign"])
-async def test_a_deadline_is_kept_while_a_reward_hangs(config: Config, toy: ToyEngine, name: str) -> None:
-    """Answers that have ended are in hand, scored or not."""
-    hung = ValidatedScorer(scorer=Letters("hung"), name="letters", timeout=60)
-    app = await toy_server.serve(config, toy, scorers={"letters": hung})
+@pytest.fixture(scope="module")
+async def hung(config: Config, toy: ToyEngine) -> AsyncIterator[AsyncOpenAI]:
+    """A server whose reward never comes."""
+    letters = ValidatedScorer(scorer=Letters("hung"), name="letters", timeout=60)
+    app = await toy_server.serve(config, toy, scorers={"letters": letters})
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://toy") as transport:
-        client = AsyncOpenAI(base_url="http://toy/v1", api_key="none", http_client=transport, max_retries=0)
-        before, began = counted(name, "deadline"), asyncio.get_running_loop().time()
-        answer = await chat(client, SEARCHES[name] | {"budget": {"deadline_ms": 300}})
+        yield AsyncOpenAI(base_url="http://toy/v1", api_key="none", http_client=transport, max_retries=0)
+
+
+@pytest.mark.parametrize("name", ["best_of_n", "soft_best_of_n", "rejection", "beam", "qalign"])
+async def test_a_deadline_is_kept_while_a_reward_hangs(hung: AsyncOpenAI, name: str) -> None:
+    """Answers that have ended are in hand, scored or not."""
+    before, began = counted(name, "deadline"), asyncio.get_running_loop().time()
+    answer = await chat(hung, SEARCHES[name] | {"budget": {"deadline_ms": 300}})
     assert asyncio.get_running_loop().time() - began < 1.5
     assert answer.usage.completion_tokens > 0
     assert (told(answer)["outcome"], told(answer)["choices"][0]["value"]) == ("deadline", None)
