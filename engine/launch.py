@@ -17,13 +17,17 @@ from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from trimtab.engine.fork_server import fork_engines
+from trimtab.engine.members import engine_config
 
 log = logging.getLogger("trimtab")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSpec:
-    """An engine that can be started: its options are checked, and nothing runs yet."""
+    """An engine that can be started: its options are checked, and nothing runs yet.
+
+    Raises MemberError for options that vLLM refuses.
+    """
 
     name: str
     """A member's, for the log."""
@@ -34,7 +38,7 @@ class EngineSpec:
 
     def __post_init__(self) -> None:
         fork_engines()
-        object.__setattr__(self, "config", self.args.create_engine_config(self.usage))
+        object.__setattr__(self, "config", engine_config(self.name, self.args, usage_context=self.usage))
 
     def start(self) -> AsyncLLM:
         """Returns when the engine is up, which may take minutes; raises what vLLM raises."""

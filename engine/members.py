@@ -23,7 +23,8 @@ from trimtab.engine.fork_server import fork_engines
 from trimtab.engine.plugin import ARCHITECTURE, FIELD, register
 
 if TYPE_CHECKING:
-    from vllm.config import ModelConfig
+    from vllm.config import ModelConfig, VllmConfig
+    from vllm.engine.arg_utils import AsyncEngineArgs
 
     from trimtab.engine.launch import EngineSpec
 
@@ -195,7 +196,7 @@ def check_runner(base: ModelConfig, options: Mapping[str, Any]) -> None:
     from vllm.engine.arg_utils import AsyncEngineArgs
 
     args = AsyncEngineArgs(model=base.model, **deepcopy(dict(options)))  # vLLM writes into what it is given
-    if not args.create_engine_config().use_v2_model_runner:
+    if not engine_config(BASE, args).use_v2_model_runner:
         message = (
             "speculative_config cannot be honoured beside guides on vLLM's V1 runner, which this engine has: it takes "
         )
@@ -353,16 +354,31 @@ def model_config(member: str, build: Callable[[], ModelConfig], model: str | Non
     try:
         config = build()
     except (ValidationError, OSError, ValueError, KeyError) as error:
-        message = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        reason = one_line(
-            message.removeprefix("Value error, ").split(" Supported architectures:")[0]
-        )  # hundreds of them
+        reason = explain_refusal(error)
         hub = "" if model is None or Path(model).is_dir() else f"there is no folder {model!r}, and on Hugging Face: "
         raise MemberError(member, hub + reason) from error
     local = Path(config.model)
     if local.is_dir() and not any(any(local.glob(f"*.{kind}")) for kind in ("safetensors", "bin", "pt")):
         raise MemberError(member, f"no weights in {local}; valid: safetensors, or PyTorch's bin")
     return config
+
+
+def engine_config(member: str, args: AsyncEngineArgs, **how: Any) -> VllmConfig:
+    """vLLM's config of an engine; what it objects to, as a MemberError."""
+    try:
+        return args.create_engine_config(**how)
+    except (ValidationError, OSError, ValueError, KeyError, NotImplementedError) as error:
+        title = error.title if isinstance(error, ValidationError) else ""
+        option = {"SpeculativeConfig": "speculative_config"}.get(title, "")
+        if member == BASE:
+            raise MemberError("engine", explain_refusal(error), option=option) from error
+        raise MemberError(member, explain_refusal(error), option="engine") from error
+
+
+def explain_refusal(error: Exception) -> str:
+    """What vLLM objects to, without the parts that are pydantic's, and without the hundreds of architectures."""
+    message = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+    return one_line(message.removeprefix("Value error, ").split(" Supported architectures:")[0])
 
 
 def guide_model_config(guide: Guide, base: ModelConfig, max_model_len: int | None) -> ModelConfig:

@@ -12,12 +12,12 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM as HF
 from transformers import (
+    GraniteMoeHybridConfig,
     Idefics3Config,
     Idefics3ForConditionalGeneration,
     Idefics3ImageProcessorPil,
     Idefics3Processor,
     JambaConfig,
-    Lfm2Config,
     LlamaConfig,
     LlamaForSequenceClassification,
     Mamba2Config,
@@ -101,23 +101,20 @@ def scorer(path: Path, labels: Sequence[str], seed: int) -> Path:
     return path
 
 
-def lfm2(path: Path) -> Path:
-    """Short convolutions and attention in turn."""
-    own = {
-        "layer_types": ["conv", "full_attention", "conv"],
-        "conv_L_cache": 3,
-        "conv_dim": 64,
-        "block_dim": 64,
-        "tie_word_embeddings": True,
-        "block_auto_adjust_ff_dim": False,
-    }
-    return checkpoint(path, Lfm2Config(**sizes(64, 3, 2, **own)), seed=6)
-
-
 def jamba(path: Path) -> Path:
     """Mamba and attention in turn."""
     own = {"attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 1, "mamba_d_state": 8, "mamba_dt_rank": 8}
     return checkpoint(path, JambaConfig(**sizes(64, 2, 2, **own), use_mamba_kernels=False), seed=7)
+
+
+def granite(path: Path) -> Path:
+    """Mamba 2 and attention in turn."""
+    own: dict[str, object] = {
+        "layer_types": ["mamba", "attention"], "shared_intermediate_size": 128, "num_local_experts": 0,
+        "num_experts_per_tok": 0, "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_chunk_size": 16,
+        "position_embedding_type": "rope",
+    }  # fmt: skip
+    return checkpoint(path, GraniteMoeHybridConfig(**sizes(64, 2, 2, **own)), seed=6)
 
 
 def mamba2(path: Path) -> Path:

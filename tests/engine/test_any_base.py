@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.engine
 
-KINDS = ("lfm2", "mamba2", "ngram", "eagle")
+KINDS = ("granite", "mamba2", "ngram", "draft", "eagle")
 PROMPTS = (list(range(3, 12)), list(range(50, 90)), [*range(20, 60), *range(20, 60)])
 TOLERANCE = 2e-3
 """On log-probs, in nats: kernels for float32 in another order."""
@@ -64,13 +64,16 @@ async def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
     from trimtab.engine.vllm_engine import VLLMEngine
 
     kind, root = request.param, tmp_path_factory.mktemp(request.param)
-    path = family.base(root / "base") if kind in ("ngram", "eagle") else getattr(family, kind)(root / "base")
+    path = family.base(root / "base") if kind in ("ngram", "draft", "eagle") else getattr(family, kind)(root / "base")
     options: dict[str, Any] = {
         "ngram": {"speculative_config": {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3}},
+        "draft": {"speculative_config": {"num_speculative_tokens": 2, "model": str(root / "draft")}},
         "eagle": {
             "speculative_config": {"method": "eagle", "num_speculative_tokens": 2, "model": str(root / "eagle")},
         },
     }.get(kind, {"block_size": None})
+    if kind == "draft":
+        family.llama(root / "draft")
     if kind == "eagle":
         family.eagle(root / "eagle", path)
     llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_args(str(path), {}, **{**OPTIONS, **options})))
@@ -143,7 +146,7 @@ async def test_every_search_that_needs_no_guide(served: Served, name: str) -> No
 
 
 async def test_what_only_the_composite_can_do_is_refused_with_the_reason(served: Served) -> None:
-    reason = "recurrent state" if served.kind in ("lfm2", "mamba2") else "speculat"
+    reason = "recurrent state" if served.kind in ("granite", "mamba2") else "speculat"
     sampling = Sampling(max_tokens=4, engine_params=SamplingParams())
     for refused, guides in ((sampling, {BASE: 0.5}), (replace(sampling, plausibility=0.1), {BASE: 1.0})):
         with pytest.raises(ValueError, match=f"cannot be had of this server's engine, for .*{reason}") as error:

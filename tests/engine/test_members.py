@@ -25,6 +25,7 @@ from tests.engine import family
 from tests.engine.conftest import OPTIONS
 from trimtab.decoders.protocols import BASE
 from trimtab.engine.errors import MemberError
+from trimtab.engine.launch import EngineSpec
 from trimtab.engine.members import (
     SALTED_CONNECTORS,
     Guide,
@@ -157,7 +158,7 @@ def test_without_guides_the_base_is_vllm_s_own_where_the_composite_cannot_run(me
     assert "obstacle" not in start(members, {})["hf_overrides"]["trimtab"]
 
 
-@pytest.mark.parametrize("kind", ["lfm2", "jamba", "mamba2", "idefics3"])
+@pytest.mark.parametrize("kind", ["granite", "jamba", "mamba2", "idefics3"])
 def test_bases_that_keep_more_than_keys_and_values(members, tmp_path, kind):
     """Refused beside guides with the reason, and served without any."""
     path = getattr(family, kind)(tmp_path / "base")
@@ -167,6 +168,22 @@ def test_bases_that_keep_more_than_keys_and_values(members, tmp_path, kind):
     shown = reason(engine_args(str(path), {}, **{**OPTIONS, "block_size": None}))
     assert why in shown
     assert str(tmp_path) not in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"speculative_config": {"method": "eagle", "num_speculative_tokens": 2}}, r"engine: .* speculative model"),
+        ({"speculative_config": {"method": "nonsense"}}, r"engine: Input should be 'ngram'"),
+        ({"speculative_config": {"method": "mtp", "num_speculative_tokens": 1}}, r"engine: Unsupported speculative"),
+        ({"max_num_batched_tokens": 20, "enable_chunked_prefill": False}, r"engine: max_num_batched_tokens \(20\) is"),
+    ],
+)
+def test_what_vllm_refuses_of_an_engine(members, options, message):
+    """As a refusal of the configuration, not as a trace."""
+    with pytest.raises(MemberError, match=f"^{message}") as refused:
+        EngineSpec(name=BASE, args=AsyncEngineArgs(**start(members, {}, **options)))
+    assert "pydantic" not in str(refused.value)
 
 
 def test_adapters_of_requests(members, tmp_path):
