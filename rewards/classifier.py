@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from trimtab.rewards.conversation import spell_out_response
 from trimtab.rewards.model_input import CHAT, Format, InputEncoder, Truncate
 from trimtab.rewards.protocols import Pooler, Question, Response
 
@@ -56,5 +57,7 @@ class Classifier:
 
     async def __call__(self, question: Question, responses: Sequence[Response]) -> list[list[float]]:
         """[N, K]; raises ValueError for a conversation that the model cannot read."""
-        encode = self.encoder.encode_whole if self.turn == "closed" else self.encoder.encode_prefix
-        return await self.pooler.score([encode(question, response.text) for response in responses])
+        if self.turn == "closed":
+            return await self.pooler.score([self.encoder.encode_whole(question, response) for response in responses])
+        texts = [spell_out_response(response) for response in responses]
+        return await self.pooler.score([self.encoder.encode_prefix(question, text) for text in texts])

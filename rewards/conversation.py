@@ -16,6 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from trimtab.rewards.protocols import Response
+
 Message = Mapping[str, Any]
 
 RESULT = "tool"
@@ -25,6 +27,22 @@ RESULT = "tool"
 def has_calls(messages: Sequence[Message]) -> bool:
     """Whether tools are called in a conversation, or answer."""
     return any("tool_calls" in message or message["role"] == RESULT for message in messages)
+
+
+def as_message(response: Response) -> Message:
+    """The assistant's message that a response is. Its calls have ids as strict templates want them: nine letters and
+    digits."""
+    calls = [
+        {"id": f"call{i:05}", "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+        for i, call in enumerate(response.calls, 1)
+    ]
+    return {"role": "assistant", "content": response.text} | ({"tool_calls": calls} if calls else {})
+
+
+def spell_out_response(response: Response) -> str:
+    """Its text, calls included."""
+    [turn] = spell_out_calls([as_message(response)])
+    return turn["content"]
 
 
 def parse_arguments(call: Message) -> Any:

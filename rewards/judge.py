@@ -35,7 +35,7 @@ from pydantic import Field
 
 from trimtab.decoders.protocols import BASE
 from trimtab.decoders.shared.gather import gather_or_cancel
-from trimtab.rewards.conversation import spell_out
+from trimtab.rewards.conversation import spell_out, spell_out_response
 from trimtab.rewards.protocols import Host, Question, Record, Response, RewardError, ignore
 from trimtab.rewards.turns import gather_in_turn
 
@@ -232,7 +232,7 @@ class Judge:
         odds = await gather_in_turn(
             question.turns,
             (
-                partial(self._log_odds, conversation, response.text, principle, order, question.record)
+                partial(self._log_odds, conversation, spell_out_response(response), principle, order, question.record)
                 for response in responses
                 for principle in self.principles.values()
                 for order in ORDERS

@@ -24,13 +24,15 @@ from trimtab.rewards.conversation import (
     RESULT,
     Message,
     as_dialogue,
+    as_message,
     has_calls,
     parse_arguments,
     spell_out,
     spell_out_calls,
+    spell_out_response,
     spell_out_tools,
 )
-from trimtab.rewards.protocols import Question
+from trimtab.rewards.protocols import Question, Response
 
 CHAT = "chat"
 """The reward model's own chat template, which ArmoRM (arXiv 2406.12845) uses as it is."""
@@ -78,21 +80,24 @@ class InputEncoder:
         elif re.findall(r"\{(prompt|response)\}", self._template) != ["prompt", "response"]:
             raise ValueError(f"{self.name}: no format {self.format!r}; valid: {self._forms(CHAT)}")
 
-    def encode_whole(self, question: Question, response: str) -> list[int]:
+    def encode_whole(self, question: Question, response: Response) -> list[int]:
         """The conversation and the response as the assistant's whole turn, with what the format puts after it.
 
         An unfinished response is encoded the same way, since reward models are trained on whole turns. Raises
         ValueError for a conversation that the model's template refuses, and for one that is too long.
         """
         messages, tools = self._arrange(question)
-        if self._contains_special(*find_client_texts(messages, tools), response):
-            before, after = self.encode_context(question)
-            tokens = [*before, *self.encode_verbatim(response), *after]
+        turn = self._arrange_response(question, response)
+        text, calls = turn["content"], turn.get("tool_calls", ())
+        if self._contains_special(*find_client_texts([*messages, turn], tools)):
+            before, after = self.encode_context(question, calls)
+            tokens = [*before, *self.encode_verbatim(text), *after]
         else:
-            tokens = self._encode(self._render(messages, tools, response), framed=True)
+            tokens = self._encode(self._render([*messages, turn], tools), framed=True)
         if len(tokens) <= self.limit:
             return tokens
-        return self.truncate(tokens, suffix=len(self.encode_verbatim(response)) + len(self.encode_context(question)[1]))
+        after = self.encode_context(question, calls)[1]
+        return self.truncate(tokens, suffix=len(self.encode_verbatim(text)) + len(after))
 
     def encode_prefix(self, question: Question, response: str) -> list[int]:
         """The conversation and the response as the start of the assistant's turn; raises as `encode_whole` does."""
@@ -100,12 +105,15 @@ class InputEncoder:
         response_ids = self.encode_verbatim(response)
         return self.truncate([*before, *response_ids], suffix=len(response_ids) + 1)
 
-    def encode_context(self, question: Question) -> tuple[list[int], list[int]]:
-        """The tokens before the response, and those after it."""
+    def encode_context(self, question: Question, calls: Sequence[Message] = ()) -> tuple[list[int], list[int]]:
+        """The tokens before the text of a response that makes these calls, and those after it."""
         messages, tools = self._arrange(question)
         head, tail = self._frame
-        if not self._contains_special(*find_client_texts(messages, tools)):
-            before, _, after = self._render(messages, tools, MARK).rpartition(MARK)
+        beside = {"role": "assistant", **({"tool_calls": calls} if calls else {})}
+        special = self._contains_special(*find_client_texts([*messages, beside], tools))
+        if not special and not any(MARK in text for text in find_texts(calls)):
+            turns = [*messages, {**beside, "content": MARK}]
+            before, _, after = self._render(turns, tools).rpartition(MARK)
             return [*head, *self._encode(before)], [*self._encode(after), *tail]
         # No special token of the client's, and no mark, is in what is rendered here, so none can pass for one.
         texts: list[str] = []
@@ -123,15 +131,18 @@ class InputEncoder:
             content = (mark_special if has_calls([message]) else mark)(message["content"])
             return {**change_texts(others, mark_special), "content": content}
 
+        def encode_marked(rendered: str) -> list[int]:
+            first, *rest = re.split(f"{MARK}(\\d+){MARK}", rendered)
+            tokens = self._encode(first)
+            for i, literal in zip(rest[::2], rest[1::2], strict=True):
+                tokens += [*self.encode_verbatim(texts[int(i)]), *self._encode(literal)]
+            return tokens
+
         marked = [mark_message(message) for message in messages]
-        tools = change_texts(tools, mark_special)
+        tools, beside = change_texts(tools, mark_special), change_texts(beside, mark_special)
         last = f"{MARK}{len(texts)}{MARK}"
-        before, _, after = self._render(marked, tools, last).rpartition(last)
-        first, *rest = re.split(f"{MARK}(\\d+){MARK}", before)
-        tokens = [*head, *self._encode(first)]
-        for i, literal in zip(rest[::2], rest[1::2], strict=True):
-            tokens += [*self.encode_verbatim(texts[int(i)]), *self._encode(literal)]
-        return tokens, [*self._encode(after), *tail]
+        before, _, after = self._render([*marked, {**beside, "content": last}], tools).rpartition(last)
+        return [*head, *encode_marked(before)], [*encode_marked(after), *tail]
 
     def encode_verbatim(self, text: str) -> list[int]:
         """The text as plain characters: a special token spelt out in it does not become one."""
@@ -167,23 +178,32 @@ class InputEncoder:
         messages, tools = list(question.messages), list(question.tools)
         if not tools and not has_calls(messages):
             return messages, tools
-        reading = TemplateReading.of(self.tokenizer.get_chat_template(tools=tools or None))
+        reading = self._read_template(tools)
         if reading.calls:
             messages = [parse_calls(message) for message in messages]
         elif has_calls(messages):
             messages = list(as_dialogue(spell_out_calls(messages)))
         return (messages, tools) if reading.tools else (spell_out_tools(messages, tools), [])
 
-    def _render(self, messages: Messages, tools: Sequence[Message], response: str) -> str:
+    def _arrange_response(self, question: Question, response: Response) -> Message:
+        """The response as the format reads it."""
+        if response.calls and self.format == CHAT and self._read_template(question.tools).calls:
+            return parse_calls(as_message(response))
+        return {"role": "assistant", "content": spell_out_response(response)}
+
+    def _read_template(self, tools: Sequence[Message]) -> TemplateReading:
+        return TemplateReading.of(self.tokenizer.get_chat_template(tools=list(tools) or None))
+
+    def _render(self, turns: Messages, tools: Sequence[Message]) -> str:
+        """The conversation and the response, which is the last turn."""
         if self.format != CHAT:
             first, _, rest = self._template.partition("{prompt}")
             between, _, last = rest.partition("{response}")
-            return f"{first}{as_prompt(messages)}{between}{response}{last}"
-        turns = [*messages, {"role": "assistant", "content": response}]
+            return f"{first}{as_prompt(turns[:-1])}{between}{turns[-1]['content']}{last}"
         options: dict[str, Any] = {"tools": list(tools)} if tools else {}
         try:
             text: str = self.tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=False, **options
+                list(turns), tokenize=False, add_generation_prompt=False, **options
             )
         except TemplateError as error:
             raise ValueError(f"{self.name}: the reward model's chat template refuses this: {error}") from error

@@ -24,6 +24,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from trimtab.rewards.conversation import spell_out_response
 from trimtab.rewards.model_input import CHAT, Format, InputEncoder, Truncate
 from trimtab.rewards.protocols import Pooler, Question, Response, RewardError
 from trimtab.rewards.transforms import sigmoid
@@ -95,7 +96,7 @@ class Process:
     async def __call__(self, question: Question, responses: Sequence[Response]) -> list[list[float]]:
         """[N, 1]; raises ValueError for a conversation that the model cannot read."""
         before, _ = self.encoder.encode_context(question)
-        encoded = [self._encode_steps(response.text) for response in responses]
+        encoded = [self._encode_steps(spell_out_response(response)) for response in responses]
         inputs = [self.encoder.truncate([*before, *tokens], suffix=len(tokens) + 1) for tokens, _ in encoded]
         scores = await self.pooler.score_tokens(inputs)
         if [len(rows) for rows in scores] != [len(tokens) for tokens in inputs]:

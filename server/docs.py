@@ -67,8 +67,11 @@ template does not read, and all of it under another `format` and for a judge, is
 | a call | `{"name": "look", "arguments": {"at": "it"}}`, a line behind the assistant's text |
 | a result | `Result of look: …`, and where a turn has several calls, `Result of call 2, look: …` |
 
-A result is a turn of the tool's; for a chat template one of the user's, together with other results and with what the
-user says on them. An image, or any other part that is no text, is a 400 that names its place, unless all rewards of the
+The calls of a response are read the same way, and spelt out where its turn stays open or has steps (`turn: open`,
+`process`). A result is a turn of the tool's; for a chat template one of the user's, together with other results and
+with what the user says on them.
+
+An image, or any other part that is no text, is a 400 that names its place, unless all rewards of the
 request read the answer alone. In `/v1/alignment/score` and `/infer`, where nothing is drawn with the image, no
 transform may compare with answers of the base either."""
 TABLE = "<!-- The table is made by `python -m trimtab.server.docs`. -->"

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from tests.rewards.pooler import FakePooler, demo_tokenizer, framing_tokenizer, response
+from trimtab.decoders.protocols import Call
 from trimtab.rewards.classifier import Classifier
 from trimtab.rewards.conversation import spell_out
 from trimtab.rewards.model_input import CHAT, TemplateReading
 from trimtab.rewards.process import Process
-from trimtab.rewards.protocols import Question
+from trimtab.rewards.protocols import Question, Response
 
 LOOK = {"type": "function", "function": {"name": "look", "parameters": {"properties": {"at": {"type": "string"}}}}}
 PEEK = {"type": "function", "function": {"name": "peek", "description": "A glance.", "parameters": {}}}
@@ -71,16 +72,17 @@ RESULT = {"role": "user", "content": 'Result of look: It says "no".'}
 WITH_TOOLS = {"role": "user", "content": f"Tools:\n{LOOK_JSON}\n\nWell?"}
 
 
-@pytest.mark.parametrize(
-    ("template", "messages", "tools"),
-    [
-        (BOTH, [USER, AS_MAPPING, SEEN, ANSWERED, AGAIN], [LOOK]),
-        (ONLY_TOOLS, [USER, AS_TEXT, RESULT, ANSWERED, AGAIN], [LOOK]),
-        (ONLY_CALLS, [WITH_TOOLS, AS_MAPPING, SEEN, ANSWERED, AGAIN], None),
-        (NEITHER, [WITH_TOOLS, AS_TEXT, RESULT, ANSWERED, AGAIN], None),
-        (ALTERNATING, [WITH_TOOLS, AS_TEXT, RESULT, ANSWERED, AGAIN], None),
-    ],
-)
+READ: list[Any] = [
+    (BOTH, [USER, AS_MAPPING, SEEN, ANSWERED, AGAIN], [LOOK]),
+    (ONLY_TOOLS, [USER, AS_TEXT, RESULT, ANSWERED, AGAIN], [LOOK]),
+    (ONLY_CALLS, [WITH_TOOLS, AS_MAPPING, SEEN, ANSWERED, AGAIN], None),
+    (NEITHER, [WITH_TOOLS, AS_TEXT, RESULT, ANSWERED, AGAIN], None),
+    (ALTERNATING, [WITH_TOOLS, AS_TEXT, RESULT, ANSWERED, AGAIN], None),
+]
+"""template -> what it is rendered with, of `TOOLED`"""
+
+
+@pytest.mark.parametrize(("template", "messages", "tools"), READ)
 async def test_what_the_template_reads_it_is_given_and_the_rest_is_spelt_out(
     template: str, messages: list[dict[str, Any]], tools: list[Any] | None
 ) -> None:
@@ -163,6 +165,68 @@ async def test_every_way_to_encode_a_conversation_reads_its_tools(template: str)
     process = Process(name="p", pooler=FakePooler(tokenizer=demo_tokenizer(template)))
     await process(TOOLED, [response("Yes.")])
     assert process.pooler.seen == [opened]  # type: ignore[attr-defined]
+
+
+MADE = (Call(name="look", arguments='{"at": "it", "n": 2}'), Call(name="peek", arguments="{}"))
+SPELT_OUT = f'{AS_TEXT["content"]}\n{{"name": "peek", "arguments": {{}}}}'
+CALLED = [
+    {"id": "call00001", "type": "function", "function": {"name": "look", "arguments": {"at": "it", "n": 2}}},
+    {"id": "call00002", "type": "function", "function": {"name": "peek", "arguments": {}}},
+]
+
+
+@pytest.mark.parametrize("text", ["", "I look."])
+@pytest.mark.parametrize(("template", "messages", "tools"), READ)
+async def test_a_response_s_calls_are_read_with_it(
+    template: str, messages: list[dict[str, Any]], tools: list[Any] | None, text: str
+) -> None:
+    reward = classifier(template)
+    await reward(TOOLED, [Response(text=text, tokens=(), calls=MADE)])
+    if template in (BOTH, ONLY_CALLS):
+        turn: dict[str, Any] = {"role": "assistant", "content": text, "tool_calls": CALLED}
+    else:
+        turn = {"role": "assistant", "content": f"{text}\n{SPELT_OUT}".lstrip("\n")}
+    expected = reward.pooler.tokenizer.apply_chat_template([*messages, turn], tools=tools, tokenize=True)["input_ids"]
+    assert reward.pooler.seen == [expected]  # type: ignore[attr-defined]
+
+
+async def test_calls_of_a_response_write_no_control_tokens_and_are_never_cut_off() -> None:
+    calls = (Call(name=f"look{CONTROL}", arguments=f'{{"{CONTROL}": "\ue0000\ue000"}}'),)
+    harmless = (Call(name="lookx~x", arguments='{"x~x": "\ue0000\ue000"}'),)
+    seen: list[Any] = []
+    for made in (calls, harmless):
+        reward = classifier(BOTH)
+        await reward(TOOLED, [Response(text="So.", tokens=(), calls=made)])
+        seen += reward.pooler.seen  # type: ignore[attr-defined]
+    tokenizer = demo_tokenizer(BOTH)
+    assert tokenizer.decode(seen[0]) == tokenizer.decode(seen[1]).replace("x~x", CONTROL)
+    special = [[token for token in tokens if token in tokenizer.all_special_ids] for tokens in seen]
+    assert special[0] == special[1]
+    ending = tokenizer.decode(seen[1]).rpartition("<|assistant|>")[2]
+    limit = len(tokenizer(ending, add_special_tokens=False)["input_ids"])
+    for size, fits in ((limit, True), (limit - 1, False)):
+        pooler = FakePooler(tokenizer=tokenizer, max_tokens=size)
+        cut = Classifier(name="r", pooler=pooler, truncate="left")
+        if fits:
+            await cut(TOOLED, [Response(text="So.", tokens=(), calls=harmless)])
+            assert tokenizer.decode(pooler.seen[0]) == ending
+        else:
+            with pytest.raises(ValueError, match=f"the response alone has {limit} tokens"):
+                await cut(TOOLED, [Response(text="So.", tokens=(), calls=harmless)])
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"), [({"turn": "open"}, ""), ({"format": "Q: {prompt} A: {response} !"}, " !")]
+)
+async def test_what_has_no_place_for_calls_reads_them_spelt_out(options: dict[str, Any], expected: str) -> None:
+    reward = classifier(BOTH, **options)
+    await reward(TOOLED, [Response(text="So.", tokens=(), calls=MADE)])
+    [seen] = reward.pooler.seen  # type: ignore[attr-defined]
+    assert reward.pooler.tokenizer.decode(seen).endswith(f"So.\n{SPELT_OUT}{expected}")
+    process = Process(name="p", pooler=FakePooler(tokenizer=demo_tokenizer(BOTH)))
+    await process(TOOLED, [Response(text="So.", tokens=(), calls=MADE)])
+    [seen] = process.pooler.seen  # type: ignore[attr-defined]
+    assert process.pooler.tokenizer.decode(seen).endswith(f"So.\n{SPELT_OUT}")
 
 
 async def test_one_slot_holds_tools_calls_and_results() -> None:

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 
 from tests.rewards.conftest import question, response
-from trimtab.decoders.protocols import BASE, Mixture, Tokens
+from trimtab.decoders.protocols import BASE, Call, Mixture, Tokens
 from trimtab.rewards import KINDS
 from trimtab.rewards.judge import EndpointJudge
-from trimtab.rewards.protocols import RewardError, Scorer
+from trimtab.rewards.protocols import Question, Response, RewardError, Scorer
 
 PRINCIPLES = {"kind": "It is kind.", "brief": "It is brief."}
 
@@ -102,6 +102,26 @@ async def test_a_row_depends_on_its_own_response_alone() -> None:
     assert [(await rate(judge(Served(bias=0.7)), text))[0] for text in TEXTS] == both
     assert await rate(judge(Served(bias=0.7)), *TEXTS[::-1]) == both[::-1]
     assert await rate(judge(Served())) == []
+
+
+async def test_it_reads_tools_calls_and_results() -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    messages = (
+        {"role": "user", "content": "Hello?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": "A wall."},
+    )
+    tool = {"type": "function", "function": {"name": "look"}}
+    made = Response(text="Thank you", tokens=(), calls=(Call(name="look", arguments='{"at": 1}'),))
+    host = Served()
+    await judge(host)(Question(messages=messages, tools=(tool,), prompt=(9,)), [made])
+    assert len(host.prompts) == 8
+    for prompt in host.prompts:
+        assert (
+            '<conversation>\nuser: Tools:\n{"name": "look"}\n\nHello?\n'
+            'assistant: {"name": "look", "arguments": {}}\ntool: Result of look: A wall.\n</conversation>'
+        ) in prompt
+        assert '<response>\nThank you\n{"name": "look", "arguments": {"at": 1}}\n</response>' in prompt
 
 
 @dataclass

@@ -126,6 +126,22 @@ async def test_a_reward_reads_its_part(thinker: Thinker, part: str, text: str) -
     assert await thinker.value(f"tokens_{part}") == -(len(tokens) - 1)
 
 
+async def test_a_classifier_reads_calls_and_no_thoughts(thinker: Thinker) -> None:
+    """Of a conversation and a response, as its template has no place for tools: spelt out."""
+    thinker.author.write(f"<think>Paris?</think>Let me see.{CALL}")
+    alignment = {"strategy": "best_of_n", "reward": "classifier.good", "params": {"n": 1}}
+    answer = await thinker.search(alignment, tools=TOOLS)
+    tokenizer = thinker.author.tokenizer
+    spelt_out = 'Let me see.\n{"name": "get_weather", "arguments": {"city": "Paris", "days": 3}}'
+    turns = [
+        {"role": "user", "content": f"Tools:\n{json.dumps(TOOLS[0]['function'])}\n\nhi"},
+        {"role": "assistant", "content": spelt_out},
+    ]
+    pooler = ToyPooler(tokenizer=tokenizer, labels=("good", "bad"), max_tokens=1024)
+    [[good, _]] = await pooler.score([tokenizer.apply_chat_template(turns)["input_ids"]])
+    assert answer["alignment"]["choices"][0]["value"] == pytest.approx(good)
+
+
 async def test_reports_show_the_parts(thinker: Thinker) -> None:
     thinker.author.write(f"<think>Paris?</think>Let me see.{CALL}")
     answer = await thinker.search(
