@@ -450,10 +450,13 @@ class RequestReader:
             raise ApiError("the request does not have the shape that this path reads") from None
 
     def _convert_messages(self, parsed: AnthropicMessagesRequest) -> ChatCompletionRequest:
-        """vLLM's chat request for a request of Anthropic's."""
+        """vLLM's chat request for a request of Anthropic's; how thoughts are switched off it knows from the first that
+        does."""
         serving = self.app.state.anthropic_serving_messages
         chat: ChatCompletionRequest = serving.to_chat_completion_request(
-            parsed, merge_inline_system=serving._merge_inline_system
+            parsed,
+            merge_inline_system=serving._merge_inline_system,
+            disabled_thinking_effort=serving._disabled_thinking_effort or "none",
         )
         return chat
 

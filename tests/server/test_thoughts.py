@@ -38,15 +38,21 @@ TOOLS = [
 ]
 
 
+PATHS = {
+    "/v1/chat/completions": {"messages": HI},
+    "/v1/completions": {"prompt": "hi"},
+    "/v1/responses": {"input": "hi"},
+    "/v1/messages": {"messages": HI, "max_tokens": 900},
+}
+
+
 @dataclass(frozen=True)
 class Thinker:
     http: httpx.AsyncClient
     author: Author
 
     async def search(self, alignment: Mapping[str, Any], path: str = "/v1/chat/completions", **more: Any) -> Any:
-        body = {"model": "toy", "seed": 1, "alignment": dict(alignment), **more}
-        body |= {"prompt": "hi"} if path == "/v1/completions" else {"messages": HI}
-        answer = await self.http.post(path, json=body)
+        answer = await self.http.post(path, json={"model": "toy", "alignment": dict(alignment), **PATHS[path], **more})
         assert answer.status_code == 200, answer.text
         return answer.json()
 
@@ -175,14 +181,17 @@ async def test_an_answer_that_never_began_is_not_chosen_where_another_ended(thin
     assert answer["choices"][0]["message"]["content"] == "aa b"
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
-async def test_bare_prompts_are_read_alike(thinker: Thinker, path: str) -> None:
-    wish = {"strategy": "best_of_n", "reward": "on_answer", "params": {"n": 1}}
-    thinker.author.write("<think>de</think>abc")
-    assert (await thinker.search(wish, path))["alignment"]["choices"][0]["value"] == -2
-    if path == "/v1/completions":  # what has no mark of thoughts has none
-        thinker.author.write("abcd")
-        assert (await thinker.search(wish, path))["alignment"]["choices"][0]["value"] == -3
+@pytest.mark.parametrize("path", PATHS)
+async def test_every_path_is_read_alike(thinker: Thinker, path: str) -> None:
+    wish = {"strategy": "best_of_n", "reward": "on_answer", "params": {"n": 2}}
+    thinker.author.write("<think>d</think>abcdef", "<think>defghi</think>abc")
+    answer = await thinker.search(wish, path)
+    assert answer["alignment"]["choices"][0]["value"] == -2
+    thinker.author.write(
+        "abcd"
+    )  # without a mark: of a bare prompt an answer, and elsewhere thoughts, as for the client
+    answer = await thinker.search(wish, path)
+    assert answer["alignment"]["choices"][0]["value"] == (-3 if path == "/v1/completions" else -1)
 
 
 TEXTS = st.text(st.sampled_from('ab 1.{}"\n,é'), min_size=1, max_size=24)
