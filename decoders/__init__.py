@@ -9,12 +9,13 @@ from typing import Any, Literal
 from trimtab.decoders.protocols import BASE, Sampling, UnsupportedSampling
 from trimtab.decoders.registry import Entry
 
-Draws = Literal["stream", "whole", "pieces"]
+Draws = Literal["stream", "whole", "pieces", "readings"]
 """How a strategy's answers come about:
 
 "stream"  the engine's own stream, passed on as it comes
 "whole"   the engine's own answers, whole, of which some are chosen
-"pieces"  tokens that the strategy puts together; nothing of an answer but its tokens reaches the next piece
+"pieces"  pieces of an answer, each drawn behind those before it; nothing but their tokens reaches the client
+"readings"  pieces too, where the model's distributions are read, which no mask or penalty of the engine's changes
 """
 
 GUIDE, OTHER = "{guide}", "{other}"
@@ -46,11 +47,14 @@ class StrategyEntry(Entry):
 
     def check_sampling(self, name: str, sampling: Sampling) -> None:
         """Raises ValueError for sampling that answers drawn this way would not carry out."""
-        if self.draws != "pieces":
+        if self.draws not in ("pieces", "readings"):
             return
-        if sampling.constrained:
-            message = "penalties, grammars, min_tokens and the like cannot be carried on from the middle of an answer"
+        if self.draws == "readings" and (sampling.constrained or sampling.restarts):
+            message = "penalties, grammars, min_tokens and the like would change what it reads of the model"
             raise UnsupportedSampling(f"strategy {name!r}: {message}")
+        if sampling.restarts:
+            message = f"{' and '.join(sampling.restarts)} cannot be carried on from the middle of an answer"
+            raise UnsupportedSampling(f"strategy {name!r}: {message}", names=sampling.restarts)
         if sampling.logprobs:
             raise ValueError(
                 f"strategy {name!r} cannot be combined with logprobs: an answer is drawn in several pieces"
@@ -67,7 +71,7 @@ STRATEGIES: dict[str, StrategyEntry] = {
         target="trimtab.decoders.args:Args",
         paper="2402.01694",
         takes=_search,
-        draws="pieces",
+        draws="readings",
         shows=_trace,
         example={"params": {"k": 3, "weight": 0.5}},
         neutral={"params": {"weight": 0.0}},
@@ -213,7 +217,7 @@ STRATEGIES: dict[str, StrategyEntry] = {
         target="trimtab.decoders.segments:Segments",
         paper="2406.16306",
         takes=_search,
-        draws="pieces",
+        draws="readings",
         example={"params": {"entropy": 1.0, "block": 4, "beta": 0.5, "target": 1.0, "rise": 4, "tries": 3}},
         neutral={"params": {"tries": 1}},
     ),
@@ -241,7 +245,7 @@ STRATEGIES: dict[str, StrategyEntry] = {
         target="trimtab.decoders.transfer_q:TransferQ",
         paper="2405.20495",
         takes=_search,
-        draws="pieces",
+        draws="readings",
         shows=_trace,
         example={"params": {"k": 3, "horizon": 4, "min_p": 0.1, "baseline": {GUIDE: 1.0}, "rollout_temperature": 0.0}},
         neutral={"params": {"k": 1}},

@@ -78,6 +78,11 @@ class Sampling:
     costs a reading of its own, so whole answers cost less than streams, and its tokens count as scored."""
     constrained: bool = False
     """Whether `engine_params` changes the distribution too (min-p, penalties, logit bias, grammar)."""
+    begun: int = 0
+    """How many tokens at the prompt's end are the answer's already: what reads an answer from its beginning, as a
+    grammar does, begins with them."""
+    restarts: tuple[str, ...] = ()
+    """What of `engine_params` does not, and would start anew behind them."""
 
     @property
     def exact(self) -> bool:
@@ -165,10 +170,12 @@ class UnsupportedSampling(ValueError):
     """Sampling that a strategy does not carry out; raised before anything is drawn, so that what of it are the model's
     defaults, and nobody's wish, can be left out."""
 
-    def __init__(self, message: str, *, inexact: bool = False) -> None:
+    def __init__(self, message: str, *, inexact: bool = False, names: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.inexact = inexact
         """Whether temperature, top-k and top-p stand in the way too, or penalties and the like alone."""
+        self.names = names
+        """The parameters that stand in the way; empty: all of those."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

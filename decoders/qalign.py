@@ -237,7 +237,8 @@ class QAlign:
 
         async def drawn(prefix: Tokens, seed: int | None) -> State:
             """(2), and its reward unless a budget or deadline came first, or the context had no room for a token."""
-            suffix = replace(sampling, max_tokens=sampling.max_tokens - len(prefix), stream=False, seed=seed)
+            left = sampling.max_tokens - len(prefix)
+            suffix = replace(sampling, max_tokens=left, stream=False, seed=seed, begun=len(prefix))
             tokens, finish = list(prefix), ""
             async with aclosing(engine.generate([*prompt, *prefix], suffix, n=1, guides=self.guides)) as chunks:
                 async for chunk in chunks:

@@ -194,9 +194,8 @@ class GrowingAnswer:
         while finish is None:
             whole = self.proposals == 0  # the request's own draw, as far as it is followed
             left = sampling.max_tokens - len(tokens)
-            part = replace(
-                sampling, max_tokens=left if whole else min(strategy.block, left), stream=whole, seed=next(self.seeds)
-            )
+            limit = left if whole else min(strategy.block, left)
+            part = replace(sampling, max_tokens=limit, stream=whole, seed=next(self.seeds), begun=len(tokens))
             full = len(tokens) + part.max_tokens
             async with aclosing(engine.generate([*self.prompt, *tokens], part, n=1, guides=strategy.guides)) as chunks:
                 async for chunk in chunks:

@@ -141,9 +141,8 @@ class SpeculativeRejection:
         async def longer(c: Candidate) -> Candidate:
             if not is_running(c, here):
                 return c
-            segment = replace(
-                sampling, max_tokens=length - here, stream=False, seed=derive_seed(sampling.seed, c.index, here)
-            )
+            seed = derive_seed(sampling.seed, c.index, here)
+            segment = replace(sampling, max_tokens=length - here, stream=False, seed=seed, begun=here)
             async with aclosing(engine.generate([*prompt, *c.tokens], segment, n=1, guides=self.guides)) as chunks:
                 drawn = [replace(chunk, engine_output=None) async for chunk in chunks]
             before = [replace(piece, finish=None, engine_output=None) for piece in c.pieces]

@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
+from vllm.config import VllmConfig
 from vllm.engine.protocol import EngineClient
 from vllm.outputs import CompletionOutput, RequestOutput, SamplingMask
 from vllm.sampling_params import RequestOutputKind, SamplingParams
@@ -57,9 +58,17 @@ def as_sampling(params: SamplingParams) -> Sampling:
         or params.min_tokens
         or params.ignore_eos
         or params.structured_outputs
-        or params.thinking_token_budget
+        or params.thinking_token_budget is not None
         or params.watermarking
     )
+    restarts = {
+        "presence_penalty": params.presence_penalty,
+        "frequency_penalty": params.frequency_penalty,
+        "bad_words": params.bad_words,
+        "min_tokens": params.min_tokens and params.stop,  # stop strings are looked for behind so many alone
+        "repetition_detection": params.repetition_detection,
+        "watermarking": params.watermarking,
+    }
     return Sampling(
         max_tokens=params.max_tokens or 1,
         temperature=params.temperature,
@@ -72,7 +81,15 @@ def as_sampling(params: SamplingParams) -> Sampling:
         logprobs=params.logprobs is not None or params.prompt_logprobs is not None,
         engine_params=params,
         constrained=bool(constrained),
+        restarts=tuple(name for name, value in restarts.items() if value),
     )
+
+
+def carries_thoughts(config: VllmConfig) -> bool:
+    """Whether a thinking budget goes on behind a beginning. vLLM counts the thoughts that a prompt ends with; but where
+    it ends them with several tokens, its V1 runner writes them from the first one again at each draw."""
+    end = config.reasoning_config and config.reasoning_config.reasoning_end_token_ids
+    return bool(config.use_v2_model_runner) or not end or len(end) == 1
 
 
 def stop_strings(params: SamplingParams) -> tuple[str, ...]:
@@ -146,7 +163,7 @@ class AlignedClient:
         answers: dict[int, RequestOutput] = {}
         run.usage.prompt += len(tokens)
         relax = partial(self._leave_out_defaults, run)
-        async with aclosing(run.execute(tokens, as_sampling(params), engine, n=n, relax=relax)) as chunks:
+        async with aclosing(run.execute(tokens, self._as_sampling(params), engine, n=n, relax=relax)) as chunks:
             async for chunk in chunks:
                 choice = first + chunk.index
                 run.record(choice, with_parts(chunk, partial(run.parts, tokens)))
@@ -192,13 +209,21 @@ class AlignedClient:
         names = [
             name
             for name in (NEUTRAL if refusal.inexact else PENALTIES)
-            if name in self._defaults.keys() - run.written and getattr(params, name) != NEUTRAL[name]
+            if name in (refusal.names or NEUTRAL)
+            and name in self._defaults.keys() - run.written
+            and getattr(params, name) != NEUTRAL[name]
         ]
         for name in names:
             why = f"a default of {self._defaults[name]} that the request does not name: {refusal}"
             run.warnings.append(f"{name}={getattr(params, name):g} is left out, {why}")
             setattr(params, name, NEUTRAL[name])
-        return as_sampling(params) if names else None
+        return self._as_sampling(params) if names else None
+
+    def _as_sampling(self, params: SamplingParams) -> Sampling:
+        sampling = as_sampling(params)
+        if params.thinking_token_budget is None or carries_thoughts(self.inner.vllm_config):
+            return sampling
+        return replace(sampling, restarts=(*sampling.restarts, "thinking_token_budget"))
 
 
 EngineClient.register(AlignedClient)

@@ -47,10 +47,14 @@ def register() -> None:
     from vllm.distributed.device_communicators import shm_broadcast
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
     from vllm.platforms import current_platform
+    from vllm.v1.structured_output import StructuredOutputManager
+
+    from trimtab.engine.structured_outputs import create_grammar
 
     if ARCHITECTURE not in ModelRegistry.get_supported_archs():
         ModelRegistry.register_model(ARCHITECTURE, "trimtab.engine.composite:Composite")
     MODELS_CONFIG_MAP[ARCHITECTURE] = BaseHooks
+    StructuredOutputManager._create_grammar = create_grammar
     if current_platform.is_cpu():
         shm_broadcast.sched_yield = nap
 

@@ -1,8 +1,11 @@
-"""How large a grammar may be that an answer must follow.
+"""Grammars that answers must follow: how large they may be, and how they go on behind what is drawn already.
 
 vLLM compiles grammars in the engine's process, few at a time and with no end set to it, and every step fills a mask
 from each: one schema of a megabyte holds up whoever wants a grammar. What is wrong with references is refused here,
 because the compiler takes `{"$ref": "#"}` for a grammar.
+
+A grammar of vLLM's begins where a request's prompt ends. A search that draws an answer piece by piece has the pieces so
+far at its prompt's end, so in the engine's core `create_grammar` takes the place of vLLM's own, and reads them first.
 """
 
 from __future__ import annotations
@@ -10,12 +13,22 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import SamplingParams
+from vllm.v1.request import Request
+from vllm.v1.structured_output import StructuredOutputManager
+from vllm.v1.structured_output.backend_types import StructuredOutputGrammar
+
+_create_grammar = StructuredOutputManager._create_grammar
+
+BEGUN = "trimtab.begun"
+"""In `SamplingParams.extra_args`: how many tokens at the prompt's end are the answer's already, in four bytes. No
+client can set it: bytes cannot be written in JSON."""
 
 DATA = ("const", "default", "enum", "example", "examples")
 """Keys of a schema that hold data, in which nothing is a schema."""
@@ -26,6 +39,23 @@ RULE = re.compile(r"::=|^\s*[?!]?\w+(?:\.\d+)?\s*:(?!:)", re.MULTILINE)
 """The head of a rule, in EBNF or in Lark's form."""
 TAG_LEVELS = 12
 """Levels of a structural tag above the schemas in it."""
+
+
+def create_grammar(manager: StructuredOutputManager, request: Request) -> StructuredOutputGrammar:
+    """In place of `StructuredOutputManager._create_grammar`: the grammar of a request, as it is behind what is drawn.
+
+    What of that is a thought, which no grammar reads, vLLM tells as it would have while it was drawn.
+    """
+    grammar = _create_grammar(manager, request)
+    begun = int.from_bytes((request.sampling_params.extra_args or {}).get(BEGUN, b""))
+    if begun:
+        before, wish = copy(request), copy(request.structured_output_request)
+        before.prompt_token_ids, before.structured_output_request = request.prompt_token_ids[:-begun], wish
+        wish.grammar = grammar
+        if not manager.accept_tokens(before, request.prompt_token_ids[-begun:]):
+            raise ValueError("the answer so far does not follow its grammar")
+        request.structured_output_request.reasoning_ended = wish.reasoning_ended
+    return grammar
 
 
 @dataclass(frozen=True, kw_only=True)

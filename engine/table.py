@@ -24,6 +24,7 @@ from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor
 
 from trimtab.engine.mixture import DISTRIBUTION, NEG_INF, PLAUSIBILITY, SCALAR
 from trimtab.engine.plugin import FIELD
+from trimtab.engine.structured_outputs import BEGUN
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -169,8 +170,9 @@ class RowWriter(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore[misc]
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
-        if not isinstance((sampling_params.extra_args or {}).get(KEY, b""), bytes):
-            raise VLLMValidationError(f"{KEY!r} is reserved: use the request field `alignment`", parameter=KEY)
+        for key in (KEY, BEGUN):
+            if not isinstance((sampling_params.extra_args or {}).get(key, b""), bytes):
+                raise VLLMValidationError(f"{key!r} is reserved: use the request field `alignment`", parameter=key)
 
     def is_argmax_invariant(self) -> bool:
         return True

@@ -24,6 +24,7 @@ from trimtab.engine.detokenizer import decode_answer, encode_answer
 from trimtab.engine.mixture import DISTRIBUTION, ENTROPY, KL, decode_scalar
 from trimtab.engine.plugin import FIELD
 from trimtab.engine.scheduling import schedule
+from trimtab.engine.structured_outputs import BEGUN
 from trimtab.engine.table import KEY, cache_salt, guides_of, pack
 from trimtab.runtime.strategy_run import StrategyRun, current_run
 
@@ -74,8 +75,9 @@ class VLLMEngine:
     ) -> AsyncGenerator[Chunk, None]:
         """`Sampling.engine_params` is a SamplingParams or None; a chunk's output is its answer's RequestOutput."""
         template = sampling.engine_params if sampling.engine_params is not None else SamplingParams()
-        if KEY in (template.extra_args or {}):
-            raise ValueError(f"extra_args.{KEY} is reserved: name guides instead")
+        for key in (KEY, BEGUN):
+            if key in (template.extra_args or {}):
+                raise ValueError(f"extra_args.{key} is reserved: name guides instead")
         masks = [name for name in MASKS if getattr(template, name)]
         if sampling.plausibility and masks:
             raise ValueError(f"plausibility cannot be combined with {masks[0]}: together they may leave no token")
@@ -86,14 +88,18 @@ class VLLMEngine:
             template,
             n=1 if apart else n,
             max_tokens=sampling.max_tokens,
-            min_tokens=min(template.min_tokens, sampling.max_tokens),
+            min_tokens=min(max(template.min_tokens - sampling.begun, 0), sampling.max_tokens),
             temperature=sampling.temperature,
             top_k=sampling.top_k,
             top_p=sampling.top_p,
             stop=[*stop, step] if step else stop,
             seed=None if sampling.seed is None else sampling.seed % 2**62,  # -1 would mean none, and n children add n
             output_kind=RequestOutputKind.DELTA if sampling.stream else RequestOutputKind.FINAL_ONLY,
-            extra_args={**(template.extra_args or {}), KEY: self._row(guides, plausibility=sampling.plausibility)},
+            extra_args={
+                **(template.extra_args or {}),
+                KEY: self._row(guides, plausibility=sampling.plausibility),
+                BEGUN: sampling.begun.to_bytes(4),
+            },
         )
         if sampling.measured and params.logprobs is None:
             params.logprobs = 0  # of the token drawn

@@ -16,7 +16,7 @@ import pytest
 if TYPE_CHECKING:
     from tests.server.conftest import Running
 
-FIXTURES = {"server": {"server", "looking"}, "engine": {"vllm_engine", "plain_vllm", "pooler"}}
+FIXTURES = {"server": {"server", "looking"}, "engine": {"vllm_engine", "plain_vllm", "pooler", "thinker"}}
 """folder -> its fixtures that hold an engine"""
 
 marked = False

@@ -331,6 +331,7 @@ class Recording:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.samplings: list[Sampling] = []
+        self.prompts: list[list[int]] = []
         self.mixtures: list[Mixture] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -338,6 +339,7 @@ class Recording:
 
     def generate(self, prompt: Tokens, sampling: Sampling, *, n: int, guides: Mixture) -> AsyncGenerator[Chunk, None]:
         self.samplings.append(sampling)
+        self.prompts.append(list(prompt))
         self.mixtures.append(guides)
         return self.engine.generate(prompt, sampling, n=n, guides=guides)
 
@@ -425,9 +427,11 @@ async def a_value_is_of_the_tokens_shown(s: Specimen, name: str) -> None:
 async def sampling_is_honoured_or_refused(s: Specimen, name: str) -> None:
     """Log-probs, penalties and grammars reach every token of the answer, or the row refuses them by name."""
     row, params = STRATEGIES[name], s.sampling.engine_params
-    for change in ({"logprobs": True}, {"constrained": True}):
-        sampling = replace(s.sampling, **change)
-        if row.draws == "pieces":
+    changes: dict[str, Any] = {"logprobs": True, "constrained": True, "restarts": ("presence_penalty",)}
+    refused = {"stream": (), "whole": (), "pieces": ("logprobs", "restarts"), "readings": changes}[row.draws]
+    for change, value in changes.items():
+        sampling = replace(s.sampling, **{change: value})
+        if change in refused:
             with pytest.raises(ValueError, match=name):
                 row.check_sampling(name, sampling)
             continue
@@ -437,11 +441,31 @@ async def sampling_is_honoured_or_refused(s: Specimen, name: str) -> None:
         async with aclosing(build(name, s)(s.prompts[0], seeded, engine, s.reward, n=1, include=frozenset())) as chunks:
             pieces = [chunk async for chunk in chunks if chunk.tokens]
         assert engine.samplings
-        if params is not None:  # an engine with outputs of its own, which alone hold what the client asked for
+        if (
+            params is not None and row.draws != "pieces"
+        ):  # an engine with outputs of its own, which alone hold what the client asked for
             assert all(chunk.engine_output is not None for chunk in pieces)
         for drawn in engine.samplings:
             assert (drawn.logprobs, drawn.constrained) == (sampling.logprobs, sampling.constrained)
             assert drawn.engine_params is params
+
+
+async def what_an_answer_has_already_is_said(s: Specimen, name: str) -> None:
+    """Whatever of a prompt is no prompt but the answer so far: a grammar has read it, and penalties count it."""
+    engine, prompt = Recording(s.engine), list(s.prompts[1])
+    sampling = replace(s.sampling, seed=1)
+    example = example_request(name, s.guides)
+    short = {"block": 1, "decisions": [1]}  # so that the shortest answer has several pieces
+    params = {key: short.get(key, value) for key, value in example.get("params", {}).items()}
+    strategy = build_with(name, s, {**example, "params": params})
+    async with aclosing(strategy(prompt, sampling, engine, s.reward, n=2, include=frozenset())) as chunks:
+        async for _ in chunks:
+            pass
+    assert engine.samplings or STRATEGIES[name].draws == "readings"
+    for at, drawn in zip(engine.prompts, engine.samplings, strict=True):
+        assert drawn.begun == (len(at) - len(prompt) if at[: len(prompt)] == prompt else 0)
+    if STRATEGIES[name].draws == "pieces":
+        assert any(drawn.begun for drawn in engine.samplings)
 
 
 async def a_budget_leaves_the_best_so_far(s: Specimen, name: str) -> None:
@@ -546,6 +570,7 @@ TABLE_LAWS = [
     a_stop_token_ends_the_answer,
     a_value_is_of_the_tokens_shown,
     sampling_is_honoured_or_refused,
+    what_an_answer_has_already_is_said,
     a_budget_leaves_the_best_so_far,
     a_deadline_is_kept,
     no_two_draws_share_a_seed,

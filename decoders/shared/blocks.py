@@ -82,9 +82,8 @@ async def expand(
         if parent.finish is not None:
             return [replace(parent, parent=j)]
         prefix = parent.tokens
-        segment = replace(
-            sampling, max_tokens=min(block, sampling.max_tokens - len(prefix)), step=step, stream=False, seed=seeds[j]
-        )
+        limit = min(block, sampling.max_tokens - len(prefix))
+        segment = replace(sampling, max_tokens=limit, step=step, stream=False, seed=seeds[j], begun=len(prefix))
         tokens: dict[int, tuple[int, ...]] = {}
         finish: dict[int, str] = {}
         async with aclosing(engine.generate([*prompt, *prefix], segment, n=n, guides=guides)) as chunks:

@@ -45,7 +45,7 @@ async def roll_out(
             or stop_position(begun, 0, sampling.stop, engine) is not None
         ):
             return [begun]
-        segment = replace(sampling, max_tokens=left, stream=False, seed=seeds[j])
+        segment = replace(sampling, max_tokens=left, stream=False, seed=seeds[j], begun=len(begun))
         drawn = [begun] * n
         async with aclosing(engine.generate([*prompt, *begun], segment, n=n, guides=guides)) as chunks:
             async for chunk in chunks:

@@ -148,6 +148,6 @@ async def test_in_the_first_block_the_best_that_ended_is_in_hand() -> None:
 
 @pytest.mark.parametrize("logprobs", [True, False])
 async def test_what_pieces_would_not_carry_out_is_refused(specimen: Specimen, logprobs: bool) -> None:
-    sampling = replace(specimen.sampling, logprobs=logprobs, constrained=not logprobs)
+    sampling = replace(specimen.sampling, logprobs=logprobs, restarts=() if logprobs else ("bad_words",))
     with pytest.raises(ValueError, match="blockwise"):
         STRATEGIES["blockwise"].check_sampling("blockwise", sampling)

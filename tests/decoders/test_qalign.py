@@ -273,7 +273,7 @@ async def test_where_exactness_is_lost_it_is_said(toy: ToyModel, sampling: Any, 
 @pytest.mark.parametrize(("params", "sampling", "n", "message"), [
     ({"target": "base", "guides": GUIDES}, {"temperature": 0.5}, 1, "needs temperature 1"),
     ({"answer": "last", "chains": 2}, {}, 3, "cannot be the last of params.chains=2"),
-    ({}, {"constrained": True}, 1, "cannot be carried on"),
+    ({}, {"restarts": ("bad_words",)}, 1, "bad_words cannot be carried on"),
     ({}, {"logprobs": True}, 1, "cannot be combined with logprobs"),
 ])  # fmt: skip
 async def test_what_cannot_be_is_refused_before_any_work(

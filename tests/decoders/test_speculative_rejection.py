@@ -142,7 +142,7 @@ async def test_a_whole_answer_comes_before_a_better_one_that_was_cut() -> None:
 
 
 async def test_an_answer_that_cannot_be_carried_on_is_refused() -> None:
-    sampling = Sampling(max_tokens=16, constrained=True)
+    sampling = Sampling(max_tokens=16, restarts=("min_tokens",))
     with pytest.raises(ValueError, match=r"speculative_rejection.*min_tokens"):
         STRATEGIES["speculative_rejection"].check_sampling("speculative_rejection", sampling)
 

@@ -147,8 +147,10 @@ def wishes(config: Config) -> dict[str, dict[str, Any]]:
 
 
 SEARCHES = [name for name, row in STRATEGIES.items() if "reward" in row.takes]
-PIECED = [name for name, row in STRATEGIES.items() if row.draws == "pieces"]
-"""Those that put an answer together from several draws, which nothing that reaches across them survives."""
+READERS = [name for name, row in STRATEGIES.items() if row.draws == "readings"]
+"""Those that read the model's distributions, as no grammar or penalty has changed them."""
+PIECED = [name for name, row in STRATEGIES.items() if row.draws == "pieces"] + READERS
+"""Those that put an answer together from several draws."""
 INSTRUCTED = [name for name, row in STRATEGIES.items() if "direction" in row.takes]
 """Those that instruct the model, for which a bare prompt has no place."""
 REWARD = "rewards.short={kind: length, unit: characters, target: 20}"

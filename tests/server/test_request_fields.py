@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 
 import pytest
-from vllm.sampling_params import SamplingParams
+from vllm.sampling_params import RepetitionDetectionParams, SamplingParams
 
 from trimtab.engine.aligned_client import as_sampling
 from trimtab.server.http.middleware import PLAIN_ONLY
@@ -73,3 +73,20 @@ def test_what_changes_the_distribution_makes_it_inexact(name: str) -> None:
     assert not as_sampling(params).constrained
     setattr(params, name, CHANGES[name])
     assert as_sampling(params).constrained
+
+
+RESTARTS = {
+    "presence_penalty": 1.0, "frequency_penalty": 1.0, "bad_words": ["x"], "watermarking": True,
+    "repetition_detection": RepetitionDetectionParams(max_pattern_size=2, min_count=2),
+}  # fmt: skip
+"""What vLLM reckons with the tokens that a request has drawn, and not with those that its prompt brings."""
+
+
+def test_what_starts_anew_behind_a_beginning_is_named() -> None:
+    """Of the rest vLLM looks at one token, at the whole context, or at what the engine hands on: tests/engine."""
+    for name, value in (CHANGES | RESTARTS).items():
+        params = SamplingParams()
+        setattr(params, name, value)
+        assert as_sampling(params).restarts == ((name,) if name in RESTARTS else ()), name
+    assert as_sampling(SamplingParams(min_tokens=2, stop=["x"])).restarts == ("min_tokens",)
+    assert as_sampling(SamplingParams(thinking_token_budget=0)).constrained

@@ -17,7 +17,7 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
-from tests.server.conftest import INSTRUCTED, KEY, PIECED, SEARCHES, Running, wishes
+from tests.server.conftest import INSTRUCTED, KEY, PIECED, READERS, SEARCHES, Running, wishes
 from trimtab.decoders import STRATEGIES
 from trimtab.server.config import Config
 from trimtab.server.request.messages import CHAT, COMPLETIONS, MESSAGES
@@ -159,10 +159,6 @@ def searching(asked: dict[str, Any]) -> bool:
     return asked["alignment"].get("strategy") in SEARCHES
 
 
-def in_pieces(asked: dict[str, Any]) -> bool:
-    return asked["alignment"].get("strategy") in PIECED
-
-
 TOKENWISE = ("args", "transfer_q")
 
 
@@ -236,7 +232,7 @@ async def test_structured_outputs(
                 400, "plausibility cannot be combined with structured_outputs: together they may leave no token",
             )  # fmt: skip
         return
-    if in_pieces(asked):
+    if asked["alignment"].get("strategy") in READERS:
         assert "grammars" in await refusal(raw, messages=HI, **asked, **form)
         return
     answer = await ask(**form, **asked, max_tokens=60, n=2)
@@ -258,7 +254,8 @@ async def test_logit_bias_and_penalties(raw: httpx.AsyncClient, ask: Ask, asked:
         for c in "xy"
     ]
     if wish.get("strategy") in PIECED:
-        assert "penalties" in await refusal(raw, messages=HI, alignment=wish, frequency_penalty=2)
+        name = "penalties" if wish["strategy"] in READERS else "frequency_penalty cannot be carried on"
+        assert name in await refusal(raw, messages=HI, alignment=wish, frequency_penalty=2)
         return
     only = {"logit_bias": {str(token): 100 for token in two}, "temperature": 0, "return_token_ids": True}
     answer = await ask(**only, alignment=wish, frequency_penalty=2, max_tokens=48)
@@ -339,7 +336,11 @@ async def test_messages(raw: httpx.AsyncClient, config: Config, asked: dict[str,
     streamed = events[-1]["alignment"]
     if searching(asked):  # this endpoint takes no seed, so which of equal candidates is chosen may differ
         streamed, whole["alignment"] = (
-            {k: v for k, v in a.items() if k != "choices" and (k[-7:] != "_tokens" or not in_pieces(asked))}
+            {
+                k: v
+                for k, v in a.items()
+                if k != "choices" and (k[-7:] != "_tokens" or asked["alignment"].get("strategy") not in PIECED)
+            }
             for a in (streamed, whole["alignment"])
         )
     assert streamed == whole["alignment"]
@@ -459,7 +460,7 @@ async def test_a_client_that_leaves_leaves_nothing(
         body["alignment"] = wish[strategy]
     if strategy in SEARCHES:
         body |= {"n": 1, "alignment": {**wish[strategy], "params": LARGE[strategy]}}
-        if strategy in PIECED:
+        if strategy in READERS:
             del body["min_tokens"]
         if stage == "mid-stream" and strategy not in TOKENWISE:  # nothing comes before it has chosen
             return

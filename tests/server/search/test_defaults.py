@@ -21,6 +21,8 @@ from trimtab.server.config import Config
 QWEN = {"repetition_penalty": 1.05, "temperature": 0.7, "top_p": 0.8, "top_k": 20}
 """Qwen2.5's generation_config.json."""
 PIECES = [name for name, row in STRATEGIES.items() if row.draws == "pieces" and name in SEARCHES]
+READERS = [name for name, row in STRATEGIES.items() if row.draws == "readings" and name in SEARCHES]
+"""Those that read the model's distributions, as no penalty has changed them."""
 
 
 async def serve(folder: Path, config: Config, defaults: dict[str, Any], **engine: Any) -> AsyncOpenAI:
@@ -53,7 +55,7 @@ def wish(name: str, **params: Any) -> dict[str, Any]:
     return {**asked, "params": {**asked["params"], **params}}
 
 
-@pytest.mark.parametrize("name", PIECES)
+@pytest.mark.parametrize("name", READERS)
 async def test_a_penalty_of_the_model_s_is_left_out(qwen: AsyncOpenAI, name: str) -> None:
     """With a warning that names it and the file; what the strategy carries out stays."""
     stated = {key: value for key, value in QWEN.items() if key != "repetition_penalty"}
@@ -70,7 +72,7 @@ async def test_a_penalty_of_the_model_s_is_left_out(qwen: AsyncOpenAI, name: str
     assert not [w for w in told(neutral).get("warnings", []) if "is left out" in w]
 
 
-@pytest.mark.parametrize("name", PIECES)
+@pytest.mark.parametrize("name", READERS)
 async def test_a_penalty_of_the_client_s_is_refused_still(qwen: AsyncOpenAI, name: str) -> None:
     """Even where it is the model's own."""
     for penalty in (1.05, 1.2):
@@ -84,6 +86,13 @@ async def test_a_penalty_of_the_client_s_is_refused_still(qwen: AsyncOpenAI, nam
         model="toy", messages=HI, extra_body={"alignment": wish(name), "repetition_penalty": None}
     )
     assert "is left out" in str(told(null)["warnings"])
+
+
+@pytest.mark.parametrize("name", PIECES)
+async def test_a_penalty_that_counts_an_answer_s_tokens_is_refused_in_pieces(qwen: AsyncOpenAI, name: str) -> None:
+    for penalty in ("presence_penalty", "frequency_penalty"):
+        with pytest.raises(openai.BadRequestError, match=f"{penalty} cannot be carried on from the middle"):
+            await chat(qwen, wish(name), **{penalty: 0.5})
 
 
 @pytest.mark.parametrize("name", ["qalign", "particles"])
@@ -101,7 +110,7 @@ async def test_a_spread_out_pool_does_without_too(qwen: AsyncOpenAI) -> None:
     assert "repetition_penalty=1.05 is left out" in str(told(answer)["warnings"])
 
 
-@pytest.mark.parametrize("name", sorted(SEARCHES.keys() - PIECES - {"rps"}))
+@pytest.mark.parametrize("name", sorted(SEARCHES.keys() - READERS - {"rps"}))
 async def test_what_the_engine_carries_out_is_not_left_out(qwen: AsyncOpenAI, name: str) -> None:
     answer = await chat(qwen, wish(name))
     assert "is left out" not in str(told(answer).get("warnings"))
@@ -109,7 +118,7 @@ async def test_what_the_engine_carries_out_is_not_left_out(qwen: AsyncOpenAI, na
 
 @pytest.mark.parametrize("path", ["completions", "responses", "messages"])
 async def test_on_every_path(qwen: AsyncOpenAI, path: str) -> None:
-    body: dict[str, Any] = {"model": "toy", "alignment": wish("qalign")}
+    body: dict[str, Any] = {"model": "toy", "alignment": wish("transfer_q")}
     body |= {
         "completions": {"prompt": "hi"},
         "responses": {"input": "hi", "max_output_tokens": 8},
@@ -119,17 +128,18 @@ async def test_on_every_path(qwen: AsyncOpenAI, path: str) -> None:
     assert "repetition_penalty=1.05 is left out" in str(answer["alignment"]["warnings"])
 
 
-@pytest.mark.parametrize("name", PIECES)
+@pytest.mark.parametrize("name", [*PIECES, *READERS])
 async def test_where_a_default_comes_from_is_named(penalties: AsyncOpenAI, name: str) -> None:
     warnings = [w for w in told(await chat(penalties, wish(name)))["warnings"] if "is left out" in w]
-    assert {w.partition(" that the request")[0] for w in warnings} == {
+    carried = {"min_p=0.1 is left out, a default of generation_config.json"} if name in PIECES else set()
+    assert {w.partition(" that the request")[0] for w in warnings} | carried == {
         "min_p=0.1 is left out, a default of generation_config.json",
         "presence_penalty=0.5 is left out, a default of engine.override_generation_config",
         "frequency_penalty=0.25 is left out, a default of engine.override_generation_config",
     }
 
 
-@pytest.mark.parametrize("name", [*PIECES, "best_of_n"])
+@pytest.mark.parametrize("name", [*PIECES, *READERS, "best_of_n"])
 async def test_a_default_length_bounds_the_answer(penalties: AsyncOpenAI, name: str) -> None:
     """max_new_tokens is one that every strategy carries out."""
     for seed in range(8):
