@@ -217,7 +217,8 @@ def request_options(adapters: Mapping[str, str], options: Mapping[str, Any]) -> 
         raise MemberError("engine", f"{message}; valid: adapters of the layers below", option="lora_modules")
     if not current_platform.is_cpu():
         return {}
-    return {"lora_target_modules": sorted(targets) or None, "max_loras": len(adapters) + 1}
+    slots = max(len(adapters) + 1, options.get("max_loras") or 0)
+    return {"lora_target_modules": sorted(targets) or None, "max_loras": slots}
 
 
 def read_targets(folder: Path) -> set[str]:
