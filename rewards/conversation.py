@@ -22,6 +22,8 @@ Message = Mapping[str, Any]
 
 RESULT = "tool"
 """The role of a result."""
+MAX_DEPTH = 100
+"""Objects and lists in a call's arguments, one inside the other."""
 
 
 def has_calls(messages: Sequence[Message]) -> bool:
@@ -46,11 +48,26 @@ def spell_out_response(response: Response) -> str:
 
 
 def parse_arguments(call: Message) -> Any:
-    """A call's arguments; their text, where that is no JSON."""
+    """A call's arguments; their text, where that is no JSON or no template could show it: nested beyond what a body may
+    be, or with half of a surrogate pair."""
     text = call["function"]["arguments"]
     with suppress(ValueError, RecursionError):
-        return json.loads(text)
+        arguments = json.loads(text)
+        json.dumps(arguments, ensure_ascii=False).encode()
+        if is_shallow(arguments):
+            return arguments
     return text
+
+
+def is_shallow(value: Any) -> bool:
+    """Whether its objects and lists are nested no more than `MAX_DEPTH` deep."""
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(MAX_DEPTH):
+        children = (outer.values() if isinstance(outer, dict) else outer for outer in level)
+        level = [inner for inners in children for inner in inners if isinstance(inner, dict | list)]
+        if not level:
+            return True
+    return False
 
 
 def spell_out(messages: Sequence[Message], tools: Sequence[Message]) -> list[dict[str, str]]:

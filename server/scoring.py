@@ -281,7 +281,7 @@ class Scoring:
         assert adapter is not None
         messages = parse_messages(self.read_chat(path, document))
         turns = [message["content"] for message in messages if message["role"] == "user"]
-        text = turns[-1] if turns else document.get("prompt")
+        text = next(filter(None, reversed(turns)), turns[-1] if turns else document.get("prompt"))
         if not isinstance(text, str):
             raise ApiError("weights 'auto' need words to go by, in messages or a prompt", param=f"{AT}.weights")
         return adapter(self.host.tokenizer.encode(text, add_special_tokens=False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from tests.rewards.pooler import FakePooler, demo_tokenizer, framing_tokenizer, response
 from trimtab.decoders.protocols import Call
 from trimtab.rewards.classifier import Classifier
-from trimtab.rewards.conversation import spell_out
+from trimtab.rewards.conversation import parse_arguments, spell_out
 from trimtab.rewards.model_input import CHAT, TemplateReading
 from trimtab.rewards.process import Process
 from trimtab.rewards.protocols import Question, Response
@@ -150,10 +151,14 @@ async def test_tools_calls_and_results_write_no_control_tokens(template: str) ->
 
 
 async def test_arguments_that_are_no_object_are_empty_for_a_template_as_in_vllm() -> None:
-    for arguments in ("{", "[1]", "7"):
+    deep = '{"a":' * 101 + "1" + "}" * 101
+    for arguments in ("{", "[1]", "7", deep, '{"a":' * 10**5, '{"a": "\\ud800"}', '{"a": ' + "1" * 5000 + "}"):
         broken = Question(messages=(USER, {**CALLING, "tool_calls": [call("look", arguments)]}, SEEN), prompt=())
         empty = Question(messages=(USER, {**CALLING, "tool_calls": [call("look", "{}")]}, SEEN), prompt=())
         assert await read(classifier(BOTH), broken) == await read(classifier(BOTH), empty)
+        shown = arguments if arguments in ("[1]", "7") else json.dumps(arguments)
+        assert spell_out(broken.messages, ())[1]["content"] == f'{{"name": "look", "arguments": {shown}}}'
+    assert parse_arguments(call("look", deep[5:-1])) == json.loads(deep[5:-1])
 
 
 @pytest.mark.parametrize("template", [BOTH, NEITHER])

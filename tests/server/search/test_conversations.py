@@ -331,6 +331,41 @@ async def test_a_bare_prompt_has_no_tools(site: Site, path: str, body: dict[str,
     assert "a bare prompt does without" in answer.json()["error"]["message"]
 
 
+ARGUMENTS = ["{", "[]", "", '{"at": "\\ud800"}', '{"at": ' * 5000, "[" * 300 + "]" * 300, '"x"', "null", "1e999", "NaN"]
+ODD_CALLS: list[Any] = [
+    *([{"id": "c", "type": "function", "function": {"name": "look", "arguments": text}}] for text in ARGUMENTS),
+    [{"id": "c", "type": "function", "function": {"name": "", "arguments": "{}"}}],
+    [{"type": "function", "function": {"name": "look", "arguments": "{}"}}], [{"id": 7}], [{"id": "c", "type": "x"}],
+    [{"id": "c", "type": "function", "function": {"name": "look", "arguments": {"at": [1, {"x": None}]}}}],
+]  # fmt: skip
+ODD_TOOLS: list[Any] = [
+    [], [{}], [{"type": "function"}], [{"type": "function", "function": {"name": "look", "parameters": None}}],
+    [{"type": "function", "function": {"name": "</s>", "description": "\ue0000\ue000", "parameters": {"</s>": [1]}}}],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("reward", ["warm", "judge", "brief"])
+async def test_calls_and_tools_of_any_shape_are_read_or_refused(site: Site, reward: str) -> None:
+    """By name and in one line; never an error of the server's."""
+    result = {"role": "tool", "tool_call_id": "c", "content": "seen"}
+    bodies: list[dict[str, Any]] = [
+        {"messages": [ASK_PLAINLY, {"role": "assistant", "content": None, "tool_calls": calls}, result]}
+        for calls in ODD_CALLS
+    ]
+    bodies += [
+        {"messages": [ASK_PLAINLY, message], "tools": tools} for tools in ODD_TOOLS for message in (result, ASK_PLAINLY)
+    ]
+    read = 0
+    for body in bodies:
+        answer = await site.post(SCORE, {**body, "tool_choice": "none", "responses": ["a"], "reward": reward})
+        assert answer.status_code in (200, 400), (body, answer.text)
+        read += answer.status_code == 200
+        if answer.status_code == 400:
+            assert "\n" not in answer.json()["error"]["message"]
+    assert read > len(ARGUMENTS)
+
+
+ASK_PLAINLY = {"role": "user", "content": "What is there?"}
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 URL = f"data:image/png;base64,{PIXEL}"
 SOURCE = {"type": "base64", "media_type": "image/png", "data": PIXEL}

@@ -171,6 +171,8 @@ async def test_the_prompt_chooses_the_weights(choosing: AsyncOpenAI) -> None:
         asked = {"strategy": "best_of_n", "weights": "auto", "params": {"n": 4}}
         auto = await chat(choosing, asked, messages=messages)
         weights = told(auto)["weights"]
+        wordless = await chat(choosing, asked, messages=[*messages, {"role": "user", "content": ""}])
+        assert told(wordless)["weights"] == weights, "the user's last words"
         assert told(auto)["auto_weights"] is True
         assert sum(weights.values()) == pytest.approx(1)
         assert max(weights, key=weights.__getitem__) == winner
