@@ -35,10 +35,14 @@ log = logging.getLogger("trimtab")
 
 def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] == ["load"]:  # a client: it has its own options, and needs no model library
+    if argv[:1] == ["load"]:  # clients: they have their own options, and need no model library
         from trimtab.bench.load.cli import main as load_main
 
         return load_main(argv[1:])
+    if argv[:1] == ["eval"]:
+        from trimtab.bench.eval.cli import main as eval_main
+
+        return eval_main(argv[1:])
     parser = argparse.ArgumentParser(prog="trimtab", description="Test-time alignment inference server.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     serve = commands.add_parser("serve", help="serve a frozen model and its guides over the OpenAI API")
@@ -70,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     commands.add_parser("key", help="make a new API key, and the digest that the server keeps of it")
     commands.add_parser("load", help="send requests to a running server and measure how they fare", add_help=False)
+    commands.add_parser("eval", help="compare settings on a running server by rewards of their answers", add_help=False)
     args = parser.parse_args(argv)
     if args.command == "key":
         key = new_key()

@@ -116,6 +116,7 @@ positive = _number("a number above 0", lambda value: value > 0)
 from_zero = _number("a number from 0", lambda value: value >= 0)
 share = _number("a share from 0 to 1", lambda value: 0 <= value <= 1)
 count = _number("a whole number from 1", lambda value: value >= 1, int)
+count_from_zero = _number("a whole number from 0", lambda value: value >= 0, int)
 
 
 def url(text: str) -> str:

@@ -53,6 +53,7 @@ class Client:
         answer = await http.send(built, stream=True)
         try:
             exchange.status, exchange.retry_after = answer.status_code, answer.headers.get("retry-after")
+            exchange.should_retry = answer.headers.get("x-should-retry")
             chunks = self._slowly(answer.aiter_bytes()) if exchange.request.slow else answer.aiter_bytes()
             if answer.status_code == 200 and "event-stream" in answer.headers.get("content-type", ""):
                 await read_stream(chunks, exchange)
@@ -94,6 +95,7 @@ def read_whole(body: bytes, exchange: Exchange) -> None:
         exchange.failure = "an answer without choices"
     else:
         take_usage(document, exchange)
+        exchange.document = document if exchange.request.keep_document else {}
     exchange.finished = True
 
 

@@ -49,6 +49,8 @@ class Exchange:
     """When a stream's first visible text arrived."""
     status: int | None = None
     retry_after: str | None = None
+    should_retry: str | None = None
+    """The header x-should-retry, by which a server says whether another try can help."""
     finished: bool = False
     """Whether the whole answer arrived."""
     failure: str | None = None
@@ -56,6 +58,8 @@ class Exchange:
     hung_up: bool = False
     usage: Mapping[str, Any] = field(default_factory=dict)
     alignment: Mapping[str, Any] = field(default_factory=dict)
+    document: Mapping[str, Any] = field(default_factory=dict)
+    """The whole answer, where its request has it kept and it is no stream."""
 
     @property
     def outcome(self) -> Outcome:
@@ -102,12 +106,28 @@ class Exchange:
         return _count(self.usage, "completion_tokens")
 
     @property
+    def sampled_tokens(self) -> int | None:
+        """Drawn, visible or not; None for a server that does not report them."""
+        return _count(self._work, "sampled_tokens")
+
+    @property
+    def scored_tokens(self) -> int | None:
+        return _count(self._work, "scored_tokens")
+
+    @property
     def total_tokens(self) -> int | None:
-        """Sampled and scored, visible or not; the visible ones if the server does not report these."""
+        """Sampled and scored; the visible ones if the server does not report these."""
+        if self.sampled_tokens is None:
+            return self.visible_tokens
+        return self.sampled_tokens + (self.scored_tokens or 0)
+
+    @property
+    def _work(self) -> Mapping[str, Any]:
+        """The report of what was drawn and scored: of the alignment, or else of the usage."""
         for counts in (self.alignment, self.usage.get("completion_tokens_details")):
-            if isinstance(counts, Mapping) and (sampled := _count(counts, "sampled_tokens")) is not None:
-                return sampled + (_count(counts, "scored_tokens") or 0)
-        return self.visible_tokens
+            if isinstance(counts, Mapping) and _count(counts, "sampled_tokens") is not None:
+                return counts
+        return {}
 
 
 def _count(counts: Mapping[str, Any], name: str) -> int | None:

@@ -38,7 +38,7 @@ SHIPPED = {name: Path(__file__).parent / f"{name}.yaml" for name in ("all", "pla
 
 
 class MixError(ValueError):
-    """A mix that cannot be sent; the message has the key, the value and what is valid."""
+    """A file that cannot be sent as it is written; the message has the key, the value and what is valid."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,22 +66,27 @@ class Request:
     """Seconds after sending at which the client hangs up, unless the answer is complete."""
     slow: bool = False
     """Whether the client reads slowly."""
+    keep_document: bool = False
+    """Whether its exchange keeps the whole answer, and not its figures alone."""
 
 
 def read(path: Path, environment: Mapping[str, str] = os.environ) -> tuple[MixEntry, ...]:
     """The entries of a file, with the defaults in their bodies. Raises MixError."""
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise MixError(f"{path}: cannot be read: {error}") from None
-    try:
-        document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise MixError(f"{path}: not YAML: {error}") from None
+    document = read_yaml(path)
     try:
         return entries(document, environment)
     except MixError as error:
         raise MixError(f"{path}: {error}") from None
+
+
+def read_yaml(path: Path) -> Any:
+    """Raises MixError."""
+    try:
+        return yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise MixError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise MixError(f"{path}: not YAML: {error}") from None
 
 
 def entries(document: Any, environment: Mapping[str, str] = os.environ) -> tuple[MixEntry, ...]:

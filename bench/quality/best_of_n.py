@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from openai import AsyncOpenAI
 
-from trimtab.bench.quality.points import half, plus_minus
+from trimtab.bench.intervals import half, plus_minus
 from trimtab.bench.quality.pool import OBJECTIVE, OTHER, Pool, Vector, best_of, held_out, pools, vote_accuracy
 from trimtab.bench.report import table
 from trimtab.recipes.gold import arithmetic

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from trimtab.bench.quality.points import Bench, half, plus_minus
+from trimtab.bench.intervals import half, plus_minus
+from trimtab.bench.quality.points import Bench
 from trimtab.bench.report import table
 from trimtab.recipes.gold import GOLD, fluency
 

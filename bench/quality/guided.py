@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from trimtab.bench.quality.points import Bench, Point, half, plus_minus
+from trimtab.bench.intervals import half, plus_minus
+from trimtab.bench.quality.points import Bench, Point
 from trimtab.bench.report import table
 from trimtab.recipes.gold import GOLD
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from openai import AsyncOpenAI
 
+from trimtab.bench.intervals import half
 from trimtab.recipes.corpus import Prompt
 from trimtab.recipes.gold import GOLD, fluency
 
@@ -32,15 +33,6 @@ class Point:
         scores = {**self.scores, "kl": self.kl}
         means = {name: {"mean": statistics.fmean(values), "half_ci95": half(values)} for name, values in scores.items()}
         return {"alignment": dict(self.alignment), **means}
-
-
-def half(values: Sequence[float]) -> float:
-    """Half a 95 % interval of the mean."""
-    return 1.96 * statistics.stdev(values) / math.sqrt(len(values))
-
-
-def plus_minus(values: Sequence[float]) -> str:
-    return f"{statistics.fmean(values):.2f} ± {half(values):.2f}"
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from openai import AsyncOpenAI
 
-from trimtab.bench.quality.points import half, plus_minus
+from trimtab.bench.intervals import half, plus_minus
 from trimtab.bench.quality.pool import FINAL, OBJECTIVE, Pool, Vector, best_of, held_out, mbr_gold, pools, vote_accuracy
 from trimtab.bench.report import table
 from trimtab.decoders.shared.similarity import f1, split_words

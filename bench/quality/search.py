@@ -19,7 +19,8 @@ from typing import Any
 
 from openai import AsyncOpenAI
 
-from trimtab.bench.quality.points import Bench, half, plus_minus
+from trimtab.bench.intervals import half, plus_minus
+from trimtab.bench.quality.points import Bench
 from trimtab.bench.report import table
 from trimtab.recipes.corpus import Prompt, heldout_prompts
 from trimtab.recipes.gold import GOLD, fluency

@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 from openai import AsyncOpenAI
 
+from trimtab.bench.intervals import half, plus_minus
 from trimtab.bench.quality.directions import Directions
-from trimtab.bench.quality.points import half, plus_minus
 from trimtab.bench.quality.pool import draw_answers
 from trimtab.bench.report import table
 from trimtab.recipes.corpus import Prompt, heldout_prompts

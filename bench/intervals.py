@@ -1,0 +1,47 @@
+"""95 % intervals over independent values, such as one for each prompt: of a mean, and of a win rate."""
+
+from __future__ import annotations
+
+import functools
+import math
+import statistics
+from collections.abc import Sequence
+
+import mpmath
+
+LEVEL = 0.95
+
+
+@functools.cache
+def t_quantile(freedom: int) -> float:
+    """The t with P(|T| < t) = 0.95 for T of Student's distribution with so many degrees of freedom."""
+    # P(|T| > t) is the regularised incomplete beta function I_x(freedom / 2, 1 / 2) at x = freedom / (freedom + t^2)
+    return float(
+        mpmath.findroot(
+            lambda t: mpmath.betainc(freedom / 2, 0.5, 0, freedom / (freedom + t * t), regularized=True) - (1 - LEVEL),
+            (1.5, 13.0),
+            solver="anderson",
+        )
+    )
+
+
+def half(values: Sequence[float]) -> float:
+    """Half Student's interval of the mean; needs two values."""
+    return t_quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def plus_minus(values: Sequence[float]) -> str:
+    return f"{statistics.fmean(values):.2f} ± {half(values):.2f}"
+
+
+def win_interval(wins: Sequence[float]) -> tuple[float, float]:
+    """Wilson's interval of the mean of values in [0, 1], such as 1 for a win and 1/2 for a tie.
+
+    Wilson's variance p (1 - p) is that of wins and losses alone. Ties, and means over several answers, vary less, so
+    that the interval is then too wide rather than too narrow.
+    """
+    n, p = len(wins), statistics.fmean(wins)
+    z2 = statistics.NormalDist().inv_cdf((1 + LEVEL) / 2) ** 2
+    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
+    reach = math.sqrt(z2 * (p * (1 - p) / n + z2 / (4 * n * n))) / (1 + z2 / n)
+    return max(0.0, centre - reach), min(1.0, centre + reach)
