@@ -83,12 +83,13 @@ def test_it_holds_every_module(wheel: Path) -> None:
     assert {name for name in contents(wheel) if name.endswith(".py")} == modules | {"trimtab/__init__.py"}
 
 
-def test_it_is_typed_and_the_load_tool_has_its_mixes(wheel: Path) -> None:
+@pytest.mark.parametrize("folder", ["bench/load", "demo/settings"])
+def test_it_is_typed_and_the_clients_have_their_files(folder: str, wheel: Path) -> None:
     names = contents(wheel).keys()
     assert "trimtab/py.typed" in names
-    mixes = {f"trimtab/{file.relative_to(ROOT)}" for file in (ROOT / "bench").rglob("*.yaml")}
-    assert mixes
-    assert mixes <= names
+    documents = {f"trimtab/{file.relative_to(ROOT)}" for file in (ROOT / folder).rglob("*.yaml")}
+    assert documents
+    assert documents <= names
 
 
 @pytest.mark.parametrize("name", sorted(file.name for file in (ROOT / "demo").glob("*.yaml")))

@@ -23,9 +23,13 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--prompts", type=Path, required=True, help="one a line: text, or JSON with messages or prompt, and given"
     )
     what.add_argument(
-        *("--settings",), type=Path, nargs="+", required=True, metavar="YAML",
+        "--settings",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="YAML",
         help="fields of a chat request beside its messages; the first is what the others are compared with",
-    )  # fmt: skip
+    )
     what.add_argument("--reward", nargs="+", required=True, metavar="NAME", help="rewards or objectives of the server")
     what.add_argument("--n", type=count, default=1, help="answers of each setting to a prompt (1)")
     what.add_argument("--limit", type=count, metavar="N", help="of the prompts, the first N")
@@ -40,7 +44,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     where.add_argument("--model", help="where a setting names none; by default the first that the server lists")
     where.add_argument("--concurrency", type=count, default=8, help="requests at once (8); latencies depend on it")
     where.add_argument("--timeout", type=positive, default=600.0, metavar="S", help="seconds for an answer (600)")
-    where.add_argument("--retries", type=count_from_zero, default=5, help="further tries of what fails for a time (5)")
+    where.add_argument("--retries", type=count_from_zero, default=8, help="further tries of what fails for a time (8)")
     output = parser.add_argument_group("what comes of it")
     output.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for answers, scores and figures")
     output.add_argument("--resume", action="store_true", help="ask for what DIR does not have yet")

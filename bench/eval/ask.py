@@ -41,7 +41,7 @@ class Place:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class AnswerRequest:
     place: Place
     body: Mapping[str, Any]
 
@@ -71,18 +71,18 @@ class Asker:
     concurrency: int
     failures: list[Failure] = field(default_factory=list)
 
-    async def answer(self, jobs: Sequence[Job]) -> None:
+    async def answer(self, requests: Sequence[AnswerRequest]) -> None:
         """Asks for those answers that the archive lacks."""
 
-        async def ask(job: Job) -> None:
-            exchange, repeated = await self.send(CHAT, job.body)
+        async def ask(request: AnswerRequest) -> None:
+            exchange, repeated = await self.send(CHAT, request.body)
             record = read_answer(exchange) if exchange.outcome in ANSWERED else None
             if record is None:
-                self.failures.append(Failure(place=job.place, reward=None, message=self.explain(exchange)))
+                self.failures.append(Failure(place=request.place, reward=None, message=self.explain(exchange)))
             else:
-                self.answers.add({"key": job.key, **vars(job.place), **record, "repeated": repeated})
+                self.answers.add({"key": request.key, **vars(request.place), **record, "repeated": repeated})
 
-        await self._run([job for job in jobs if job.key not in self.answers.records], ask, "answers")
+        await self._run([request for request in requests if request.key not in self.answers.records], ask, "answers")
 
     async def score(self, bodies: Mapping[str, Mapping[str, Any]], places: Mapping[str, Sequence[Place]]) -> None:
         """Asks for those scores that the archive lacks; key -> body, and the answers that have this score."""
@@ -128,19 +128,19 @@ class Asker:
         if exchange.hung_up:
             return f"no answer within {self.timeout:g} s"
         status = f"{exchange.status}: " if exchange.status not in (None, 200) else ""
-        return status + (exchange.failure or "an answer that cannot be read")
+        return status + " ".join((exchange.failure or "an answer that cannot be read").split())
 
-    async def _run(self, jobs: Collection[Any], work: Callable[[Any], Awaitable[None]], title: str) -> None:
-        waiting = iter(jobs)
-        with tqdm(total=len(jobs), desc=title, disable=None) as bar:
+    async def _run(self, items: Collection[Any], work: Callable[[Any], Awaitable[None]], title: str) -> None:
+        waiting = iter(items)
+        with tqdm(total=len(items), desc=title, disable=None) as bar:
 
             async def work_off() -> None:
-                for job in waiting:
-                    await work(job)
+                for item in waiting:
+                    await work(item)
                     bar.update()
 
             async with asyncio.TaskGroup() as tasks:
-                for _ in range(min(self.concurrency, len(jobs))):
+                for _ in range(min(self.concurrency, len(items))):
                     tasks.create_task(work_off())
 
 
@@ -168,13 +168,13 @@ def wait_before_retry(exchange: Exchange, tries: int) -> float:
 
 def plan_answers(
     settings: Sequence[Setting], prompts: Sequence[EvalPrompt], *, model: str, n: int, seed: int
-) -> list[Job]:
+) -> list[AnswerRequest]:
     """Every setting answers every prompt n times, the i-th time with the same seed.
 
     Settings take turns, so that whatever changes on the server meets all of them.
     """
     return [
-        Job(
+        AnswerRequest(
             place=Place(setting=setting.name, prompt=at, sample=sample),
             body={
                 "model": model,
@@ -195,8 +195,8 @@ def score_body(
     """The request for an answer's score, in which the conversation is what the setting's request says it is."""
     body: dict[str, Any] = {"messages": list(prompt.messages), "responses": [answer["text"]], "reward": reward}
     body |= {name: setting.body[name] for name in TEMPLATE_FIELDS if name in setting.body}
-    if given := {name: value for name, value in prompt.given.items() if name in needs}:
-        body["given"] = given
+    if comparands := {name: value for name, value in prompt.given.items() if name in needs}:
+        body["given"] = comparands
     return body | {"finished": answer["finish_reason"] in ("stop", "tool_calls")}
 
 

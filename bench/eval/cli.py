@@ -18,8 +18,8 @@ import httpx
 
 from trimtab.bench.eval.archive import Archive, digest
 from trimtab.bench.eval.arguments import arguments
-from trimtab.bench.eval.ask import CATALOGUE, Asker, Job, Place, find_needs, plan_answers, score_body
-from trimtab.bench.eval.figures import Evaluation, figures, notes, tables
+from trimtab.bench.eval.ask import CATALOGUE, AnswerRequest, Asker, Place, find_needs, plan_answers, score_body
+from trimtab.bench.eval.figures import Evaluation, figures, list_failures, tables
 from trimtab.bench.eval.inputs import EvalError, EvalPrompt, Setting, read_prompts, read_settings
 from trimtab.bench.eval.pages import render_html, render_markdown, render_tables, side_by_side
 from trimtab.bench.eval.plot import plot
@@ -71,16 +71,16 @@ async def evaluate(args: argparse.Namespace, settings: Sequence[Setting], prompt
             probe = {"text": "Yes.", "finish_reason": "stop"}
             for reward in args.reward:
                 await asker.check_reward(score_body(settings[0], prompts[0], probe, reward, needs[reward]))
-            jobs = plan_answers(settings, prompts, model=args.model, n=args.n, seed=args.seed)
-            await asker.answer(jobs)
-            bodies, places = plan_scores(asker, settings, prompts, jobs, needs)
+            requests = plan_answers(settings, prompts, model=args.model, n=args.n, seed=args.seed)
+            await asker.answer(requests)
+            bodies, places = plan_scores(asker, settings, prompts, requests, needs)
             await asker.score(bodies, places)
     return Evaluation(
         settings=[setting.name for setting in settings],
         rewards=args.reward,
         prompts=len(prompts),
         n=args.n,
-        answers={job.place: answers.records[job.key] for job in jobs if job.key in answers.records},
+        answers={request.place: answers.records[request.key] for request in requests if request.key in answers.records},
         scores={
             reward: {
                 place: scores.records[key]["value"]
@@ -109,21 +109,21 @@ def plan_scores(
     asker: Asker,
     settings: Sequence[Setting],
     prompts: Sequence[EvalPrompt],
-    jobs: Sequence[Job],
+    requests: Sequence[AnswerRequest],
     needs: Mapping[str, set[str]],
 ) -> tuple[dict[str, dict[str, Any]], dict[str, list[Place]]]:
     """key -> request, and which answers it scores: the same text to the same prompt has one score."""
     by_name = {setting.name: setting for setting in settings}
     bodies: dict[str, dict[str, Any]] = {}
     places: dict[str, list[Place]] = {}
-    for job in jobs:
-        if (answer := asker.answers.records.get(job.key)) is None:
+    for request in requests:
+        if (answer := asker.answers.records.get(request.key)) is None:
             continue
         for reward, keys in needs.items():
-            body = score_body(by_name[job.place.setting], prompts[job.place.prompt], answer, reward, keys)
+            body = score_body(by_name[request.place.setting], prompts[request.place.prompt], answer, reward, keys)
             key = digest(body)
             bodies[key] = body
-            places.setdefault(key, []).append(job.place)
+            places.setdefault(key, []).append(request.place)
     return bodies, places
 
 
@@ -131,15 +131,15 @@ def write_all(
     args: argparse.Namespace, evaluation: Evaluation, prompts: Sequence[EvalPrompt], summary: Mapping[str, Any]
 ) -> None:
     """Prints the tables and writes every file of the folder beside answers and scores."""
-    shown, remarks = tables(summary), notes(summary)
-    text = render_tables(shown, remarks)
+    shown, failures = tables(summary), list_failures(summary)
+    text = render_tables(shown, failures)
     print(text)
     write(args.out / "figures.json", summary, secret=args.key)
     pages = side_by_side(evaluation, prompts)
     for name, content in (
         ("table.md", f"{text}\n"),
-        ("answers.md", render_markdown(shown, remarks, pages)),
-        ("answers.html", render_html(shown, remarks, pages)),
+        ("answers.md", render_markdown(shown, failures, pages)),
+        ("answers.html", render_html(shown, failures, pages)),
     ):
         (args.out / name).write_text(content, encoding="utf-8", errors="replace")  # a half surrogate is no text
     if importlib.util.find_spec("matplotlib") is None:

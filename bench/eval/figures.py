@@ -1,7 +1,7 @@
 """Figures of an evaluation.
 
-Prompts are independent and answers to one prompt are not, so that intervals are over prompts: of each prompt's mean over
-its answers, Student's for means and differences, Wilson's for win rates.
+Prompts are independent and answers to one prompt are not, so that intervals are over prompts, of each prompt's mean:
+Student's for means and differences, Wilson's for win rates.
 """
 
 from __future__ import annotations
@@ -200,10 +200,10 @@ def show_counts(of: Mapping[str, int]) -> str:
     return ", ".join(f"{count} x {name}" for name, count in sorted(of.items())) or "0"
 
 
-def notes(summary: Mapping[str, Any]) -> list[str]:
-    """What is to be known beside the tables: how the intervals are made, and every failure."""
+def list_failures(summary: Mapping[str, Any]) -> list[str]:
+    """A line for each message of each setting, the most frequent first."""
     failures = Counter(
         f"{f['setting']}, {'the answer' if f['reward'] is None else f['reward']}: {f['message']}"
         for f in summary["failures"]
     )
-    return [NOTE, *(f"{count} x {failure}" for failure, count in failures.most_common())]
+    return [f"{count} x {failure}" for failure, count in failures.most_common()]

@@ -98,7 +98,7 @@ def _read_line(line: str) -> EvalPrompt:
     if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) and "role" in m for m in messages):
         text = "text or " if name == "prompt" else ""
         raise ValueError(f"{name}: must be {text}a list of messages with a role, and not empty")
-    given = document.get("given", {})
-    if not isinstance(given, dict):
+    comparands = document.get("given", {})
+    if not isinstance(comparands, dict):
         raise ValueError('given: must be an object, such as {"answer": "12"}')
-    return EvalPrompt(messages=messages, given=given)
+    return EvalPrompt(messages=messages, given=comparands)

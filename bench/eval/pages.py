@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from trimtab.bench.eval.ask import Place
-from trimtab.bench.eval.figures import Evaluation, TableOf
+from trimtab.bench.eval.figures import NOTE, Evaluation, TableOf
 from trimtab.bench.eval.inputs import EvalPrompt
 from trimtab.bench.report import table
 
@@ -42,8 +42,9 @@ h2 { margin-top: 2.5rem; font-size: 1.1rem; }
 {% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</table>
 {% endfor %}
+<p>{{ note }}.</p>
 <ul>
-{% for note in notes %}<li>{{ note }}</li>
+{% for failure in failures %}<li class="failure">{{ failure }}</li>
 {% endfor %}</ul>
 {% for prompt in prompts %}
 <h2 id="prompt-{{ prompt.number }}">Prompt {{ prompt.number }}</h2>
@@ -103,24 +104,24 @@ def read_content(content: Any) -> str:
     return json.dumps(content, ensure_ascii=False)
 
 
-def render_html(tables: Sequence[TableOf], notes: Sequence[str], prompts: Sequence[Mapping[str, Any]]) -> str:
+def render_html(tables: Sequence[TableOf], failures: Sequence[str], prompts: Sequence[Mapping[str, Any]]) -> str:
     """Whatever models and prompts say is shown as text."""
     page = Environment(autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True).from_string(PAGE)
-    return page.render(title=TITLE, tables=tables, notes=notes, prompts=prompts)
+    return page.render(title=TITLE, tables=tables, note=NOTE, failures=failures, prompts=prompts)
 
 
-def render_tables(tables: Sequence[TableOf], notes: Sequence[str]) -> str:
+def render_tables(tables: Sequence[TableOf], failures: Sequence[str]) -> str:
     """As Markdown that reads well as text too."""
     parts = [
         table([escape_bar(h) for h in headers], [[*map(escape_bar, row)] for row in rows])
         for _, headers, rows in tables
     ]
-    return "\n\n".join(parts) + "\n\n" + "\n".join(f"- {note}" for note in notes)
+    return "\n\n".join([*parts, f"{NOTE}.", *([quote_lines(failures)] if failures else [])])
 
 
-def render_markdown(tables: Sequence[TableOf], notes: Sequence[str], prompts: Sequence[Mapping[str, Any]]) -> str:
+def render_markdown(tables: Sequence[TableOf], failures: Sequence[str], prompts: Sequence[Mapping[str, Any]]) -> str:
     """Messages and answers stand in fences, so that their own Markdown is shown as it was written."""
-    parts = [f"# {TITLE}", render_tables(tables, notes)]
+    parts = [f"# {TITLE}", render_tables(tables, failures)]
     for prompt in prompts:
         parts.append(f"## Prompt {prompt['number']}")
         for role, text in prompt["messages"]:
@@ -140,6 +141,11 @@ def quote_code(text: str) -> str:
     marks = "`" * (longest_run(text) + 1)
     space = " " if "`" in text else ""
     return f"{marks}{space}{text}{space}{marks}"
+
+
+def quote_lines(lines: Sequence[str]) -> str:
+    """A list whose lines are shown as they are, whatever a server's message has in it."""
+    return "\n".join(f"- {quote_code(line)}" for line in lines)
 
 
 def longest_run(text: str) -> int:

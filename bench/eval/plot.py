@@ -31,7 +31,7 @@ def plot(path: Path, summary: Mapping[str, Any]) -> None:
         )
         differences.set_yticks(range(len(known)), list(known))
         differences.axvline(0, color="grey", linestyle="--")
-        differences.set(xlabel=f"{reward}: difference from {first}", ylim=(len(known) - 0.5, -0.5))
+        differences.set(xlabel=f"{reward}: difference from {first}", ylim=(max(1, len(known)) - 0.5, -0.5))
         for name, row in rows.items():
             setting = summary["settings"][name]
             parts = [setting[c] for c in ("sampled_tokens", "scored_tokens") if setting[c] is not None]

@@ -128,9 +128,9 @@ async def answer(send: Send, status: int, headers: dict[str, str], body: str) ->
 
 
 @contextlib.contextmanager
-def serve() -> Iterator[Scripted]:
+def serve(app: Scripted | None = None) -> Iterator[Scripted]:
     """In a thread with a loop of its own, so that neither side stalls the other."""
-    app = Scripted()
+    app = app or Scripted()
     server = uvicorn.Server(
         uvicorn.Config(app, port=0, log_level="critical", lifespan="off", loop="asyncio", timeout_graceful_shutdown=1)
     )

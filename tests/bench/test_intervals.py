@@ -1,0 +1,37 @@
+"""Intervals against printed tables, a simulation and the equations that define them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from trimtab.bench.intervals import half, t_quantile, win_interval
+
+
+@pytest.mark.parametrize(
+    ("freedom", "t"), [(1, 12.706), (2, 4.303), (4, 2.776), (9, 2.262), (29, 2.045), (120, 1.980), (10**6, 1.960)]
+)
+def test_students_table(freedom: int, t: float) -> None:
+    assert t_quantile(freedom) == pytest.approx(t, abs=5e-4)
+
+
+def test_it_holds_the_mean_as_often_as_it_says_even_of_five() -> None:
+    """1.96 standard errors would hold it in 88 % of samples of five."""
+    samples = np.random.default_rng(0).normal(3.0, 2.0, (4000, 5))
+    held = [abs(sample.mean() - 3.0) <= half(sample.tolist()) for sample in samples]
+    assert np.mean(held) == pytest.approx(0.95, abs=5 * math.sqrt(0.95 * 0.05 / 4000))
+
+
+@pytest.mark.parametrize("wins", [[1.0, 0.0, 0.0, 1.0, 1.0], [0.5, 0.5, 1.0], [0.25] * 40 + [1.0]])
+def test_wilsons_ends_are_as_far_from_the_rate_as_they_could_be(wins: list[float]) -> None:
+    rate = np.mean(wins)
+    for end in win_interval(wins):
+        assert abs(rate - end) == pytest.approx(1.959964 * math.sqrt(end * (1 - end) / len(wins)), rel=1e-5)
+
+
+def test_ten_wins_of_ten_are_no_certainty() -> None:
+    low, high = win_interval([1.0] * 10)
+    assert low == pytest.approx(0.7225, abs=1e-4)
+    assert high == 1.0
