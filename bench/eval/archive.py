@@ -18,6 +18,11 @@ def digest(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+def has_records(path: Path) -> bool:
+    """Whether a file has anything in it: a run that did not begin leaves an empty one."""
+    return path.exists() and path.stat().st_size > 0
+
+
 class Archive:
     """A file of JSON lines that grows; each record is under its `key`, and the last under a key holds."""
 

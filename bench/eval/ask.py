@@ -26,6 +26,8 @@ TEMPLATE_FIELDS = (
     *("add_generation_prompt", "continue_final_message"),
 )
 """Fields of a chat request that say how its messages are rendered, for the model and so for a reward."""
+PASSING = (408, 409, 429)
+"""Statuses of a request that may fare better later, beside all from 500."""
 KL = ("kl_exact", "kl_estimate", "kl_bound")
 LONGEST_BACKOFF = 30.0
 """Seconds before another try, where the server does not say how long to wait."""
@@ -101,11 +103,8 @@ class Asker:
     async def check_reward(self, body: Mapping[str, Any]) -> None:
         """Raises EvalError for a reward that the server refuses, before hours are spent on answers."""
         exchange, _ = await self.send(SCORE, body)
-        if (
-            exchange.status is None
-            or exchange.status == 404
-            or (400 <= exchange.status < 500 and exchange.status != 429)
-        ):
+        status = exchange.status
+        if status is None or (400 <= status < 500 and status not in PASSING):
             raise EvalError(f"--reward {body['reward']}: {self.explain(exchange)}")
 
     async def send(self, path: str, body: Mapping[str, Any]) -> tuple[Exchange, list[str]]:
@@ -152,7 +151,7 @@ def may_help_to_retry(exchange: Exchange) -> bool:
         return exchange.should_retry == "true"
     status = exchange.status
     broken = exchange.outcome in (Outcome.CONNECTION, Outcome.INCOMPLETE)
-    return broken or (status is not None and (status in (408, 409, 429) or status >= 500))
+    return broken or (status is not None and (status in PASSING or status >= 500))
 
 
 def wait_before_retry(exchange: Exchange, tries: int) -> float:
@@ -205,10 +204,12 @@ def find_needs(reward: str, catalogue: Any) -> set[str]:
     rewards, objectives = (catalogue.get(name) or {} for name in ("rewards", "objectives"))
 
     def find_rewards(tree: Any) -> set[str]:
+        """`tree` is a name, a list of trees, an object from name to weight, or one whose `of` is any of these."""
         if isinstance(tree, str):
             return {tree.partition(".")[0]}
-        parts = tree.get("of") if isinstance(tree, Mapping) else tree
-        return {name for part in parts or () for name in find_rewards(part)}
+        if isinstance(tree, Mapping) and "of" in tree:
+            return find_rewards(tree["of"])
+        return {name for part in tree for name in find_rewards(part)}
 
     objective = objectives.get(reward) or {}
     names = find_rewards(objective.get("reward") or reward)

@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 
-from trimtab.bench.eval.archive import Archive, digest
+from trimtab.bench.eval.archive import Archive, digest, has_records
 from trimtab.bench.eval.arguments import arguments
 from trimtab.bench.eval.ask import CATALOGUE, AnswerRequest, Asker, Place, find_needs, plan_answers, score_body
 from trimtab.bench.eval.figures import Evaluation, figures, list_failures, tables
@@ -32,12 +32,12 @@ ANSWERS, SCORES = "answers.jsonl", "scores.jsonl"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Exits with status 1 where a setting has no answer or no score at all."""
+    """Exits with status 1 for what cannot begin, and where a setting has no score at all."""
     args = arguments(argv)
     try:
         settings, prompts = read_settings(args.settings), read_prompts(args.prompts, args.limit)
         args.reward = list(dict.fromkeys(args.reward))
-        if not args.resume and (args.out / ANSWERS).exists():
+        if not args.resume and has_records(args.out / ANSWERS):
             raise EvalError(
                 f"--out: {args.out}: has answers already: --resume goes on with them, or name another folder"
             )

@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import statistics
+import time
 from collections import Counter
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -154,6 +155,8 @@ class Bid(Scripted):
         self.chats: list[dict[str, Any]] = []
         self.scored: list[dict[str, Any]] = []
         self.tries: Counter[str] = Counter()
+        self.begun: dict[str, float] = {}
+        """When a prompt came first to a busy server."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] == "/v1/models":
@@ -178,8 +181,8 @@ class Bid(Scripted):
         first = self.tries[f"{script} {prompt}"] == 1
         if script == "wrong" or (script == "wrong-for-odd" and "odd" in prompt):
             return await answer(send, 400, JSON, '{"error": {"message": "no such strategy <b>bset_of_n</b>"}}')
-        if script == "busy" and first:
-            return await answer(send, 429, JSON | {"retry-after": "0.3"}, '{"error": {"message": "wait"}}')
+        if script == "busy" and time.monotonic() < self.begun.setdefault(prompt, time.monotonic()) + 0.9:
+            return await answer(send, 429, JSON | {"retry-after": "0.95"}, '{"error": {"message": "wait"}}')
         if script == "flaky" and first:
             return await answer(send, 503, JSON | {"retry-after": "0"}, '{"error": {"message": "starting"}}')
         if script == "hopeless":
@@ -402,9 +405,9 @@ def test_what_cannot_begin_is_one_line(server: Bid, tmp_path: Path) -> None:
     assert not server.chats
     nobody = Scripted(url=f"http://127.0.0.1:{free_port()}")
     with pytest.raises(SystemExit, match=r"^trimtab eval: http://127.0.0.1:\d+/v1/models tells no model: "):
-        evaluate(nobody, tmp_path, ["ok"], "--resume")
+        evaluate(nobody, tmp_path, ["ok"])
     with pytest.raises(SystemExit, match=r"^trimtab eval: http://[\d.:]+/v1/alignment: .* must be a trimtab server"):
-        evaluate(nobody, tmp_path, ["ok"], "--resume", "--model", "m")
+        evaluate(nobody, tmp_path, ["ok"], "--model", "m")
 
 
 # Without a server.
@@ -430,9 +433,17 @@ def test_the_template_s_fields_are_those_of_the_endpoint() -> None:
 def test_what_a_reward_needs() -> None:
     rewards = {"bleu": {"needs": ["references"]}, "right": {"needs": ["answer"]}, "rm": {"needs": []}}
     tree = {"of": ["rm.warmth", {"of": {"right": 1.0}}], "combine": "sum"}
-    catalogue = {"rewards": rewards, "objectives": {"good": {"reward": tree}, "kind": {"reward": None}}}
-    needs = {name: find_needs(name, catalogue) for name in ("bleu", "rm.warmth", "good", "kind", "nobody")}
-    assert needs == {"bleu": {"references"}, "rm.warmth": set(), "good": {"answer"}, "kind": set(), "nobody": set()}
+    objectives = {"good": {"reward": tree}, "like": {"reward": {"of": "bleu", "transform": "par"}}, "kind": {}}
+    catalogue = {"rewards": rewards, "objectives": objectives}
+    needs = {name: find_needs(name, catalogue) for name in ("bleu", "rm.warmth", "good", "like", "kind", "nobody")}
+    assert needs == {
+        "bleu": {"references"},
+        "rm.warmth": set(),
+        "good": {"answer"},
+        "like": {"references"},
+        "kind": set(),
+        "nobody": set(),
+    }
 
 
 @pytest.mark.parametrize(
