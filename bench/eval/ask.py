@@ -144,9 +144,7 @@ class Asker:
 
 
 def may_help_to_retry(exchange: Exchange) -> bool:
-    """As OpenAI's clients do, but not after a timeout: the server would do all the work again."""
-    if exchange.hung_up:
-        return False
+    """As OpenAI's clients do, but not where `--timeout` ended it: the server would do all the work again."""
     if exchange.should_retry is not None:
         return exchange.should_retry == "true"
     status = exchange.status

@@ -423,7 +423,8 @@ def test_pairs_are_of_what_both_have() -> None:
     assert row["win_rate"] == (1 + 0.5) / 2
     alone = compare({(0, 0): 2.0}, first)
     assert (alone["difference"], alone["half_ci95"]) == (1.0, None)
-    assert compare({}, first)["win_ci95"] == [None, None]
+    for neither in (compare({}, first), compare({(0, 0): 2.0}, {})):
+        assert (neither["difference"], neither["win_ci95"], neither["pairs"]) == (None, [None, None], 0)
 
 
 def test_the_template_s_fields_are_those_of_the_endpoint() -> None:
