@@ -1,0 +1,86 @@
+"""How well a trained model tells the better answer of a pair, by a plain recompute that shares nothing with a trainer.
+
+Shapes: N pairs, T tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+Row = dict[str, Any]
+
+
+@torch.inference_mode()
+def answer_logprob(model: Any, prompt: Sequence[int], answer: Sequence[int]) -> float:
+    """sum_t log pi(y_t | x, y_<t), in nats, in fp32."""
+    ids = torch.tensor([[*prompt, *answer]], device=model.device)
+    logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
+    logprobs = torch.log_softmax(logits, dim=-1)
+    return float(logprobs.gather(1, ids[0, len(prompt) :, None]).double().sum())
+
+
+def language_margins(model: Any, rows: Iterable[Row], *, beta: float, reference: Any = None) -> list[float]:
+    """[N] beta (log pi(y+) - log pi(y-)), less the reference's where there is one."""
+
+    def margin(scored: Any, row: Row) -> float:
+        chosen = answer_logprob(scored, row["prompt_ids"], row["chosen_ids"])
+        return chosen - answer_logprob(scored, row["prompt_ids"], row["rejected_ids"])
+
+    return [beta * (margin(model, row) - (0.0 if reference is None else margin(reference, row))) for row in rows]
+
+
+@torch.inference_mode()
+def score(model: Any, tokens: Sequence[int]) -> float:
+    """The head's one number at the last token."""
+    return float(model(input_ids=torch.tensor([list(tokens)], device=model.device)).logits[0, 0])
+
+
+def reward_margins(model: Any, rows: Iterable[Row]) -> list[float]:
+    """[N] r(x, y+) - r(x, y-)."""
+    return [score(model, row["chosen_ids"]) - score(model, row["rejected_ids"]) for row in rows]
+
+
+def summarise(margins: Sequence[float]) -> dict[str, float]:
+    """Accuracy with its 95 % interval (Wilson's), the mean of -log sigma(margin), and the calibration error.
+
+    A tie counts half.
+    """
+    n = len(margins)
+    right = sum((m > 0) + 0.5 * (m == 0) for m in margins) / n
+    low, high = wilson(right, n)
+    return {
+        "pairs": n,
+        "accuracy": right,
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "loss": math.fsum(-log_sigmoid(m) for m in margins) / n,
+        "calibration_error": calibration_error(margins),
+    }
+
+
+def log_sigmoid(x: float) -> float:
+    return -math.log1p(math.exp(-x)) if x > 0 else x - math.log1p(math.exp(x))
+
+
+def wilson(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """The 95 % interval of a share of n."""
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return middle - half, middle + half
+
+
+def calibration_error(margins: Sequence[float], bins: int = 10) -> float:
+    """Expected calibration error of sigma(|margin|), the confidence in the answer that is preferred: the mean over
+    bins of |share that is right - mean confidence|, weighted by how many are in each."""
+    table: list[list[tuple[float, float]]] = [[] for _ in range(bins)]
+    for margin in margins:
+        sure = math.exp(log_sigmoid(abs(margin)))
+        right = 0.5 if margin == 0 else float(margin > 0)
+        table[min(bins - 1, int((sure - 0.5) * 2 * bins))].append((sure, right))
+    return math.fsum(
+        abs(math.fsum(sure for sure, _ in cell) - math.fsum(right for _, right in cell)) for cell in table
+    ) / len(margins)

@@ -1,0 +1,90 @@
+"""Preferences as tokens: what each kind of training reads, and what does not fit."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any
+
+from trimtab.training.data import Message, Pair
+from trimtab.training.rendering import Renderer
+
+Row = dict[str, Any]
+
+
+@dataclass(kw_only=True)
+class Rows:
+    """Tokenised rows of a training, and what was left out of them."""
+
+    train: list[Row] = field(default_factory=list)
+    heldout: list[Row] = field(default_factory=list)
+    dropped: Counter[str] = field(default_factory=Counter)
+    joined: int = 0
+    """Pairs whose prompt is no token prefix of prompt and answer encoded together: the server encodes them apart, as is
+    done here, and other trainers may not."""
+
+    @property
+    def all(self) -> list[Row]:
+        return [*self.train, *self.heldout]
+
+    def lengths(self, *keys: str) -> list[int]:
+        """Tokens of these parts of each row together."""
+        return [sum(len(row[key]) for key in keys) for row in self.all]
+
+
+def is_heldout(prompt: Sequence[Message], share: float) -> bool:
+    """By the prompt alone, so that it is the same in every run and for every kind."""
+    text = json.dumps([dict(message) for message in prompt], sort_keys=True, ensure_ascii=False)
+    place = int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") / 2**64
+    return place < share
+
+
+def make_pair_rows(pairs: Iterable[Pair], renderer: Renderer, *, max_length: int, heldout: float) -> Rows:
+    """`prompt_ids`, `chosen_ids`, `rejected_ids` of each pair that fits."""
+    rows = Rows()
+    for pair in pairs:
+        prompt, chosen = renderer.encode(pair.prompt, pair.chosen)
+        _, rejected = renderer.encode(pair.prompt, pair.rejected)
+        if len(prompt) + max(len(chosen), len(rejected)) > max_length:
+            rows.dropped[f"longer than {max_length} tokens"] += 1
+            continue
+        rows.joined += not all(renderer.joins(pair.prompt, answer) for answer in (pair.chosen, pair.rejected))
+        row = {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
+        (rows.heldout if is_heldout(pair.prompt, heldout) else rows.train).append(row)
+    return rows
+
+
+def make_whole_rows(rows: Rows) -> Rows:
+    """For a reward model, which reads prompt and answer as one."""
+
+    def whole(row: Row) -> Row:
+        return {key: [*row["prompt_ids"], *row[key]] for key in ("chosen_ids", "rejected_ids")}
+
+    return Rows(
+        train=[whole(row) for row in rows.train],
+        heldout=[whole(row) for row in rows.heldout],
+        dropped=rows.dropped,
+        joined=rows.joined,
+    )
+
+
+def make_value_rows(rows: Rows, score: Callable[[list[int]], float], *, seed: int, beginnings: int = 4) -> Rows:
+    """Of each answer some beginnings, at lengths drawn at random, with the score of the whole."""
+    rng = random.Random(seed)
+
+    def begin(row: Row) -> Iterable[Row]:
+        for key in ("chosen_ids", "rejected_ids"):
+            value = score([*row["prompt_ids"], *row[key]])
+            for length in sorted(rng.randint(1, len(row[key])) for _ in range(beginnings)):
+                yield {"input_ids": [*row["prompt_ids"], *row[key][:length]], "labels": value}
+
+    return Rows(
+        train=[begun for row in rows.train for begun in begin(row)],
+        heldout=[begun for row in rows.heldout for begun in begin(row)],
+        dropped=rows.dropped,
+        joined=rows.joined,
+    )

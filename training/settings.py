@@ -1,0 +1,71 @@
+"""What `trimtab train` trains, and how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Kind = Literal["guide", "reward", "value", "twin", "directional"]
+
+BETA = {"genarm": 0.05, "dpo": 0.1}
+"""Of the losses: GenARM's HH setting (arXiv 2410.08193), DPO's usual one (arXiv 2305.18290)."""
+LEARNING_RATE = {True: 5e-4, False: 1e-5}
+"""With LoRA (GenARM's HH setting), and of whole models."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """One run. Defaults are GenARM's for LoRA; see `BETA` and `LEARNING_RATE`."""
+
+    kind: Kind
+    base: str
+    data: tuple[str, ...]
+    out: Path
+    start: str | None = None
+    """Another model to train, with the base's tokenizer; the base where none is named."""
+    reward: str | None = None
+    """Of a value head: the reward model whose scores it foretells."""
+    loss: Literal["genarm", "dpo"] = "genarm"
+    beta: float | None = None
+    likelihood: float = 0.0
+    """Weight of the chosen answers' mean negative log-likelihood beside the loss, as in RPO."""
+    score: str | None = None
+    attributes: tuple[str, str] | None = None
+    """Of a directional model: the two scores whose directions it learns."""
+    full: bool = False
+    rank: int = 8
+    layers: int | None = None
+    """Only the last so many are trained."""
+    learning_rate: float | None = None
+    epochs: float = 1.0
+    batch: int = 8
+    """Pairs a forward pass."""
+    accumulate: int = 4
+    """Passes a step."""
+    max_length: int = 512
+    """Tokens of a prompt and an answer."""
+    heldout: float = 0.1
+    """Share of the prompts that are measured on and not trained on."""
+    patience: int = 3
+    """Measurements without an improvement after which training ends; 0 trains to the end."""
+    seed: int = 0
+    resume: bool = False
+    template: Path | None = None
+    bare: bool = False
+    skip_wrong: bool = False
+    limit: int | None = None
+
+    @property
+    def trains_adapter(self) -> bool:
+        return not self.full
+
+    @property
+    def rate(self) -> float:
+        return LEARNING_RATE[self.trains_adapter] if self.learning_rate is None else self.learning_rate
+
+    @property
+    def scale(self) -> float:
+        """β of the loss."""
+        loss = self.loss if self.kind == "guide" else "dpo"
+        return BETA[loss] if self.beta is None else self.beta

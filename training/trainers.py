@@ -1,0 +1,244 @@
+"""The trainings: Hugging Face's and TRL's trainers, on rows that are tokenised already.
+
+GenARM's loss (arXiv 2410.08193, §4.1) is DPO's with a reference whose log-probability is 0 of every answer:
+
+    L = -log sigma(beta (log pi(y+ | x) - log pi(y- | x)))                                                           (1)
+
+A reward model's is Bradley-Terry's, -log sigma(r(x, y+) - r(x, y-)). A value head, FUDGE's (arXiv 2104.05218) for any
+reward, regresses the score of a whole answer on beginnings of it,
+
+    L = (v(x, y_<=t) - r(x, y))^2,    t uniform on 1 .. |y|                                                          (2)
+
+whose minimiser is the expected score of what the beginning becomes, over the answers in the data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    EarlyStoppingCallback,
+    Trainer,
+    TrainingArguments,
+)
+from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+
+from trimtab.training.settings import Settings
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+Row = dict[str, Any]
+
+
+class PairTrainer(DPOTrainer):
+    """DPO on rows of `prompt_ids`, `chosen_ids` and `rejected_ids`."""
+
+    def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
+        return dataset
+
+
+class GenARMTrainer(PairTrainer):
+    """(1): the reference's log-probabilities are 0, and no reference is run."""
+
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        zeros = [0.0] * len(dataset)
+        return dataset.add_column("ref_chosen_logps", zeros).add_column("ref_rejected_logps", zeros)
+
+
+def arguments(settings: Settings, kind: type[TrainingArguments], rows: int, **more: Any) -> TrainingArguments:
+    """Of all trainings alike: AdamW, a cosine after a short warm-up, fp32 on a CPU and bf16 on CUDA."""
+    cuda = torch.cuda.is_available()
+    steps = max(1, math.ceil(rows / (settings.batch * settings.accumulate)) * max(1, math.ceil(settings.epochs)))
+    every = max(1, steps // 10)
+    return kind(
+        output_dir=str(settings.out / "checkpoints"),
+        learning_rate=settings.rate,
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch,
+        per_device_eval_batch_size=settings.batch,
+        gradient_accumulation_steps=settings.accumulate,
+        lr_scheduler_type="cosine",
+        warmup_steps=max(1, steps // 20),
+        max_grad_norm=1.0,
+        logging_steps=every,
+        eval_strategy="steps",
+        eval_steps=every,
+        save_strategy="steps",
+        save_steps=every,
+        save_total_limit=2,
+        load_best_model_at_end=settings.patience > 0,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        bf16=cuda,
+        gradient_checkpointing=cuda,
+        use_cpu=not cuda,
+        report_to=[],
+        seed=settings.seed,
+        data_seed=settings.seed,
+        dataloader_num_workers=0,
+        disable_tqdm=False,
+        **more,
+    )
+
+
+def callbacks(settings: Settings) -> list[Any]:
+    return [EarlyStoppingCallback(early_stopping_patience=settings.patience)] if settings.patience else []
+
+
+def load_model(settings: Settings, tokens: int, padding: int, *, labels: int | None = None) -> nn.Module:
+    """What is trained: a language model, or with `labels` a head on one; frozen but for what is to learn."""
+    name = settings.start or settings.base
+    options: dict[str, Any] = {"dtype": torch.float32}
+    if labels is None:
+        model = AutoModelForCausalLM.from_pretrained(name, **options)
+    else:
+        model = AutoModelForSequenceClassification.from_pretrained(name, num_labels=labels, **options)
+    model.config.pad_token_id = padding
+    if model.get_input_embeddings().num_embeddings < tokens:
+        raise ValueError(
+            f"{name} embeds {model.get_input_embeddings().num_embeddings} tokens, the base's tokenizer has {tokens}: "
+            "--from needs a model with the base's tokenizer"
+        )
+    if settings.full and settings.layers is not None:
+        freeze_below(model, settings.layers)
+    return model  # type: ignore[no-any-return]
+
+
+def freeze_below(model: Any, layers: int) -> None:
+    """All but the last layers, the norm behind them and the head."""
+    inner = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
+    for parameter in model.get_input_embeddings().parameters():
+        parameter.requires_grad = False
+    for layer in inner.layers[: len(inner.layers) - layers]:
+        for parameter in layer.parameters():
+            parameter.requires_grad = False
+
+
+def adapter(settings: Settings, model: Any, *, task: str) -> Any:
+    """LoRA on all linear layers of the blocks, of the last ones where `layers` says so; None where all is trained."""
+    from peft import LoraConfig
+
+    if settings.full:
+        return None
+    count = model.config.get_text_config().num_hidden_layers
+    places = None if settings.layers is None else list(range(count - settings.layers, count))
+    return LoraConfig(
+        r=settings.rank,
+        lora_alpha=2 * settings.rank,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        layers_to_transform=places,
+        task_type=task,
+        modules_to_save=["score"] if task == "SEQ_CLS" else None,
+    )
+
+
+def train_pairs(
+    settings: Settings, tokenizer: Any, padding: int, train: Sequence[Row], test: Sequence[Row]
+) -> DPOTrainer:
+    """A guide by (1), or by DPO with the base as its reference; a twin is the latter."""
+    free = settings.kind == "guide" and settings.loss == "genarm"
+    losses = ["sigmoid"] + (["sft"] if settings.likelihood else [])
+    config = arguments(
+        settings,
+        DPOConfig,
+        len(train),
+        beta=settings.scale,
+        loss_type=losses,
+        loss_weights=[1.0, settings.likelihood][: len(losses)],
+        max_length=settings.max_length,
+        precompute_ref_log_probs=True,
+        precompute_ref_batch_size=settings.batch,
+    )
+    model = load_model(settings, len(tokenizer), padding)
+    trainer = (GenARMTrainer if free else PairTrainer)(
+        model=model,
+        args=config,
+        train_dataset=Dataset.from_list(list(train)),
+        eval_dataset=Dataset.from_list(list(test)),
+        processing_class=tokenizer,
+        peft_config=adapter(settings, model, task="CAUSAL_LM"),
+        callbacks=callbacks(settings),
+    )
+    run(trainer, settings)
+    return trainer
+
+
+def train_reward(
+    settings: Settings, tokenizer: Any, padding: int, train: Sequence[Row], test: Sequence[Row]
+) -> RewardTrainer:
+    model = load_model(settings, len(tokenizer), padding, labels=1)
+    trainer = RewardTrainer(
+        model=model,
+        args=arguments(settings, RewardConfig, len(train), max_length=settings.max_length),
+        train_dataset=Dataset.from_list(list(train)),
+        eval_dataset=Dataset.from_list(list(test)),
+        processing_class=tokenizer,
+        peft_config=adapter(settings, model, task="SEQ_CLS"),
+        callbacks=callbacks(settings),
+    )
+    run(trainer, settings)
+    return trainer
+
+
+def train_value(settings: Settings, tokenizer: Any, padding: int, train: Sequence[Row], test: Sequence[Row]) -> Trainer:
+    """(2), on rows of `input_ids` and `labels`."""
+    from peft import get_peft_model
+    from transformers import DataCollatorWithPadding
+
+    model: Any = load_model(settings, len(tokenizer), padding, labels=1)
+    model.config.problem_type = "regression"
+    if (config := adapter(settings, model, task="SEQ_CLS")) is not None:
+        model = get_peft_model(model, config)
+    trainer = Trainer(
+        model=model,
+        args=arguments(settings, TrainingArguments, len(train)),
+        train_dataset=Dataset.from_list(list(train)),
+        eval_dataset=Dataset.from_list(list(test)),
+        data_collator=DataCollatorWithPadding(tokenizer),
+        callbacks=callbacks(settings),
+    )
+    run(trainer, settings)
+    return trainer
+
+
+def train_directional(
+    settings: Settings, tokenizer: Any, padding: int, train: Sequence[Row], test: Sequence[Row]
+) -> SFTTrainer:
+    """Likelihood of the answers, on rows of `input_ids` and `completion_mask`."""
+    model = load_model(settings, len(tokenizer), padding)
+    trainer = SFTTrainer(
+        model=model,
+        args=arguments(settings, SFTConfig, len(train), max_length=settings.max_length, completion_only_loss=True),
+        train_dataset=Dataset.from_list(list(train)),
+        eval_dataset=Dataset.from_list(list(test)),
+        processing_class=tokenizer,
+        peft_config=adapter(settings, model, task="CAUSAL_LM"),
+        callbacks=callbacks(settings),
+    )
+    run(trainer, settings)
+    return trainer
+
+
+def run(trainer: Any, settings: Settings) -> None:
+    """Raises MemoryError, saying what to lower."""
+    folder = settings.out / "checkpoints"
+    begun = settings.resume and folder.exists() and any(folder.glob("checkpoint-*"))
+    torch.use_deterministic_algorithms(not torch.cuda.is_available(), warn_only=True)
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            trainer.train(resume_from_checkpoint=begun)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise MemoryError(
+            f"out of memory with --batch {settings.batch} and --max-length {settings.max_length}: lower either (raise "
+            "--accumulate by as much as --batch falls), train fewer --layers, or a smaller model with --from"
+        ) from error
