@@ -84,3 +84,19 @@ def calibration_error(margins: Sequence[float], bins: int = 10) -> float:
     return math.fsum(
         abs(math.fsum(sure for sure, _ in cell) - math.fsum(right for _, right in cell)) for cell in table
     ) / len(margins)
+
+
+def foretell(model: Any, rows: Sequence[Row]) -> dict[str, float]:
+    """Of a value head on beginnings: its mean squared error, the variance of what it foretells, and the share of that
+    variance that it explains."""
+    wished = [float(row["labels"]) for row in rows]
+    errors = [score(model, row["input_ids"]) - value for row, value in zip(rows, wished, strict=True)]
+    mean = math.fsum(wished) / len(wished)
+    variance = math.fsum((value - mean) ** 2 for value in wished) / len(wished)
+    squared = math.fsum(error * error for error in errors) / len(errors)
+    return {
+        "beginnings": len(rows),
+        "squared_error": squared,
+        "variance": variance,
+        "explained": 1 - squared / variance if variance else 0.0,
+    }

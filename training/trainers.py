@@ -18,6 +18,7 @@ import contextlib
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from transformers import (
 )
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
+from trimtab.training.rendering import Renderer
 from trimtab.training.settings import Settings
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -142,11 +144,32 @@ def adapter(settings: Settings, model: Any, *, task: str) -> Any:
     )
 
 
+def is_reference_free(settings: Settings) -> bool:
+    return settings.kind == "guide" and settings.loss == "genarm"
+
+
+def load_reference(settings: Settings) -> Any:
+    """What DPO's log-ratios are against: the model that training began with."""
+    model = AutoModelForCausalLM.from_pretrained(settings.start or settings.base, dtype=torch.float32)
+    return model.eval()
+
+
+def load_scorer(folder: str, padding: int) -> Any:
+    """A reward model: a checkpoint, or an adapter with a head."""
+    from peft import AutoPeftModelForSequenceClassification
+
+    adapted = os.path.exists(os.path.join(folder, "adapter_config.json"))
+    kind = AutoPeftModelForSequenceClassification if adapted else AutoModelForSequenceClassification
+    model = kind.from_pretrained(folder, num_labels=1, dtype=torch.float32)
+    model.config.pad_token_id = padding
+    return model.eval()
+
+
 def train_pairs(
     settings: Settings, tokenizer: Any, padding: int, train: Sequence[Row], test: Sequence[Row]
 ) -> DPOTrainer:
     """A guide by (1), or by DPO with the base as its reference; a twin is the latter."""
-    free = settings.kind == "guide" and settings.loss == "genarm"
+    free = is_reference_free(settings)
     losses = ["sigmoid"] + (["sft"] if settings.likelihood else [])
     config = arguments(
         settings,
@@ -242,3 +265,27 @@ def run(trainer: Any, settings: Settings) -> None:
             f"out of memory with --batch {settings.batch} and --max-length {settings.max_length}: lower either (raise "
             "--accumulate by as much as --batch falls), train fewer --layers, or a smaller model with --from"
         ) from error
+
+
+def time_steps(settings: Settings, tokenizer: Any, padding: int, rows: Sequence[Row]) -> float:
+    """Seconds that training takes on these rows of pairs, its start not counted."""
+    import shutil
+    import time
+
+    free = replace(settings, kind="guide", loss="genarm")
+    try:
+        train_pairs(free, tokenizer, padding, rows[:1], rows[:1])
+        began = time.monotonic()
+        train_pairs(free, tokenizer, padding, rows, rows[:1])
+        return time.monotonic() - began
+    finally:
+        shutil.rmtree(settings.out, ignore_errors=True)
+
+
+def save(trainer: Any, settings: Settings, renderer: Renderer) -> None:
+    """A Hugging Face or PEFT folder, with the base's tokenizer, and nothing of the training's own."""
+    import shutil
+
+    trainer.model.save_pretrained(settings.out)
+    renderer.tokenizer.save_pretrained(settings.out)
+    shutil.rmtree(settings.out / "checkpoints", ignore_errors=True)

@@ -1,0 +1,149 @@
+"""What stands beside a trained model: a model card, and the lines of a configuration that serves it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trimtab.training.settings import Settings
+
+LOSSES = {
+    "genarm": "GenARM's, -log σ(β(log π(y⁺|x) − log π(y⁻|x))), without a reference (arXiv 2410.08193)",
+    "dpo": "DPO's, with the base as the reference (arXiv 2305.18290)",
+    "reward": "Bradley-Terry's, -log σ(r(x, y⁺) − r(x, y⁻))",
+    "value": "the squared error of a whole answer's reward, foretold from its beginnings (FUDGE, arXiv 2104.05218)",
+    "directional": "the likelihood of the answer that a direction prefers, told the direction (DPA, arXiv 2402.18571)",
+}
+
+
+def name_loss(settings: Settings) -> str:
+    if settings.kind == "guide":
+        return settings.loss
+    return "dpo" if settings.kind == "twin" else settings.kind
+
+
+def snippet(settings: Settings, name: str) -> dict[str, Any]:
+    """The member as `trimtab serve` reads it."""
+    model = str(settings.out.resolve())
+    if settings.kind == "reward":
+        return {"rewards": {name: {"kind": "classifier", "model": model}}, "objectives": {name: {"reward": name}}}
+    if settings.kind == "value":
+        return {"rewards": {name: {"kind": "classifier", "model": model, "turn": "open"}}}
+    guides: dict[str, Any] = {"guides": {name: {"model": model}}}
+    if settings.kind == "guide" and settings.loss == "genarm":
+        return {**guides, "objectives": {name: {"guide": name}}}
+    if settings.kind == "directional":
+        return guides
+    preset = {"strategy": "dera", "params": {"aligned": name, "lambda": 1.0}}
+    return {**guides, "presets": {f"{name}-dera": preset}}
+
+
+def write_card(settings: Settings, name: str, summary: Mapping[str, Any], measured: Mapping[str, float]) -> str:
+    """A model card for the Hugging Face hub; `measured` is of the pairs held out."""
+    metadata = {
+        "base_model": settings.start or settings.base,
+        "library_name": "peft" if settings.trains_adapter else "transformers",
+        "tags": ["trimtab", settings.kind],
+    }
+    figures = [f"| {key.replace('_', ' ')} | {value:.4g} |" for key, value in measured.items()]
+    lines = [
+        "---",
+        yaml.safe_dump(metadata, sort_keys=False).strip(),
+        "---",
+        "",
+        f"# {name}",
+        "",
+        f"A {settings.kind} for `{settings.base}`, made by `trimtab train`. The loss is {LOSSES[name_loss(settings)]}.",
+        "",
+        "```sh",
+        shlex.join(["trimtab", *sys.argv[1:]]),
+        "```",
+        "",
+        "## Data",
+        "",
+        "| | |",
+        "|---|---|",
+        *[f"| {key} | {value} |" for key, value in summary.items()],
+        "",
+        "## Held out",
+        "",
+        "Pairs of prompts that were not trained on; the interval is Wilson's, of 95 %. The calibration error is the "
+        "expected one of σ(|margin|), the confidence in the answer that is preferred.",
+        "",
+        "| | |",
+        "|---|---|",
+        *figures,
+        "",
+        "Accuracy on pairs does not say that a guide steers: measure what answers become under it.",
+        "",
+        "## Serving",
+        "",
+        "```yaml",
+        yaml.safe_dump(snippet(settings, name), sort_keys=False).strip(),
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def add_to_configuration(path: Path, added: Mapping[str, Any]) -> str:
+    """The configuration's text with the member in it; what is there stays as it was written.
+
+    Raises ValueError where a name is taken.
+    """
+    text = path.read_text()
+    there = yaml.safe_load(text) or {}
+    for section, entries in added.items():
+        if taken := sorted(set(entries) & set(there.get(section) or {})):
+            raise ValueError(f"{path} has {section}.{taken[0]} already: choose another --name")
+        block = yaml.safe_dump(dict(entries), sort_keys=False)
+        indented = "".join(f"  {line}\n" for line in block.splitlines())
+        text = insert_section(text, section, indented, known=section in there)
+    return text
+
+
+def insert_section(text: str, section: str, indented: str, *, known: bool) -> str:
+    """`indented` lines at the end of a top-level section, which is made where it is missing."""
+    if not known:
+        return f"{text.rstrip()}\n\n{section}:\n{indented}"
+    node = yaml.compose(text)
+    for key, value in node.value:
+        if key.value == section:
+            if value.flow_style:
+                raise ValueError(f"{section} is written in one line: put its entries on lines of their own first")
+            lines = text.splitlines(keepends=True)
+            end = value.end_mark.line
+            while end > 0 and not lines[end - 1].strip():
+                end -= 1
+            return "".join([*lines[:end], indented, *lines[end:]])
+    raise AssertionError(section)
+
+
+def describe_run(
+    settings: Settings, pairs: int, dropped: Mapping[str, int], longer: float, lengths: Mapping[str, Mapping[str, int]]
+) -> dict[str, Any]:
+    """The data of a run, for the screen and for the card."""
+    return {
+        "data": ", ".join(settings.data),
+        "pairs": pairs,
+        "dropped": json.dumps(dict(dropped)) if dropped else "none",
+        "the longer answer is the chosen one": f"{longer:.0%}",
+        **{f"tokens of {what}": ", ".join(f"{k} {v}" for k, v in found.items()) for what, found in lengths.items()},
+    }
+
+
+def render_summary(summary: Mapping[str, Any]) -> str:
+    width = max(map(len, summary))
+    return "\n".join(f"{key:<{width}}  {value}" for key, value in summary.items())
+
+
+def list_wrong(wrong: Sequence[str], source: str, most: int = 5) -> str:
+    shown = "\n".join(f"  {line}" for line in wrong[:most])
+    more = f"\n  and {len(wrong) - most} more" if len(wrong) > most else ""
+    return f"{source}: {len(wrong)} rows are no preferences (--skip-wrong leaves them out):\n{shown}{more}"

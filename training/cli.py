@@ -1,0 +1,181 @@
+"""`trimtab train KIND --base MODEL --data FILE --out FOLDER`: makes what trimtab serves, from preferences."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+from trimtab.training import card
+from trimtab.training.data import DataError, Preferences, percentiles, read_preferences
+from trimtab.training.rendering import Renderer, choose_padding
+from trimtab.training.rows import Rows, make_pair_rows, make_value_rows, make_whole_rows
+from trimtab.training.settings import Kind, Settings
+
+Say = Callable[[str], None]
+
+
+def parse(argv: Sequence[str]) -> tuple[Settings, argparse.Namespace]:
+    parser = argparse.ArgumentParser(prog="trimtab train", description=__doc__)
+    parser.add_argument("kind", choices=[kind for kind in get_args(Kind) if kind != "directional"])
+    parser.add_argument("--base", required=True, help="the model that is served: a folder or a Hugging Face id")
+    parser.add_argument("--data", required=True, nargs="+", help="JSON lines, JSON or parquet files, or hub datasets")
+    parser.add_argument("--out", required=True, type=Path, help="the folder that the result is written to")
+    parser.add_argument("--name", help="of the member in a configuration; the name of --out where it is left out")
+    parser.add_argument("--from", dest="start", help="another model to train, with the base's tokenizer")
+    parser.add_argument("--reward", help="of a value head: the folder of the reward model whose scores it foretells")
+    parser.add_argument("--loss", choices=["genarm", "dpo"], default="genarm", help="of a guide")
+    parser.add_argument("--beta", type=float, help="of the loss: 0.05 for genarm, 0.1 for dpo")
+    parser.add_argument("--likelihood", type=float, default=0.0, help="weight of the chosen answers' likelihood beside")
+    parser.add_argument("--score", help="of rated answers: the score that pairs are made by")
+    parser.add_argument("--full", action="store_true", help="train the whole model, and not LoRA")
+    parser.add_argument("--rank", type=int, default=8, help="of LoRA")
+    parser.add_argument("--layers", type=int, help="train the last so many layers only")
+    parser.add_argument("--learning-rate", type=float, help="5e-4 for LoRA, 1e-5 for whole models")
+    parser.add_argument("--epochs", type=float, default=1.0)
+    parser.add_argument("--batch", type=int, default=8, help="pairs a forward pass")
+    parser.add_argument("--accumulate", type=int, default=4, help="passes a step")
+    parser.add_argument(
+        "--max-length", type=int, default=512, help="tokens of prompt and answer; longer pairs are left out"
+    )
+    parser.add_argument("--heldout", type=float, default=0.1, help="share of the prompts to measure on")
+    parser.add_argument("--patience", type=int, default=3, help="measurements without a gain until it ends; 0: never")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--limit", type=int, help="use the first so many pairs")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
+    parser.add_argument("--chat-template", dest="template", type=Path, help="a Jinja file; the base's own by default")
+    parser.add_argument("--bare", action="store_true", help="prompts are texts, without a chat template")
+    parser.add_argument("--skip-wrong", action="store_true", help="leave out rows that are no preferences")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="count, measure lengths and the time of a step, and stop"
+    )
+    parser.add_argument("--into", type=Path, help="a configuration to add the member to")
+    args = parser.parse_args(argv)
+    check(parser, args)
+    fields = {key: value for key, value in vars(args).items() if key in Settings.__dataclass_fields__}
+    return Settings(**{**fields, "data": tuple(args.data)}), args
+
+
+def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Ends the command for what cannot be."""
+    if args.kind == "value" and args.reward is None:
+        parser.error("a value head foretells a reward model's scores: name its folder with --reward")
+    if args.kind != "value" and args.reward is not None:
+        parser.error(f"--reward is for a value head, and this is a {args.kind}")
+    if args.kind != "guide" and args.loss != "genarm":
+        parser.error(f"--loss is for a guide, and this is a {args.kind}")
+    for name, low in (("rank", 1), ("batch", 1), ("accumulate", 1), ("max_length", 2), ("patience", 0)):
+        if getattr(args, name) < low:
+            parser.error(f"--{name.replace('_', '-')} must be at least {low}; got {getattr(args, name)}")
+    if not 0 < args.heldout < 1:
+        parser.error(f"--heldout must lie between 0 and 1; got {args.heldout}")
+
+
+def main(argv: Sequence[str], say: Say = print) -> int:
+    """The exit status."""
+    settings, args = parse(argv)
+    name = args.name or settings.out.name
+    try:
+        preferences = collect(settings, say)
+        renderer = Renderer.of(settings.base, template=settings.template, bare=settings.bare)
+        pairs = preferences.pairs[: settings.limit]
+        rows = make_pair_rows(pairs, renderer, max_length=settings.max_length, heldout=settings.heldout)
+        summary = summarise(settings, replace_pairs(preferences, pairs), rows)
+        say(card.render_summary(summary))
+        if not rows.train or not rows.heldout:
+            raise DataError(
+                f"{len(rows.train)} pairs to train on and {len(rows.heldout)} held out: one of each at least"
+            )
+        padding = choose_padding(renderer.tokenizer, renderer.ends)
+        renderer.tokenizer.pad_token_id = padding
+        if args.dry_run:
+            seconds, size = time_step(settings, renderer, rows), settings.batch * settings.accumulate
+            say(f"a step of {size} pairs takes about {seconds:.1f} s; an epoch has {-(-len(rows.train) // size)}")
+            return 0
+        measured = train(settings, renderer, padding, rows)
+    except (DataError, OSError, ValueError, MemoryError) as error:
+        sys.stderr.write(f"trimtab train: {error}\n")
+        return 1
+    (settings.out / "README.md").write_text(card.write_card(settings, name, summary, measured))
+    say("held out: " + ", ".join(f"{key.replace('_', ' ')} {value:.3g}" for key, value in measured.items()))
+    if args.into is None:
+        import yaml
+
+        say("to serve it:\n\n" + yaml.safe_dump(card.snippet(settings, name), sort_keys=False))
+    else:
+        args.into.write_text(card.add_to_configuration(args.into, card.snippet(settings, name)))
+        say(f"{args.into} has it now; `trimtab calibrate {args.into} --prompts FILE` makes its weights comparable")
+    return 0
+
+
+def collect(settings: Settings, say: Say) -> Preferences:
+    """Raises DataError for rows that are no preferences, unless they are to be skipped."""
+    whole = Preferences()
+    for source in settings.data:
+        read = read_preferences(source, score=settings.score)
+        if read.wrong:
+            if not settings.skip_wrong:
+                raise DataError(card.list_wrong(read.wrong, source))
+            say(card.list_wrong(read.wrong, source))
+            read.dropped["no preference"] += len(read.wrong)
+        whole.pairs += read.pairs
+        whole.rated += read.rated
+        whole.dropped += read.dropped
+    return whole
+
+
+def replace_pairs(preferences: Preferences, pairs: Sequence[Any]) -> Preferences:
+    return replace(preferences, pairs=list(pairs))
+
+
+def summarise(settings: Settings, preferences: Preferences, rows: Rows) -> dict[str, Any]:
+    lengths = {
+        "prompts": percentiles(rows.lengths("prompt_ids")),
+        "chosen answers": percentiles(rows.lengths("chosen_ids")),
+        "rejected answers": percentiles(rows.lengths("rejected_ids")),
+    }
+    dropped = Counter(preferences.dropped) + rows.dropped
+    summary = card.describe_run(settings, len(preferences.pairs), dropped, preferences.longer_chosen, lengths)
+    summary["trained on, held out"] = f"{len(rows.train)}, {len(rows.heldout)}"
+    if rows.joined:
+        summary["prompts whose last token an answer would change"] = rows.joined
+    return summary
+
+
+def time_step(settings: Settings, renderer: Renderer, rows: Rows) -> float:
+    """Seconds, by one step on a few pairs of middling length, after one that warms up."""
+    from trimtab.training import trainers
+
+    size = settings.batch * settings.accumulate
+    ordered = sorted(rows.train, key=lambda row: len(row["prompt_ids"]) + len(row["chosen_ids"]))
+    middle = (ordered[len(ordered) // 2 :] + ordered)[:1] * (2 * size)
+    trial = replace(settings, out=settings.out / "dry-run", epochs=1.0, patience=0)
+    return trainers.time_steps(trial, renderer.tokenizer, renderer.tokenizer.pad_token_id, middle) / 2
+
+
+def train(settings: Settings, renderer: Renderer, padding: int, rows: Rows) -> dict[str, float]:
+    """The model in --out, and what was measured of it on the pairs held out."""
+    from trimtab.training import measure, trainers
+
+    tokenizer, began = renderer.tokenizer, time.monotonic()
+    if settings.kind == "reward":
+        whole = make_whole_rows(rows)
+        trainer: Any = trainers.train_reward(settings, tokenizer, padding, whole.train, whole.heldout)
+        measured = measure.summarise(measure.reward_margins(trainer.model.eval(), whole.heldout))
+    elif settings.kind == "value":
+        scorer = trainers.load_scorer(str(settings.reward), padding)
+        begun = make_value_rows(rows, lambda ids: measure.score(scorer, ids), seed=settings.seed)
+        trainer = trainers.train_value(settings, tokenizer, padding, begun.train, begun.heldout)
+        measured = measure.foretell(trainer.model.eval(), begun.heldout)
+    else:
+        trainer = trainers.train_pairs(settings, tokenizer, padding, rows.train, rows.heldout)
+        reference = None if trainers.is_reference_free(settings) else trainers.load_reference(settings)
+        margins = measure.language_margins(trainer.model.eval(), rows.heldout, beta=settings.scale, reference=reference)
+        measured = measure.summarise(margins)
+    trainers.save(trainer, settings, renderer)
+    return {**measured, "seconds": time.monotonic() - began}
