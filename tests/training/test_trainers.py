@@ -1,0 +1,193 @@
+"""Each training's loss against its formula, what it saves, and that it is the same every time."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.engine import family
+from tests.training.test_rendering import CHATML
+
+pytest.importorskip("trl")
+from trimtab.training import card, cli, measure, trainers
+from trimtab.training.data import read_preferences
+from trimtab.training.rendering import Renderer, choose_padding
+from trimtab.training.rows import Rows, make_pair_rows, make_whole_rows
+from trimtab.training.settings import Settings
+
+pytestmark = pytest.mark.slow
+ONE_STEP: dict[str, Any] = {"batch": 4, "accumulate": 1, "max_length": 64, "patience": 0}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base, and pairs of which letters of the alphabet's beginning are the better ones."""
+    folder = tmp_path_factory.mktemp("training")
+    base = family.base(folder / "base")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = CHATML
+    tokenizer.save_pretrained(base)
+    rng = random.Random(0)
+    rows = [
+        {"prompt": f"q{i}", **{side: "".join(rng.choices(letters, k=rng.randint(2, 8))) for side, letters in SIDES}}
+        for i in range(48)
+    ]
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+SIDES = (("chosen", "abc"), ("rejected", "xyz"))
+
+
+def prepare(home: Path) -> tuple[Renderer, int, Rows]:
+    renderer = Renderer.of(str(home / "base"))
+    padding = choose_padding(renderer.tokenizer, renderer.ends)
+    renderer.tokenizer.pad_token_id = padding
+    pairs = read_preferences(str(home / "pairs.jsonl")).pairs
+    return renderer, padding, make_pair_rows(pairs, renderer, max_length=64, heldout=0.25)
+
+
+def settings(home: Path, out: Path, kind: Any, **more: Any) -> Settings:
+    data = (str(home / "pairs.jsonl"),)
+    return Settings(kind=kind, base=str(home / "base"), data=data, out=out, **{**ONE_STEP, **more})
+
+
+def plain_loss(margins: Sequence[float]) -> float:
+    return math.fsum(math.log1p(math.exp(-m)) for m in margins) / len(margins)
+
+
+@pytest.mark.parametrize(("kind", "loss"), [("guide", "genarm"), ("guide", "dpo"), ("twin", "genarm")])
+def test_the_loss_of_a_guide_is_its_formula(home: Path, tmp_path: Path, kind: str, loss: str) -> None:
+    """The trainer's loss on held-out pairs against sums of log-probs of one sequence after the other."""
+    renderer, padding, rows = prepare(home)
+    wished = settings(home, tmp_path, kind, loss=loss, full=True, learning_rate=1e-3)
+    trainer = trainers.train_pairs(wished, renderer.tokenizer, padding, rows.train, rows.heldout)
+    reference = None
+    if kind == "twin" or loss == "dpo":
+        reference = AutoModelForCausalLM.from_pretrained(home / "base", dtype=torch.float32)
+    beta = 0.05 if reference is None else 0.1
+    margins = measure.language_margins(trainer.model.eval(), rows.heldout, beta=beta, reference=reference)
+    # A trainer's mean is over batches, whose last may be smaller, so it is compared batch by batch.
+    batches = [plain_loss(margins[i : i + 4]) for i in range(0, len(margins), 4)]
+    weights = [len(margins[i : i + 4]) for i in range(0, len(margins), 4)]
+    found = trainer.evaluate()["eval_loss"]
+    means = (sum(batches) / len(batches), sum(b * w for b, w in zip(batches, weights, strict=True)) / len(margins))
+    assert min(abs(found - mean) for mean in means) < 1e-4
+    assert measure.summarise(margins)["accuracy"] > 0.9
+
+
+def test_the_loss_of_a_reward_model_is_bradley_terrys(home: Path, tmp_path: Path) -> None:
+    renderer, padding, rows = prepare(home)
+    whole = make_whole_rows(rows)
+    wished = settings(home, tmp_path, "reward", full=True, learning_rate=1e-3, epochs=2)
+    trainer = trainers.train_reward(wished, renderer.tokenizer, padding, whole.train, whole.heldout)
+    margins = measure.reward_margins(trainer.model.eval(), whole.heldout)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(plain_loss(margins), abs=1e-3)
+    assert measure.summarise(margins)["accuracy"] > 0.9
+
+
+def test_only_the_last_layers_learn(home: Path, tmp_path: Path) -> None:
+    renderer, padding, rows = prepare(home)
+    wished = settings(home, tmp_path, "guide", full=True, layers=1, learning_rate=1e-3)
+    trainer = trainers.train_pairs(wished, renderer.tokenizer, padding, rows.train, rows.heldout)
+    before = AutoModelForCausalLM.from_pretrained(home / "base", dtype=torch.float32).state_dict()
+    changed = {name for name, value in trainer.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed
+    assert all(".layers.2." in name or name in ("model.norm.weight", "lm_head.weight") for name in changed)
+
+
+def test_an_adapter_is_the_same_every_time_and_loads_without_us(home: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    weights = []
+    for name in ("one", "other"):
+        out = tmp_path / name
+        line = ["guide", "--base", str(home / "base"), "--data", str(home / "pairs.jsonl"), "--out", str(out)]
+        options = ["--batch", "4", "--accumulate", "1", "--max-length", "64", "--patience", "0"]
+        said: list[str] = []
+        assert cli.main([*line, *options], say=said.append) == 0
+        weights.append(load_file(out / "adapter_model.safetensors"))
+        assert not (out / "checkpoints").exists()
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    base = AutoModelForCausalLM.from_pretrained(home / "base", dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, tmp_path / "one").eval()
+    _, _, rows = prepare(home)
+    found = measure.summarise(measure.language_margins(model, rows.heldout, beta=0.05))
+    [line] = [line for line in said if line.startswith("held out:")]
+    heldout = make_heldout(home)
+    assert f"pairs {heldout}" in line
+    assert found["accuracy"] > 0.9
+    text = (tmp_path / "one" / "README.md").read_text()
+    assert "GenARM" in text
+    assert "guides:\n  one:" in text
+
+
+def make_heldout(home: Path) -> int:
+    renderer = Renderer.of(str(home / "base"))
+    pairs = read_preferences(str(home / "pairs.jsonl")).pairs
+    return len(make_pair_rows(pairs, renderer, max_length=64, heldout=0.1).heldout)
+
+
+def test_a_value_head_foretells_a_reward_models_scores(home: Path, tmp_path: Path) -> None:
+    common = [
+        "--base",
+        str(home / "base"),
+        "--data",
+        str(home / "pairs.jsonl"),
+        "--max-length",
+        "64",
+        "--patience",
+        "0",
+    ]
+    more = ["--full", "--learning-rate", "1e-3", "--batch", "8", "--accumulate", "1"]
+    assert cli.main(["reward", *common, *more, "--out", str(tmp_path / "r")], say=lambda text: None) == 0
+    said: list[str] = []
+    reward = ["--reward", str(tmp_path / "r"), "--epochs", "4"]
+    assert cli.main(["value", *common, *more, *reward, "--out", str(tmp_path / "v")], say=said.append) == 0
+    [line] = [line for line in said if line.startswith("held out:")]
+    explained = float(line.split("explained ")[1].split(",")[0])
+    assert explained > 0.3  # the letters of a beginning tell which side it is of
+    assert json.loads((tmp_path / "v" / "config.json").read_text())["architectures"] == [
+        "LlamaForSequenceClassification"
+    ]
+
+
+def test_a_dry_run_writes_nothing(home: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    out = tmp_path / "out"
+    line = ["guide", "--base", str(home / "base"), "--data", str(home / "pairs.jsonl"), "--out", str(out), "--dry-run"]
+    assert cli.main([*line, "--batch", "4", "--accumulate", "1", "--max-length", "64"], say=said.append) == 0
+    assert "a step of 4 pairs takes about" in said[-1]
+    assert not out.exists() or not any(out.iterdir())
+
+
+def test_wrong_rows_stop_it_unless_they_are_to_be_skipped(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "pairs.jsonl"
+    data.write_text((home / "pairs.jsonl").read_text() + '\n{"prompt": "hi", "chosen": 1, "rejected": "b"}\n')
+    line = ["guide", "--base", str(home / "base"), "--data", str(data), "--out", str(tmp_path / "out"), "--dry-run"]
+    assert cli.main(line, say=lambda text: None) == 1
+    assert "line 49: chosen: must be a text" in capsys.readouterr().err
+
+
+def test_a_member_goes_into_a_configuration_as_it_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("# mine\nbase: x\nguides:\n  a: {model: y}  # the first\n\nport: 8000\n")
+    text = card.add_to_configuration(path, {"guides": {"b": {"model": "z"}}, "objectives": {"b": {"guide": "b"}}})
+    assert text == (
+        "# mine\nbase: x\nguides:\n  a: {model: y}  # the first\n  b:\n    model: z\n\nport: 8000\n\n"
+        "objectives:\n  b:\n    guide: b\n"
+    )
+    with pytest.raises(ValueError, match=r"guides\.a already"):
+        card.add_to_configuration(path, {"guides": {"a": {"model": "z"}}})
