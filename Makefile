@@ -78,8 +78,8 @@ models: $(VENV)/installed
 # vLLM pulls in beside it break every import of transformers where they are CUDA builds, and nothing here needs them.
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -e '.[cpu,dev,recipes]' \
-	  || $(BIN)/pip install -q -e '.[cpu,dev,recipes]' --extra-index-url https://download.pytorch.org/whl/cpu
+	$(BIN)/pip install -q -e '.[cpu,dev,recipes,train]' \
+	  || $(BIN)/pip install -q -e '.[cpu,dev,recipes,train]' --extra-index-url https://download.pytorch.org/whl/cpu
 	$(BIN)/python -c 'import torchvision, torchaudio, torchcodec' 2>/dev/null \
 	  || $(BIN)/pip uninstall -q -y torchvision torchaudio torchcodec
 	touch $@

@@ -29,6 +29,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "runtime": ("runtime", "decoders.protocols", "decoders.report", "decoders.shared.candidates"),
     "engine": ("engine", "runtime", "decoders.protocols", "decoders.shared.gather"),
     "server": ("server", "engine", "runtime", "rewards", "preferences", "decoders"),
+    "training": ("training",),
 }
 """package -> what of ours it may import, itself included."""
 

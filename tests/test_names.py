@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-CLEAN = ("bench", "decoders", "engine", "preferences", "recipes", "rewards", "runtime", "server")
+CLEAN = ("bench", "decoders", "engine", "preferences", "recipes", "rewards", "runtime", "server", "training")
 """The packages that are held to the rule."""
 
 

@@ -112,7 +112,7 @@ def insert_section(text: str, section: str, indented: str, *, known: bool) -> st
     """`indented` lines at the end of a top-level section, which is made where it is missing."""
     if not known:
         return f"{text.rstrip()}\n\n{section}:\n{indented}"
-    node = yaml.compose(text)
+    node: Any = yaml.compose(text)
     for key, value in node.value:
         if key.value == section:
             if value.flow_style:
@@ -134,7 +134,7 @@ def describe_run(
         "pairs": pairs,
         "dropped": json.dumps(dict(dropped)) if dropped else "none",
         "the longer answer is the chosen one": f"{longer:.0%}",
-        **{f"tokens of {what}": ", ".join(f"{k} {v}" for k, v in found.items()) for what, found in lengths.items()},
+        **{f"tokens of {what}": ", ".join(f"{k} {v}" for k, v in values.items()) for what, values in lengths.items()},
     }
 
 

@@ -19,7 +19,7 @@ import gzip
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -218,10 +218,8 @@ def add_vote(read: Preferences, row: Row, line: int) -> None:
     if first == second or max(first, second) * 2 <= len(votes):
         read.dropped["no majority prefers either answer"] += 1
         return
-    answers = row["response1"], row["response2"]
-    names = ("response1", "response2")
-    order = 1 if first > second else -1
-    add_pair(read, prompt_of(row), *answers[::order], line, names[::order])  # type: ignore[arg-type]
+    better, worse = ("response1", "response2") if first > second else ("response2", "response1")
+    add_pair(read, prompt_of(row), row[better], row[worse], line, (better, worse))
 
 
 def add_ratings(read: Preferences, rated: Rated, score: str | None) -> None:
@@ -262,14 +260,14 @@ def answers_of(row: Row) -> tuple[tuple[str, Mapping[str, float]], ...]:
 
 def numbers_of(row: Row) -> dict[str, float]:
     """Scores by name; those within `annotations`, as UltraFeedback has them, too."""
-    found = {key: float(v) for key, v in row.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    numbers = {key: float(v) for key, v in row.items() if isinstance(v, int | float) and not isinstance(v, bool)}
     for key, value in (row.get("annotations") or {}).items() if isinstance(row.get("annotations"), Mapping) else ():
         rating = value.get("Rating", value.get("rating")) if isinstance(value, Mapping) else None
         try:
-            found.setdefault(str(key), float(rating))  # type: ignore[arg-type]
+            numbers.setdefault(str(key), float(rating))  # type: ignore[arg-type]
         except (TypeError, ValueError):
             continue
-    return found
+    return numbers
 
 
 def as_number(value: Any, name: str) -> float:
@@ -360,20 +358,6 @@ def text_of(value: Any, name: str) -> str:
     if not isinstance(value, str):
         raise DataError(f"must be a text; got {str(value)[:40]!r}", field=name)
     return value
-
-
-def split_heldout(pairs: Sequence[Pair], share: float) -> tuple[list[Pair], list[Pair]]:
-    """(training, held out), by prompt: a function of the prompts alone, so that it is the same in every run."""
-    from hashlib import blake2b
-
-    def place(pair: Pair) -> float:
-        text = json.dumps([dict(m) for m in pair.prompt], sort_keys=True, ensure_ascii=False)
-        return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") / 2**64
-
-    kept: tuple[list[Pair], list[Pair]] = ([], [])
-    for pair in pairs:
-        kept[place(pair) < share].append(pair)
-    return kept
 
 
 def percentiles(lengths: Iterable[int]) -> dict[str, int]:
