@@ -60,7 +60,7 @@ def arguments(settings: Settings, kind: type[TrainingArguments], rows: int, **mo
     """Of all trainings alike: AdamW, a cosine after a short warm-up, fp32 on a CPU and bf16 on CUDA."""
     cuda = torch.cuda.is_available()
     steps = max(1, math.ceil(rows / (settings.batch * settings.accumulate)) * max(1, math.ceil(settings.epochs)))
-    every = max(1, steps // 10)
+    every = math.ceil(steps / 5)
     return kind(
         output_dir=str(settings.out / "checkpoints"),
         learning_rate=settings.rate,

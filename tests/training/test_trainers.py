@@ -25,7 +25,7 @@ from trimtab.training.rows import Rows, make_pair_rows, make_whole_rows
 from trimtab.training.settings import Settings
 
 pytestmark = pytest.mark.slow
-ONE_STEP: dict[str, Any] = {"batch": 4, "accumulate": 1, "max_length": 64, "patience": 0}
+SMALL: dict[str, Any] = {"batch": 4, "accumulate": 1, "max_length": 64, "patience": 0}
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def prepare(home: Path) -> tuple[Renderer, int, Rows]:
 
 def settings(home: Path, out: Path, kind: Any, **more: Any) -> Settings:
     data = (str(home / "pairs.jsonl"),)
-    return Settings(kind=kind, base=str(home / "base"), data=data, out=out, **{**ONE_STEP, **more})
+    return Settings(kind=kind, base=str(home / "base"), data=data, out=out, **{**SMALL, **more})
 
 
 def plain_loss(margins: Sequence[float]) -> float:
