@@ -43,6 +43,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         from trimtab.bench.eval.cli import main as eval_main
 
         return eval_main(argv[1:])
+    if argv[:1] == ["train"]:
+        from trimtab.training.cli import main as train_main
+
+        sys.exit(train_main(argv[1:]))
     parser = argparse.ArgumentParser(prog="trimtab", description="Test-time alignment inference server.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     serve = commands.add_parser("serve", help="serve a frozen model and its guides over the OpenAI API")
@@ -74,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     commands.add_parser("key", help="make a new API key, and the digest that the server keeps of it")
     commands.add_parser("load", help="send requests to a running server and measure how they fare", add_help=False)
+    commands.add_parser("train", help="make a guide, a reward model or the like from preferences", add_help=False)
     commands.add_parser("eval", help="compare settings on a running server by rewards of their answers", add_help=False)
     args = parser.parse_args(argv)
     if args.command == "key":

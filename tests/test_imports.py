@@ -33,9 +33,9 @@ ALLOWED: dict[str, tuple[str, ...]] = {
 }
 """package -> what of ours it may import, itself included."""
 
-COMMANDS = {"server/cli.py": {"bench.load.cli", "bench.eval.cli"}}
-"""`trimtab load` and `trimtab eval` are clients that come with the server: their commands are handed on, and nothing
-else of bench known."""
+COMMANDS = {"server/cli.py": {"bench.load.cli", "bench.eval.cli", "training.cli"}}
+"""`trimtab load`, `eval` and `train` come with the server: their commands are handed on, and nothing else of bench and
+of training known."""
 
 MOUNT = "server/http/vllm_app.py"
 """The one file outside engine/ that knows vLLM."""
