@@ -98,6 +98,9 @@ def main(argv: Sequence[str], say: Say = print) -> int:
             say(f"a step of {size} pairs takes about {seconds:.1f} s; an epoch has {-(-len(rows.train) // size)}")
             return 0
         measured = train(settings, renderer, padding, rows)
+    except ModuleNotFoundError as error:
+        sys.stderr.write(f"trimtab train: {error.name} is missing: pip install 'trimtab[train]'\n")
+        return 1
     except (DataError, OSError, ValueError, MemoryError) as error:
         sys.stderr.write(f"trimtab train: {error}\n")
         return 1
