@@ -1,4 +1,4 @@
-"""What every vLLM process must know before it builds a model: our architecture, and the hooks of the base's own.
+"""What every vLLM process must know: our architecture, the hooks of the base's own, and where grammars begin.
 
 vLLM calls `register` in each of its processes through the entry point group `vllm.general_plugins`, so the package has
 to be installed, not just importable. Nothing heavy may be imported here: this also runs where no model is ever built.
