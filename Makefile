@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 CONFIG ?= demo/config.yaml
 
-.PHONY: serve test quick quick-strategies quick-searches quick-rest check lint next-vllm coverage wheel-check bench models clean
+.PHONY: serve test quick quick-strategies quick-server check lint next-vllm coverage wheel-check bench models clean
 
 serve: $(VENV)/installed
 	$(BIN)/trimtab serve $(CONFIG)
@@ -15,19 +15,17 @@ test: check
 # Lint, types, and every test that neither starts an engine of vLLM's nor trains a model: under a minute on two cores.
 # Tests of strategies import no vLLM, so they need not wait for those that do.
 PURE := tests/decoders tests/preferences tests/rewards tests/runtime tests/test_imports.py tests/test_names.py
-QUICK := $(BIN)/python -m pytest -q -p no:cacheprovider -m 'not engine and not slow'
+QUICK := -q -p no:cacheprovider -m 'not engine and not slow'
 
 quick: $(VENV)/installed
-	@$(MAKE) --no-print-directory --output-sync=target -j 4 quick-rest quick-searches quick-strategies lint
+	@$(MAKE) --no-print-directory --output-sync=target -j 3 quick-server quick-strategies lint
 
 quick-strategies: $(VENV)/installed
-	$(QUICK) $(PURE)
+	$(BIN)/python -m pytest $(QUICK) $(PURE)
 
-quick-searches: $(VENV)/installed
-	$(QUICK) tests/server/search
-
-quick-rest: $(VENV)/installed
-	$(QUICK) tests $(PURE:%=--ignore=%) --ignore=tests/server/search
+quick-server: $(VENV)/installed
+	$(BIN)/python -m tests.forks $(QUICK) tests/server/search -- \
+	  $(QUICK) tests $(PURE:%=--ignore=%) --ignore=tests/server/search
 
 # Of everything but what vLLM's own processes run, which start no coverage of their own.
 coverage: $(VENV)/installed

@@ -9,11 +9,12 @@ import ast
 import re
 from collections import defaultdict
 from collections.abc import Iterator
-from functools import cache
 from itertools import combinations
 from pathlib import Path
 
 import pytest
+
+from tests.test_imports import parse
 
 ROOT = Path(__file__).parent.parent
 
@@ -48,11 +49,6 @@ FIELDS = frozenset({"given"})
 
 def files(package: str) -> list[Path]:
     return sorted((ROOT / package).rglob("*.py"))
-
-
-@cache
-def parse(file: Path) -> ast.Module:
-    return ast.parse(file.read_text())
 
 
 def is_participle(name: str) -> bool:

@@ -84,9 +84,11 @@ def settings(name: str) -> Iterator[dict[str, Any]]:
 
 @pytest.mark.parametrize("name", STRATEGIES)
 @pytest.mark.parametrize("rewards", REWARDS.values(), ids=REWARDS)
+@pytest.mark.parametrize("every_pair", [False, pytest.param(True, marks=pytest.mark.slow)])
 async def test_reports_are_finite_or_the_request_is_refused(
-    specimen: Specimen, name: str, rewards: tuple[float, ...]
+    specimen: Specimen, name: str, rewards: tuple[float, ...], every_pair: bool
 ) -> None:
+    """Each setting under the example's guides, and extreme guides under the example; or all of them with all."""
     takes = STRATEGIES[name].takes
     guides: Sequence[dict[str, float]] = [{}]
     if "guides" in takes:
@@ -99,7 +101,9 @@ async def test_reports_are_finite_or_the_request_is_refused(
     if "direction" in takes:
         columns += len(specimen.direction.objectives)
     answered = 0
-    for params, mixture in product(settings(name), guides):
+    example, *others = settings(name)
+    pairs = [*product([example], guides), *product(others, guides if every_pair else guides[:1])]
+    for params, mixture in pairs:
         run = StrategyRun(reward=reward, include=STRATEGIES[name].shows)
         try:
             run.strategy = build_with(name, specimen, {"params": params, "guides": mixture})

@@ -201,7 +201,7 @@ TEXTS = st.text(st.sampled_from('ab 1.{}"\n,é'), min_size=1, max_size=24)
 async def test_thoughts_change_no_reward(thinker: Thinker, name: str) -> None:
     """Random texts around random thoughts, as a client's responses and as a search's answers."""
 
-    @settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(st.lists(st.tuples(TEXTS, TEXTS, st.booleans()), min_size=4, max_size=4))
     def collect(drawn: list[tuple[str, str, bool]]) -> None:
         cases.extend(drawn)

@@ -297,8 +297,8 @@ async def test_an_empty_prompt_is_refused_as_by_an_engine(raw: httpx.AsyncClient
     assert answer.document["error"]["message"]
 
 
-async def test_two_hundred_bodies(raw: httpx.AsyncClient, toy: ToyEngine) -> None:
-    await run_bodies(raw, toy, 200)
+async def test_a_hundred_bodies(raw: httpx.AsyncClient, toy: ToyEngine) -> None:
+    await run_bodies(raw, toy, 100)
 
 
 @pytest.mark.slow

@@ -38,7 +38,7 @@ NATIVE = ("args", "transfer_q", "blockwise")
 
 @pytest.mark.parametrize("name", STEPPED)
 async def test_the_answer_s_own_reward_is_told(client: AsyncOpenAI, name: str) -> None:
-    for seed in range(6):
+    for seed in range(3):
         answer = await chat(client, asked(name), seed=seed)
         [choice] = told(answer)["choices"]
         count = answer.choices[0].message.content.count("a")
@@ -82,7 +82,7 @@ async def test_n_answers_are_as_many(client: AsyncOpenAI, name: str) -> None:
 async def test_a_stop_string_ends_an_answer_wherever_it_lies(client: AsyncOpenAI, name: str, stop: Any) -> None:
     """Across decisions and blocks too; and a stream shows no beginning of one."""
     ended = 0
-    for seed in range(8):
+    for seed in range(4):
         answer = await chat(client, asked(name), seed=seed, stop=stop)
         text = answer.choices[0].message.content
         assert not any(end in text for end in ([stop] if isinstance(stop, str) else stop))
@@ -217,7 +217,7 @@ async def test_beginnings_can_have_a_reward_of_their_own(client: AsyncOpenAI, na
     against: Any = {"of": {"letters.a": -5}}
     counts = []
     for more in ({}, {"prefix_reward": against}):
-        answers = await asyncio.gather(*(chat(client, asked(name, **more), seed=seed) for seed in range(30)))
+        answers = await asyncio.gather(*(chat(client, asked(name, **more), seed=seed) for seed in range(15)))
         texts = [answer.choices[0].message.content for answer in answers]
         values = [told(answer)["choices"][0]["value"] for answer in answers]
         assert values == [(text.count("a") - 1) / 2 for text in texts]
