@@ -43,7 +43,7 @@ SEARCHES: dict[str, Any] = {
     "beam": Beam(n=4, width=2, block=2, guides=GUIDES),
     "blockwise": Blockwise(n=2, block=3, guides=GUIDES),
     "particles": Particles(n=3, block=1, guides=GUIDES),
-    "qalign": QAlign(steps=4, guides=GUIDES),
+    "qalign": QAlign(steps=6, beta=100.0, guides=GUIDES),  # takes nearly every step
     "speculative_rejection": SpeculativeRejection(n=3, decisions=(1, 4, 9), guides=GUIDES),
 }
 
