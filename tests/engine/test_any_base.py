@@ -76,7 +76,10 @@ async def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
         family.llama(root / "draft")
     if kind == "eagle":
         family.eagle(root / "eagle", path)
-    llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_args(str(path), {}, **{**OPTIONS, **options})))
+    llm = AsyncLLM.from_engine_args(
+        # Its statistics would take the place of the shared engine's.
+        AsyncEngineArgs(**engine_args(str(path), {}, **{**OPTIONS, "disable_log_stats": True, **options}))
+    )
     try:
         yield Served(kind, VLLMEngine(client=llm), load(path))
     finally:

@@ -225,7 +225,12 @@ def thinking(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], AsyncE
     def arguments(end: str) -> AsyncEngineArgs:
         thoughts = ReasoningConfig(reasoning_start_str=THINK[0], reasoning_end_str=end)
         grammars = StructuredOutputsConfig(backend="guidance", reasoning_parser="deepseek_r1")
-        options = {**OPTIONS, "structured_outputs_config": grammars, "reasoning_config": thoughts}
+        options = {
+            **OPTIONS,
+            "disable_log_stats": True,
+            "structured_outputs_config": grammars,
+            "reasoning_config": thoughts,
+        }
         return AsyncEngineArgs(**engine_args(str(path), {}, **options))
 
     return arguments
