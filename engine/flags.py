@@ -33,8 +33,17 @@ NOT_TAKEN = frozenset(
 """Flags of vLLM's server that no key stands for."""
 
 
+NO_TEMPLATE = "default chat template is no longer allowed"
+"""Part of what vLLM says of a chat with a model that has no template, which names no flag."""
+
+
 def name_keys(message: str) -> str:
     """The message with the key of the configuration in the place of each of vLLM's flags."""
+    if NO_TEMPLATE in message:
+        return (
+            "the model has no chat template, so it takes bare prompts alone (/v1/completions); whoever runs the server "
+            "can set one in engine.chat_template: a file, or the template itself"
+        )
     return re.sub(r"(?<![\w-])--([a-z][a-z0-9]*(?:-[a-z0-9]+)*)", _key, message)
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import httpx
 import pytest
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+from tests.server import toy_server
 from trimtab.engine.flags import NOT_TAKEN, OUTSIDE_ENGINE, name_keys
 from trimtab.engine.vllm_moves import make_arg_parser
 from trimtab.server.config import Config, ConfigError
@@ -51,6 +53,21 @@ def test_an_error_of_vllm_s_app_speaks_of_keys() -> None:
     assert error.message == (
         '"auto" tool choice requires engine.enable_auto_tool_choice and engine.tool_call_parser to be set'
     )
+
+
+async def test_a_chat_with_a_model_without_a_template_says_what_to_set(tmp_path: Path) -> None:
+    base = toy_server.checkpoint(tmp_path)
+    (base / "chat_template.jinja").unlink()
+    served = toy_server.site(Config(base=str(base), engine={"max_model_len": 64}), toy_server.toy_engine(base))
+    transport = httpx.ASGITransport(await toy_server.app(served))
+    async with httpx.AsyncClient(transport=transport, base_url="http://toy") as client:
+        asked = {"model": base.name, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 3}
+        refusal = await client.post("/v1/chat/completions", json=asked)
+        assert refusal.status_code == 400
+        assert "has no chat template" in refusal.json()["error"]["message"]
+        assert "engine.chat_template" in refusal.json()["error"]["message"]
+        bare = await client.post("/v1/completions", json={"model": base.name, "prompt": "assistant: ", "max_tokens": 3})
+        assert bare.status_code == 200, bare.text
 
 
 @pytest.mark.parametrize(
