@@ -1,6 +1,6 @@
-"""PEFT LoRA adapters of the base: those that are guides, merged while the weights stream in, and those of requests.
+"""PEFT LoRA adapters: those of guides and rewards, merged while the weights stream in, and those of requests.
 
-A guide's weights are W = W_base + s·B·A. A request's adapter is vLLM's own affair: here is what we ask of it.
+A guide's or reward's weights are W = W_base + s·B·A. A request's adapter is vLLM's own affair: here is what we ask.
 
 s = lora_alpha / r, or lora_alpha / √r with rsLoRA. Merging before vLLM stacks q, k and v (or gate and up) means that
 fused layers need no thought, and nothing is written to disk. Source: peft's `LoraConfig` and `LoraLayer`.
@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,12 @@ from transformers.utils import cached_file
 from trimtab.engine.errors import MemberError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+LOAD_FORMAT = "trimtab_adapter"
+"""vLLM's name for a checkpoint that is loaded with an adapter merged in (engine.adapter_loader)."""
+
+HEADS = ("score", "classifier")
+"""What `transformers` and PEFT call the layer of a reward model that scores; a base has none."""
 
 SUPPORTED = {
     "alpha_pattern",
@@ -87,25 +93,32 @@ def read_shapes(model: str) -> dict[str, tuple[int, ...]] | None:
     return shapes or None
 
 
-def read_modules(model: str, path: Path) -> set[str]:
-    """The modules for which the adapter's weights have A and B; raises AdapterError where they hold anything else."""
+def read_modules(model: str, path: Path, *, replaces: bool) -> tuple[set[str], dict[str, tuple[int, ...]]]:
+    """The modules for which the adapter's weights have A and B, and the shapes of weights that it has whole.
+
+    Raises AdapterError where they hold anything else, and, unless the adapter `replaces` weights, for whole ones.
+    """
     modules: dict[str, set[str]] = {}
+    whole: dict[str, tuple[int, ...]] = {}
     try:
         with safe_open(path, framework="pt") as weights:
-            names = list(weights.keys())
+            shapes = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise AdapterError(f"{path} cannot be read: {error}") from None
-    for name in names:
-        match = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])\.weight", name)
-        if match is None:
-            raise AdapterError(f"{model} holds {name}; valid: only A and B of linear layers; {MERGE}")
-        modules.setdefault(match[1], set()).add(match[2])
+    for name, shape in shapes.items():
+        if match := re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])\.weight", name):
+            modules.setdefault(match[1], set()).add(match[2])
+        elif replaces and (match := re.fullmatch(r"base_model\.model\.((?!.*(lora_|base_layer|trainable)).+)", name)):
+            whole[match[1]] = shape
+        else:
+            more = ", and whole weights" if replaces else ""
+            raise AdapterError(f"{model} holds {name}; valid: only A and B of linear layers{more}; {MERGE}")
     for module, halves in modules.items():
         if halves != {"A", "B"}:
             raise AdapterError(f"{model} has only one of A and B for {module}")
     if not modules:
         raise AdapterError(f"{path} holds no weights, so it would change nothing")
-    return set(modules)
+    return set(modules), whole
 
 
 @dataclass(frozen=True)
@@ -114,10 +127,16 @@ class Adapter:
     config: Mapping[str, Any]
     modules: frozenset[str]
     """The base's modules that it changes, by their names in the base's checkpoint."""
+    whole: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Shapes of weights that take the base's place or that the base has not, such as a head, by their names there."""
 
     @classmethod
-    def read(cls, model: str, revision: str | None = None) -> Adapter:
-        """Raises AdapterError for whatever a merge of A and B would not honour."""
+    def read(cls, model: str, revision: str | None = None, *, replaces: bool = False) -> Adapter:
+        """Raises AdapterError for whatever a merge of A and B would not honour.
+
+        `replaces`: whether it may bring whole weights too, as PEFT saves a reward model's head (`modules_to_save`) and
+        the embedding of a vocabulary that has grown.
+        """
         config_file, path = find_file(model, CONFIG, revision), find_file(model, WEIGHTS, revision)
         if config_file is None or path is None:
             old = config_file is not None and Path(model, "adapter_model.bin").is_file()
@@ -131,11 +150,18 @@ class Adapter:
             raise AdapterError(f"{model} is a {config.get('peft_type')} adapter; valid: LORA; {MERGE}")
         for key, value in config.items():
             neutral = value in NEUTRAL[key] if key in NEUTRAL else not value
-            if not neutral and key not in SUPPORTED | TRAINING_ONLY:
+            if not neutral and key not in SUPPORTED | TRAINING_ONLY and not (replaces and key == "modules_to_save"):
                 raise AdapterError(f"{model} has {key}={value!r}, which a merge of A and B does not honour; {MERGE}")
         if not isinstance(config.get("lora_alpha"), int | float):
             raise AdapterError(f"{config_file} says no lora_alpha, by which A and B are scaled")
-        return cls(path, config, frozenset(read_modules(model, path)))
+        modules, whole = read_modules(model, path, replaces=replaces)
+        return cls(path, config, frozenset(modules), whole)
+
+    @property
+    def labels(self) -> int | None:
+        """How many scores its head gives; None: it brings no head."""
+        heads = [shape for name, shape in self.whole.items() if name.split(".")[0] in HEADS and len(shape) == 2]
+        return heads[-1][0] if heads else None
 
     def check(self, base: Mapping[str, tuple[int, ...]] | None) -> None:
         """That every module it changes is in the base, in its shape. Without the base's shapes, loading checks."""
@@ -149,12 +175,21 @@ class Adapter:
                 if shape != needed:
                     has = f"has it as {list(shape)}" if shape else "has no such weight"
                     raise AdapterError(f"a LoRA of another base: it changes {module} of {list(needed)}; the base {has}")
+        for name, whole in self.whole.items():
+            shape = base.get(name)
+            if name.split(".")[0] not in HEADS and (shape is None or shape[1:] != whole[1:]):
+                has = f"has it as {list(shape)}" if shape else "has no such weight"
+                raise AdapterError(f"an adapter of another base: it brings {name} of {list(whole)}; the base {has}")
 
     def merge(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-        """The base's weights with this adapter in them, in the base's dtype; the products are taken in fp32."""
+        """The base's weights with this adapter in them; those that it changes in fp32, whatever dtype they had."""
         left = set(self.modules)
         with safe_open(self.path, framework="pt") as halves:
+            for name in self.whole:
+                yield name, halves.get_tensor(f"base_model.model.{name}")
             for name, weight in weights:
+                if name in self.whole:
+                    continue
                 module = name.removesuffix(".weight")
                 if name.endswith(".weight") and module in left:
                     left.remove(module)
@@ -163,7 +198,7 @@ class Adapter:
                     delta = delta.T if self.config.get("fan_in_fan_out") else delta
                     if delta.shape != weight.shape:
                         raise AdapterError(f"a LoRA of another base: {module} is {list(weight.shape)} there")
-                    weight = (weight.float() + delta.to(weight.device)).to(weight.dtype)
+                    weight = weight.float() + delta.to(weight.device)
                 yield name, weight
         if left:
             raise AdapterError(f"a LoRA of another base, which has no {sorted(left)[0]}")

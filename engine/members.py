@@ -314,7 +314,7 @@ def check_files(member: str, model: str, *, config_elsewhere: bool = False) -> N
     if not files:
         problem = "is empty"
     elif lora.CONFIG in files:
-        problem = f"is an adapter ({lora.CONFIG}), which a guide can be, or an entry of engine.lora_modules"
+        problem = f"is an adapter ({lora.CONFIG}), which a guide or a reward can be, or an entry of engine.lora_modules"
     elif any(name.endswith(".gguf") for name in files):
         problem = "holds a GGUF file, which is not served"
     else:

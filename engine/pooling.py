@@ -9,10 +9,11 @@ blocks. Scores of every token read no cache, since a cached token has no hidden 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -26,10 +27,14 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from trimtab.decoders.protocols import Tokens
 from trimtab.decoders.shared.gather import gather_or_cancel
+from trimtab.engine import lora
 from trimtab.engine.activity import Activity
 from trimtab.engine.errors import MemberError
 from trimtab.engine.launch import EngineSpec, running_engines
-from trimtab.engine.members import check_files, model_config, read_tokenizer
+from trimtab.engine.members import check_files, load_tokenizer, model_config, read_tokenizer
+
+LOAD_FORMATS = ("auto", "hf", "pt", "safetensors")
+"""Of a base into which an adapter is merged."""
 
 VALID = "a sequence-classification checkpoint (…ForSequenceClassification), or a reward model that vLLM knows"
 
@@ -48,6 +53,9 @@ class PoolingEngine:
     """The model's own, of `transformers`."""
     name: str = "reward"
     """What the ids of its requests begin with."""
+    padding: int | None = None
+    """The token that `transformers` takes for padding wherever an input ends with it, though it be the end of a turn:
+    the head reads the last token before it."""
 
     @cached_property
     def active_at(self) -> Activity:
@@ -71,12 +79,19 @@ class PoolingEngine:
         return int(self.client.model_config.max_model_len)
 
     async def score(self, inputs: Sequence[Tokens]) -> list[list[float]]:
-        """[N, K] raw outputs of the head at each input's last token: no sigmoid, no softmax."""
-        return await self._pool(inputs, "classify")
+        """[N, K] raw outputs of the head at each input's last token that is no padding: no sigmoid, no softmax."""
+        return await self._pool([self._cut_padding(tokens) for tokens in inputs], "classify")
 
     async def score_tokens(self, inputs: Sequence[Tokens]) -> list[list[list[float]]]:
         """[N, T, K] raw outputs of the head at every token."""
         return await self._pool(inputs, "token_classify")
+
+    def _cut_padding(self, tokens: Tokens) -> Tokens:
+        """At least the first token stays, at which `transformers` reads what is nothing but padding."""
+        end = len(tokens)
+        while end > 1 and tokens[end - 1] == self.padding:
+            end -= 1
+        return tokens[:end]
 
     async def _pool(self, inputs: Sequence[Tokens], task: str) -> list[Any]:
         return await gather_or_cancel(self._pool_one(tokens, task) for tokens in inputs)
@@ -101,6 +116,8 @@ class PoolingEngine:
 @dataclass(frozen=True, kw_only=True)
 class PoolingSpec(EngineSpec):
     tokenizer: Any
+    adapter: bool = False
+    """Whether an adapter is merged into the model."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -120,19 +137,28 @@ async def running_pooler(name: str, model: str, **options: Any) -> AsyncIterator
         yield await pooling_engine(spec, client)
 
 
-def pooling_spec(name: str, model: str, **options: Any) -> PoolingSpec:
+def pooling_spec(name: str, model: str, base: str | None = None, **options: Any) -> PoolingSpec:
     """A reward model's engine; `options` are vLLM's engine arguments and pass through.
+
+    `model` may be a LoRA adapter with a head; `base` then says where its base is, if not where its own config does.
 
     Several engines share a machine, so give each its share: `kv_cache_memory_bytes`; for cores on CPU see
     `SharedCoresExecutor`. Prefix caching and chunked prefill are on where vLLM knows them to be right for the model.
     Statistics are off: a second engine that keeps them takes the first one's metrics away. Raises MemberError for what
     cannot score.
     """
-    options |= {"model": model, "runner": "pooling", "disable_log_stats": True}
+    if is_adapter := lora.is_adapter(model, options.get("revision")):
+        options = merge_options(name, model, base, options)
+    elif base is not None:
+        raise MemberError(name, f"{model} is no adapter, so it has no base", option="base")
+    options = {"model": model, **options, "runner": "pooling", "disable_log_stats": True}
+    model = options["model"]
     if current_platform.is_cpu() and options.get("tensor_parallel_size", 1) == 1:
         options.setdefault("distributed_executor_backend", "trimtab.engine.cpu_executor.SharedCoresExecutor")
     check_files(name, model, config_elsewhere=bool(options.get("hf_config_path")))
     config = model_config(name, lambda: AsyncEngineArgs(**options).create_model_config(), model)
+    if is_adapter and config.is_quantized:
+        raise MemberError(name, "a LoRA adapter cannot be merged into a quantised base; valid: a full checkpoint")
     if config.convert_type == "embed":  # vLLM would serve it as an embedding model: it has no head that scores
         raise MemberError(name, f"{model} is {config.architecture}, which has no scoring head; valid: {VALID}")
     try:
@@ -140,7 +166,54 @@ def pooling_spec(name: str, model: str, **options: Any) -> PoolingSpec:
     except (OSError, ValueError, KeyError) as error:
         place = f"no tokenizer in {config.tokenizer}; say where it is in `tokenizer`"
         raise MemberError(name, place, option="engine.tokenizer") from error
-    return PoolingSpec(name=name, args=AsyncEngineArgs(**options), tokenizer=tokenizer)
+    return PoolingSpec(name=name, args=AsyncEngineArgs(**options), tokenizer=tokenizer, adapter=is_adapter)
+
+
+def merge_options(name: str, model: str, base: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The engine arguments of the base into which an adapter is merged as it is loaded: its own tokenizer, if it
+    brings one, and labels, padding and vocabulary as it was trained with. Raises MemberError."""
+    options = dict(options)
+    revision = options.pop("revision", None)
+    form = options.pop("load_format", "auto")
+    if form not in LOAD_FORMATS:
+        problem = f"an adapter is not merged into {form!r}; valid: {', '.join(LOAD_FORMATS)}"
+        raise MemberError(name, problem, option="engine.load_format")
+    try:
+        adapter = lora.Adapter.read(model, revision, replaces=True)
+        if base is None:
+            base = adapter.config.get("base_model_name_or_path")
+            options["revision"] = adapter.config.get("revision")
+        if not base:
+            raise MemberError(name, f"{model} does not say what it is an adapter of: say it in `base`", option="base")
+        if not Path(base).is_dir() and (base.startswith((".", "/", "~")) or base.count("/") > 1):  # no hub id
+            problem = f"{model} is an adapter of {base}, which is not here: say in `base` where it is"
+            raise MemberError(name, problem, option="base")
+        check_files(name, base)
+        shapes = lora.read_shapes(base)
+        adapter.check(shapes)
+    except lora.AdapterError as error:
+        raise MemberError(name, str(error)) from error
+    overrides: dict[str, Any] = {}
+    if adapter.labels is not None:
+        options.setdefault("convert", "classify")
+        overrides["num_labels"] = adapter.labels
+    for weight, (rows, *_) in adapter.whole.items():
+        if shapes and weight in shapes and shapes[weight][0] != rows:  # an embedding, with tokens added
+            overrides["vocab_size"] = rows
+    if lora.find_file(model, "tokenizer_config.json", revision) is not None:
+        options.setdefault("tokenizer", model)
+        options.setdefault("tokenizer_revision", revision)
+        tokenizer = load_tokenizer(name, model, revision, options.get("trust_remote_code", False))
+        if tokenizer.pad_token_id is not None:  # a trainer puts it into the model's config, which no adapter has
+            overrides["pad_token_id"] = tokenizer.pad_token_id
+    return {
+        **options,
+        "model": base,
+        "hf_overrides": {**overrides, **(options.get("hf_overrides") or {})},
+        "load_format": lora.LOAD_FORMAT,
+        "model_loader_extra_config": {"adapter": model, "revision": revision, "load_format": form},
+        "worker_extension_cls": "trimtab.engine.adapter_loader.LoadsAdapters",
+    }
 
 
 async def pooling_engine(spec: PoolingSpec, client: AsyncLLM) -> PoolingEngine:
@@ -148,4 +221,7 @@ async def pooling_engine(spec: PoolingSpec, client: AsyncLLM) -> PoolingEngine:
     tasks = await client.get_supported_tasks()
     if not {"classify", "token_classify"} & set(tasks):
         raise MemberError(spec.name, f"{spec.args.model} cannot score, only {', '.join(tasks)}; valid: {VALID}")
-    return PoolingEngine(client=client, tokenizer=spec.tokenizer, name=spec.name)
+    config = client.model_config
+    last = config.pooler_config.get_seq_pooling_type() == "LAST"
+    padding = getattr(config.hf_text_config, "pad_token_id", None) if last else None
+    return PoolingEngine(client=client, tokenizer=spec.tokenizer, name=spec.name, padding=padding)

@@ -24,6 +24,8 @@ from trimtab.decoders.protocols import BASE, Chunk, Engine, Mixture, Sampling, S
 from trimtab.engine.aligned_client import AlignedClient
 from trimtab.engine.detokenizer import decode_answer, encode_answer
 from trimtab.engine.errors import MemberError
+from trimtab.engine.lora import is_adapter
+from trimtab.engine.pooling import merge_options
 from trimtab.runtime.strategy_run import StrategyRun, current_run
 from trimtab.runtime.toy_engine import Prefix, ToyEngine, ToyModel, Vector
 
@@ -168,9 +170,13 @@ def build_toy_client(args: AsyncEngineArgs, guides: Iterable[str], plain: Strate
     return ToyClient(args, TokenizedToy(model, start=tokenizer.eos_token_id, tokenizer=tokenizer), plain)
 
 
-def build_toy_pooler(model: str, options: Mapping[str, Any]) -> ToyPooler:
+def build_toy_pooler(model: str, base: str | None, options: Mapping[str, Any]) -> ToyPooler:
     """A reward model's stand-in; of `options`, vLLM's engine arguments, it heeds `tokenizer` and `max_model_len`."""
+    if is_adapter(model, options.get("revision")):
+        options = merge_options(model, model, base, options)
+        model = options["model"]
     config = AutoConfig.from_pretrained(model)
+    config.update(options.get("hf_overrides") or {})
     return ToyPooler(
         tokenizer=AutoTokenizer.from_pretrained(options.get("tokenizer") or model),
         labels=tuple(config.id2label[i] for i in sorted(config.id2label)),

@@ -116,7 +116,7 @@ def rewards() -> str:
             if getattr(entry.load(), "in_pool", False):
                 continue  # what compares candidates cannot be asked for: answers are scored as they come
             paper = f" ({_paper(entry.paper)})" if entry.paper else ""
-            model = " Needs `model`, and takes `engine`." if "pooler" in entry.uses else ""
+            model = " Needs `model`, and takes `engine`; of an adapter, `base`." if "pooler" in entry.uses else ""
             keys = list(_parameters(entry.parameters))
             lines += ["", f"### {name}", "", f"{describe(entry.load())}{paper}{model}", ""]
             lines += render_table(("key", *KEY_COLUMNS), keys) if keys else ["No keys of its own."]

@@ -77,10 +77,13 @@ def check_start(config: Config) -> Iterator[str]:
     specs = checked_specs(config, arguments(config))
     yield f"model id {config.model_name}"
     yield f"{BASE} {describe(specs.base)}"
+    if not (config.engine.get("chat_template") or load_base_tokenizer(specs.base).chat_template):
+        yield f"{BASE} has no chat template: chats are refused until engine.chat_template sets one"
     yield from (f"guide {name} {guide.model}" for name, guide in config.guides.items())
     models = {spec.name: spec for spec in specs.rewards.values()}
     for name, reward in config.rewards.items():
-        yield f"reward {name} {describe(models[name]) if name in models else reward.kind}"
+        adapter = f"{reward.model} on " if name in models and models[name].adapter else ""
+        yield f"reward {name} {adapter}{describe(models[name]) if name in models else reward.kind}"
     yield f"objectives {', '.join(config.objectives) or 'none'}"
     yield f"presets {', '.join(config.presets) or 'none'}"
 
@@ -118,10 +121,10 @@ def reward_specs(config: Config) -> dict[str, PoolingSpec]:
     specs: dict[str, PoolingSpec] = {}
     for name, reward in config.rewards.items():
         if (key := engine_key(reward)) is not None and key not in specs:
-            model, options = reward.served()
+            model, base, options = reward.served()
             with name_key(config, reward=name):
                 try:
-                    specs[key] = pooling_spec(name, model, **options)
+                    specs[key] = pooling_spec(name, model, base, **options)
                 except TypeError as error:  # of an argument that vLLM does not know
                     raise ConfigError(str(error).split(") ", 1)[-1], key=f"rewards.{name}.engine") from None
     return specs

@@ -20,6 +20,8 @@ def check_rewards(config: Config) -> None:
         if ("pooler" in kind.uses) != (reward.model is not None):
             needs = "is a model: say which" if reward.model is None else "is no model"
             raise ConfigError(f"kind {reward.kind!r} {needs}", key=f"{at}.model")
+        if reward.base is not None and reward.model is None:
+            raise ConfigError("is what `model` is an adapter of, and there is no `model`", key=f"{at}.base")
         extra = reward.model_extra or {}
         fields = kind.parameters.model_fields
         valid = [f.alias or key for key, f in fields.items()]

@@ -251,14 +251,16 @@ class RewardConfig(Section):
     """What it reads of a completion of a model that thinks: the answer, the thoughts, or both with the marks between
     them, for a process reward model that judges thoughts. Without `engine.reasoning_parser` all is the answer."""
     model: Model | None = None
-    """For kinds that are models: a checkpoint directory or Hugging Face id."""
+    """For kinds that are models: a checkpoint directory or Hugging Face id, or a PEFT LoRA adapter with a head."""
+    base: Model | None = None
+    """What `model` is an adapter of, where its adapter_config.json does not say it or says another place."""
     engine: EngineArguments = {}
     """For kinds that are models: vLLM's arguments for the engine that it runs on."""
 
-    def served(self) -> tuple[str, dict[str, Any]]:
-        """The model, and the arguments of its engine."""
+    def served(self) -> tuple[str, str | None, dict[str, Any]]:
+        """The model, its base, and the arguments of its engine."""
         assert self.model is not None
-        return self.model, dict(self.engine)
+        return self.model, self.base, dict(self.engine)
 
 
 class LimitsConfig(Section):

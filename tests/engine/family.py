@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM as HF
 from transformers import (
+    AutoTokenizer,
     GraniteMoeHybridConfig,
     Idefics3Config,
     Idefics3ForConditionalGeneration,
@@ -92,9 +93,29 @@ def adapter(path: Path, base_path: Path, **options: object) -> Path:
     return path
 
 
-def scorer(path: Path, labels: Sequence[str], seed: int) -> Path:
+def reward_adapter(path: Path, base_path: Path, labels: int, *, tokens: int = PADDED, **options: object) -> Path:
+    """A LoRA of the base with a head of so many scores, as TRL's RewardTrainer saves it, and the base's tokenizer with
+    a padding token of its own where it has grown to so many tokens."""
+    model = LlamaForSequenceClassification.from_pretrained(base_path, num_labels=labels, dtype=torch.float32)
+    torch.manual_seed(8)
+    if tokens != PADDED:
+        model.resize_token_embeddings(tokens, mean_resizing=False)
+    targets = ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"]
+    chosen = {"r": 4, "lora_alpha": 8, "target_modules": targets, "init_lora_weights": False, **options}
+    adapted = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", **chosen))
+    with warnings.catch_warnings(action="ignore"):  # peft's, that it saves the embedding that has grown
+        adapted.save_pretrained(path)
+    reader = AutoTokenizer.from_pretrained(base_path)
+    if tokens != PADDED:
+        reader.add_tokens([f"<{i}>" for i in range(len(reader), tokens - 1)])
+        reader.add_special_tokens({"pad_token": "<new pad>"})
+    reader.save_pretrained(path)
+    return path
+
+
+def scorer(path: Path, labels: Sequence[str], seed: int, **more: object) -> Path:
     """A reward model with a head of so many labels."""
-    config = LlamaConfig(**sizes(64, 2, 2), id2label=dict(enumerate(labels)))
+    config = LlamaConfig(**sizes(64, 2, 2, **more), id2label=dict(enumerate(labels)))
     torch.manual_seed(seed)
     LlamaForSequenceClassification(config).save_pretrained(path)
     tokenizer(path, VOCABULARY)

@@ -335,7 +335,7 @@ def test_a_path_that_leads_to_no_checkpoint(members, tmp_path, kind, message):
 def test_an_adapter_is_no_base(members):
     with pytest.raises(
         MemberError,
-        match=r"^base: .* is an adapter \(adapter_config.json\), which a guide can be, or an entry of engine",
+        match=r"^base: .* is an adapter \(adapter_config.json\), which a guide or a reward can be, or an entry",
     ):
         engine_args(str(members["lora"]), {}, **OPTIONS)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.engine import family
 from tests.server.conftest import DEMO, ROOT
 from trimtab.server.config import ConfigError, load, locate
 from trimtab.server.engines import check_start
@@ -69,6 +70,33 @@ def test_a_reward_without_files(demo: dict[str, object], tmp_path: Path) -> None
 def test_a_reward_that_has_no_head(demo: dict[str, object], tmp_path: Path) -> None:
     demo["rewards"]["rm-b"]["model"] = str(ROOT / "demo/base")  # type: ignore[index]
     assert "which has no scoring head" in problem(demo, tmp_path)
+
+
+def test_a_base_without_a_chat_template(demo: dict[str, object], tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "demo/base", tmp_path / "base")
+    (tmp_path / "base/chat_template.jinja").unlink()
+    path = tmp_path / "config.yaml"
+    path.write_text("base: base\n")
+    hint = "base has no chat template: chats are refused until engine.chat_template sets one"
+    assert hint in list(check_start(load(path)))
+    path.write_text("base: base\nengine: {chat_template: '{{ messages }}'}\n")
+    assert hint not in list(check_start(load(path)))
+
+
+def test_a_reward_that_is_an_adapter(demo: dict[str, object], tmp_path: Path) -> None:
+    base = family.base(tmp_path / "base")
+    adapter = family.reward_adapter(tmp_path / "adapter", base, 1)
+    demo["rewards"]["rm-b"] = {"kind": "classifier", "model": str(adapter), "format": "{prompt}{response}"}  # type: ignore[index]
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(demo))
+    line = next(line for line in check_start(load(path, check=check_config)) if line.startswith("reward rm-b"))
+    assert line.startswith(f"reward rm-b {adapter} on {base} (LlamaForCausalLM")
+    demo["rewards"]["rm-b"]["base"] = str(family.llama(tmp_path / "other"))  # type: ignore[index]
+    assert problem(demo, tmp_path).startswith("rewards.rm-b.model: a LoRA of another base")
+    demo["rewards"]["rm-b"]["model"] = str(base)  # type: ignore[index]
+    assert "rewards.rm-b.base: " in problem(demo, tmp_path)
+    demo["rewards"]["rm-b"] = {"kind": "length", "max": 9, "base": str(base)}  # type: ignore[index]
+    assert problem(demo, tmp_path).startswith("rewards.rm-b.base: is what `model` is an adapter of")
 
 
 def test_a_reward_with_an_argument_that_is_none(demo: dict[str, object], tmp_path: Path) -> None:

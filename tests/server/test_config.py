@@ -198,7 +198,7 @@ objectives:
     ("old", "new", "line", "message"),
     [
         ("kind: length", "kind: lenght", 4, "rewards.short.kind: unknown kind of reward 'lenght'; valid: avoids, bleu"),
-        ("target: 20", "taget: 20", 4, "rewards.short.taget: unknown key 'taget'; valid: engine, kind, max, min, mod"),
+        ("target: 20", "taget: 20", 4, "rewards.short.taget: unknown key 'taget'; valid: base, engine, kind, max, min"),
         ("target: 20", "target: long", 4, "rewards.short: target: "),
         ("target: 20", "target: 20, model: models/kind", 4, "rewards.short.model: kind 'length' is no model"),
         (", model: models/kind", "", 3, "rewards.rm.model: kind 'classifier' is a model: say which"),
