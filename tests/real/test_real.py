@@ -65,8 +65,8 @@ def test_its_tokenizer() -> None:
 def test_it_knows_a_capital(client: OpenAI) -> None:
     after = client.completions.create(model="smollm2", prompt="The capital of France is", max_tokens=3, temperature=0)
     assert after.choices[0].text.startswith(" Paris")
-    answer = ask(client, "What is the capital of France?", temperature=0)
-    assert "Paris" in answer.choices[0].message.content
+    answer = ask(client, "What is the capital of Japan?", temperature=0)
+    assert "Tokyo" in answer.choices[0].message.content
     assert answer.choices[0].finish_reason == "stop", "it does not end its turn"
 
 
@@ -153,13 +153,13 @@ def test_an_instruction_is_a_reward(server: Running) -> None:
             "I'm so sorry to hear that. You worked hard, and I know that you can do it next time!",
             "That is your fault. You are lazy and will fail again.",
         ),
-        "I baked my first cake today.": (
-            "That is wonderful! Well done, I am sure that it tastes lovely.",
-            "Nobody cares about your cake. It is probably bad.",
+        "I have a new job.": (
+            "Congratulations! I am so happy for you, and you will do great.",
+            "So what. You will lose it soon.",
         ),
-        "I feel lonely.": (
-            "I am here for you. It is brave of you to say so, and things will get better.",
-            "Then go away. It is not my problem.",
+        "My dog died.": (
+            "I'm so sorry for your loss. Be gentle with yourself.",
+            "It was only a dog. Stop whining.",
         ),
     }
     for said, answers in pairs.items():
@@ -168,7 +168,7 @@ def test_an_instruction_is_a_reward(server: Running) -> None:
             "responses": list(answers),
             "reward": "kind-words",
         }
-        reply = httpx.post(f"{server.url}/v1/alignment/score", json=body, timeout=60)
+        reply = httpx.post(f"{server.url}/v1/alignment/score", json=body, timeout=180)
         assert reply.status_code == 200, reply.text
         kind, unkind = (row["value"] for row in reply.json()["scores"])
         assert kind > unkind, said
