@@ -22,7 +22,7 @@ Say = Callable[[str], None]
 
 def parse(argv: Sequence[str]) -> tuple[Settings, argparse.Namespace]:
     parser = argparse.ArgumentParser(prog="trimtab train", description=__doc__)
-    parser.add_argument("kind", choices=[kind for kind in get_args(Kind) if kind != "directional"])
+    parser.add_argument("kind", choices=get_args(Kind))
     parser.add_argument("--base", required=True, help="the model that is served: a folder or a Hugging Face id")
     parser.add_argument("--data", required=True, nargs="+", help="JSON lines, JSON or parquet files, or hub datasets")
     parser.add_argument("--out", required=True, type=Path, help="the folder that the result is written to")
@@ -85,7 +85,7 @@ def main(argv: Sequence[str], say: Say = print) -> int:
         renderer = Renderer.of(settings.base, template=settings.template, bare=settings.bare)
         pairs = preferences.pairs[: settings.limit]
         rows = make_pair_rows(pairs, renderer, max_length=settings.max_length, heldout=settings.heldout)
-        summary = summarise(settings, replace_pairs(preferences, pairs), rows)
+        summary = summarise(settings, replace(preferences, pairs=pairs), rows)
         say(card.render_summary(summary))
         if not rows.train or not rows.heldout:
             raise DataError(
@@ -98,6 +98,9 @@ def main(argv: Sequence[str], say: Say = print) -> int:
             say(f"a step of {size} pairs takes about {seconds:.1f} s; an epoch has {-(-len(rows.train) // size)}")
             return 0
         measured = train(settings, renderer, padding, rows)
+    except KeyboardInterrupt:
+        sys.stderr.write("trimtab train: interrupted; --resume goes on from the last checkpoint\n")
+        return 130
     except ModuleNotFoundError as error:
         sys.stderr.write(f"trimtab train: {error.name} is missing: pip install 'trimtab[train]'\n")
         return 1
@@ -127,13 +130,8 @@ def collect(settings: Settings, say: Say) -> Preferences:
             say(card.list_wrong(read.wrong, source))
             read.dropped["no preference"] += len(read.wrong)
         whole.pairs += read.pairs
-        whole.rated += read.rated
         whole.dropped += read.dropped
     return whole
-
-
-def replace_pairs(preferences: Preferences, pairs: Sequence[Any]) -> Preferences:
-    return replace(preferences, pairs=list(pairs))
 
 
 def summarise(settings: Settings, preferences: Preferences, rows: Rows) -> dict[str, Any]:

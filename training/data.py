@@ -72,7 +72,6 @@ class Preferences:
     """What a source holds."""
 
     pairs: list[Pair] = field(default_factory=list)
-    rated: list[Rated] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
     """reason -> rows without a preference"""
     wrong: list[str] = field(default_factory=list)
@@ -135,12 +134,9 @@ def read_rows(source: str) -> Iterator[tuple[int, Row]]:
 def parse_rows(text: str, source: str) -> Iterator[tuple[int, Row]]:
     """The rows of JSON lines, or of one document: a list of rows, or one row."""
     lines = text.splitlines()
-    try:
-        whole = json.loads(text) if lines and not is_json(lines[0]) else None
-    except ValueError:
-        whole = None
-    if whole is not None:
-        yield from enumerate(whole if isinstance(whole, list) else [whole], 1)
+    if not isinstance(load_json(lines[0] if lines else ""), Mapping) and (whole := load_json(text)) is not None:
+        for number, row in enumerate(whole if isinstance(whole, list) else [whole], 1):
+            yield number, check_row(row, f"{source}, row {number}")
         return
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -149,17 +145,21 @@ def parse_rows(text: str, source: str) -> Iterator[tuple[int, Row]]:
             row = json.loads(line)
         except ValueError as error:
             raise DataError(f"is no JSON: {error}", place=f"{source}, line {number}") from None
-        if not isinstance(row, Mapping):
-            raise DataError("must be a JSON object", place=f"{source}, line {number}")
-        yield number, row
+        yield number, check_row(row, f"{source}, line {number}")
 
 
-def is_json(text: str) -> bool:
+def check_row(row: Any, place: str) -> Row:
+    if not isinstance(row, Mapping):
+        raise DataError("must be a JSON object", place=place)
+    return row
+
+
+def load_json(text: str) -> Any:
+    """None for what is none."""
     try:
-        json.loads(text)
+        return json.loads(text)
     except ValueError:
-        return False
-    return True
+        return None
 
 
 def read_hub(name: str) -> Iterator[Row]:
@@ -228,7 +228,6 @@ def add_ratings(read: Preferences, rated: Rated, score: str | None) -> None:
     if name is None or not all(name in scores for _, scores in rated.answers):
         having = sorted({key for _, scores in rated.answers for key in scores})
         raise DataError(f"not every answer has a score {name or 'of a known name'!r}; scores: {', '.join(having)}")
-    read.rated.append(rated)
     before = len(read.pairs)
     for (a, scores_a), (b, scores_b) in combinations(rated.answers, 2):
         if scores_a[name] == scores_b[name]:

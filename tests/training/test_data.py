@@ -128,9 +128,13 @@ def test_a_wrong_line_is_named(tmp_path: Path, case: str) -> None:
 def test_files_are_lines_or_documents_packed_or_not(tmp_path: Path) -> None:
     rows = [FORMS["texts"], FORMS["scores"]]
     (tmp_path / "a.json").write_text(json.dumps(rows, indent=1))
+    (tmp_path / "one.json").write_text(json.dumps(rows))
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
-    for name in ("a.json", "b.jsonl.gz"):
+    for name in ("a.json", "one.json", "b.jsonl.gz"):
         assert len(read_preferences(str(tmp_path / name)).pairs) == 2
+    (tmp_path / "e.json").write_text("[1, 2]")
+    with pytest.raises(DataError, match=r"e\.json, row 1: must be a JSON object"):
+        read_preferences(str(tmp_path / "e.json"))
     (tmp_path / "c.jsonl").write_text(json.dumps(rows[0]) + "\n{no JSON\n")
     with pytest.raises(DataError, match=r"c\.jsonl, line 2: is no JSON"):
         read_preferences(str(tmp_path / "c.jsonl"))
