@@ -1,1 +1,1 @@
-"""`trimtab train`: guides, reward models, value heads, twins and directional models, from a file of preferences"""
+"""`trimtab train`: guides, reward models, value heads and twins, from a file of preferences"""

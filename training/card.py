@@ -18,7 +18,6 @@ LOSSES = {
     "dpo": "DPO's, with the base as the reference (arXiv 2305.18290)",
     "reward": "Bradley-Terry's, -log σ(r(x, y⁺) − r(x, y⁻))",
     "value": "the squared error of a whole answer's reward, foretold from its beginnings (FUDGE, arXiv 2104.05218)",
-    "directional": "the likelihood of the answer that a direction prefers, told the direction (DPA, arXiv 2402.18571)",
 }
 
 
@@ -38,8 +37,6 @@ def snippet(settings: Settings, name: str) -> dict[str, Any]:
     guides: dict[str, Any] = {"guides": {name: {"model": model}}}
     if settings.kind == "guide" and settings.loss == "genarm":
         return {**guides, "objectives": {name: {"guide": name}}}
-    if settings.kind == "directional":
-        return guides
     preset = {"strategy": "dera", "params": {"aligned": name, "lambda": 1.0}}
     return {**guides, "presets": {f"{name}-dera": preset}}
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-Kind = Literal["guide", "reward", "value", "twin", "directional"]
+Kind = Literal["guide", "reward", "value", "twin"]
 
 BETA = {"genarm": 0.05, "dpo": 0.1}
 """Of the losses: GenARM's HH setting (arXiv 2410.08193), DPO's usual one (arXiv 2305.18290)."""
@@ -31,8 +31,6 @@ class Settings:
     likelihood: float = 0.0
     """Weight of the chosen answers' mean negative log-likelihood beside the loss, as in RPO."""
     score: str | None = None
-    attributes: tuple[str, str] | None = None
-    """Of a directional model: the two scores whose directions it learns."""
     full: bool = False
     rank: int = 8
     layers: int | None = None

@@ -14,7 +14,6 @@ whose minimiser is the expected score of what the beginning becomes, over the an
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 from collections.abc import Sequence
@@ -31,7 +30,7 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
-from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
 
 from trimtab.training.rendering import Renderer
 from trimtab.training.settings import Settings
@@ -90,10 +89,6 @@ def arguments(settings: Settings, kind: type[TrainingArguments], rows: int, **mo
         disable_tqdm=False,
         **more,
     )
-
-
-def callbacks(settings: Settings) -> list[Any]:
-    return [EarlyStoppingCallback(early_stopping_patience=settings.patience)] if settings.patience else []
 
 
 def load_model(settings: Settings, tokens: int, padding: int, *, labels: int | None = None) -> nn.Module:
@@ -183,34 +178,18 @@ def train_pairs(
         precompute_ref_batch_size=settings.batch,
     )
     model = load_model(settings, len(tokenizer), padding)
-    trainer = (GenARMTrainer if free else PairTrainer)(
-        model=model,
-        args=config,
-        train_dataset=Dataset.from_list(list(train)),
-        eval_dataset=Dataset.from_list(list(test)),
-        processing_class=tokenizer,
-        peft_config=adapter(settings, model, task="CAUSAL_LM"),
-        callbacks=callbacks(settings),
-    )
-    run(trainer, settings)
-    return trainer
+    lora = adapter(settings, model, task="CAUSAL_LM")
+    kind = GenARMTrainer if free else PairTrainer
+    return fit(kind, settings, config, model, train, test, processing_class=tokenizer, peft_config=lora)
 
 
 def train_reward(
     settings: Settings, tokenizer: Any, padding: int, train: Sequence[Row], test: Sequence[Row]
 ) -> RewardTrainer:
     model = load_model(settings, len(tokenizer), padding, labels=1)
-    trainer = RewardTrainer(
-        model=model,
-        args=arguments(settings, RewardConfig, len(train), max_length=settings.max_length),
-        train_dataset=Dataset.from_list(list(train)),
-        eval_dataset=Dataset.from_list(list(test)),
-        processing_class=tokenizer,
-        peft_config=adapter(settings, model, task="SEQ_CLS"),
-        callbacks=callbacks(settings),
-    )
-    run(trainer, settings)
-    return trainer
+    config = arguments(settings, RewardConfig, len(train), max_length=settings.max_length)
+    lora = adapter(settings, model, task="SEQ_CLS")
+    return fit(RewardTrainer, settings, config, model, train, test, processing_class=tokenizer, peft_config=lora)
 
 
 def train_value(settings: Settings, tokenizer: Any, padding: int, train: Sequence[Row], test: Sequence[Row]) -> Trainer:
@@ -220,51 +199,41 @@ def train_value(settings: Settings, tokenizer: Any, padding: int, train: Sequenc
 
     model: Any = load_model(settings, len(tokenizer), padding, labels=1)
     model.config.problem_type = "regression"
-    if (config := adapter(settings, model, task="SEQ_CLS")) is not None:
-        model = get_peft_model(model, config)
-    trainer = Trainer(
+    if (lora := adapter(settings, model, task="SEQ_CLS")) is not None:
+        model = get_peft_model(model, lora)
+    config = arguments(settings, TrainingArguments, len(train))
+    return fit(Trainer, settings, config, model, train, test, data_collator=DataCollatorWithPadding(tokenizer))
+
+
+def fit(
+    kind: type[Trainer],
+    settings: Settings,
+    config: TrainingArguments,
+    model: nn.Module,
+    train: Sequence[Row],
+    test: Sequence[Row],
+    **more: Any,
+) -> Any:
+    """The trainer, once it has trained; raises MemoryError, saying what to lower."""
+    trainer = kind(
         model=model,
-        args=arguments(settings, TrainingArguments, len(train)),
+        args=config,
         train_dataset=Dataset.from_list(list(train)),
         eval_dataset=Dataset.from_list(list(test)),
-        data_collator=DataCollatorWithPadding(tokenizer),
-        callbacks=callbacks(settings),
+        callbacks=[EarlyStoppingCallback(early_stopping_patience=settings.patience)] if settings.patience else [],
+        **more,
     )
-    run(trainer, settings)
-    return trainer
-
-
-def train_directional(
-    settings: Settings, tokenizer: Any, padding: int, train: Sequence[Row], test: Sequence[Row]
-) -> SFTTrainer:
-    """Likelihood of the answers, on rows of `input_ids` and `completion_mask`."""
-    model = load_model(settings, len(tokenizer), padding)
-    trainer = SFTTrainer(
-        model=model,
-        args=arguments(settings, SFTConfig, len(train), max_length=settings.max_length, completion_only_loss=True),
-        train_dataset=Dataset.from_list(list(train)),
-        eval_dataset=Dataset.from_list(list(test)),
-        processing_class=tokenizer,
-        peft_config=adapter(settings, model, task="CAUSAL_LM"),
-        callbacks=callbacks(settings),
-    )
-    run(trainer, settings)
-    return trainer
-
-
-def run(trainer: Any, settings: Settings) -> None:
-    """Raises MemoryError, saying what to lower."""
     folder = settings.out / "checkpoints"
     begun = settings.resume and folder.exists() and any(folder.glob("checkpoint-*"))
     torch.use_deterministic_algorithms(not torch.cuda.is_available(), warn_only=True)
     try:
-        with contextlib.suppress(KeyboardInterrupt):
-            trainer.train(resume_from_checkpoint=begun)
+        trainer.train(resume_from_checkpoint=begun)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise MemoryError(
             f"out of memory with --batch {settings.batch} and --max-length {settings.max_length}: lower either (raise "
             "--accumulate by as much as --batch falls), train fewer --layers, or a smaller model with --from"
         ) from error
+    return trainer
 
 
 def time_steps(settings: Settings, tokenizer: Any, padding: int, rows: Sequence[Row]) -> float:
