@@ -35,7 +35,6 @@ from pydantic import Field
 from trimtab.decoders.protocols import (
     Chunk,
     Engine,
-    Parts,
     Reward,
     Sampling,
     Tokens,
@@ -82,13 +81,16 @@ class MinimumBayesRisk:
         scorer = None if self.weighting == "uniform" else reward
         pool = await draw(prompt, sampling, engine, scorer, n=self.n, guides=self.guides, diverse=self.diverse)
         candidates, rewards = (select_ended(pool), []) if scorer is None else select_scored(pool)
-        completions = [find_compared(c.tokens, engine) for c in candidates]
+        completions = [engine.parts(c.tokens) for c in candidates]
+        tokens = [
+            engine.tokens(parts.text) if parts.thoughts else c.tokens
+            for c, parts in zip(candidates, completions, strict=True)
+            if self.utility == "token_f1"
+        ]
         weights = softmax(rewards, self.beta) if rewards else np.full(len(candidates), 1 / max(len(candidates), 1))
 
         def expected() -> list[float]:
-            bags: list[Sequence[Hashable]] = [
-                split_words(parts.text) if self.utility == "rouge1" else tokens for parts, tokens in completions
-            ]
+            bags: Sequence[Sequence[Hashable]] = tokens or [split_words(parts.text) for parts in completions]
             similarity = f1(bags)
             np.fill_diagonal(similarity, 1)  # (2)
             # Rounded, for equal candidates tie whatever order their terms are added in.
@@ -109,9 +111,3 @@ class MinimumBayesRisk:
     def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:
         work = draw_cost(self.n, max_tokens, self.diverse, guides=self.guides)
         return replace(work, reward_tokens=0) if self.weighting == "uniform" else work
-
-
-def find_compared(completion: Tokens, engine: Engine) -> tuple[Parts, Tokens]:
-    """What a completion is compared by, without thoughts: its parts, and its tokens."""
-    parts = engine.parts(completion)
-    return parts, engine.tokens(parts.text) if parts.thoughts else completion
