@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -27,13 +28,21 @@ def name_loss(settings: Settings) -> str:
     return "dpo" if settings.kind == "twin" else settings.kind
 
 
-def snippet(settings: Settings, name: str) -> dict[str, Any]:
-    """The member as `trimtab serve` reads it."""
-    model = str(settings.out.resolve())
-    if settings.kind == "reward":
-        return {"rewards": {name: {"kind": "classifier", "model": model}}, "objectives": {name: {"reward": name}}}
-    if settings.kind == "value":
-        return {"rewards": {name: {"kind": "classifier", "model": model, "turn": "open"}}}
+def snippet(settings: Settings, name: str, *, folder: Path | None = None) -> dict[str, Any]:
+    """The member as `trimtab serve` reads it in a configuration that lies in `folder`; without one, paths are those of
+    the command line."""
+
+    def place(path: str | Path) -> str:
+        return str(path) if folder is None or not Path(path).exists() else os.path.relpath(path, folder.resolve())
+
+    model = place(settings.out)
+    if settings.kind in ("reward", "value"):
+        head = {"kind": "classifier", "model": model}
+        if settings.trains_adapter:
+            head["base"] = place(settings.start or settings.base)
+        if settings.kind == "value":
+            return {"rewards": {name: {**head, "turn": "open"}}}
+        return {"rewards": {name: head}, "objectives": {name: {"reward": name}}}
     guides: dict[str, Any] = {"guides": {name: {"model": model}}}
     if settings.kind == "guide" and settings.loss == "genarm":
         return {**guides, "objectives": {name: {"guide": name}}}
@@ -42,12 +51,17 @@ def snippet(settings: Settings, name: str) -> dict[str, Any]:
 
 
 def write_card(settings: Settings, name: str, summary: Mapping[str, Any], measured: Mapping[str, float]) -> str:
-    """A model card for the Hugging Face hub; `measured` is of the pairs held out."""
+    """A model card for the Hugging Face hub; `measured` is of the pairs to test on."""
     metadata = {
         "base_model": settings.start or settings.base,
         "library_name": "peft" if settings.trains_adapter else "transformers",
         "tags": ["trimtab", settings.kind],
     }
+    measured_on = (
+        f"On {', '.join(settings.test)}, which training did not see."
+        if settings.test
+        else "On the pairs held out, which were not trained on, but ended training early."
+    )
     figures = [f"| {key.replace('_', ' ')} | {value:.4g} |" for key, value in measured.items()]
     lines = [
         "---",
@@ -68,9 +82,9 @@ def write_card(settings: Settings, name: str, summary: Mapping[str, Any], measur
         "|---|---|",
         *[f"| {key} | {value} |" for key, value in summary.items()],
         "",
-        "## Held out",
+        "## Measured",
         "",
-        "Pairs of prompts that were not trained on; the interval is Wilson's, of 95 %. The calibration error is the "
+        f"{measured_on} The interval is Wilson's, of 95 %. The calibration error is the "
         "expected one of σ(|margin|), the confidence in the answer that is preferred.",
         "",
         "| | |",

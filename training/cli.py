@@ -14,7 +14,7 @@ from typing import Any, get_args
 from trimtab.training import card
 from trimtab.training.data import DataError, Preferences, percentiles, read_preferences
 from trimtab.training.rendering import Renderer, choose_padding
-from trimtab.training.rows import Rows, make_pair_rows, make_value_rows, make_whole_rows
+from trimtab.training.rows import Row, Rows, make_pair_rows, make_value_rows, make_whole_rows
 from trimtab.training.settings import Kind, Settings
 
 Say = Callable[[str], None]
@@ -25,6 +25,9 @@ def parse(argv: Sequence[str]) -> tuple[Settings, argparse.Namespace]:
     parser.add_argument("kind", choices=get_args(Kind))
     parser.add_argument("--base", required=True, help="the model that is served: a folder or a Hugging Face id")
     parser.add_argument("--data", required=True, nargs="+", help="JSON lines, JSON or parquet files, or hub datasets")
+    parser.add_argument(
+        "--test", nargs="+", default=(), help="preferences to measure on at the end; else the held-out ones"
+    )
     parser.add_argument("--out", required=True, type=Path, help="the folder that the result is written to")
     parser.add_argument("--name", help="of the member in a configuration; the name of --out where it is left out")
     parser.add_argument("--from", dest="start", help="another model to train, with the base's tokenizer")
@@ -38,12 +41,12 @@ def parse(argv: Sequence[str]) -> tuple[Settings, argparse.Namespace]:
     parser.add_argument("--layers", type=int, help="train the last so many layers only")
     parser.add_argument("--learning-rate", type=float, help="5e-4 for LoRA, 1e-5 for whole models")
     parser.add_argument("--epochs", type=float, default=1.0)
-    parser.add_argument("--batch", type=int, default=8, help="pairs a forward pass")
-    parser.add_argument("--accumulate", type=int, default=4, help="passes a step")
+    parser.add_argument("--batch", type=int, default=2, help="pairs a forward pass")
+    parser.add_argument("--accumulate", type=int, default=16, help="passes a step")
     parser.add_argument(
         "--max-length", type=int, default=512, help="tokens of prompt and answer; longer pairs are left out"
     )
-    parser.add_argument("--heldout", type=float, default=0.1, help="share of the prompts to measure on")
+    parser.add_argument("--heldout", type=float, default=0.1, help="share of the prompts that are not trained on")
     parser.add_argument("--patience", type=int, default=3, help="measurements without a gain until it ends; 0: never")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=int, help="use the first so many pairs")
@@ -58,7 +61,7 @@ def parse(argv: Sequence[str]) -> tuple[Settings, argparse.Namespace]:
     args = parser.parse_args(argv)
     check(parser, args)
     fields = {key: value for key, value in vars(args).items() if key in Settings.__dataclass_fields__}
-    return Settings(**{**fields, "data": tuple(args.data)}), args
+    return Settings(**{**fields, "data": tuple(args.data), "test": tuple(args.test)}), args
 
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -81,10 +84,12 @@ def main(argv: Sequence[str], say: Say = print) -> int:
     settings, args = parse(argv)
     name = args.name or settings.out.name
     try:
-        preferences = collect(settings, say)
+        preferences = collect(settings, settings.data, say)
         renderer = Renderer.of(settings.base, template=settings.template, bare=settings.bare)
         pairs = preferences.pairs[: settings.limit]
         rows = make_pair_rows(pairs, renderer, max_length=settings.max_length, heldout=settings.heldout)
+        test = collect(settings, settings.test, say).pairs
+        rows.test = make_pair_rows(test, renderer, max_length=settings.max_length, heldout=1.0).heldout or rows.heldout
         summary = summarise(settings, replace(preferences, pairs=pairs), rows)
         say(card.render_summary(summary))
         if not rows.train or not rows.heldout:
@@ -108,21 +113,23 @@ def main(argv: Sequence[str], say: Say = print) -> int:
         sys.stderr.write(f"trimtab train: {error}\n")
         return 1
     (settings.out / "README.md").write_text(card.write_card(settings, name, summary, measured))
-    say("held out: " + ", ".join(f"{key.replace('_', ' ')} {value:.3g}" for key, value in measured.items()))
+    say("measured: " + ", ".join(f"{key.replace('_', ' ')} {value:.3g}" for key, value in measured.items()))
     if args.into is None:
         import yaml
 
         say("to serve it:\n\n" + yaml.safe_dump(card.snippet(settings, name), sort_keys=False))
     else:
-        args.into.write_text(card.add_to_configuration(args.into, card.snippet(settings, name)))
+        args.into.write_text(
+            card.add_to_configuration(args.into, card.snippet(settings, name, folder=args.into.parent))
+        )
         say(f"{args.into} has it now; `trimtab calibrate {args.into} --prompts FILE` makes its weights comparable")
     return 0
 
 
-def collect(settings: Settings, say: Say) -> Preferences:
+def collect(settings: Settings, sources: Sequence[str], say: Say) -> Preferences:
     """Raises DataError for rows that are no preferences, unless they are to be skipped."""
     whole = Preferences()
-    for source in settings.data:
+    for source in sources:
         read = read_preferences(source, score=settings.score)
         if read.wrong:
             if not settings.skip_wrong:
@@ -160,23 +167,37 @@ def time_step(settings: Settings, renderer: Renderer, rows: Rows) -> float:
 
 
 def train(settings: Settings, renderer: Renderer, padding: int, rows: Rows) -> dict[str, float]:
-    """The model in --out, and what was measured of it on the pairs held out."""
+    """The model in --out, and what was measured of it on the pairs to test on."""
     from trimtab.training import measure, trainers
 
     tokenizer, began = renderer.tokenizer, time.monotonic()
     if settings.kind == "reward":
-        whole = make_whole_rows(rows)
-        trainer: Any = trainers.train_reward(settings, tokenizer, padding, whole.train, whole.heldout)
-        measured = measure.summarise(measure.reward_margins(trainer.model.eval(), whole.heldout))
+        rows = make_whole_rows(rows)
+        trainer = trainers.train_reward(settings, tokenizer, padding, rows.train, rows.heldout)
     elif settings.kind == "value":
         scorer = trainers.load_scorer(str(settings.reward), padding)
-        begun = make_value_rows(rows, lambda ids: measure.score(scorer, ids), seed=settings.seed)
-        trainer = trainers.train_value(settings, tokenizer, padding, begun.train, begun.heldout)
-        measured = measure.foretell(trainer.model.eval(), begun.heldout)
+        rows = make_value_rows(rows, lambda ids: measure.score(scorer, ids), seed=settings.seed)
+        trainer = trainers.train_value(settings, tokenizer, padding, rows.train, rows.heldout)
     else:
         trainer = trainers.train_pairs(settings, tokenizer, padding, rows.train, rows.heldout)
-        reference = None if trainers.is_reference_free(settings) else trainers.load_reference(settings)
-        margins = measure.language_margins(trainer.model.eval(), rows.heldout, beta=settings.scale, reference=reference)
-        measured = measure.summarise(margins)
+    seconds = time.monotonic() - began
+    measured = measure_model(settings, trainer.model.eval(), rows.test)
     trainers.save(trainer, settings, renderer)
-    return {**measured, "seconds": time.monotonic() - began}
+    return {**measured, "seconds of training": seconds}
+
+
+def measure_model(settings: Settings, model: Any, rows: Sequence[Row]) -> dict[str, float]:
+    """Beside the model's own figures, what the longer answer and the model that training began with would get."""
+    from trimtab.training import measure, trainers
+
+    if settings.kind == "value":
+        return measure.foretell(model, rows)
+    longer = measure.accuracy([len(row["chosen_ids"]) - len(row["rejected_ids"]) for row in rows])
+    if settings.kind == "reward":
+        return {**measure.summarise(measure.reward_margins(model, rows)), "accuracy of the longer answer": longer}
+    before = measure.language_margins(trainers.load_reference(settings), rows, beta=settings.scale)
+    margins = measure.language_margins(model, rows, beta=settings.scale)
+    if not trainers.is_reference_free(settings):
+        margins = [after - reference for after, reference in zip(margins, before, strict=True)]
+    others = {"accuracy of the longer answer": longer, "accuracy of the start": measure.accuracy(before)}
+    return {**measure.summarise(margins), **others}

@@ -44,13 +44,14 @@ def reward_margins(model: Any, rows: Iterable[Row]) -> list[float]:
     return [score(model, row["chosen_ids"]) - score(model, row["rejected_ids"]) for row in rows]
 
 
-def summarise(margins: Sequence[float]) -> dict[str, float]:
-    """Accuracy with its 95 % interval (Wilson's), the mean of -log sigma(margin), and the calibration error.
+def accuracy(margins: Sequence[float]) -> float:
+    """The share above 0; a tie counts half."""
+    return sum((m > 0) + 0.5 * (m == 0) for m in margins) / len(margins)
 
-    A tie counts half.
-    """
-    n = len(margins)
-    right = sum((m > 0) + 0.5 * (m == 0) for m in margins) / n
+
+def summarise(margins: Sequence[float]) -> dict[str, float]:
+    """Accuracy with its 95 % interval (Wilson's), the mean of -log sigma(margin), and the calibration error."""
+    n, right = len(margins), accuracy(margins)
     low, high = wilson(right, n)
     return {
         "pairs": n,

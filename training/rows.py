@@ -6,7 +6,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any
 
@@ -22,6 +22,9 @@ class Rows:
 
     train: list[Row] = field(default_factory=list)
     heldout: list[Row] = field(default_factory=list)
+    """Ends training early."""
+    test: list[Row] = field(default_factory=list)
+    """Measured on at the end."""
     dropped: Counter[str] = field(default_factory=Counter)
     joined: int = 0
     """Pairs whose prompt is no token prefix of prompt and answer encoded together: the server encodes them apart, as is
@@ -31,16 +34,20 @@ class Rows:
     def all(self) -> list[Row]:
         return [*self.train, *self.heldout]
 
+    def map(self, make: Callable[[Row], Iterable[Row]]) -> Rows:
+        """Rows made of each."""
+        parts = [[made for row in part for made in make(row)] for part in (self.train, self.heldout, self.test)]
+        return replace(self, train=parts[0], heldout=parts[1], test=parts[2])
+
     def lengths(self, *keys: str) -> list[int]:
         """Tokens of these parts of each row together."""
         return [sum(len(row[key]) for key in keys) for row in self.all]
 
 
-def is_heldout(prompt: Sequence[Message], share: float) -> bool:
-    """By the prompt alone, so that it is the same in every run and for every kind."""
+def place_of(prompt: Sequence[Message]) -> float:
+    """From 0 to 1, by a hash of the prompt alone, so that a split is the same in every run and for every kind."""
     text = json.dumps([dict(message) for message in prompt], sort_keys=True, ensure_ascii=False)
-    place = int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") / 2**64
-    return place < share
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") / 2**64
 
 
 def make_pair_rows(pairs: Iterable[Pair], renderer: Renderer, *, max_length: int, heldout: float) -> Rows:
@@ -54,22 +61,17 @@ def make_pair_rows(pairs: Iterable[Pair], renderer: Renderer, *, max_length: int
             continue
         rows.joined += not all(renderer.joins(pair.prompt, answer) for answer in (pair.chosen, pair.rejected))
         row = {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
-        (rows.heldout if is_heldout(pair.prompt, heldout) else rows.train).append(row)
+        (rows.heldout if place_of(pair.prompt) < heldout else rows.train).append(row)
     return rows
 
 
 def make_whole_rows(rows: Rows) -> Rows:
     """For a reward model, which reads prompt and answer as one."""
 
-    def whole(row: Row) -> Row:
-        return {key: [*row["prompt_ids"], *row[key]] for key in ("chosen_ids", "rejected_ids")}
+    def whole(row: Row) -> Iterable[Row]:
+        yield {key: [*row["prompt_ids"], *row[key]] for key in ("chosen_ids", "rejected_ids")}
 
-    return Rows(
-        train=[whole(row) for row in rows.train],
-        heldout=[whole(row) for row in rows.heldout],
-        dropped=rows.dropped,
-        joined=rows.joined,
-    )
+    return rows.map(whole)
 
 
 def make_value_rows(rows: Rows, score: Callable[[list[int]], float], *, seed: int, beginnings: int = 4) -> Rows:
@@ -82,9 +84,4 @@ def make_value_rows(rows: Rows, score: Callable[[list[int]], float], *, seed: in
             for length in sorted(rng.randint(1, len(row[key])) for _ in range(beginnings)):
                 yield {"input_ids": [*row["prompt_ids"], *row[key][:length]], "labels": value}
 
-    return Rows(
-        train=[begun for row in rows.train for begun in begin(row)],
-        heldout=[begun for row in rows.heldout for begun in begin(row)],
-        dropped=rows.dropped,
-        joined=rows.joined,
-    )
+    return rows.map(begin)

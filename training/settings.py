@@ -21,6 +21,8 @@ class Settings:
     kind: Kind
     base: str
     data: tuple[str, ...]
+    test: tuple[str, ...] = ()
+    """Measured on at the end alone; without it, what is held out of `data`, which also ends training early, is."""
     out: Path
     start: str | None = None
     """Another model to train, with the base's tokenizer; the base where none is named."""
@@ -37,9 +39,9 @@ class Settings:
     """Only the last so many are trained."""
     learning_rate: float | None = None
     epochs: float = 1.0
-    batch: int = 8
-    """Pairs a forward pass."""
-    accumulate: int = 4
+    batch: int = 2
+    """Pairs a forward pass. On a CPU few: all are padded to the longest."""
+    accumulate: int = 16
     """Passes a step."""
     max_length: int = 512
     """Tokens of a prompt and an answer."""

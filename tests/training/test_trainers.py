@@ -123,13 +123,29 @@ def test_an_adapter_is_the_same_every_time_and_loads_without_us(home: Path, tmp_
     model = PeftModel.from_pretrained(base, tmp_path / "one").eval()
     _, _, rows = prepare(home)
     found = measure.summarise(measure.language_margins(model, rows.heldout, beta=0.05))
-    [line] = [line for line in said if line.startswith("held out:")]
+    [line] = [line for line in said if line.startswith("measured:")]
     heldout = make_heldout(home)
     assert f"pairs {heldout}" in line
     assert found["loss"] < 0.69
     text = (tmp_path / "one" / "README.md").read_text()
     assert "GenARM" in text
     assert "guides:\n  one:" in text
+
+
+def test_what_is_measured_on_was_not_trained_on(home: Path, tmp_path: Path) -> None:
+    """`--test` takes the place of the pairs held out, with LoRA on the last layer alone."""
+    lines = (home / "pairs.jsonl").read_text().splitlines()
+    (tmp_path / "test.jsonl").write_text("\n".join(lines[:7]))
+    (tmp_path / "data.jsonl").write_text("\n".join(lines[7:]))
+    line = ["guide", "--base", str(home / "base"), "--data", str(tmp_path / "data.jsonl"), "--out", str(tmp_path / "g")]
+    said: list[str] = []
+    assert cli.main([*line, "--test", str(tmp_path / "test.jsonl"), "--layers", "1"], say=said.append) == 0
+    [measured] = [line for line in said if line.startswith("measured:")]
+    assert "pairs 7," in measured
+    assert "test.jsonl, which training did not see" in (tmp_path / "g" / "README.md").read_text()
+    weights = load_file(tmp_path / "g" / "adapter_model.safetensors")
+    assert weights
+    assert all(".layers.2." in name for name in weights)
 
 
 def make_heldout(home: Path) -> int:
@@ -156,7 +172,7 @@ def test_a_value_head_regresses_a_reward_models_scores(home: Path, tmp_path: Pat
     assert (
         cli.main(["value", *more, "--reward", str(tmp_path / "r"), "--out", str(tmp_path / "v")], say=said.append) == 0
     )
-    assert any(line.startswith("held out: beginnings") for line in said)
+    assert any(line.startswith("measured: beginnings") for line in said)
     assert json.loads((tmp_path / "v" / "config.json").read_text())["architectures"] == [
         "LlamaForSequenceClassification"
     ]
