@@ -29,7 +29,13 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "runtime": ("runtime", "decoders.protocols", "decoders.report", "decoders.shared.candidates"),
     "engine": ("engine", "runtime", "decoders.protocols", "decoders.shared.gather"),
     "server": ("server", "engine", "runtime", "rewards", "preferences", "decoders"),
-    "training": ("training",),
+    "training": (
+        "training",
+        "preferences.preference_direction",
+        "server.config",
+        "server.request.messages",
+        "server.request.preference_prompts",
+    ),
 }
 """package -> what of ours it may import, itself included."""
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from trimtab.training.directions import read_prompts
 from trimtab.training.settings import Settings
 
 LOSSES = {
@@ -19,7 +20,20 @@ LOSSES = {
     "dpo": "DPO's, with the base as the reference (arXiv 2305.18290)",
     "reward": "Bradley-Terry's, -log σ(r(x, y⁺) − r(x, y⁻))",
     "value": "the squared error of a whole answer's reward, foretold from its beginnings (FUDGE, arXiv 2104.05218)",
+    "directional": "−log π(y|x, s(u)) of the answer that a direction u likes best, under its text s(u) (DPA, arXiv "
+    "2402.18571)",
 }
+PAIRS = (
+    "The interval is Wilson's, of 95 %. The calibration error is the expected one of σ(|margin|), the confidence in "
+    "the answer that is preferred.\n\n"
+    "Accuracy on pairs does not say that a guide steers: measure what answers become under it."
+)
+MEANING = {
+    "value": "The squared error is against the score of the whole answer, whose variance it explains a share of.",
+    "directional": "The cross entropy is in nats a token. Obeyed: of the answers that another direction would not "
+    "choose the share that is likelier under its direction's text than under the other's, with Wilson's 95 % interval.",
+}
+"""kind -> what its figures are; of the others they are of pairs"""
 
 
 def name_loss(settings: Settings) -> str:
@@ -28,14 +42,14 @@ def name_loss(settings: Settings) -> str:
     return "dpo" if settings.kind == "twin" else settings.kind
 
 
-def snippet(settings: Settings, name: str, *, folder: Path | None = None) -> dict[str, Any]:
+def snippet(settings: Settings, *, folder: Path | None = None) -> dict[str, Any]:
     """The member as `trimtab serve` reads it in a configuration that lies in `folder`; without one, paths are those of
     the command line."""
 
     def place(path: str | Path) -> str:
         return str(path) if folder is None or not Path(path).exists() else os.path.relpath(path, folder.resolve())
 
-    model = place(settings.out)
+    name, model = settings.member, place(settings.out)
     if settings.kind in ("reward", "value"):
         head = {"kind": "classifier", "model": model}
         if settings.trains_adapter:
@@ -46,11 +60,15 @@ def snippet(settings: Settings, name: str, *, folder: Path | None = None) -> dic
     guides: dict[str, Any] = {"guides": {name: {"model": model}}}
     if settings.kind == "guide" and settings.loss == "genarm":
         return {**guides, "objectives": {name: {"guide": name}}}
+    if settings.preference_prompts is not None:
+        prompts = read_prompts(settings.preference_prompts, name)
+        entries = {key: p.model_dump(exclude_defaults=True) | {"reader": name} for key, p in prompts.items()}
+        return {**guides, "preference_prompts": entries}
     preset = {"strategy": "dera", "params": {"aligned": name, "lambda": 1.0}}
     return {**guides, "presets": {f"{name}-dera": preset}}
 
 
-def write_card(settings: Settings, name: str, summary: Mapping[str, Any], measured: Mapping[str, float]) -> str:
+def write_card(settings: Settings, summary: Mapping[str, Any], measured: Mapping[str, float]) -> str:
     """A model card for the Hugging Face hub; `measured` is of the pairs to test on."""
     metadata = {
         "base_model": settings.start or settings.base,
@@ -68,7 +86,7 @@ def write_card(settings: Settings, name: str, summary: Mapping[str, Any], measur
         yaml.safe_dump(metadata, sort_keys=False).strip(),
         "---",
         "",
-        f"# {name}",
+        f"# {settings.member}",
         "",
         f"A {settings.kind} for `{settings.base}`, made by `trimtab train`. The loss is {LOSSES[name_loss(settings)]}.",
         "",
@@ -84,19 +102,16 @@ def write_card(settings: Settings, name: str, summary: Mapping[str, Any], measur
         "",
         "## Measured",
         "",
-        f"{measured_on} The interval is Wilson's, of 95 %. The calibration error is the "
-        "expected one of σ(|margin|), the confidence in the answer that is preferred.",
+        f"{measured_on} {MEANING.get(settings.kind, PAIRS)}",
         "",
         "| | |",
         "|---|---|",
         *figures,
         "",
-        "Accuracy on pairs does not say that a guide steers: measure what answers become under it.",
-        "",
         "## Serving",
         "",
         "```yaml",
-        yaml.safe_dump(snippet(settings, name), sort_keys=False).strip(),
+        yaml.safe_dump(snippet(settings), sort_keys=False).strip(),
         "```",
         "",
     ]
@@ -104,15 +119,19 @@ def write_card(settings: Settings, name: str, summary: Mapping[str, Any], measur
 
 
 def add_to_configuration(path: Path, added: Mapping[str, Any]) -> str:
-    """The configuration's text with the member in it; what is there stays as it was written.
+    """The configuration's text with the member in it; what is there, or would be the same, stays as it was written.
 
     Raises ValueError where a name is taken.
     """
     text = path.read_text()
     there = yaml.safe_load(text) or {}
     for section, entries in added.items():
-        if taken := sorted(set(entries) & set(there.get(section) or {})):
-            raise ValueError(f"{path} has {section}.{taken[0]} already: choose another --name")
+        present = there.get(section) or {}
+        entries = {name: entry for name, entry in entries.items() if name not in present or present[name] != entry}
+        if taken := sorted(entries.keys() & present.keys()):
+            raise ValueError(f"{path} has {section}.{taken[0]} already, and not as it would be: choose another name")
+        if not entries:
+            continue
         block = yaml.safe_dump(dict(entries), sort_keys=False)
         indented = "".join(f"  {line}\n" for line in block.splitlines())
         text = insert_section(text, section, indented, known=section in there)
@@ -137,14 +156,13 @@ def insert_section(text: str, section: str, indented: str, *, known: bool) -> st
 
 
 def describe_run(
-    settings: Settings, pairs: int, dropped: Mapping[str, int], longer: float, lengths: Mapping[str, Mapping[str, int]]
+    settings: Settings, counts: Mapping[str, Any], dropped: Mapping[str, int], lengths: Mapping[str, Mapping[str, int]]
 ) -> dict[str, Any]:
     """The data of a run, for the screen and for the card."""
     return {
         "data": ", ".join(settings.data),
-        "pairs": pairs,
+        **counts,
         "dropped": json.dumps(dict(dropped)) if dropped else "none",
-        "the longer answer is the chosen one": f"{longer:.0%}",
         **{f"tokens of {what}": ", ".join(f"{k} {v}" for k, v in values.items()) for what, values in lengths.items()},
     }
 

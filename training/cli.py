@@ -13,11 +13,23 @@ from typing import Any, get_args
 
 from trimtab.training import card
 from trimtab.training.data import DataError, Preferences, percentiles, read_preferences
+from trimtab.training.directions import Choice, make_answer_rows, make_direction_rows, objectives_of, read_prompts
 from trimtab.training.rendering import Renderer, choose_padding
 from trimtab.training.rows import Row, Rows, make_pair_rows, make_value_rows, make_whole_rows
 from trimtab.training.settings import Kind, Settings
 
 Say = Callable[[str], None]
+ONLY_FOR: dict[str, tuple[Kind, ...]] = {
+    "reward": ("value",),
+    "loss": ("guide",),
+    "beta": ("guide", "twin"),
+    "likelihood": ("guide", "twin"),
+    "score": ("guide", "twin", "reward", "value"),
+    "preference_prompts": ("directional",),
+    "directions": ("directional",),
+    "radius": ("directional",),
+}
+"""option -> the kinds that it is for; of the others it is refused"""
 
 
 def parse(argv: Sequence[str]) -> tuple[Settings, argparse.Namespace]:
@@ -36,6 +48,13 @@ def parse(argv: Sequence[str]) -> tuple[Settings, argparse.Namespace]:
     parser.add_argument("--beta", type=float, help="of the loss: 0.05 for genarm, 0.1 for dpo")
     parser.add_argument("--likelihood", type=float, default=0.0, help="weight of the chosen answers' likelihood beside")
     parser.add_argument("--score", help="of rated answers: the score that pairs are made by")
+    parser.add_argument(
+        "--preference-prompts", type=Path, help="a configuration with the texts that say directions to the model"
+    )
+    parser.add_argument("--directions", type=int, default=4, help="drawn for a prompt and a preference prompt")
+    parser.add_argument(
+        "--radius", type=float, help="choose the answer nearest to a direction times this; else the farthest along it"
+    )
     parser.add_argument("--full", action="store_true", help="train the whole model, and not LoRA")
     parser.add_argument("--rank", type=int, default=8, help="of LoRA")
     parser.add_argument("--layers", type=int, help="train the last so many layers only")
@@ -68,13 +87,17 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Ends the command for what cannot be."""
     if args.kind == "value" and args.reward is None:
         parser.error("a value head foretells a reward model's scores: name its folder with --reward")
-    if args.kind != "value" and args.reward is not None:
-        parser.error(f"--reward is for a value head, and this is a {args.kind}")
-    if args.kind != "guide" and args.loss != "genarm":
-        parser.error(f"--loss is for a guide, and this is a {args.kind}")
-    for name, low in (("rank", 1), ("batch", 1), ("accumulate", 1), ("max_length", 2), ("patience", 0)):
+    if args.kind == "directional" and args.preference_prompts is None:
+        parser.error("what says a direction to the model is a preference prompt: name a configuration with some")
+    for name, kinds in ONLY_FOR.items():
+        if args.kind not in kinds and getattr(args, name) != parser.get_default(name):
+            parser.error(f"--{name.replace('_', '-')} is for {', '.join(kinds)}, and this is a {args.kind}")
+    least = {"rank": 1, "batch": 1, "accumulate": 1, "max_length": 2, "patience": 0, "directions": 1}
+    for name, low in least.items():
         if getattr(args, name) < low:
             parser.error(f"--{name.replace('_', '-')} must be at least {low}; got {getattr(args, name)}")
+    if args.radius is not None and not args.radius > 0:
+        parser.error(f"--radius must be above 0; got {args.radius}")
     if not 0 < args.heldout < 1:
         parser.error(f"--heldout must lie between 0 and 1; got {args.heldout}")
 
@@ -82,25 +105,23 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 def main(argv: Sequence[str], say: Say = print) -> int:
     """The exit status."""
     settings, args = parse(argv)
-    name = args.name or settings.out.name
     try:
-        preferences = collect(settings, settings.data, say)
+        if args.into is not None:  # what cannot be added is said before the hours of training
+            card.add_to_configuration(args.into, card.snippet(settings, folder=args.into.parent))
         renderer = Renderer.of(settings.base, template=settings.template, bare=settings.bare)
-        pairs = preferences.pairs[: settings.limit]
-        rows = make_pair_rows(pairs, renderer, max_length=settings.max_length, heldout=settings.heldout)
-        test = collect(settings, settings.test, say).pairs
-        rows.test = make_pair_rows(test, renderer, max_length=settings.max_length, heldout=1.0).heldout or rows.heldout
-        summary = summarise(settings, replace(preferences, pairs=pairs), rows)
+        rows, summary = prepare(settings, renderer, say)
         say(card.render_summary(summary))
+        if settings.kind == "directional" and not any(row["other_ids"] for row in rows.test):
+            raise DataError("every direction chooses the same of a prompt's answers: --radius makes them turn with it")
         if not rows.train or not rows.heldout:
-            raise DataError(
-                f"{len(rows.train)} pairs to train on and {len(rows.heldout)} held out: one of each at least"
-            )
+            counts = f"{len(rows.train)} {settings.unit} to train on and {len(rows.heldout)} held out"
+            raise DataError(f"{counts}: one of each at least")
         padding = choose_padding(renderer.tokenizer, renderer.ends)
         renderer.tokenizer.pad_token_id = padding
         if args.dry_run:
             seconds, size = time_step(settings, renderer, rows), settings.batch * settings.accumulate
-            say(f"a step of {size} pairs takes about {seconds:.1f} s; an epoch has {-(-len(rows.train) // size)}")
+            steps = -(-len(rows.train) // size)
+            say(f"a step of {size} {settings.unit} takes about {seconds:.1f} s; an epoch has {steps}")
             return 0
         measured = train(settings, renderer, padding, rows)
     except KeyboardInterrupt:
@@ -112,43 +133,67 @@ def main(argv: Sequence[str], say: Say = print) -> int:
     except (DataError, OSError, ValueError, MemoryError) as error:
         sys.stderr.write(f"trimtab train: {error}\n")
         return 1
-    (settings.out / "README.md").write_text(card.write_card(settings, name, summary, measured))
+    (settings.out / "README.md").write_text(card.write_card(settings, summary, measured))
     say("measured: " + ", ".join(f"{key.replace('_', ' ')} {value:.3g}" for key, value in measured.items()))
     if args.into is None:
         import yaml
 
-        say("to serve it:\n\n" + yaml.safe_dump(card.snippet(settings, name), sort_keys=False))
+        say("to serve it:\n\n" + yaml.safe_dump(card.snippet(settings), sort_keys=False))
     else:
-        args.into.write_text(
-            card.add_to_configuration(args.into, card.snippet(settings, name, folder=args.into.parent))
-        )
+        args.into.write_text(card.add_to_configuration(args.into, card.snippet(settings, folder=args.into.parent)))
         say(f"{args.into} has it now; `trimtab calibrate {args.into} --prompts FILE` makes its weights comparable")
     return 0
 
 
-def collect(settings: Settings, sources: Sequence[str], say: Say) -> Preferences:
+def prepare(settings: Settings, renderer: Renderer, say: Say) -> tuple[Rows, dict[str, Any]]:
+    """The rows of all parts, and what is to be known of them."""
+    prompts = {} if settings.preference_prompts is None else read_prompts(settings.preference_prompts, settings.member)
+    objectives, max_length = objectives_of(prompts), settings.max_length
+
+    def make(read: Preferences, heldout: float) -> Rows:
+        if not prompts:
+            return make_pair_rows(read.pairs, renderer, max_length=max_length, heldout=heldout)
+        choice = Choice(directions=settings.directions, radius=settings.radius, seed=settings.seed)
+        return make_direction_rows(read.rated, prompts, choice, renderer, max_length=max_length, heldout=heldout)
+
+    data = collect(settings, settings.data, objectives, say)
+    data = replace(data, pairs=data.pairs[: settings.limit], rated=data.rated[: settings.limit])
+    rows = make(data, settings.heldout)
+    rows.test = make(collect(settings, settings.test, objectives, say), 1.0).heldout or rows.heldout
+    return rows, summarise(settings, data, rows)
+
+
+def collect(settings: Settings, sources: Sequence[str], objectives: Sequence[str], say: Say) -> Preferences:
     """Raises DataError for rows that are no preferences, unless they are to be skipped."""
     whole = Preferences()
     for source in sources:
-        read = read_preferences(source, score=settings.score)
+        read = read_preferences(source, score=settings.score, objectives=objectives)
         if read.wrong:
             if not settings.skip_wrong:
                 raise DataError(card.list_wrong(read.wrong, source))
             say(card.list_wrong(read.wrong, source))
             read.dropped["no preference"] += len(read.wrong)
         whole.pairs += read.pairs
+        whole.rated += read.rated
         whole.dropped += read.dropped
     return whole
 
 
 def summarise(settings: Settings, preferences: Preferences, rows: Rows) -> dict[str, Any]:
-    lengths = {
-        "prompts": percentiles(rows.lengths("prompt_ids")),
-        "chosen answers": percentiles(rows.lengths("chosen_ids")),
-        "rejected answers": percentiles(rows.lengths("rejected_ids")),
+    parts = {"prompts": "prompt_ids", "chosen answers": "chosen_ids", "rejected answers": "rejected_ids"}
+    counts: dict[str, Any] = {
+        "pairs": len(preferences.pairs),
+        "the longer answer is the chosen one": f"{preferences.longer_chosen:.0%}",
     }
-    dropped = Counter(preferences.dropped) + rows.dropped
-    summary = card.describe_run(settings, len(preferences.pairs), dropped, preferences.longer_chosen, lengths)
+    if settings.kind == "directional":
+        del parts["rejected answers"]
+        answers = sum(len(one.answers) for one in preferences.rated)
+        counts = {"rated prompts": len(preferences.rated), "answers to them": answers}
+    lengths = {what: percentiles(rows.lengths(key)) for what, key in parts.items()}
+    summary = card.describe_run(settings, counts, Counter(preferences.dropped) + rows.dropped, lengths)
+    if settings.kind == "directional":
+        share = sum(bool(row["other_ids"]) for row in rows.all) / max(1, len(rows.all))
+        summary["two directions choose different answers"] = f"{share:.0%}"
     summary["trained on, held out"] = f"{len(rows.train)}, {len(rows.heldout)}"
     if rows.joined:
         summary["prompts whose last token an answer would change"] = rows.joined
@@ -162,6 +207,8 @@ def time_step(settings: Settings, renderer: Renderer, rows: Rows) -> float:
     size = settings.batch * settings.accumulate
     ordered = sorted(rows.train, key=lambda row: len(row["prompt_ids"]) + len(row["chosen_ids"]))
     middle = (ordered[len(ordered) // 2 :] + ordered)[:1] * (2 * size)
+    if settings.kind == "directional":
+        middle = make_answer_rows(Rows(train=middle)).train
     trial = replace(settings, out=settings.out / "dry-run", epochs=1.0, patience=0)
     return trainers.time_steps(trial, renderer.tokenizer, renderer.tokenizer.pad_token_id, middle) / 2
 
@@ -178,6 +225,9 @@ def train(settings: Settings, renderer: Renderer, padding: int, rows: Rows) -> d
         scorer = trainers.load_scorer(str(settings.reward), padding)
         rows = make_value_rows(rows, lambda ids: measure.score(scorer, ids), seed=settings.seed)
         trainer = trainers.train_value(settings, tokenizer, padding, rows.train, rows.heldout)
+    elif settings.kind == "directional":
+        answers = make_answer_rows(rows)
+        trainer = trainers.train_answers(settings, tokenizer, padding, answers.train, answers.heldout)
     else:
         trainer = trainers.train_pairs(settings, tokenizer, padding, rows.train, rows.heldout)
     seconds = time.monotonic() - began
@@ -192,6 +242,8 @@ def measure_model(settings: Settings, model: Any, rows: Sequence[Row]) -> dict[s
 
     if settings.kind == "value":
         return measure.foretell(model, rows)
+    if settings.kind == "directional":
+        return measure.compare_directions(model, trainers.load_reference(settings), rows)
     longer = measure.accuracy([len(row["chosen_ids"]) - len(row["rejected_ids"]) for row in rows])
     if settings.kind == "reward":
         return {**measure.summarise(measure.reward_margins(model, rows)), "accuracy of the longer answer": longer}

@@ -19,8 +19,8 @@ import gzip
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ ROLES = ("system", "user", "assistant")
 TURN = re.compile(r"\n\n(Human|Assistant):")
 SCORES = ("score", "overall_score", "rating", "helpfulness")
 """Where a rated answer's score is looked for."""
+RATINGS = "prompt and completions; prompt, responses and scores; prompt, response and a score"
+"""Keys of rows with ratings."""
 
 
 class DataError(Exception):
@@ -72,6 +74,7 @@ class Preferences:
     """What a source holds."""
 
     pairs: list[Pair] = field(default_factory=list)
+    rated: list[Rated] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
     """reason -> rows without a preference"""
     wrong: list[str] = field(default_factory=list)
@@ -86,26 +89,38 @@ class Preferences:
         return wins / len(self.pairs)
 
 
-def read_preferences(source: str, *, score: str | None = None) -> Preferences:
+def read_preferences(source: str, *, score: str | None = None, objectives: Sequence[str] = ()) -> Preferences:
     """All of a file's, or of a hub dataset's, preferences; `score` names the score of ratings that pairs are made by.
 
-    Raises DataError for a file that is no JSON or none of objects, OSError for one that cannot be read.
+    With `objectives` it reads ratings by all of these alone, and makes no pairs. Raises DataError for a file that is no
+    JSON or none of objects, OSError for one that cannot be read.
     """
     read = Preferences()
+
+    def add(rated: Rated) -> None:
+        if objectives:
+            add_rated(read, rated, objectives)
+        else:
+            add_ratings(read, rated, score)
+
     single: dict[str, list[tuple[int, Row]]] = {}
     for line, row in read_rows(source):
         try:
             if is_rating_of_one(row):
                 single.setdefault(json.dumps(prompt_of(row), sort_keys=True), []).append((line, row))
+            elif is_rating(row):
+                add(Rated(prompt=prompt_of(row), answers=answers_of(row), line=line))
+            elif objectives:
+                raise DataError(f"{list_keys(row)} hold no ratings; valid: {RATINGS}")
             else:
-                add_row(read, row, line, score)
+                add_row(read, row, line)
         except DataError as error:
             read.wrong.append(str(DataError(error.problem, field=error.field, place=f"line {line}")))
     for rows in single.values():
         line, first = rows[0]
         answers = tuple((str(row["response"]), numbers_of(row)) for _, row in rows)
         try:
-            add_ratings(read, Rated(prompt=prompt_of(first), answers=answers, line=line), score)
+            add(Rated(prompt=prompt_of(first), answers=answers, line=line))
         except DataError as error:
             read.wrong.append(str(DataError(error.problem, field=error.field, place=f"line {line}")))
     return read
@@ -170,16 +185,18 @@ def read_hub(name: str) -> Iterator[Row]:
     yield from load_dataset(repository, split=split or "train")
 
 
-def add_row(read: Preferences, row: Row, line: int, score: str | None) -> None:
-    """Raises DataError for a row of none of the forms."""
+def list_keys(row: Row) -> str:
+    return f"the keys {', '.join(sorted(map(str, row)))}" if row else "no keys"
+
+
+def add_row(read: Preferences, row: Row, line: int) -> None:
+    """Raises DataError for a row of none of the forms that hold pairs."""
     for key, parts in (("comparisons", ("chosen", "rejected")), ("edits", ("after", "before"))):
         if isinstance(row.get(key), list):
             for item in row[key]:
                 add_pair(read, prompt_of(item), item.get(parts[0]), item.get(parts[1]), line, parts)
     if {"comparisons", "edits"} & row.keys():
         return
-    if "completions" in row or ("responses" in row and "scores" in row):
-        return add_ratings(read, Rated(prompt=prompt_of(row), answers=answers_of(row), line=line), score)
     if {"response1", "response2"} <= row.keys():
         return add_vote(read, row, line)
     if {"before", "after"} <= row.keys():
@@ -192,8 +209,8 @@ def add_row(read: Preferences, row: Row, line: int, score: str | None) -> None:
             return
         return add_pair(read, prompt, chosen, rejected, line, ("chosen", "rejected"))
     raise DataError(
-        f"no preference in the keys {', '.join(sorted(map(str, row))) or 'none'}; valid: prompt, chosen and rejected; "
-        "prompt and completions; prompt, responses and scores; response1, response2 and annotators"
+        f"no preference in {list_keys(row)}; valid: prompt, chosen and rejected; {RATINGS}; "
+        "response1, response2 and annotators"
     )
 
 
@@ -224,10 +241,9 @@ def add_vote(read: Preferences, row: Row, line: int) -> None:
 
 def add_ratings(read: Preferences, rated: Rated, score: str | None) -> None:
     """Pairs of all answers of unequal scores."""
-    name = score or next((n for n in SCORES if all(n in scores for _, scores in rated.answers)), None)
-    if name is None or not all(name in scores for _, scores in rated.answers):
-        having = sorted({key for _, scores in rated.answers for key in scores})
-        raise DataError(f"not every answer has a score {name or 'of a known name'!r}; scores: {', '.join(having)}")
+    name = check_scores(
+        rated, score or next((n for n in SCORES if all(n in scores for _, scores in rated.answers)), None)
+    )
     before = len(read.pairs)
     for (a, scores_a), (b, scores_b) in combinations(rated.answers, 2):
         if scores_a[name] == scores_b[name]:
@@ -236,6 +252,29 @@ def add_ratings(read: Preferences, rated: Rated, score: str | None) -> None:
         add_pair(read, rated.prompt, better, worse, rated.line, ("response", "response"))
     if len(read.pairs) == before:
         read.dropped["all scores are equal"] += 1
+
+
+def add_rated(read: Preferences, rated: Rated, objectives: Sequence[str]) -> None:
+    """The answers that say anything, once each, where there are two at least."""
+    for name in objectives:
+        check_scores(rated, name)
+    answers = {text: scores for text, scores in rated.answers if text.strip()}
+    if len(answers) < 2:
+        read.dropped["fewer than two answers"] += 1
+        return
+    read.rated.append(replace(rated, answers=tuple(answers.items())))
+
+
+def check_scores(rated: Rated, name: str | None) -> str:
+    """Raises DataError where an answer has none of that name."""
+    if name is None or not all(name in scores for _, scores in rated.answers):
+        having = sorted({key for _, scores in rated.answers for key in scores})
+        raise DataError(f"not every answer has a score {name or 'of a known name'!r}; scores: {', '.join(having)}")
+    return name
+
+
+def is_rating(row: Row) -> bool:
+    return "completions" in row or {"responses", "scores"} <= row.keys()
 
 
 def is_rating_of_one(row: Row) -> bool:

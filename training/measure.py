@@ -33,6 +33,29 @@ def language_margins(model: Any, rows: Iterable[Row], *, beta: float, reference:
     return [beta * (margin(model, row) - (0.0 if reference is None else margin(reference, row))) for row in rows]
 
 
+def compare_directions(model: Any, start: Any, rows: Sequence[Row]) -> dict[str, float]:
+    """Of answers that directions chose: -log pi in nats a token, and of those that another direction would not choose
+    the share that is likelier under its own, with its 95 % interval (Wilson's); the same of the model that training
+    began with."""
+    tokens = sum(len(row["chosen_ids"]) for row in rows)
+    rows = sorted(rows, key=lambda row: not row["other_ids"])
+    apart = sum(bool(row["other_ids"]) for row in rows)
+
+    def compare(scored: Any) -> tuple[float, float]:
+        under_its = [answer_logprob(scored, row["prompt_ids"], row["chosen_ids"]) for row in rows]
+        under_other = [answer_logprob(scored, row["other_ids"], row["chosen_ids"]) for row in rows[:apart]]
+        margins = [a - b for a, b in zip(under_its, under_other, strict=False)]
+        return accuracy(margins), -math.fsum(under_its) / tokens
+
+    (share, entropy), (share_before, entropy_before) = compare(model), compare(start)
+    low, high = wilson(share, apart)
+    return {
+        **{"answers": len(rows), "cross_entropy": entropy, "cross_entropy of the start": entropy_before},
+        **{"compared": apart, "obeyed": share, "obeyed_low": low, "obeyed_high": high},
+        "obeyed by the start": share_before,
+    }
+
+
 @torch.inference_mode()
 def score(model: Any, tokens: Sequence[int]) -> float:
     """The head's one number at the last token."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-Kind = Literal["guide", "reward", "value", "twin"]
+Kind = Literal["guide", "reward", "value", "twin", "directional"]
 
 BETA = {"genarm": 0.05, "dpo": 0.1}
 """Of the losses: GenARM's HH setting (arXiv 2410.08193), DPO's usual one (arXiv 2305.18290)."""
@@ -24,6 +24,7 @@ class Settings:
     test: tuple[str, ...] = ()
     """Measured on at the end alone; without it, what is held out of `data`, which also ends training early, is."""
     out: Path
+    name: str | None = None
     start: str | None = None
     """Another model to train, with the base's tokenizer; the base where none is named."""
     reward: str | None = None
@@ -33,6 +34,12 @@ class Settings:
     likelihood: float = 0.0
     """Weight of the chosen answers' mean negative log-likelihood beside the loss, as in RPO."""
     score: str | None = None
+    preference_prompts: Path | None = None
+    """A configuration whose preference prompts say directions to the model."""
+    directions: int = 4
+    """Drawn for a prompt and a preference prompt."""
+    radius: float | None = None
+    """Spreads of the scores from their mean to the point that the chosen answer is nearest to; None is without end."""
     full: bool = False
     rank: int = 8
     layers: int | None = None
@@ -55,6 +62,16 @@ class Settings:
     bare: bool = False
     skip_wrong: bool = False
     limit: int | None = None
+
+    @property
+    def member(self) -> str:
+        """What a configuration calls it."""
+        return self.name or self.out.name
+
+    @property
+    def unit(self) -> str:
+        """What a row is."""
+        return "answers" if self.kind == "directional" else "pairs"
 
     @property
     def trains_adapter(self) -> bool:

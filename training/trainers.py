@@ -9,7 +9,8 @@ reward, regresses the score of a whole answer on beginnings of it,
 
     L = (v(x, y_<=t) - r(x, y))^2,    t uniform on 1 .. |y|                                                          (2)
 
-whose minimiser is the expected score of what the beginning becomes, over the answers in the data.
+whose minimiser is the expected score of what the beginning becomes, over the answers in the data. A model that reads
+directions minimises -log pi(y_t | x, s(u), y_<t) over the tokens of the answers that `directions` chooses.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
-from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
+from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 from trimtab.training.rendering import Renderer
 from trimtab.training.settings import Settings
@@ -199,6 +200,16 @@ def train_reward(
     return fit(RewardTrainer, settings, config, model, train, test, processing_class=tokenizer, peft_config=lora)
 
 
+def train_answers(
+    settings: Settings, tokenizer: Any, padding: int, train: Sequence[Row], test: Sequence[Row]
+) -> SFTTrainer:
+    """On rows of `input_ids` and `labels`, which are -100 where nothing is to be learnt."""
+    model = load_model(settings, len(tokenizer), padding)
+    config = arguments(settings, SFTConfig, len(train), max_length=settings.max_length)
+    lora = adapter(settings, model, task="CAUSAL_LM")
+    return fit(SFTTrainer, settings, config, model, train, test, processing_class=tokenizer, peft_config=lora)
+
+
 def train_value(settings: Settings, tokenizer: Any, padding: int, train: Sequence[Row], test: Sequence[Row]) -> Trainer:
     """(2), on rows of `input_ids` and `labels`."""
     from peft import get_peft_model
@@ -245,15 +256,17 @@ def fit(
 
 
 def time_steps(settings: Settings, tokenizer: Any, padding: int, rows: Sequence[Row]) -> float:
-    """Seconds that training takes on these rows of pairs, its start not counted."""
+    """Seconds that training takes on these rows, its start not counted."""
     import shutil
     import time
 
-    free = replace(settings, kind="guide", loss="genarm")
+    trial, run = replace(settings, kind="guide", loss="genarm"), train_pairs
+    if settings.kind == "directional":
+        trial, run = settings, train_answers
     try:
-        train_pairs(free, tokenizer, padding, rows[:1], rows[:1])
+        run(trial, tokenizer, padding, rows[:1], rows[:1])
         began = time.monotonic()
-        train_pairs(free, tokenizer, padding, rows, rows[:1])
+        run(trial, tokenizer, padding, rows, rows[:1])
         return time.monotonic() - began
     finally:
         shutil.rmtree(settings.out, ignore_errors=True)
