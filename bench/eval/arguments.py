@@ -20,7 +20,10 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="trimtab eval", description=ABOUT)
     what = parser.add_argument_group("what is compared")
     what.add_argument(
-        "--prompts", type=Path, required=True, help="one a line: text, or JSON with messages or prompt, and given"
+        "--prompts",
+        type=Path,
+        required=True,
+        help="one a line, each counted once: text, or JSON with messages or prompt, and given",
     )
     what.add_argument(
         "--settings",

@@ -35,22 +35,33 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Exits with status 1 for what cannot begin, and where a setting has no score at all."""
     args = arguments(argv)
     try:
-        settings, prompts = read_settings(args.settings), read_prompts(args.prompts, args.limit)
-        args.reward = list(dict.fromkeys(args.reward))
-        if not args.resume and has_records(args.out / ANSWERS):
-            raise EvalError(
-                f"--out: {args.out}: has answers already: --resume goes on with them, or name another folder"
-            )
-        evaluation = asyncio.run(evaluate(args, settings, prompts))
+        summary = asyncio.run(run(args))
     except (EvalError, LoadError, MixError) as error:
         sys.exit(f"trimtab eval: {error}")
     except KeyboardInterrupt:
         sys.exit(f"trimtab eval: interrupted; with --resume it goes on with what is in {args.out}")
+    if without := list_without_score(summary):
+        sys.exit(f"trimtab eval: a setting has no score: {', '.join(without)}: see the failures above")
+
+
+async def run(args: argparse.Namespace) -> dict[str, Any]:
+    """The whole evaluation, its tables printed and its files written. Raises EvalError, LoadError, MixError."""
+    settings, prompts = read_settings(args.settings), read_prompts(args.prompts, args.limit)
+    args.reward = list(dict.fromkeys(args.reward))
+    if not args.resume and has_records(args.out / ANSWERS):
+        raise EvalError(f"--out: {args.out}: has answers already: --resume goes on with them, or name another folder")
+    evaluation = await evaluate(args, settings, prompts)
     summary = {"model": args.model, "seed": args.seed, "concurrency": args.concurrency, **figures(evaluation)}
+    for setting in settings:
+        summary["settings"][setting.name]["request"] = setting.body
     write_all(args, evaluation, prompts, summary)
-    rows = [row for by_setting in summary["rewards"].values() for row in by_setting.values()]
-    if not all(row["scored"] for row in rows):
-        sys.exit("trimtab eval: a setting has no score: see the failures above")
+    return summary
+
+
+def list_without_score(summary: Mapping[str, Any]) -> list[str]:
+    """Settings of which a reward scored no answer."""
+    rows = [(name, row) for by_setting in summary["rewards"].values() for name, row in by_setting.items()]
+    return list(dict.fromkeys(name for name, row in rows if not row["scored"]))
 
 
 async def evaluate(args: argparse.Namespace, settings: Sequence[Setting], prompts: Sequence[EvalPrompt]) -> Evaluation:

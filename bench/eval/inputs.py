@@ -62,24 +62,26 @@ def read_settings(paths: Sequence[Path]) -> tuple[Setting, ...]:
 def read_prompts(path: Path, limit: int | None = None) -> tuple[EvalPrompt, ...]:
     """One a line: text, or a JSON object with `messages` or `prompt`, and `given`; other keys are not read.
 
-    Empty lines are skipped. Raises EvalError.
+    Empty lines are skipped, and a prompt that is repeated counts once: answers to it are not independent, and a file of
+    preferences has it as often as pairs of answers to it. Raises EvalError.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise EvalError(f"--prompts: {path}: cannot be read: {error}") from None
-    prompts: list[EvalPrompt] = []
+    prompts: dict[str, EvalPrompt] = {}
     for number, line in enumerate(text.split("\n"), start=1):
         if len(prompts) == limit:
             break
         if line.strip():
             try:
-                prompts.append(_read_line(line.strip()))
+                prompt = _read_line(line.strip())
             except ValueError as error:
                 raise EvalError(f"--prompts: {path}: line {number}: {error}") from None
+            prompts.setdefault(json.dumps([prompt.messages, prompt.given], sort_keys=True), prompt)
     if not prompts:
         raise EvalError(f"--prompts: {path}: must hold at least one prompt, one a line")
-    return tuple(prompts)
+    return tuple(prompts.values())
 
 
 def _read_line(line: str) -> EvalPrompt:

@@ -1,1 +1,1 @@
-"""How well a strategy does what it was asked, by gold scores of served answers; one file a study."""
+"""How well a strategy does what it was asked, by scores of served answers; one file a study."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from openai import AsyncOpenAI
 
-from trimtab.bench.quality import best_of_n, directions, guided, qalign, search, weights
+from trimtab.bench.quality import best_of_n, directions, guided, qalign, real, search, weights
 from trimtab.bench.quality.points import Bench
 from trimtab.bench.report import write
 from trimtab.bench.serving import trimtab
@@ -89,8 +89,12 @@ async def auto_study(url: str, prompts: int, args: argparse.Namespace) -> dict[s
         return await weights.auto(bench, catalogue)
 
 
-CONFIGS = {"search": "search.yaml", "directions": "directions.yaml"}
-"""study -> what of demo/ serves it, where it is not the demo's own configuration"""
+CONFIGS = {
+    "search": DEMO.with_name("search.yaml"),
+    "directions": DEMO.with_name("directions.yaml"),
+    "real": Path("real/config.yaml"),
+}
+"""study -> what serves it, where it is not the demo's own configuration"""
 STUDIES = {
     "guided": (guided_study, 240, 60),
     "best_of_n": (best_of_n_study, 96, 24),
@@ -99,33 +103,36 @@ STUDIES = {
     "directions": (directions_study, 90, 18),
     "infer": (infer_study, 36, 12),
     "auto": (auto_study, 180, 36),
+    "real": (real.study, 108, 3),
 }
 """name -> study, held-out prompts, and those of --quick"""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m trimtab.bench.quality", description="Gold scores of served answers."
-    )
+    parser = argparse.ArgumentParser(prog="python -m trimtab.bench.quality", description="Scores of served answers.")
     parser.add_argument("study", choices=STUDIES)
     parser.add_argument("--url", help="a server that runs already; by default one is started")
-    parser.add_argument("--config", type=Path, help="its configuration; by default the embedded demo's for the study")
+    parser.add_argument("--config", type=Path, help="its configuration; by default the study's")
     parser.add_argument("--quick", action="store_true", help="fewer prompts and points: under 5 minutes on 2 cores")
     parser.add_argument("--prompts", type=int, help="held-out prompts per point")
     parser.add_argument("--strength", type=float, default=1.0, help="guided: what the frontier's weights sum to")
     parser.add_argument("--betas", type=float, nargs="+", help="qalign: temperatures, in spreads of the reward")
+    parser.add_argument(
+        "--data", type=Path, nargs="+", default=real.DATA, help="real: prompts, or preferences with some"
+    )
+    parser.add_argument("--out", type=Path, default=Path("out/study"), help="real: answers, and figures of each stage")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--png", type=Path)
     args = parser.parse_args()
     study, many, few = STUDIES[args.study]
     args.png = args.png or Path(f"out/{args.study}.png")
     prompts = args.prompts or (few if args.quick else many)
-    config = args.config or DEMO.with_name(CONFIGS.get(args.study, DEMO.name))
+    config = args.config or CONFIGS.get(args.study, DEMO)
     with trimtab(args.url, config) as url:
         figures = asyncio.run(study(url, prompts, args))
     write(args.json, {"prompts": prompts, **figures})
     drawn = f"; figure in {args.png}" if args.png.exists() else ""
-    print(f"\n{prompts} prompts per point{drawn}")
+    print(f"\n{figures.get('prompts', prompts)} prompts per point{drawn}")
 
 
 if __name__ == "__main__":

@@ -507,5 +507,21 @@ def test_prompts_of_every_form(tmp_path: Path) -> None:
         read_prompts(path)
 
 
+def test_a_repeated_prompt_counts_once(tmp_path: Path) -> None:
+    """As in a file of preferences, which has a prompt with several pairs of answers."""
+    pair = {"prompt": [{"role": "user", "content": "a"}], "rejected": "no"}
+    same = [{**pair, "chosen": "yes"}, {**pair, "chosen": "sure"}, {"messages": pair["prompt"]}, {"prompt": "a"}]
+    others = [{"prompt": "a", "given": {"answer": "1"}}, {"prompt": "a", "given": {"answer": "2"}}, {"prompt": "b"}]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(["a", *map(json.dumps, [*same, *others])]))
+    assert [(p.messages[0]["content"], dict(p.given)) for p in read_prompts(path)] == [
+        ("a", {}),
+        ("a", {"answer": "1"}),
+        ("a", {"answer": "2"}),
+        ("b", {}),
+    ]
+    assert len(read_prompts(path, limit=2)) == 2
+
+
 def test_a_place_is_its_fields() -> None:
     assert vars(Place(setting="a", prompt=1, sample=2)) == {"setting": "a", "prompt": 1, "sample": 2}
