@@ -1,4 +1,4 @@
-"""A checkpoint with an adapter merged in, as a load format of vLLM's: what a reward that is an adapter runs on."""
+"""A checkpoint with an adapter merged in, as a load format of vLLM's: a guide or a reward that is an adapter."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from trimtab.engine.lora import LOAD_FORMAT, Adapter
 
 @register_model_loader(LOAD_FORMAT)
 class AdapterLoader(DefaultModelLoader):  # type: ignore[misc]
-    """`model_loader_extra_config` is {"adapter": a folder or hub id, "revision": …, "load_format": the base's}."""
+    """What it merges is in `model_loader_extra_config` (`engine.lora.Adapter.load_options`)."""
 
     def __init__(self, load_config: LoadConfig) -> None:
         extra: dict[str, Any] = load_config.model_loader_extra_config
         self.adapter = Adapter.read(extra["adapter"], extra["revision"], replaces=True)
-        super().__init__(replace(load_config, load_format=extra["load_format"], model_loader_extra_config={}))
+        # Where a checkpoint has its weights twice, vLLM's "auto" takes Mistral's files, whose names PEFT does not know.
+        form = "hf" if extra["load_format"] == "auto" else extra["load_format"]
+        super().__init__(replace(load_config, load_format=form, model_loader_extra_config=extra["options"]))
 
     def get_all_weights(self, model_config: ModelConfig, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         return self.adapter.merge(super().get_all_weights(model_config, model))

@@ -12,7 +12,7 @@ Shapes: T tokens of a step, N rows whose logits are wanted, H_i member i's hidde
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from vllm.model_executor.model_loader import get_model_loader
 from vllm.model_executor.model_loader.utils import initialize_model
 from vllm.model_executor.models.utils import WeightsMapper
 
+from trimtab.engine.adapter_loader import AdapterLoader
 from trimtab.engine.lora import Adapter
 from trimtab.engine.members import Guide, guide_model_config
 from trimtab.engine.mixture import (
@@ -38,9 +39,6 @@ from trimtab.engine.mixture import (
 )
 from trimtab.engine.plugin import FIELD
 from trimtab.engine.table import BASE_ALONE, WeightTable
-
-if TYPE_CHECKING:
-    from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
 
 class Composite(nn.Module):
@@ -174,12 +172,15 @@ class Composite(nn.Module):
         """`weights` are the base's; each guide reads its own, or the base's again with its adapter merged in."""
         loaded = {f"base.{name}" for name in self.base.load_weights(weights) or ()}
         for place, (guide, options, config) in enumerate(zip(self.guides, self.options, self.configs, strict=True)):
-            loader = get_model_loader(config.load_config)
+            form = config.load_config
             if options.adapter is None:
-                loader.load_weights(guide, config.model_config)
+                loader = get_model_loader(form)
             else:
-                weights = cast("DefaultModelLoader", loader).get_all_weights(config.model_config, guide)
-                guide.load_weights(Adapter.read(options.adapter, options.adapter_revision).merge(weights))
+                merged = Adapter.load_options(
+                    options.adapter, options.adapter_revision, str(form.load_format), form.model_loader_extra_config
+                )
+                loader = AdapterLoader(replace(form, **merged))
+            loader.load_weights(guide, config.model_config)
             loaded |= {f"guides.{place}.{name}" for name, _ in guide.named_parameters()}
         return loaded
 

@@ -27,6 +27,10 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 LOAD_FORMAT = "trimtab_adapter"
 """vLLM's name for a checkpoint that is loaded with an adapter merged in (engine.adapter_loader)."""
 
+BASE_FORMATS = ("auto", "fastsafetensors", "hf", "instanttensor", "npcache", "pt", "safetensors")
+"""vLLM's load formats that yield a checkpoint's weights one by one under the names that PEFT knows, so that an adapter
+can be merged into them."""
+
 HEADS = ("score", "classifier")
 """What `transformers` and PEFT call the layer of a reward model that scores; a base has none."""
 
@@ -85,12 +89,19 @@ def is_adapter(model: str, revision: str | None = None) -> bool:
 
 def read_shapes(model: str) -> dict[str, tuple[int, ...]] | None:
     """Names and shapes of a checkpoint's weights; None where it is not a local directory of safetensors."""
-    files = sorted(Path(model).glob("*.safetensors"))
     shapes: dict[str, tuple[int, ...]] = {}
-    for file in files:
-        with safe_open(file, framework="pt") as weights:
-            shapes |= {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+    for file in sorted(Path(model).glob("*.safetensors")):
+        shapes |= read_file_shapes(file)
     return shapes or None
+
+
+def read_file_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the weights in one file; raises AdapterError for one that is no safetensors."""
+    try:
+        with safe_open(path, framework="pt") as weights:
+            return {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(f"{path} cannot be read: {error}") from None
 
 
 def read_modules(model: str, path: Path, *, replaces: bool) -> tuple[set[str], dict[str, tuple[int, ...]]]:
@@ -100,12 +111,7 @@ def read_modules(model: str, path: Path, *, replaces: bool) -> tuple[set[str], d
     """
     modules: dict[str, set[str]] = {}
     whole: dict[str, tuple[int, ...]] = {}
-    try:
-        with safe_open(path, framework="pt") as weights:
-            shapes = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise AdapterError(f"{path} cannot be read: {error}") from None
-    for name, shape in shapes.items():
+    for name, shape in read_file_shapes(path).items():
         if match := re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])\.weight", name):
             modules.setdefault(match[1], set()).add(match[2])
         elif replaces and (match := re.fullmatch(r"base_model\.model\.((?!.*(lora_|base_layer|trainable)).+)", name)):
@@ -146,6 +152,10 @@ class Adapter:
             config = json.loads(config_file.read_text())
         except (ValueError, OSError) as error:
             raise AdapterError(f"{config_file} cannot be read: {error}") from None
+        if config.get("task_type") == "SEQ_CLS" and not replaces:
+            raise AdapterError(
+                f"{model} is an adapter of a reward model's (task_type SEQ_CLS); valid: a language model's"
+            )
         if config.get("peft_type") != "LORA":
             raise AdapterError(f"{model} is a {config.get('peft_type')} adapter; valid: LORA; {MERGE}")
         for key, value in config.items():
@@ -180,6 +190,13 @@ class Adapter:
             if name.split(".")[0] not in HEADS and (shape is None or shape[1:] != whole[1:]):
                 has = f"has it as {list(shape)}" if shape else "has no such weight"
                 raise AdapterError(f"an adapter of another base: it brings {name} of {list(whole)}; the base {has}")
+
+    @staticmethod
+    def load_options(model: str, revision: str | None, form: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        """vLLM's arguments for a base that is loaded, in one of `BASE_FORMATS` and with that format's own `options`,
+        with this adapter merged in."""
+        extra = {"adapter": model, "revision": revision, "load_format": form, "options": dict(options)}
+        return {"load_format": LOAD_FORMAT, "model_loader_extra_config": extra}
 
     def merge(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """The base's weights with this adapter in them; those that it changes in fp32, whatever dtype they had."""
@@ -242,10 +259,11 @@ def request_options(adapters: Mapping[str, str], options: Mapping[str, Any]) -> 
         try:
             helper = PEFTHelper.from_local_dir(str(config.parent), None)
             helper.validate_legal(LoRAConfig(max_lora_rank=options.get("max_lora_rank") or LoRAConfig.max_lora_rank))
+            named = read_targets(config.parent)
         except (OSError, ValueError, TypeError) as error:
             raise MemberError("engine", f"{name}: {config}: {error}", option="lora_modules") from None
         listed = helper.target_modules
-        targets |= read_targets(config.parent) or set([] if isinstance(listed, str) else listed)
+        targets |= named or set([] if isinstance(listed, str) else listed)
     targets |= set(options.get("lora_target_modules") or ())
     if "lm_head" in targets:
         message = "an adapter of lm_head scores wrongly: vLLM applies it to the rows that it samples, not to a prompt's"

@@ -6,6 +6,7 @@ process that a person is looking at, because what a worker raises reaches them a
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from copy import deepcopy
@@ -82,6 +83,10 @@ SALTED_CONNECTORS = {"MooncakeStoreConnector", "OffloadingConnector", "SimpleCPU
 know it by its token ids, or fetch what another server computed, so a request of one guide may read blocks that only
 another guide, or none, has filled."""
 
+GUIDE_FORMATS = tuple(sorted([*lora.BASE_FORMATS, "dummy", "mistral", "runai_streamer"]))
+"""vLLM's load formats in which each member is read from its own checkpoint, or made up. The others read one prepared
+copy of the whole engine's weights, wherever it is."""
+
 CHECKPOINT = "a folder with config.json, the weights as safetensors and a tokenizer, or a Hugging Face id"
 
 
@@ -128,6 +133,7 @@ def engine_args(
         guide = Guide.parse(name, guide_options)
         if lora.is_adapter(guide.model, guide.revision):
             check_adapter(guide, base_config)
+            check_merged_format("engine", options.get("load_format") or "auto", option="load_format")
             guide = replace(
                 guide,
                 model=base,
@@ -164,6 +170,9 @@ def find_obstacle(base: ModelConfig, options: Mapping[str, Any], head: str | Non
     """Why the base cannot run in lock-step with guides; None where it can. `head`: what `find_head` says."""
     try:
         check_kind(BASE, base)
+        if (form := options.get("load_format") or "auto") not in GUIDE_FORMATS:
+            message = f"load_format={form!r} cannot be honoured beside guides: it reads no member's own checkpoint"
+            raise MemberError("engine", f"{message}; valid: {', '.join(GUIDE_FORMATS)}", option="load_format")
         for name, (valid, why) in UNGUIDED_OPTIONS.items():
             if options.get(name, valid) not in (valid, None):
                 message = f"{name}={options[name]!r} cannot be honoured beside guides: {why}; valid: {valid!r}"
@@ -244,12 +253,13 @@ def find_head(base: ModelConfig, speculative: Mapping[str, Any]) -> str | None:
     model: str = speculative["model"]
     try:
         config = get_config(model, base.trust_remote_code, revision=speculative.get("revision"))
+        names = lora.read_shapes(model) or {}
     except (OSError, ValueError, KeyError) as error:
         raise MemberError("engine", one_line(f"draft {model}: {error}"), option="speculative_config") from None
     kinds = {*(getattr(config, "architectures", None) or ()), config.model_type}
     known = _SPECULATIVE_DECODING_MODELS.keys() | {"eagle", "medusa", "mlp_speculator", "speculators"}
     marks = [name for name in ("draft_vocab_size", "dflash_config", "eagle_config") if getattr(config, name, None)]
-    heads = [name for name in lora.read_shapes(model) or () if name.split(".")[0] in ("fc", "midlayer")]
+    heads = [name for name in names if name.split(".")[0] in ("fc", "midlayer")]
     signs = sorted(kinds & known) or marks or heads
     return signs[0] if signs else None
 
@@ -357,10 +367,39 @@ def model_config(member: str, build: Callable[[], ModelConfig], model: str | Non
         reason = explain_refusal(error)
         hub = "" if model is None or Path(model).is_dir() else f"there is no folder {model!r}, and on Hugging Face: "
         raise MemberError(member, hub + reason) from error
-    local = Path(config.model)
-    if local.is_dir() and not any(any(local.glob(f"*.{kind}")) for kind in ("safetensors", "bin", "pt")):
-        raise MemberError(member, f"no weights in {local}; valid: safetensors, or PyTorch's bin")
+    if Path(config.model).is_dir():
+        check_weights(member, Path(config.model))
     return config
+
+
+def check_weights(member: str, folder: Path) -> None:
+    """That a folder holds weights, and the files that its index names, if it has one, as what they are named."""
+    if not any(any(folder.glob(f"*.{kind}")) for kind in ("safetensors", "bin", "pt")):
+        raise MemberError(member, f"no weights in {folder}; valid: safetensors, or PyTorch's bin")
+    index = folder / "model.safetensors.index.json"
+    files = sorted(folder.glob("*.safetensors"))
+    if index.is_file():
+        try:
+            files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise MemberError(member, f"{index} cannot be read: {error!r}") from None
+    for file in files:
+        if not file.is_file():
+            raise MemberError(member, f"{folder} has no {file.name}, which {index.name} names; valid: all of its files")
+        try:
+            lora.read_file_shapes(file)
+        except lora.AdapterError as error:
+            with file.open("rb") as opened:
+                pointer = opened.read(40).startswith(b"version https://git-lfs")
+            hint = "; it is a pointer of Git LFS's, whose file `git lfs pull` fetches" if pointer else ""
+            raise MemberError(member, f"{error}{hint}") from None
+
+
+def check_merged_format(member: str, form: str, *, option: str) -> None:
+    """That an adapter can be merged into weights that are loaded in this format."""
+    if form not in lora.BASE_FORMATS:
+        problem = f"an adapter cannot be merged into weights of load_format={form!r}"
+        raise MemberError(member, f"{problem}; valid: {', '.join(lora.BASE_FORMATS)}", option=option)
 
 
 def engine_config(member: str, args: AsyncEngineArgs, **how: Any) -> VllmConfig:

@@ -7,7 +7,8 @@ to be installed, not just importable. Nothing heavy may be imported here: this a
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
@@ -47,6 +48,7 @@ def register() -> None:
     from vllm.distributed.device_communicators import shm_broadcast
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
     from vllm.platforms import current_platform
+    from vllm.renderers.base import BaseRenderer
     from vllm.v1.structured_output import StructuredOutputManager
 
     from trimtab.engine.structured_outputs import create_grammar
@@ -55,8 +57,30 @@ def register() -> None:
         ModelRegistry.register_model(ARCHITECTURE, "trimtab.engine.composite:Composite")
     MODELS_CONFIG_MAP[ARCHITECTURE] = BaseHooks
     StructuredOutputManager._create_grammar = create_grammar
+    BaseRenderer.validate_token_ids = validate_token_ids
     if current_platform.is_cpu():
         shm_broadcast.sched_yield = nap
+
+
+def validate_token_ids(renderer: Any, token_ids: Sequence[int], *, parameter: str | None = None) -> None:
+    """In place of vLLM's check of every prompt, which lets in whatever the tokenizer knows: a token beyond the model's
+    vocabulary ends the engine. Multimodal models have such tokens in the places of what is no text.
+
+    Raises VLLMValidationError.
+    """
+    from vllm.exceptions import VLLMValidationError
+
+    tokenizer, config = renderer.tokenizer, renderer.model_config
+    if not token_ids or tokenizer is None:
+        return
+    size = config.get_vocab_size()
+    limit = max(tokenizer.max_token_id + 1, size) if config.is_multimodal_model else size
+    worst = min(token_ids) if min(token_ids) < 0 else max(token_ids)
+    if 0 <= worst < limit:
+        return
+    token = tokenizer.convert_ids_to_tokens(worst) if 0 <= worst <= tokenizer.max_token_id else None
+    known = "" if token is None else f": it is {token!r} to the tokenizer, and the model knows {size} tokens"
+    raise VLLMValidationError(f"Token id {worst} is out of vocabulary{known}", parameter=parameter)
 
 
 def nap() -> None:

@@ -31,10 +31,7 @@ from trimtab.engine import lora
 from trimtab.engine.activity import Activity
 from trimtab.engine.errors import MemberError
 from trimtab.engine.launch import EngineSpec, running_engines
-from trimtab.engine.members import check_files, load_tokenizer, model_config, read_tokenizer
-
-LOAD_FORMATS = ("auto", "hf", "pt", "safetensors")
-"""Of a base into which an adapter is merged."""
+from trimtab.engine.members import check_files, check_merged_format, load_tokenizer, model_config, read_tokenizer
 
 VALID = "a sequence-classification checkpoint (…ForSequenceClassification), or a reward model that vLLM knows"
 
@@ -147,7 +144,8 @@ def pooling_spec(name: str, model: str, base: str | None = None, **options: Any)
     Statistics are off: a second engine that keeps them takes the first one's metrics away. Raises MemberError for what
     cannot score.
     """
-    if is_adapter := lora.is_adapter(model, options.get("revision")):
+    adapter = model if lora.is_adapter(model, options.get("revision")) else None
+    if adapter:
         options = merge_options(name, model, base, options)
     elif base is not None:
         raise MemberError(name, f"{model} is no adapter, so it has no base", option="base")
@@ -157,16 +155,17 @@ def pooling_spec(name: str, model: str, base: str | None = None, **options: Any)
         options.setdefault("distributed_executor_backend", "trimtab.engine.cpu_executor.SharedCoresExecutor")
     check_files(name, model, config_elsewhere=bool(options.get("hf_config_path")))
     config = model_config(name, lambda: AsyncEngineArgs(**options).create_model_config(), model)
-    if is_adapter and config.is_quantized:
+    if adapter and config.is_quantized:
         raise MemberError(name, "a LoRA adapter cannot be merged into a quantised base; valid: a full checkpoint")
     if config.convert_type == "embed":  # vLLM would serve it as an embedding model: it has no head that scores
-        raise MemberError(name, f"{model} is {config.architecture}, which has no scoring head; valid: {VALID}")
+        brings = f"{adapter} brings no head, and " if adapter else ""
+        raise MemberError(name, f"{brings}{model} is {config.architecture}, which has no scoring head; valid: {VALID}")
     try:
         tokenizer = read_tokenizer(config.tokenizer, config.tokenizer_revision, config.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         place = f"no tokenizer in {config.tokenizer}; say where it is in `tokenizer`"
         raise MemberError(name, place, option="engine.tokenizer") from error
-    return PoolingSpec(name=name, args=AsyncEngineArgs(**options), tokenizer=tokenizer, adapter=is_adapter)
+    return PoolingSpec(name=name, args=AsyncEngineArgs(**options), tokenizer=tokenizer, adapter=adapter is not None)
 
 
 def merge_options(name: str, model: str, base: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,9 +174,7 @@ def merge_options(name: str, model: str, base: str | None, options: Mapping[str,
     options = dict(options)
     revision = options.pop("revision", None)
     form = options.pop("load_format", "auto")
-    if form not in LOAD_FORMATS:
-        problem = f"an adapter is not merged into {form!r}; valid: {', '.join(LOAD_FORMATS)}"
-        raise MemberError(name, problem, option="engine.load_format")
+    check_merged_format(name, form, option="engine.load_format")
     try:
         adapter = lora.Adapter.read(model, revision, replaces=True)
         if base is None:
@@ -210,8 +207,7 @@ def merge_options(name: str, model: str, base: str | None, options: Mapping[str,
         **options,
         "model": base,
         "hf_overrides": {**overrides, **(options.get("hf_overrides") or {})},
-        "load_format": lora.LOAD_FORMAT,
-        "model_loader_extra_config": {"adapter": model, "revision": revision, "load_format": form},
+        **lora.Adapter.load_options(model, revision, form, options.get("model_loader_extra_config") or {}),
         "worker_extension_cls": "trimtab.engine.adapter_loader.LoadsAdapters",
     }
 

@@ -76,7 +76,8 @@ class InputEncoder:
     def __post_init__(self) -> None:
         if self.format == CHAT:
             if self.tokenizer.chat_template is None:
-                raise ValueError(f"{self.name}: the reward model has no chat template; valid: {self._forms()}")
+                problem = f"{self.name}: the reward model has no chat template: say in `format` how it reads a chat"
+                raise ValueError(f"{problem}; valid: {self._forms()}")
         elif re.findall(r"\{(prompt|response)\}", self._template) != ["prompt", "response"]:
             raise ValueError(f"{self.name}: no format {self.format!r}; valid: {self._forms(CHAT)}")
 

@@ -6,7 +6,7 @@ from argparse import Namespace
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from trimtab.decoders.protocols import BASE
 from trimtab.engine.aligned_client import AlignedClient
@@ -79,11 +79,14 @@ def check_start(config: Config) -> Iterator[str]:
     yield f"{BASE} {describe(specs.base)}"
     if not (config.engine.get("chat_template") or load_base_tokenizer(specs.base).chat_template):
         yield f"{BASE} has no chat template: chats are refused until engine.chat_template sets one"
+    yield from describe_unknown(BASE, specs.base.config.model_config, load_base_tokenizer(specs.base))
     yield from (f"guide {name} {guide.model}" for name, guide in config.guides.items())
     models = {spec.name: spec for spec in specs.rewards.values()}
     for name, reward in config.rewards.items():
         adapter = f"{reward.model} on " if name in models and models[name].adapter else ""
         yield f"reward {name} {adapter}{describe(models[name]) if name in models else reward.kind}"
+    for spec in specs.rewards.values():
+        yield from describe_unknown(f"reward {spec.name}", spec.config.model_config, spec.tokenizer)
     yield f"objectives {', '.join(config.objectives) or 'none'}"
     yield f"presets {', '.join(config.presets) or 'none'}"
 
@@ -92,6 +95,17 @@ def describe(spec: EngineSpec) -> str:
     model = spec.config.model_config
     architectures = getattr(model.hf_config, FIELD, {"architectures": model.architectures})["architectures"]
     return f"{model.model} ({', '.join(architectures)}, {model.max_model_len} positions, {model.dtype})"
+
+
+def describe_unknown(model: str, config: Any, tokenizer: Any) -> Iterator[str]:
+    """What its tokenizer knows and the model does not, if anything."""
+    beyond = sorted(index for index in tokenizer.get_vocab().values() if index >= config.get_vocab_size())
+    if beyond and not config.is_multimodal_model:
+        first = tokenizer.convert_ids_to_tokens(beyond[0])
+        yield (
+            f"{model} has {config.get_vocab_size()} tokens and its tokenizer {len(beyond)} more, from {first!r} on: "
+            "prompts that hold one are refused"
+        )
 
 
 class Unstarted:

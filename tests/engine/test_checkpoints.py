@@ -11,11 +11,16 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from vllm.config.load import LoadConfig
+from vllm.engine.arg_utils import AsyncEngineArgs
 
 from tests.engine import family
 from tests.engine.conftest import OPTIONS
+from trimtab.engine.adapter_loader import AdapterLoader
 from trimtab.engine.errors import MemberError
+from trimtab.engine.lora import Adapter
 from trimtab.engine.pooling import pooling_spec, running_pooler
 from trimtab.engine.toy_client import build_toy_pooler
 
@@ -95,6 +100,24 @@ async def test_a_checkpoint_in_parts_of_another_length(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("form", ["auto", "hf", "safetensors"])
+def test_an_adapter_is_merged_in_any_format(base: Path, tmp_path: Path, form: str) -> None:
+    """Of a base in parts, beside which its weights lie once more under Mistral's names."""
+    adapter = family.adapter(tmp_path / "adapter", base)
+    merged: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(adapter))
+    theirs = {name: weight.clone() for name, weight in merged.merge_and_unload().state_dict().items()}
+    make_shards(base)
+    weights = AutoModelForCausalLM.from_pretrained(base).state_dict()
+    save_file({f"mistral.{name}": weight for name, weight in weights.items()}, base / "consolidated.safetensors")
+    options = Adapter.load_options(str(adapter), None, form, {"enable_multithread_load": True})
+    config = AsyncEngineArgs(model=str(base)).create_model_config()
+    ours = dict(AdapterLoader(LoadConfig(**options)).get_all_weights(config, torch.nn.Module()))
+    assert ours.keys() == theirs.keys()
+    for name, weight in ours.items():
+        torch.testing.assert_close(weight, theirs[name], msg=name)
+
+
+@pytest.mark.slow
 def test_what_an_adapter_s_engine_is(base: Path, tmp_path: Path) -> None:
     adapter = family.reward_adapter(tmp_path / "adapter", base, 3, tokens=GROWN)
     spec = pooling_spec("reward", str(adapter), **OPTIONS, hf_overrides={"id2label": {0: "a", 1: "b", 2: "c"}})
@@ -102,6 +125,10 @@ def test_what_an_adapter_s_engine_is(base: Path, tmp_path: Path) -> None:
     assert spec.config.model_config.get_vocab_size() == GROWN
     assert spec.tokenizer.pad_token == "<new pad>"
     assert pooling_spec("reward", str(adapter), **OPTIONS).labels == ("LABEL_0", "LABEL_1", "LABEL_2")
+    options = {"enable_multithread_load": True}
+    spec = pooling_spec("reward", str(adapter), **OPTIONS, load_format="pt", model_loader_extra_config=options)
+    extra = spec.config.load_config.model_loader_extra_config
+    assert (extra["load_format"], extra["options"]) == ("pt", options)
     toy = build_toy_pooler(str(adapter), None, {})
     assert (len(toy.labels), toy.max_tokens, toy.tokenizer.pad_token) == (3, family.POSITIONS, "<new pad>")
 
@@ -115,10 +142,10 @@ def test_an_adapter_that_cannot_score(base: Path, tmp_path: Path) -> None:
             pooling_spec("reward", str(model), **{**OPTIONS, **options})
         return caught.value.option
 
-    assert refuse("valid: auto, hf, pt, safetensors", load_format="dummy") == "engine.load_format"
+    assert refuse("valid: auto, .*, safetensors", load_format="dummy") == "engine.load_format"
     assert refuse("is no adapter", base, base=str(base)) == "base"
     refuse("LoRA of another base", base=str(family.llama(tmp_path / "other")))
-    refuse("has no scoring head", family.adapter(tmp_path / "guide", base))
+    refuse("guide brings no head, and .*base is LlamaForCausalLM", family.adapter(tmp_path / "guide", base))
     for problem in ({"use_dora": True}, {"bias": "all"}, {"trainable_token_indices": {"embed_tokens": [1]}}):
         refuse(f"{next(iter(problem))}=", family.reward_adapter(tmp_path / next(iter(problem)), base, 1, **problem))
     file = adapter / "adapter_config.json"

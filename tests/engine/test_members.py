@@ -12,10 +12,12 @@ import pytest
 import torch
 import vllm.v1
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, MambaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, MambaConfig
 from vllm.config import KVTransferConfig
 from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.model_executor.model_loader import _LOAD_FORMAT_TO_MODEL_LOADER
+from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 from vllm.sampling_params import SamplingParams
 from vllm.v1.core.kv_cache_utils import generate_block_hash_extra_keys
@@ -26,7 +28,9 @@ from tests.engine.conftest import OPTIONS
 from trimtab.decoders.protocols import BASE
 from trimtab.engine.errors import MemberError
 from trimtab.engine.launch import EngineSpec
+from trimtab.engine.lora import BASE_FORMATS
 from trimtab.engine.members import (
+    GUIDE_FORMATS,
     SALTED_CONNECTORS,
     Guide,
     check_caches,
@@ -349,6 +353,83 @@ def test_an_adapter_that_is_more_than_a_and_b_says_what_to_do(members, tmp_path,
     family.adapter(tmp_path, members[BASE], **options)
     with pytest.raises(MemberError, match=r"merge_and_unload.*serve it as a checkpoint"):
         start(members, {"one": str(tmp_path)})
+
+
+def test_an_adapter_of_a_reward_model_is_no_guide(members, tmp_path):
+    adapter = family.reward_adapter(tmp_path, members[BASE], 1)
+    with pytest.raises(MemberError, match=r"^one: .* is an adapter of a reward model's \(task_type SEQ_CLS\)"):
+        start(members, {"one": str(adapter)})
+
+
+def test_formats_that_yield_weights_one_by_one():
+    ours = {form for form, loader in _LOAD_FORMAT_TO_MODEL_LOADER.items() if loader is DefaultModelLoader}
+    assert set(BASE_FORMATS) == ours - {"mistral"}  # whose names for weights PEFT does not know
+    assert set(GUIDE_FORMATS) == ours | {"dummy", "runai_streamer"}
+
+
+@pytest.mark.parametrize(
+    ("guide", "form", "refused"),
+    [
+        ("llama", "sharded_state", "reads no member's own checkpoint; valid: auto, "),
+        ("lora", "tensorizer", "reads no member's own checkpoint; valid: auto, "),
+        ("llama", "safetensors", None),
+        ("lora", "safetensors", None),
+        ("llama", "dummy", None),
+        ("lora", "dummy", "an adapter cannot be merged into weights of load_format='dummy'; valid: auto, "),
+        ("lora", "runai_streamer", "cannot be merged"),
+        ("lora", "mistral", "cannot be merged"),
+    ],
+)
+def test_formats_that_weights_are_loaded_by(members, guide, form, refused):
+    if refused is None:
+        start(members, {"one": str(members[guide])}, load_format=form)
+        return
+    with pytest.raises(MemberError, match=refused) as caught:
+        start(members, {"one": str(members[guide])}, load_format=form)
+    assert (caught.value.member, caught.value.option) == ("engine", "load_format")
+    assert start(members, {}, load_format=form)["load_format"] == form
+
+
+def spoil(folder, fault):
+    """A checkpoint in parts, and what is wrong with it."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="50KB")
+    index, last = folder / "model.safetensors.index.json", max(folder.glob("*.safetensors"))
+    if fault == "part":
+        last.unlink()
+    elif fault == "pointer":
+        last.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    elif fault == "cut":
+        last.write_bytes(last.read_bytes()[:9])
+    elif fault == "index":
+        index.write_text("{}")
+    else:  # what the index does not name is not read
+        (folder / "consolidated.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("part", r"has no model-000\d\d-of-000\d\d.safetensors, which model.safetensors.index.json names; valid: all"),
+        ("pointer", "cannot be read: .*; it is a pointer of Git LFS's, whose file `git lfs pull` fetches"),
+        ("cut", "model-.*safetensors cannot be read: "),
+        ("index", "model.safetensors.index.json cannot be read: KeyError"),
+        ("none", None),
+    ],
+)
+def test_a_checkpoint_whose_parts_are_not_all_there(members, tmp_path, fault, message):
+    path = shutil.copytree(members["llama"], tmp_path / "parts")
+    spoil(path, fault)
+    if message is None:
+        start(members, {"one": str(path)})
+        return
+    with pytest.raises(MemberError, match=f"^one: .*{message}"):
+        start(members, {"one": str(path)})
+    with pytest.raises(MemberError, match=f"^base: .*{message}"):
+        engine_args(str(path), {}, **OPTIONS)
+    with pytest.raises(MemberError, match=f"^r: .*{message}"):
+        pooling_spec("r", str(path), **OPTIONS)
 
 
 def test_an_adapter_with_files_that_cannot_be_read(members, tmp_path):

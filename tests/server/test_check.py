@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from transformers import LlamaConfig
 
 from tests.engine import family
 from tests.server.conftest import DEMO, ROOT
@@ -81,6 +82,17 @@ def test_a_base_without_a_chat_template(demo: dict[str, object], tmp_path: Path)
     assert hint in list(check_start(load(path)))
     path.write_text("base: base\nengine: {chat_template: '{{ messages }}'}\n")
     assert hint not in list(check_start(load(path)))
+
+
+def test_a_tokenizer_that_knows_more_than_its_model(tmp_path: Path) -> None:
+    small: dict[str, object] = {"vocab_size": 256, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+    family.checkpoint(tmp_path / "base", LlamaConfig(**family.sizes(64, 1, 2, **small)), seed=1)
+    path = tmp_path / "config.yaml"
+    path.write_text("base: base\nengine: {dtype: float32}\n")
+    hint = "base has 256 tokens and its tokenizer 3 more, from '<pad>' on: prompts that hold one are refused"
+    assert hint in list(check_start(load(path)))
+    family.base(tmp_path / "base")
+    assert not any("its tokenizer" in line for line in check_start(load(path)))
 
 
 def test_a_reward_that_is_an_adapter(demo: dict[str, object], tmp_path: Path) -> None:
