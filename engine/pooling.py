@@ -33,6 +33,9 @@ from trimtab.engine.errors import MemberError
 from trimtab.engine.launch import EngineSpec, running_engines
 from trimtab.engine.members import check_files, check_merged_format, load_tokenizer, model_config, read_tokenizer
 
+TOKEN_SCORERS = {"InternLM2ForRewardModel": 1, "Qwen2ForRewardModel": 1}
+"""vLLM's own reward models that score every token, and how many scores they give, which their configs do not say."""
+
 VALID = "a sequence-classification checkpoint (…ForSequenceClassification), or a reward model that vLLM knows"
 
 
@@ -53,6 +56,8 @@ class PoolingEngine:
     padding: int | None = None
     """The token that `transformers` takes for padding wherever an input ends with it, though it be the end of a turn:
     the head reads the last token before it."""
+    tokens_only: bool = False
+    """Whether the model scores single tokens alone: a whole input's score is that of its last one."""
 
     @cached_property
     def active_at(self) -> Activity:
@@ -77,7 +82,10 @@ class PoolingEngine:
 
     async def score(self, inputs: Sequence[Tokens]) -> list[list[float]]:
         """[N, K] raw outputs of the head at each input's last token that is no padding: no sigmoid, no softmax."""
-        return await self._pool([self._cut_padding(tokens) for tokens in inputs], "classify")
+        inputs = [self._cut_padding(tokens) for tokens in inputs]
+        if self.tokens_only:
+            return [scores[-1] for scores in await self.score_tokens(inputs)]
+        return await self._pool(inputs, "classify")
 
     async def score_tokens(self, inputs: Sequence[Tokens]) -> list[list[list[float]]]:
         """[N, T, K] raw outputs of the head at every token."""
@@ -160,6 +168,9 @@ def pooling_spec(name: str, model: str, base: str | None = None, **options: Any)
     if config.convert_type == "embed":  # vLLM would serve it as an embedding model: it has no head that scores
         brings = f"{adapter} brings no head, and " if adapter else ""
         raise MemberError(name, f"{brings}{model} is {config.architecture}, which has no scoring head; valid: {VALID}")
+    if config.architecture in TOKEN_SCORERS:
+        labels = TOKEN_SCORERS[config.architecture]
+        options["hf_overrides"] = {"num_labels": labels, **(options.get("hf_overrides") or {})}
     try:
         tokenizer = read_tokenizer(config.tokenizer, config.tokenizer_revision, config.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
@@ -220,4 +231,7 @@ async def pooling_engine(spec: PoolingSpec, client: AsyncLLM) -> PoolingEngine:
     config = client.model_config
     last = config.pooler_config.get_seq_pooling_type() == "LAST"
     padding = getattr(config.hf_text_config, "pad_token_id", None) if last else None
-    return PoolingEngine(client=client, tokenizer=spec.tokenizer, name=spec.name, padding=padding)
+    tokens_only = "classify" not in tasks
+    return PoolingEngine(
+        client=client, tokenizer=spec.tokenizer, name=spec.name, padding=padding, tokens_only=tokens_only
+    )

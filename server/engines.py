@@ -85,6 +85,7 @@ def check_start(config: Config) -> Iterator[str]:
     for name, reward in config.rewards.items():
         adapter = f"{reward.model} on " if name in models and models[name].adapter else ""
         yield f"reward {name} {adapter}{describe(models[name]) if name in models else reward.kind}"
+        yield from describe_limit(config, name, specs)
     for spec in specs.rewards.values():
         yield from describe_unknown(f"reward {spec.name}", spec.config.model_config, spec.tokenizer)
     yield f"objectives {', '.join(config.objectives) or 'none'}"
@@ -95,6 +96,20 @@ def describe(spec: EngineSpec) -> str:
     model = spec.config.model_config
     architectures = getattr(model.hf_config, FIELD, {"architectures": model.architectures})["architectures"]
     return f"{model.model} ({', '.join(architectures)}, {model.max_model_len} positions, {model.dtype})"
+
+
+def describe_limit(config: Config, name: str, specs: EngineSpecs) -> Iterator[str]:
+    """That a reward model reads less than the base writes, if it does and does not cut what it reads."""
+    reward = config.rewards[name]
+    spec = specs.rewards.get(engine_key(reward) or "")
+    if spec is None or (reward.model_extra or {}).get("truncate") == "left":
+        return
+    reads, served = (s.config.model_config.max_model_len for s in (spec, specs.base))
+    if reads < served:
+        yield (
+            f"reward {name} reads {reads} tokens and the base serves {served}: longer conversations are refused until "
+            "truncate: left drops their oldest tokens"
+        )
 
 
 def describe_unknown(model: str, config: Any, tokenizer: Any) -> Iterator[str]:

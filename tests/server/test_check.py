@@ -95,6 +95,59 @@ def test_a_tokenizer_that_knows_more_than_its_model(tmp_path: Path) -> None:
     assert not any("its tokenizer" in line for line in check_start(load(path)))
 
 
+def test_a_reward_that_reads_less_than_the_base_writes(tmp_path: Path) -> None:
+    base, scorer = family.base(tmp_path / "base"), tmp_path / "scorer"
+    family.scorer(scorer, ("only",), seed=3, max_position_embeddings=100)
+    reward: dict[str, object] = {"kind": "classifier", "model": str(scorer), "format": "{prompt}{response}"}
+    path = tmp_path / "config.yaml"
+
+    def hints(**more: object) -> list[str]:
+        path.write_text(yaml.safe_dump({"base": str(base), "rewards": {"r": {**reward, **more}, "s": reward}}))
+        return [line for line in check_start(load(path, check=check_config)) if "tokens and the base" in line]
+
+    hint = "reads 100 tokens and the base serves 256: longer conversations are refused until truncate: left drops their"
+    assert [line.partition(" oldest")[0] for line in hints()] == [f"reward r {hint}", f"reward s {hint}"]
+    assert [line.partition(" oldest")[0] for line in hints(truncate="left")] == [f"reward s {hint}"]
+    reward["engine"] = {"max_model_len": 64}
+    assert "reads 64 tokens" in hints()[0]
+
+
+def test_the_page_on_own_models_says_what_is_said(tmp_path: Path) -> None:
+    """Of each of its rows that a file shows, the part of the message that is the same for all models."""
+    base = family.base(tmp_path / "base")
+    short = family.checkpoint(tmp_path / "short", LlamaConfig(**family.sizes(64, 1, 2, max_position_embeddings=128)), 1)
+    guide, scorer = family.adapter(tmp_path / "guide", base), family.scorer(tmp_path / "scorer", ("only",), seed=3)
+    dora, head = (
+        family.adapter(tmp_path / "dora", base, use_dora=True),
+        family.reward_adapter(tmp_path / "head", base, 1),
+    )
+    other = Path(shutil.copytree(base, tmp_path / "other"))
+    family.tokenizer(other, [*family.VOCABULARY[1::-1], *family.VOCABULARY[2:]])
+    rows: list[tuple[str, str, str]] = [
+        ("guides", str(other), "another tokenizer than the base's: 2 of 259 ids mean another token"),
+        (
+            "guides",
+            str(short),
+            "has 128 positions and max_model_len asks for 256; valid: engine.max_model_len of at most",
+        ),
+        ("guides", str(dora), "has use_dora=True, which a merge of A and B does not honour; merge it into its base"),
+        ("guides", str(head), "is an adapter of a reward model's (task_type SEQ_CLS); valid: a language model's"),
+        ("guides", "model.gguf", "is a GGUF file, which is not served"),
+        ("rewards", str(guide), "is LlamaForCausalLM, which has no scoring head"),
+        ("rewards", str(scorer), "the reward model has no chat template: say in `format` how it reads a chat"),
+        ("dummy", str(guide), "an adapter cannot be merged into weights of load_format="),
+        ("tensorizer", str(short), "cannot be honoured beside guides: it reads no member's own checkpoint"),
+    ]
+    page = (ROOT / "docs" / "own_models.md").read_text()
+    for section, model, said in rows:
+        reward = {"kind": "classifier", "model": model}
+        member = {"rewards": {"r": reward}} if section == "rewards" else {"guides": {"g": model}}
+        form = section if section in ("dummy", "tensorizer") else "auto"
+        engine = {"dtype": "float32", "max_model_len": 256, "load_format": form}
+        assert said in problem({"base": str(base), "engine": engine, **member}, tmp_path)
+        assert said in page
+
+
 def test_a_reward_that_is_an_adapter(demo: dict[str, object], tmp_path: Path) -> None:
     base = family.base(tmp_path / "base")
     adapter = family.reward_adapter(tmp_path / "adapter", base, 1)
