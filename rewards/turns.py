@@ -21,7 +21,7 @@ READINGS = 8
 class Clock:
     """When the work of one call of a reward was last seen to go on, by `time.monotonic`."""
 
-    at: float = field(default_factory=time.monotonic)
+    at: float = field(default_factory=lambda: time.monotonic())
 
 
 current_clock: ContextVar[Clock | None] = ContextVar("current_clock", default=None)

@@ -6,12 +6,14 @@ where that was forgotten.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from tests.waiting import skip_waits
 
 if TYPE_CHECKING:
     from tests.server.conftest import Running
@@ -52,6 +54,12 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     global marked
     marked = item.get_closest_marker("engine") is not None
+
+
+@pytest.fixture
+async def no_waits() -> AsyncIterator[None]:
+    async with skip_waits():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from tests.server.conftest import serve
 
 def test_an_engine_starts_only_under_its_mark(monkeypatch: pytest.MonkeyPatch) -> None:
     def start() -> int | None:
-        process = get_context("spawn").Process(target=len, args=((),), name="EngineCore_DP0")
+        process = get_context("fork").Process(target=len, args=((),), name="EngineCore_DP0")
         process.start()
         process.join()
         return process.exitcode

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_imports import parse
+from tests.test_imports import nodes, parse
 
 ROOT = Path(__file__).parent.parent
 
@@ -56,16 +56,16 @@ def is_participle(name: str) -> bool:
     return word not in VERBS and (word in IRREGULAR or re.fullmatch(r"[a-z]+(ed|en|ing)", word) is not None)
 
 
-def bindings(tree: ast.AST) -> Iterator[tuple[str, int]]:
+def bindings(tree: list[ast.AST]) -> Iterator[tuple[str, int]]:
     """(name, line) of all that a module names itself: functions, classes, parameters, attributes, variables."""
     fields = {
         statement.target
-        for node in ast.walk(tree)
+        for node in tree
         if isinstance(node, ast.ClassDef)
         for statement in node.body
         if isinstance(statement, ast.AnnAssign)
     }
-    for node in ast.walk(tree):
+    for node in tree:
         match node:
             case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
                 yield node.name, node.lineno
@@ -107,7 +107,7 @@ def test_no_forbidden_word_is_a_name(package: str) -> None:
     named = [
         f"{file.relative_to(ROOT)}:{line} {name}"
         for file in files(package)
-        for name, line in bindings(parse(file))
+        for name, line in bindings(nodes(file))
         if name.strip("_").lower() in FORBIDDEN
     ]
     assert not named, f"say which: {', '.join(sorted(FORBIDDEN))} mean too much"
@@ -117,7 +117,7 @@ def test_no_two_classes_have_one_name() -> None:
     places: dict[str, list[str]] = defaultdict(list)
     for package in CLEAN:
         for file in files(package):
-            for node in ast.walk(parse(file)):
+            for node in nodes(file):
                 if isinstance(node, ast.ClassDef):
                     places[node.name].append(f"{file.relative_to(ROOT)}:{node.lineno}")
     assert not {name: where for name, where in places.items() if len(where) > 1}

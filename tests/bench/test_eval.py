@@ -261,7 +261,7 @@ def test_what_fails_for_a_time_is_tried_again_when_the_server_says(
     figures = evaluate(server, tmp_path, ["ok", script])
     row = figures["settings"][script]
     assert (row["answered"], row["failed"], row["repeated"]) == (4, 0, {status: 4})
-    assert row["latency"]["max"] < 0.3  # of the try that was answered
+    assert row["latency"]["max"] < 0.9  # of the try that was answered
     assert figures["rewards"]["words"][script]["versus_first"]["pairs"] == 4
 
 
@@ -271,7 +271,7 @@ def test_what_fails_for_a_time_is_tried_again_when_the_server_says(
     [
         ("hopeless", [], 1, "500: a reward died"),
         ("down", ["--retries", "2"], 3, "500: down"),
-        ("slow", ["--timeout", "0.3"], 1, "no answer within 0.3 s"),
+        ("slow", ["--timeout", "2"], 1, "no answer within 2 s"),
     ],
 )
 def test_what_fails_for_good_is_counted(

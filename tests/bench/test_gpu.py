@@ -204,7 +204,7 @@ def test_a_case_that_fails_or_hangs_is_told_and_ended(tmp_path: Path) -> None:
     assert "ValueError" in (tmp_path / "parity.nonsense.log").read_text()
     hung = run(Job(name="search", limit=600), time.monotonic() + 1.5, ["--quick"], None)
     assert hung["state"] == show.HUNG
-    assert hung["seconds"] < 10
+    assert hung["seconds"] < 60
     assert run(Job(name="search", limit=600), time.monotonic(), [], None)["state"] == show.LEFT
     assert show.problems({"search": hung, "parity.nonsense": failed}) == [
         "search: timed out",

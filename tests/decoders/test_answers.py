@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from tests.waiting import PATIENCE
 from trimtab.decoders.protocols import Call, Parts
 from trimtab.decoders.shared.answers import by_path, by_pattern, count_votes, last_number, make_extractor, make_reader
 from trimtab.decoders.shared.final_answer import LONGEST
@@ -70,9 +71,9 @@ def test_numbers(text: str, answer: str | None) -> None:
     "text", ["1," * 200_000, "answer " * 50_000, r"\boxed{" + " " * 200_000, "-" * 200_000, "9" * 200_000]
 )
 def test_numbers_in_linear_time(text: str) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     last_number(text)
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < PATIENCE
 
 
 def test_patterns() -> None:
@@ -86,9 +87,9 @@ def test_patterns() -> None:
 
 @pytest.mark.parametrize("pattern", ["(a|aa)+$", "(a+)+$", "(?:(?:a{1,30}){1,30})$"])
 def test_no_pattern_is_endless(pattern: str) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     assert by_pattern(pattern)("a" * 60 + "b") is None
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < PATIENCE
 
 
 def test_paths() -> None:

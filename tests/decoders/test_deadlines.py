@@ -26,7 +26,9 @@ from trimtab.decoders.vote import Vote
 from trimtab.runtime.strategy_run import StrategyRun
 from trimtab.runtime.usage import Usage
 
-PATIENCE = 0.1
+pytestmark = pytest.mark.usefixtures("no_waits")
+
+LATER = 0.1
 ENDED = frozenset({"stop", "length"})
 
 
@@ -38,11 +40,12 @@ async def answer(
     s: Specimen, strategy: Strategy, reward: Reward, engine: Engine | None = None, include: frozenset[str] = frozenset()
 ) -> tuple[Chunk, StrategyRun]:
     """The answer's last chunk, and the run. Its deadline passes on the way."""
-    usage = Usage(deadline=asyncio.get_running_loop().time() + PATIENCE)
+    clock = asyncio.get_running_loop().time
+    usage = Usage(deadline=(deadline := clock() + LATER))
     run = StrategyRun(strategy=strategy, reward=reward, usage=usage, include=include)
     stream = run.execute([START], replace(s.sampling, seed=3), run.instrument(engine or s.engine), n=1)
-    async with asyncio.timeout(PATIENCE + 1):
-        chunks = [chunk async for chunk in stream]
+    chunks = [chunk async for chunk in stream]
+    assert clock() == pytest.approx(deadline)
     assert sum(len(chunk.tokens) for chunk in chunks) > 0
     assert usage.limit == "deadline"
     return chunks[-1], run
@@ -105,7 +108,7 @@ async def test_of_a_pool_the_best_that_was_scored_in_time() -> None:
                 yield chunk
 
     engine: Any = Slow(texts)
-    usage = Usage(deadline=asyncio.get_running_loop().time() + PATIENCE)
+    usage = Usage(deadline=asyncio.get_running_loop().time() + LATER)
     run = StrategyRun(strategy=BestOfN(n=4), reward=once, usage=usage, include=frozenset({"candidates"}))
 
     [chunk] = [c async for c in run.execute([START], Sampling(max_tokens=4, seed=0), run.instrument(engine), n=1)]

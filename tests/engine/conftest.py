@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import warnings
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tests.engine import family
+from tests.waiting import until
 from trimtab.decoders.protocols import BASE, Mixture
 
 if TYPE_CHECKING:
@@ -118,6 +120,29 @@ def legal_tokens() -> range:
 def live(client: AsyncLLM) -> Callable[[], int]:
     """How many generations run right now."""
     return client.get_num_unfinished_requests
+
+
+Together = Callable[..., Awaitable[list[Any]]]
+
+
+@pytest.fixture(scope="session")
+def together(client: AsyncLLM) -> Together:
+    """As `asyncio.gather`, of answers that are one draw each; but the engine begins none before it has all.
+
+    What a step holds is then the same on any machine, and with it how often requests are put back, and each rounding.
+    """
+
+    async def together(*answers: Coroutine[Any, Any, Any]) -> list[Any]:
+        before = client.get_num_unfinished_requests()
+        await client.pause_generation(mode="keep", clear_cache=False)
+        tasks = [asyncio.ensure_future(answer) for answer in answers]
+        try:
+            await until(lambda: client.get_num_unfinished_requests() == before + len(tasks))
+        finally:
+            await client.resume_generation()
+        return await asyncio.gather(*tasks)
+
+    return together
 
 
 @dataclass(frozen=True)

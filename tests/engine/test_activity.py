@@ -8,6 +8,7 @@ from contextlib import aclosing
 from types import SimpleNamespace
 from typing import Any
 
+from tests.waiting import until
 from trimtab.decoders.protocols import BASE, Sampling
 from trimtab.engine.activity import Activity
 
@@ -40,15 +41,9 @@ async def test_it_sees_vllm_draw_for_others_and_stand_still(vllm_engine, client)
     sampling = Sampling(max_tokens=200, seed=1, stream=False)
     async with aclosing(vllm_engine.generate([1, 2, 3], sampling, n=2, guides={BASE: 1.0})) as chunks:
         drawing = asyncio.ensure_future(anext(chunks))
-        for _ in range(200):
-            await asyncio.sleep(0.02)
-            if activity() > -math.inf:
-                break
-        assert activity() > -math.inf
+        await until(lambda: activity() > -math.inf)
         drawing.cancel()
         await asyncio.gather(drawing, return_exceptions=True)
-    await asyncio.sleep(0.1)
-    activity()
     still = activity()
     await asyncio.sleep(0.1)
     assert activity() == still

@@ -10,17 +10,10 @@ import pytest
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from tests.waiting import until
 from trimtab.decoders.protocols import BASE, Sampling
 from trimtab.engine.aligned_client import AlignedClient
 from trimtab.engine.heartbeat import Heartbeat
-
-
-async def until(condition, seconds: float) -> bool:
-    for _ in range(int(seconds / 0.02)):
-        if condition():
-            return True
-        await asyncio.sleep(0.02)
-    return False
 
 
 async def test_it_is_stalled_while_an_answer_is_overdue(monkeypatch, caplog):
@@ -32,7 +25,7 @@ async def test_it_is_stalled_while_an_answer_is_overdue(monkeypatch, caplog):
     heartbeat = Heartbeat(name="base", call=moving.wait, timeout_s=lambda: timeout)
     running = asyncio.create_task(heartbeat.run())
     try:
-        assert await until(lambda: "has not answered for 0.02 s" in caplog.text, 30)
+        await until(lambda: "has not answered for 0.02 s" in caplog.text)
         assert not heartbeat.stalled
         now = 0.03
         assert heartbeat.stalled
@@ -41,8 +34,8 @@ async def test_it_is_stalled_while_an_answer_is_overdue(monkeypatch, caplog):
         now = 2.0
         assert heartbeat.stalled
         moving.set()
-        assert await until(lambda: "answers again" in caplog.text, 30)
-        assert await until(lambda: not heartbeat.stalled, 30)
+        await until(lambda: "answers again" in caplog.text)
+        await until(lambda: not heartbeat.stalled)
         assert caplog.text.count("has not answered") == 1
     finally:
         running.cancel()
@@ -58,35 +51,43 @@ async def test_it_ends_with_a_dead_engine():
 
 
 @pytest.mark.engine
-async def test_a_stopped_engine_stalls_and_goes_on(client, vllm_engine, live):
+async def test_a_stopped_engine_stalls_and_goes_on(client, vllm_engine, live, monkeypatch):
     """In the middle of an answer, which then ends as if nothing had been."""
-    heartbeat = Heartbeat(name="base", call=AlignedClient(client, lambda _: vllm_engine).ping, timeout_s=lambda: 1.0)
+    monkeypatch.setattr("trimtab.engine.heartbeat.PERIOD_S", 0.01)
+    ping, answered = AlignedClient(client, lambda _: vllm_engine).ping, 0
     processes = [process.pid for process in client.engine_core.resources.engine_manager.processes]
     sampling = Sampling(max_tokens=60, seed=3, engine_params=SamplingParams(ignore_eos=True))
 
-    async def draw(stop_at: int = -1) -> list[int]:
+    async def call() -> None:
+        nonlocal answered
+        await ping()
+        answered += 1
+
+    async def draw(stopped: asyncio.Event | None = None) -> list[int]:
         tokens: list[int] = []
         async with aclosing(vllm_engine.generate(list(range(40)), sampling, n=1, guides={BASE: 1.0})) as chunks:
             async for chunk in chunks:
                 tokens += chunk.tokens
-                if len(tokens) == stop_at:
+                if stopped is not None and not stopped.is_set() and len(tokens) >= 10:
+                    stopped.set()
                     for pid in processes:
                         os.kill(pid, signal.SIGSTOP)
         return tokens
 
-    undisturbed = await draw()
+    undisturbed, stopped = await draw(), asyncio.Event()
+    heartbeat = Heartbeat(name="base", call=call, timeout_s=lambda: 1.0)
     running = asyncio.create_task(heartbeat.run())
     try:
-        await asyncio.sleep(0.5)
-        assert not heartbeat.stalled
-        answer = asyncio.create_task(draw(stop_at=10))
-        assert await until(lambda: heartbeat.stalled, 20)
+        await until(lambda: answered > 1)
+        answer = asyncio.create_task(draw(stopped))
+        await stopped.wait()
+        await until(lambda: heartbeat.stalled)
         assert live() == 1
         assert not answer.done()
         for pid in processes:
             os.kill(pid, signal.SIGCONT)
-        assert await asyncio.wait_for(answer, 60) == undisturbed
-        assert await until(lambda: not heartbeat.stalled, 20)
+        assert await answer == undisturbed
+        await until(lambda: not heartbeat.stalled)
     finally:
         for pid in processes:
             os.kill(pid, signal.SIGCONT)

@@ -12,6 +12,7 @@ from typing import Any, cast
 import psutil
 import pytest
 
+from tests.waiting import PATIENCE
 from trimtab.engine import launch
 from trimtab.engine.fork_server import TORCH_SETTINGS, fork_engines, prepare_environment, run_forked
 from trimtab.engine.launch import EngineSpec, Progress, running_engines
@@ -59,7 +60,7 @@ async def test_engines_are_up_in_their_order_and_all_down_after(order: None) -> 
     began = time.monotonic()
     async with running_engines(specs(*made)) as clients:
         assert clients == [spec.client for spec in made]
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < PATIENCE
     assert not any(spec.client.up for spec in made)
 
 
@@ -144,7 +145,7 @@ def test_a_forked_process_ends_with_what_started_it(which: str, tmp_path: Any) -
                 assert child.is_running()
             parent.kill()
             parent.wait()
-            _, alive = psutil.wait_procs([child], timeout=10)
+            _, alive = psutil.wait_procs([child], timeout=PATIENCE)
             assert not alive
         finally:
             parent.kill()

@@ -31,7 +31,6 @@ def specimen(vllm_engine, client) -> Specimen:
         live=live,
         sampling=Sampling(max_tokens=12, engine_params=SamplingParams()),
         tolerance=1e-4,
-        patience=2.0,
         direction=PreferenceDirection(
             objectives=("helpfulness", "verbosity"),
             v=(0.8, 0.6),

@@ -9,19 +9,12 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from tests.engine.conftest import GUIDES, OPTIONS
 from tests.engine.test_parity import TOLERANCE, Case, answer, check
+from tests.waiting import until
 from trimtab.decoders.protocols import BASE, Sampling
 from trimtab.engine.table import cache_salt
 
 PROMPT = list(range(40))
 LONG = Sampling(max_tokens=200, seed=0, engine_params=SamplingParams(ignore_eos=True))
-
-
-async def quiet(live, within: float = 1.0) -> int:
-    for _ in range(int(within / 0.02)):
-        if not live():
-            break
-        await asyncio.sleep(0.02)
-    return live()
 
 
 @pytest.mark.parametrize("n", [1, 3])
@@ -31,7 +24,7 @@ async def test_an_early_close_leaves_nothing(vllm_engine, live, n, after):
     async with aclosing(chunks):
         for _ in range(after):
             await anext(chunks)
-    assert await quiet(live) == 0
+    assert live() == 0
 
 
 async def test_a_cancelled_caller_leaves_nothing(vllm_engine, live):
@@ -49,19 +42,19 @@ async def test_a_cancelled_caller_leaves_nothing(vllm_engine, live):
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert await quiet(live) == 0, turns
+        assert live() == 0, turns
 
 
 async def test_a_cancelled_score_leaves_nothing(vllm_engine, live):
     task = asyncio.create_task(vllm_engine.score(list(range(100)), [1] * 100, guides={BASE: 1.0}))
-    await asyncio.sleep(0.01)
+    await until(live)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert await quiet(live) == 0
+    assert live() == 0
 
 
-async def test_no_row_outlives_its_request(vllm_engine, client, reference):
+async def test_no_row_outlives_its_request(vllm_engine, client, together, reference):
     """Heavily guided requests come and go in every place; the plain ones after and among them are the base's own."""
     heavy = Case(PROMPT, {BASE: 0.1, "llama": 3.0, "qwen": -2.0})
     plain = SamplingParams(
@@ -75,10 +68,10 @@ async def test_no_row_outlives_its_request(vllm_engine, client, reference):
         return check(reference, Case(prompt, {BASE: 1.0}), list(done.token_ids), done.logprobs, greedy=True)
 
     places = OPTIONS["max_num_seqs"]
-    await asyncio.gather(*(answer(vllm_engine, heavy, seed=i) for i in range(2 * places)))
-    assert max(await asyncio.gather(*(direct(i) for i in range(2 * places)))) <= TOLERANCE
+    await together(*(answer(vllm_engine, heavy, seed=i) for i in range(2 * places)))
+    assert max(await together(*(direct(i) for i in range(2 * places)))) <= TOLERANCE
     mixed = [job for i in range(2 * places) for job in (answer(vllm_engine, heavy, seed=i), direct(100 + i))]
-    assert max((await asyncio.gather(*mixed))[1::2]) <= TOLERANCE
+    assert max((await together(*mixed))[1::2]) <= TOLERANCE
 
 
 def preemptions() -> float:
@@ -91,7 +84,7 @@ def preemptions() -> float:
     )
 
 
-async def test_preemption(vllm_engine, reference):
+async def test_preemption(vllm_engine, together, reference):
     """More tokens at once than the cache holds: whoever is put back and resumed keeps its weights, and its seed."""
     cases = [Case([i, *PROMPT], {BASE: 1.0, GUIDES[i % 3]: 0.3 * i}) for i in range(8)]
     sampling = Sampling(max_tokens=120, seed=5, engine_params=SamplingParams(ignore_eos=True, logprobs=5))
@@ -106,7 +99,7 @@ async def test_preemption(vllm_engine, reference):
 
     alone = [await whole(case) for case in cases]
     before = preemptions()
-    told = await asyncio.gather(*(whole(case) for case in cases))
+    told = await together(*(whole(case) for case in cases))
     assert preemptions() > before, "the cache was large enough: nothing was tested"
     assert [tokens for tokens, _ in told] == [tokens for tokens, _ in alone]
     for case, (tokens, logprobs) in zip(cases, told, strict=True):

@@ -65,10 +65,10 @@ async def answer(engine, case: Case, n: int = 1, new: int = NEW, **sampling) -> 
 
 
 @pytest.mark.parametrize("prefixes", ["cold", "cached"])
-async def test_mixed_greedy_batch(vllm_engine, reference, prefixes):
+async def test_mixed_greedy_batch(vllm_engine, together, reference, prefixes):
     if prefixes == "cold":
         await vllm_engine.client.reset_prefix_cache()
-    answers = await asyncio.gather(*(answer(vllm_engine, case, temperature=0.0) for case in cases()))
+    answers = await together(*(answer(vllm_engine, case, temperature=0.0) for case in cases()))
     worst = max(check(reference, case, *told[0], greedy=True) for case, told in zip(cases(), answers, strict=True))
     assert worst <= TOLERANCE
 
@@ -82,9 +82,9 @@ async def test_seeded_samples(vllm_engine, reference):
         assert max(check(reference, case, *told, greedy=False) for told in once) <= TOLERANCE
 
 
-async def test_company_changes_no_sample(vllm_engine):
+async def test_company_changes_no_sample(vllm_engine, together):
     alone = [await answer(vllm_engine, case, seed=i) for i, case in enumerate(cases()[:6])]
-    batch = await asyncio.gather(*(answer(vllm_engine, case, seed=i) for i, case in enumerate(cases())))
+    batch = await together(*(answer(vllm_engine, case, seed=i) for i, case in enumerate(cases())))
     assert [told[0][0] for told in batch[:6]] == [told[0][0] for told in alone]
 
 

@@ -1,6 +1,5 @@
 """What follows the mixture: masks, biases and truncation come after it, plausibility with it."""
 
-import asyncio
 from contextlib import aclosing
 
 import pytest
@@ -29,22 +28,19 @@ async def tokens(engine, **options) -> list[int]:
     return [token for chunk in await run(engine, **options) for token in chunk.tokens]
 
 
-async def test_zero_weights_are_plain_vllm(vllm_engine, plain_vllm):
+async def test_zero_weights_are_plain_vllm(vllm_engine, together, plain_vllm):
     """Another engine, of the base alone and without us, chose the same tokens: greedy, and with seeds."""
     neutral = {BASE: 1.0, **dict.fromkeys(vllm_engine.guides, 0.0)}
-    found = [
-        asyncio.gather(
+    for guides in (neutral, {BASE: 1.0}):
+        answers = await together(
             *(
                 tokens(vllm_engine, prompt=prompt, guides=guides, max_tokens=24, temperature=temperature, seed=i,
                        engine_params=SamplingParams(ignore_eos=True))
                 for i, prompt in enumerate(plain_vllm.prompts)
                 for temperature in plain_vllm.temperatures
             )
-        )
-        for guides in (neutral, {BASE: 1.0})
-    ]  # fmt: skip
-    for answers in found:
-        assert await answers == plain_vllm.answers
+        )  # fmt: skip
+        assert answers == plain_vllm.answers
 
 
 async def test_grammar_wins(vllm_engine):

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,7 @@ def server(config_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         "--set",
         REWARD,
         "--set",
-        "limits={drain_s: 3, max_tokens: 100_000_000}",
+        "limits={drain_s: 10, max_tokens: 100_000_000}",
     )
     yield from until_up(running)
 
@@ -132,6 +132,16 @@ def _up(running: Running) -> bool:
         return httpx.get(f"{running.url}/ready").status_code == 200
     except httpx.TransportError:
         return False
+
+
+def check_company(together: Sequence[Any], alone: Sequence[Any]) -> None:
+    """Answers drawn beside others are what they are alone, but for one of them.
+
+    In another batch float32 rounds otherwise, and one draw in some hundred thousand lies nearer than that to the next
+    token; there are thousands in a test. What mixes requests up shows in more than one.
+    """
+    changed = [one for one, other in zip(together, alone, strict=True) if one != other]
+    assert len(changed) <= 1, changed
 
 
 def wishes(config: Config) -> dict[str, dict[str, Any]]:

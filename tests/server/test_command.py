@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from tests.server.conftest import KEY, Running, end, serve, until_up
+from tests.waiting import PATIENCE
 from trimtab.server.config import load
 
 pytestmark = pytest.mark.slow
@@ -74,12 +75,14 @@ def running(
 
 @pytest.fixture
 def raw(running: Running) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=running.url, headers={"authorization": f"Bearer {KEY}"}, timeout=30) as client:
+    headers = {"authorization": f"Bearer {KEY}"}
+    once = httpx.Limits(max_keepalive_connections=0)  # the server may close one that waits just as it is used again
+    with httpx.Client(base_url=running.url, headers=headers, timeout=PATIENCE, limits=once) as client:
         yield client
 
 
 def wait_for(happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while not happened():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -126,7 +129,7 @@ def test_a_reload_is_in_the_log(running: Running) -> None:
 
 
 def connect(running: Running) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", running.port), timeout=20)
+    return socket.create_connection(("127.0.0.1", running.port), timeout=PATIENCE)
 
 
 def read_all(sock: socket.socket) -> bytes:
@@ -160,7 +163,6 @@ def test_a_slow_or_endless_sender_is_cut_off(
     running: Running, first: bytes, then: bytes, expected: tuple[int, str]
 ) -> None:
     with connect(running) as sock:
-        began = time.monotonic()
         stop = threading.Event()
 
         def send() -> None:
@@ -176,19 +178,18 @@ def test_a_slow_or_endless_sender_is_cut_off(
         assert status_and_error(read_all(sock)) == expected
         stop.set()
         sender.join()
-    assert time.monotonic() - began < 10
 
 
 def test_what_sends_nothing_is_closed(running: Running) -> None:
+    began = time.monotonic()
     with connect(running) as sock:
-        began = time.monotonic()
         assert read_all(sock) == b""
-        assert 0.5 < time.monotonic() - began < 10
+        assert time.monotonic() - began > 0.5
     with connect(running) as sock:
-        sock.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
         began = time.monotonic()
+        sock.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
         assert read_all(sock).startswith(b"HTTP/1.1 200")
-        assert 0.3 < time.monotonic() - began < 10
+        assert time.monotonic() - began > 0.3
 
 
 def test_a_refused_body_that_trickles_on_is_cut_off(running: Running) -> None:
@@ -241,7 +242,7 @@ def test_what_is_answered_when_the_server_stops_says_so(config_path: Path, tmp_p
             headers = {"authorization": f"Bearer {KEY}"}
             body = {**HI, "max_tokens": 8, "input": "hi", "seed": 1, **more}
             body.pop("messages" if path == "/v1/responses" else "input")
-            answers[name] = httpx.post(running.url + path, json=body, headers=headers, timeout=60)
+            answers[name] = httpx.post(running.url + path, json=body, headers=headers, timeout=PATIENCE)
 
         search = {"strategy": "best_of_n", "reward": "brevity", "params": {"n": 2}}
         asked: dict[str, tuple[str, dict[str, Any]]] = {
@@ -265,7 +266,7 @@ def test_what_is_answered_when_the_server_stops_says_so(config_path: Path, tmp_p
         running.process.send_signal(signal.SIGTERM)
         for thread in threads:
             thread.join()
-        assert running.wait(30) == 0, running.told()[-3000:]
+        assert running.wait(PATIENCE) == 0, running.told()[-3000:]
         for name, answer in answers.items():
             if answer.status_code == 200:
                 assert "stream" in name, answer.text

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.server.conftest import KEY, Running
+from tests.server.conftest import KEY, Running, check_company
 from trimtab.preferences.preference_direction import DPA
 from trimtab.server.request.messages import CHAT
 
@@ -63,7 +63,7 @@ async def test_company_changes_no_neighbourhood(raw: httpx.AsyncClient) -> None:
         return (await asked(raw, seed=seed, alignment=wish))["alignment"]
 
     alone = [await one(seed) for seed in range(4)]
-    assert list(await asyncio.gather(*(one(seed) for seed in range(4)))) == alone
+    check_company(await asyncio.gather(*(one(seed) for seed in range(4))), alone)
     directions = {tuple(c["direction"].values()) for c in alone[0]["choices"][0]["candidates"]}
     assert len(directions) == 3
 

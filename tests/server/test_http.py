@@ -22,6 +22,7 @@ from prometheus_client import REGISTRY
 from starlette.types import Message
 
 from tests.server import toy_server
+from tests.waiting import until
 from trimtab.decoders import STRATEGIES, StrategyEntry
 from trimtab.decoders.plain import Plain
 from trimtab.decoders.protocols import BASE, Chunk, Engine, Reward, Sampling, Tokens
@@ -496,8 +497,4 @@ async def test_a_client_that_leaves_leaves_nothing(
     for leave_after in (0, 1, 2, 7):
         body = {"messages": HI, "n": 100, "stream": stream, "alignment": {**GOOD, "return": include}}
         assert await visit(app, body, leave_after=leave_after) <= whole
-        for _ in range(100):
-            if toy.live == 0:
-                break
-            await asyncio.sleep(0.01)
-        assert toy.live == 0
+        await until(lambda: toy.live == 0)

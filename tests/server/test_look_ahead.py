@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from tests.server.conftest import DEMO, KEY, Running, serve, until_up
+from tests.server.conftest import DEMO, KEY, Running, check_company, serve, until_up
 from trimtab.bench.peers.hf_reward import HFReward
 from trimtab.bench.peers.hf_transfer_q import HFTransferQ
 from trimtab.server.request.messages import CHAT
@@ -92,9 +92,8 @@ async def test_company_changes_no_answer(raw: httpx.AsyncClient, name: str) -> N
     alignment = {"strategy": name, "reward": "rm-a.helpfulness", "params": STEPPED[name]}
     alone = [await answer(raw, q, alignment, max_tokens=32) for q in QUESTIONS]
     together = await asyncio.gather(*(answer(raw, q, alignment, max_tokens=32) for q in QUESTIONS * 2))
-    assert [a["choices"][0]["message"]["content"] for a in together] == [
-        a["choices"][0]["message"]["content"] for a in alone * 2
-    ]
+    texts = [[a["choices"][0]["message"]["content"] for a in answers] for answers in (together, alone * 2)]
+    check_company(*texts)
 
 
 @pytest.mark.parametrize("name", STEPPED)

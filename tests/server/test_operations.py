@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +22,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from prometheus_client import REGISTRY
 
 from tests.server import toy_server
+from tests.waiting import until
 from trimtab.decoders.protocols import Chunk, Mixture, Sampling, Tokens
 from trimtab.rewards.protocols import RewardError
 from trimtab.runtime import traced
@@ -76,12 +77,6 @@ async def app(config: Config, toy: ToyEngine) -> FastAPI:
 
 def http(app: FastAPI, **headers: str) -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://toy", headers=headers)
-
-
-async def until(happened: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not happened():  # noqa: ASYNC110 - what is waited for is a metric
-            await asyncio.sleep(0.01)
 
 
 def sample(name: str, **labels: str) -> float:

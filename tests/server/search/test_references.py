@@ -17,6 +17,7 @@ from openai import AsyncOpenAI
 
 from tests.server import toy_server
 from tests.server.search.conftest import Letters, told
+from tests.waiting import until
 from trimtab.decoders.protocols import Chunk, Mixture, Sampling, Tokens
 from trimtab.rewards.validated import ValidatedScorer
 from trimtab.runtime.toy_engine import ToyEngine
@@ -191,14 +192,6 @@ async def test_the_score_endpoint_compares_with_the_same_references(client: Asyn
             assert answer["scores"][0]["value"] == candidate["value"]
 
 
-async def until(condition: Any) -> None:
-    for _ in range(500):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("it never came")
-
-
 async def test_concurrent_requests_share_a_drawing_that_the_first_to_leave_does_not_end(
     config: Config, toy: ToyEngine
 ) -> None:
@@ -234,8 +227,7 @@ async def test_a_drawing_that_nobody_waits_for_ends_and_the_next_draws_anew() ->
         return {"leaf": [1.0]}
 
     waiters = [asyncio.create_task(scores.get("key", draw, usage)) for _ in range(2)]
-    await asyncio.sleep(0.01)
-    assert live == [1]
+    await until(lambda: live == [1])
     for waiter, left in zip(waiters, (1, 0), strict=True):
         waiter.cancel()
         await asyncio.gather(waiter, return_exceptions=True)
