@@ -49,6 +49,8 @@ STAGES = (1, SINGLE, 24, 54)
 """Prompts after which there are figures, before all are answered."""
 TIMEOUT = 3600.0
 """Seconds for an answer."""
+RETRIES = 100
+"""Of what the server turns away while a search of many answers is under way."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +108,7 @@ def list_arms(*, quick: bool) -> list[Arm]:
             alignment={
                 "strategy": "args",
                 "weights": {"promise": 1.0},
-                "params": {"k": 10, "weight": 2.0, "min_p": 0.05},
+                "params": {"k": 5, "weight": 2.0, "min_p": 0.05},
             },
         ),
         Arm(
@@ -151,6 +153,7 @@ async def study(url: str, prompts: int, args: argparse.Namespace) -> dict[str, A
             command = ["--url", url, "--prompts", str(args.out / "prompts.jsonl"), "--limit", str(stage)]
             command += ["--settings", *map(str, settings), "--reward", PREFERRED, JUDGE, "--out", str(args.out)]
             command += ["--concurrency", str(1 if stage <= SINGLE else AT_ONCE), "--timeout", str(TIMEOUT), "--resume"]
+            command += ["--retries", str(RETRIES)]
             with contextlib.redirect_stdout(io.StringIO()):
                 summary = await run(arguments(command))
             for failure in list_failures(summary):
@@ -283,7 +286,7 @@ def show(figures: Mapping[str, Any], seconds_left: float = 0.0) -> None:
     ]
     print(table(headers, rows))
     if seconds_left:
-        print(f"\nat most {seconds_left / 3600:.1f} h for the other prompts, a request at a time", flush=True)
+        print(f"\nat most {seconds_left / 60:.0f} minutes for the other prompts, a request at a time", flush=True)
 
 
 def show_rise(of: Mapping[str, float | None]) -> str:

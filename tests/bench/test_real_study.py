@@ -103,16 +103,22 @@ def test_the_whole_study_on_a_toy(tmp_path: Path, capsys: pytest.CaptureFixture[
         asyncio.run(real.study(up.url, 2, args))
         first = answers.read_text().splitlines()
         figures = asyncio.run(real.study(up.url, 6, args))
+        whole = argparse.Namespace(
+            **{**vars(args), "quick": False, "out": tmp_path / "whole", "png": tmp_path / "b.png"}
+        )
+        most = asyncio.run(real.study(up.url, 1, whole))
     arms = real.list_arms(quick=True)
     rows = figures["settings"]
     assert [*rows] == [arm.name for arm in arms]
     assert answers.read_text().splitlines()[: len(first)] == first
     assert len(answers.read_text().splitlines()) == 6 * len(arms), "answers that were there were asked for again"
+    assert not most["failures"], "a setting of the whole study is more than the limits of a server allow"
+    assert [*most["settings"]] == [arm.name for arm in real.list_arms(quick=False)]
     assert rows["best_of_4"]["rise"]["preferred"]["mean"] > 0
     assert rows["best_of_4"]["kl"]["kl_bound"]["mean"] == pytest.approx(np.log(4) - 3 / 4)
     assert all(rows[name]["kl"]["kl_exact"]["mean"] > 0 for name in ("temperature_0.5", "helpful_1", "brief_1"))
     assert json.loads((args.out / "study.json").read_text())["figures"]["settings"].keys() == rows.keys()
     assert args.png.stat().st_size > 10_000
     printed = capsys.readouterr().out
-    assert "h for the other prompts, a request at a time" in printed
-    assert printed.count("rise over the base") == 4, "figures after each stage: 1 and 2 prompts, 1 and 6"
+    assert "minutes for the other prompts, a request at a time" in printed
+    assert printed.count("rise over the base") == 5, "figures after each stage: 1 and 2 prompts, 1 and 6, and 1"
