@@ -25,8 +25,7 @@ LOSSES = {
 }
 PAIRS = (
     "The interval is Wilson's, of 95 %. The calibration error is the expected one of σ(|margin|), the confidence in "
-    "the answer that is preferred.\n\n"
-    "Accuracy on pairs does not say that a guide steers: measure what answers become under it."
+    "the answer that is preferred."
 )
 MEANING = {
     "value": "The squared error is against the score of the whole answer, whose variance it explains a share of.",
@@ -68,8 +67,19 @@ def snippet(settings: Settings, *, folder: Path | None = None) -> dict[str, Any]
     return {**guides, "presets": {f"{name}-dera": preset}}
 
 
-def write_card(settings: Settings, summary: Mapping[str, Any], measured: Mapping[str, float]) -> str:
-    """A model card for the Hugging Face hub; `measured` is of the pairs to test on."""
+NOT_STEERING = (
+    "Accuracy on pairs does not say that a guide steers: measure what answers become under it, with `--steer` or with "
+    "`trimtab eval`."
+)
+
+
+def write_card(
+    settings: Settings, summary: Mapping[str, Any], measured: Mapping[str, float], steering: Sequence[str] = ()
+) -> str:
+    """A model card for the Hugging Face hub; `measured` is of the pairs to test on, `steering` lines of answers that
+    were drawn."""
+    if not steering and settings.kind in ("guide", "twin"):
+        steering = [NOT_STEERING]
     metadata = {
         "base_model": settings.start or settings.base,
         "library_name": "peft" if settings.trains_adapter else "transformers",
@@ -108,6 +118,7 @@ def write_card(settings: Settings, summary: Mapping[str, Any], measured: Mapping
         "|---|---|",
         *figures,
         "",
+        *(["## Steering", "", *steering, ""] if steering else []),
         "## Serving",
         "",
         "```yaml",

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -28,6 +29,8 @@ ONLY_FOR: dict[str, tuple[Kind, ...]] = {
     "preference_prompts": ("directional",),
     "directions": ("directional",),
     "radius": ("directional",),
+    "steer": ("guide", "twin"),
+    "steer_prompts": ("guide", "twin"),
 }
 """option -> the kinds that it is for; of the others it is refused"""
 
@@ -58,6 +61,9 @@ def parse(argv: Sequence[str]) -> tuple[Settings, argparse.Namespace]:
     parser.add_argument("--full", action="store_true", help="train the whole model, and not LoRA")
     parser.add_argument("--rank", type=int, default=8, help="of LoRA")
     parser.add_argument("--layers", type=int, help="train the last so many layers only")
+    parser.add_argument(
+        "--keep", type=float, default=2.0, help="GiB for states of the layers below those, computed once; 0: each time"
+    )
     parser.add_argument("--learning-rate", type=float, help="5e-4 for LoRA, 1e-5 for whole models")
     parser.add_argument("--epochs", type=float, default=1.0)
     parser.add_argument("--batch", type=int, default=2, help="pairs a forward pass")
@@ -74,6 +80,10 @@ def parse(argv: Sequence[str]) -> tuple[Settings, argparse.Namespace]:
     parser.add_argument("--bare", action="store_true", help="prompts are texts, without a chat template")
     parser.add_argument("--skip-wrong", action="store_true", help="leave out rows that are no preferences")
     parser.add_argument(
+        "--steer", help="of a guide: a reward model that scores answers drawn with it, for the card's table"
+    )
+    parser.add_argument("--steer-prompts", type=int, default=32, help="that so many answers are drawn to")
+    parser.add_argument(
         "--dry-run", action="store_true", help="count, measure lengths and the time of a step, and stop"
     )
     parser.add_argument("--into", type=Path, help="a configuration to add the member to")
@@ -81,6 +91,12 @@ def parse(argv: Sequence[str]) -> tuple[Settings, argparse.Namespace]:
     check(parser, args)
     fields = {key: value for key, value in vars(args).items() if key in Settings.__dataclass_fields__}
     return Settings(**{**fields, "data": tuple(args.data), "test": tuple(args.test)}), args
+
+
+LEAST = {
+    "rank": 1, "layers": 1, "keep": 0, "batch": 1, "accumulate": 1, "max_length": 2, "patience": 0, "directions": 1,
+    "steer_prompts": 2,
+}  # fmt: skip
 
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -92,10 +108,9 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     for name, kinds in ONLY_FOR.items():
         if args.kind not in kinds and getattr(args, name) != parser.get_default(name):
             parser.error(f"--{name.replace('_', '-')} is for {', '.join(kinds)}, and this is a {args.kind}")
-    least = {"rank": 1, "batch": 1, "accumulate": 1, "max_length": 2, "patience": 0, "directions": 1}
-    for name, low in least.items():
-        if getattr(args, name) < low:
-            parser.error(f"--{name.replace('_', '-')} must be at least {low}; got {getattr(args, name)}")
+    for name, low in LEAST.items():
+        if (value := getattr(args, name)) is not None and not value >= low:
+            parser.error(f"--{name.replace('_', '-')} must be at least {low}; got {value}")
     if args.radius is not None and not args.radius > 0:
         parser.error(f"--radius must be above 0; got {args.radius}")
     if not 0 < args.heldout < 1:
@@ -116,6 +131,7 @@ def main(argv: Sequence[str], say: Say = print) -> int:
         if not rows.train or not rows.heldout:
             counts = f"{len(rows.train)} {settings.unit} to train on and {len(rows.heldout)} held out"
             raise DataError(f"{counts}: one of each at least")
+        prompts = choose_prompts(settings, renderer.tokenizer, rows)
         padding = choose_padding(renderer.tokenizer, renderer.ends)
         renderer.tokenizer.pad_token_id = padding
         if args.dry_run:
@@ -123,7 +139,13 @@ def main(argv: Sequence[str], say: Say = print) -> int:
             steps = -(-len(rows.train) // size)
             say(f"a step of {size} {settings.unit} takes about {seconds:.1f} s; an epoch has {steps}")
             return 0
-        measured = train(settings, renderer, padding, rows)
+        model, measured, more = train(settings, renderer, padding, rows)
+        summary |= more
+        write = partial(card.write_card, settings, summary, measured)
+        (settings.out / "README.md").write_text(write())
+        if prompts:
+            steering = measure_steering(settings, renderer, padding, prompts, model, say)
+            (settings.out / "README.md").write_text(write(steering))
     except KeyboardInterrupt:
         sys.stderr.write("trimtab train: interrupted; --resume goes on from the last checkpoint\n")
         return 130
@@ -133,7 +155,6 @@ def main(argv: Sequence[str], say: Say = print) -> int:
     except (DataError, OSError, ValueError, MemoryError) as error:
         sys.stderr.write(f"trimtab train: {error}\n")
         return 1
-    (settings.out / "README.md").write_text(card.write_card(settings, summary, measured))
     say("measured: " + ", ".join(f"{key.replace('_', ' ')} {value:.3g}" for key, value in measured.items()))
     if args.into is None:
         import yaml
@@ -161,6 +182,23 @@ def prepare(settings: Settings, renderer: Renderer, say: Say) -> tuple[Rows, dic
     rows = make(data, settings.heldout)
     rows.test = make(collect(settings, settings.test, objectives, say), 1.0).heldout or rows.heldout
     return rows, summarise(settings, data, rows)
+
+
+def choose_prompts(settings: Settings, tokenizer: Any, rows: Rows) -> list[tuple[int, ...]]:
+    """The first of those to test on, in tokens, for answers that --steer scores; none without it.
+
+    Raises DataError for a reward model that reads other tokens than the base writes, OSError where there is none.
+    """
+    from transformers import AutoTokenizer
+
+    if settings.steer is None:
+        return []
+    if AutoTokenizer.from_pretrained(settings.steer).get_vocab() != tokenizer.get_vocab():
+        raise DataError(f"--steer {settings.steer}: its tokenizer is not the base's, and it scores the base's tokens")
+    prompts = list(dict.fromkeys(tuple(row["prompt_ids"]) for row in rows.test))[: settings.steer_prompts]
+    if len(prompts) < 2:
+        raise DataError(f"--steer: {len(prompts)} prompts to test on, and an interval needs two at least")
+    return prompts
 
 
 def collect(settings: Settings, sources: Sequence[str], objectives: Sequence[str], say: Say) -> Preferences:
@@ -213,8 +251,10 @@ def time_step(settings: Settings, renderer: Renderer, rows: Rows) -> float:
     return trainers.time_steps(trial, renderer.tokenizer, renderer.tokenizer.pad_token_id, middle) / 2
 
 
-def train(settings: Settings, renderer: Renderer, padding: int, rows: Rows) -> dict[str, float]:
-    """The model in --out, and what was measured of it on the pairs to test on."""
+def train(
+    settings: Settings, renderer: Renderer, padding: int, rows: Rows
+) -> tuple[Any, dict[str, float], dict[str, Any]]:
+    """(model, figures, more of the summary): the model is in --out, the figures are of the pairs to test on."""
     from trimtab.training import measure, trainers
 
     tokenizer, began = renderer.tokenizer, time.monotonic()
@@ -233,7 +273,36 @@ def train(settings: Settings, renderer: Renderer, padding: int, rows: Rows) -> d
     seconds = time.monotonic() - began
     measured = measure_model(settings, trainer.model.eval(), rows.test)
     trainers.save(trainer, settings, renderer)
-    return {**measured, "seconds of training": seconds}
+    more = {}
+    if trainer.lower is not None:
+        size = f"{trainer.lower.bytes / 2**20:.4g} MiB of {settings.keep * 1024:.4g}"
+        more["states of lower layers that were kept"] = f"{size}, of {trainer.lower.rows} sequences"
+    return trainer.model, {**measured, "seconds of training": seconds}, more
+
+
+def measure_steering(
+    settings: Settings, renderer: Renderer, padding: int, prompts: Sequence[Sequence[int]], guide: Any, say: Say
+) -> list[str]:
+    """Lines of the card."""
+    from trimtab.training import steer, trainers
+
+    say(f"drawing answers to {len(prompts)} prompts by each of {len(steer.list_laws(difference=False))} laws")
+    measured = steer.measure_steering(
+        trainers.load_base(settings).to(guide.device),
+        guide,
+        trainers.load_scorer(str(settings.steer), padding).to(guide.device),
+        prompts,
+        tokenizer=renderer.tokenizer,
+        ends=renderer.ends,
+        difference=not trainers.is_reference_free(settings),
+        seed=settings.seed,
+    )
+    say(conclusion := steer.conclude(measured))
+    about = (
+        f"One answer to each prompt by each law, of {steer.ANSWER_TOKENS} tokens at most, scored by "
+        f"`{settings.steer}`. An exponent is the guide's, at temperature 1; colder bases are the control."
+    )
+    return [conclusion, "", about, "", *steer.render_table(measured)]
 
 
 def measure_model(settings: Settings, model: Any, rows: Sequence[Row]) -> dict[str, float]:

@@ -44,6 +44,22 @@ class Rows:
         return [sum(len(row[key]) for key in keys) for row in self.all]
 
 
+def count_tokens(row: Row) -> int:
+    """Of the longest sequence in a row of any kind, to which a batch is padded."""
+    ends = [len(row[key]) for key in ("chosen_ids", "rejected_ids", "input_ids") if key in row]
+    return len(row.get("prompt_ids", ())) + max(ends)
+
+
+def order_rows(lengths: Sequence[int], *, step: int, seed: int, epoch: int) -> list[int]:
+    """Rows of an epoch at random, those of one step by length, so that the passes of a step pad little.
+
+    What a step sees does not depend on lengths, so neither does what is learnt."""
+    order = list(range(len(lengths)))
+    random.Random(f"{seed} {epoch}").shuffle(order)
+    steps = [order[begin : begin + step] for begin in range(0, len(order), step)]
+    return [i for rows in steps for i in sorted(rows, key=lambda i: -lengths[i])]
+
+
 def place_of(prompt: Sequence[Message]) -> float:
     """From 0 to 1, by a hash of the prompt alone, so that a split is the same in every run and for every kind."""
     text = json.dumps([dict(message) for message in prompt], sort_keys=True, ensure_ascii=False)

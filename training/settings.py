@@ -44,6 +44,8 @@ class Settings:
     rank: int = 8
     layers: int | None = None
     """Only the last so many are trained."""
+    keep: float = 2.0
+    """GiB of memory for the states of the layers below those, which are computed once; 0 computes them every time."""
     learning_rate: float | None = None
     epochs: float = 1.0
     batch: int = 2
@@ -62,6 +64,9 @@ class Settings:
     bare: bool = False
     skip_wrong: bool = False
     limit: int | None = None
+    steer: str | None = None
+    """Of a guide: the reward model that scores answers drawn with it, for the card."""
+    steer_prompts: int = 32
 
     @property
     def member(self) -> str:

@@ -17,23 +17,31 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import nn
+from torch.utils.data import Sampler
+from tqdm import tqdm
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     EarlyStoppingCallback,
     Trainer,
     TrainingArguments,
+    set_seed,
 )
+from transformers.trainer_callback import ProgressCallback
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
+from trimtab.training.lower import LowerStates, UnfitLayers, keep_lower_states
+from trimtab.training.progress import ProgressLines
 from trimtab.training.rendering import Renderer
+from trimtab.training.rows import count_tokens, order_rows
 from trimtab.training.settings import Settings
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -41,7 +49,41 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 Row = dict[str, Any]
 
 
-class PairTrainer(DPOTrainer):  # type: ignore[misc]
+class StepSampler(Sampler[int]):
+    """Rows in the order of `rows.order_rows`, another in each epoch, and the same where training goes on."""
+
+    def __init__(self, lengths: Sequence[int], step: int, seed: int) -> None:
+        self.lengths, self.step, self.seed = lengths, step, seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(order_rows(self.lengths, step=self.step, seed=self.seed, epoch=self.epoch))
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+
+class PlainTrainer(Trainer):  # type: ignore[misc]
+    """Hugging Face's, with `StepSampler`."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> StepSampler:
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        step = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return StepSampler([count_tokens(row) for row in rows], step, self.args.seed)
+
+
+class ScoreTrainer(PlainTrainer, RewardTrainer):  # type: ignore[misc]
+    """TRL's, by Bradley and Terry, on rows of `chosen_ids` and `rejected_ids`."""
+
+
+class AnswerTrainer(PlainTrainer, SFTTrainer):  # type: ignore[misc]
+    """TRL's, by likelihood, on rows of `input_ids` and `labels`."""
+
+
+class PairTrainer(PlainTrainer, DPOTrainer):  # type: ignore[misc]
     """DPO on rows of `prompt_ids`, `chosen_ids` and `rejected_ids`."""
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
@@ -94,6 +136,7 @@ def arguments(settings: Settings, kind: type[TrainingArguments], rows: int, **mo
 
 def load_model(settings: Settings, tokens: int, padding: int, *, labels: int | None = None) -> nn.Module:
     """What is trained: a language model, or with `labels` a head on one; frozen but for what is to learn."""
+    set_seed(settings.seed)  # of a new head, and of LoRA's
     name = settings.start or settings.base
     options: dict[str, Any] = {"dtype": torch.float32}
     if labels is None:
@@ -106,19 +149,44 @@ def load_model(settings: Settings, tokens: int, padding: int, *, labels: int | N
             f"{name} embeds {model.get_input_embeddings().num_embeddings} tokens, the base's tokenizer has {tokens}: "
             "--from needs a model with the base's tokenizer"
         )
-    if settings.full and settings.layers is not None:
-        freeze_below(model, settings.layers)
+    if settings.layers is not None:
+        decoder, lower = find_lower_layers(model, settings.layers)
+        embeddings = [module for module in decoder.modules() if isinstance(module, nn.Embedding)]
+        for module in [*embeddings, *lower] if settings.full else ():
+            module.requires_grad_(False)
     return model  # type: ignore[no-any-return]
 
 
-def freeze_below(model: Any, layers: int) -> None:
-    """All but the last layers, the norm behind them and the head."""
-    inner = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
-    for parameter in model.get_input_embeddings().parameters():
-        parameter.requires_grad = False
-    for layer in inner.layers[: len(inner.layers) - layers]:
-        for parameter in layer.parameters():
-            parameter.requires_grad = False
+def find_lower_layers(model: Any, layers: int) -> tuple[nn.Module, list[nn.Module]]:
+    """(decoder, its layers below the last so many); raises ValueError for a model that has not so many."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
+    count = model.config.get_text_config().num_hidden_layers
+    stack = next((m for m in decoder.modules() if isinstance(m, nn.ModuleList) and len(m) == count), None)
+    if stack is None or not 0 < layers <= count:
+        raise ValueError(f"--layers {layers}: the model has {count} layers, of which the last 1 to {count} can learn")
+    return decoder, list(stack[: count - layers])
+
+
+def keep_states(settings: Settings, model: Any) -> LowerStates | None:
+    """Of the layers that do not learn, where there are any and theirs can be kept; else says why not."""
+    if settings.layers is None or not settings.keep:
+        return None
+    decoder, lower = find_lower_layers(model, settings.layers)
+    try:
+        return (
+            keep_lower_states(
+                decoder,
+                lower,
+                limit=int(settings.keep * 2**30),
+                vocabulary=model.get_input_embeddings().num_embeddings,
+                adapted=settings.trains_adapter,
+            )
+            if lower
+            else None
+        )
+    except UnfitLayers as error:
+        tqdm.write(f"the layers below the last {settings.layers} are computed every time: {error}")
+        return None
 
 
 def adapter(settings: Settings, model: Any, *, task: str) -> Any:
@@ -155,6 +223,11 @@ def load_reference(settings: Settings) -> Any:
     """What DPO's log-ratios are against: the model that training began with."""
     model = AutoModelForCausalLM.from_pretrained(settings.start or settings.base, dtype=torch.float32)
     return model.eval()
+
+
+def load_base(settings: Settings) -> Any:
+    """What a guide is served beside."""
+    return AutoModelForCausalLM.from_pretrained(settings.base, dtype=torch.float32).eval()
 
 
 def load_scorer(folder: str, padding: int) -> Any:
@@ -197,7 +270,7 @@ def train_reward(
     model = load_model(settings, len(tokenizer), padding, labels=1)
     config = arguments(settings, RewardConfig, len(train), max_length=settings.max_length)
     lora = adapter(settings, model, task="SEQ_CLS")
-    return fit(RewardTrainer, settings, config, model, train, test, processing_class=tokenizer, peft_config=lora)
+    return fit(ScoreTrainer, settings, config, model, train, test, processing_class=tokenizer, peft_config=lora)
 
 
 def train_answers(
@@ -207,7 +280,7 @@ def train_answers(
     model = load_model(settings, len(tokenizer), padding)
     config = arguments(settings, SFTConfig, len(train), max_length=settings.max_length)
     lora = adapter(settings, model, task="CAUSAL_LM")
-    return fit(SFTTrainer, settings, config, model, train, test, processing_class=tokenizer, peft_config=lora)
+    return fit(AnswerTrainer, settings, config, model, train, test, processing_class=tokenizer, peft_config=lora)
 
 
 def train_value(settings: Settings, tokenizer: Any, padding: int, train: Sequence[Row], test: Sequence[Row]) -> Trainer:
@@ -220,7 +293,7 @@ def train_value(settings: Settings, tokenizer: Any, padding: int, train: Sequenc
     if (lora := adapter(settings, model, task="SEQ_CLS")) is not None:
         model = get_peft_model(model, lora)
     config = arguments(settings, TrainingArguments, len(train))
-    return fit(Trainer, settings, config, model, train, test, data_collator=DataCollatorWithPadding(tokenizer))
+    return fit(PlainTrainer, settings, config, model, train, test, data_collator=DataCollatorWithPadding(tokenizer))
 
 
 def fit(
@@ -233,36 +306,63 @@ def fit(
     **more: Any,
 ) -> Any:
     """The trainer, once it has trained; raises MemoryError, saying what to lower."""
-    trainer = kind(
-        model=model,
-        args=config,
-        train_dataset=Dataset.from_list(list(train)),
-        eval_dataset=Dataset.from_list(list(test)),
-        callbacks=[EarlyStoppingCallback(early_stopping_patience=settings.patience)] if settings.patience else [],
-        **more,
-    )
-    folder = settings.out / "checkpoints"
-    begun = settings.resume and folder.exists() and any(folder.glob("checkpoint-*"))
+    begun = find_checkpoints(settings)
     torch.use_deterministic_algorithms(not torch.cuda.is_available(), warn_only=True)
     setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010  a tenth of the time on a CPU
+    stopping = [EarlyStoppingCallback(early_stopping_patience=settings.patience)] if settings.patience else []
+    lower = keep_states(settings, model)
     try:
+        trainer = kind(
+            model=model,
+            args=config,
+            train_dataset=Dataset.from_list(list(train)),
+            eval_dataset=Dataset.from_list(sorted(test, key=count_tokens)),
+            callbacks=stopping,
+            **more,
+        )
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(ProgressLines())
         trainer.train(resume_from_checkpoint=begun)
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise MemoryError(
             f"out of memory with --batch {settings.batch} and --max-length {settings.max_length}: lower either (raise "
             "--accumulate by as much as --batch falls), train fewer --layers, or a smaller model with --from"
+            + (f", and lower --keep, which is {settings.keep:g} GiB" if lower else "")
         ) from error
+    finally:
+        if lower is not None:
+            lower.release()
+    trainer.lower = lower
     return trainer
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """On a CPU, torch's allocator raises a RuntimeError."""
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return known or "DefaultCPUAllocator: can't allocate memory" in str(error)
+
+
+def find_checkpoints(settings: Settings) -> bool:
+    """Whether there are any to go on from; without --resume those of an earlier run are deleted, for the trainer would
+    take them for its newest."""
+    folder = settings.out / "checkpoints"
+    if not settings.resume:
+        shutil.rmtree(folder, ignore_errors=True)
+    there = folder.exists() and any(folder.glob("checkpoint-*"))
+    if settings.resume and not there:
+        tqdm.write(f"--resume: {folder} has no checkpoint, so training starts from the beginning")
+    return there
 
 
 def time_steps(settings: Settings, tokenizer: Any, padding: int, rows: Sequence[Row]) -> float:
     """Seconds that training takes on these rows, its start not counted."""
-    import shutil
     import time
 
-    trial, run = replace(settings, kind="guide", loss="genarm"), train_pairs
-    if settings.kind == "directional":
-        trial, run = settings, train_answers
+    trial, run = replace(settings, keep=0.0, resume=False), train_answers
+    if settings.kind != "directional":
+        trial, run = replace(trial, kind="guide", loss="genarm"), train_pairs
     try:
         run(trial, tokenizer, padding, rows[:1], rows[:1])
         began = time.monotonic()
@@ -274,8 +374,6 @@ def time_steps(settings: Settings, tokenizer: Any, padding: int, rows: Sequence[
 
 def save(trainer: Any, settings: Settings, renderer: Renderer) -> None:
     """A Hugging Face or PEFT folder, with the base's tokenizer, and nothing of the training's own."""
-    import shutil
-
     trainer.model.save_pretrained(settings.out)
     renderer.tokenizer.save_pretrained(settings.out)
     shutil.rmtree(settings.out / "checkpoints", ignore_errors=True)

@@ -232,12 +232,11 @@ def test_a_model_learns_to_answer_as_a_direction_says(tmp_path: Path) -> None:
 
     options: dict[str, Any] = {"batch": 4, "accumulate": 1, "max_length": 64, "patience": 0, "learning_rate": 1e-3}
     wished = Settings(kind="directional", base=base, data=(), out=tmp_path / "again", full=True, **options)
-    answers = directions.make_answer_rows(made)
+    heldout = sorted(made.heldout[:8], key=lambda row: len(row["prompt_ids"] + row["chosen_ids"]))
+    answers = directions.make_answer_rows(Rows(train=made.train[:8], heldout=heldout))
     tokenizer = AutoTokenizer.from_pretrained(base)
-    trainer = trainers.train_answers(wished, tokenizer, tokenizer.pad_token_id, answers.train[:8], answers.heldout[:8])
-    sums = [
-        measure.answer_logprob(trainer.model.eval(), row["prompt_ids"], row["chosen_ids"]) for row in made.heldout[:8]
-    ]
-    lengths = [len(row["chosen_ids"]) for row in made.heldout[:8]]
+    trainer = trainers.train_answers(wished, tokenizer, tokenizer.pad_token_id, answers.train, answers.heldout)
+    sums = [measure.answer_logprob(trainer.model.eval(), row["prompt_ids"], row["chosen_ids"]) for row in heldout]
+    lengths = [len(row["chosen_ids"]) for row in heldout]
     means = [-math.fsum(sums[i : i + 4]) / sum(lengths[i : i + 4]) for i in (0, 4)]
     assert trainer.evaluate()["eval_loss"] == pytest.approx(math.fsum(means) / 2, abs=1e-4)

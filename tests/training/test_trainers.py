@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-from tests.engine import family
-from tests.training.test_rendering import CHATML
+from transformers import AutoModelForCausalLM
 
 pytest.importorskip("trl")
 from trimtab.training import card, cli, measure, trainers
@@ -26,26 +22,6 @@ from trimtab.training.settings import Settings
 
 pytestmark = pytest.mark.slow
 SMALL: dict[str, Any] = {"batch": 4, "accumulate": 1, "max_length": 64, "patience": 0}
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base, and pairs of which letters of the alphabet's beginning are the better ones."""
-    folder = tmp_path_factory.mktemp("training")
-    base = family.base(folder / "base")
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    tokenizer.chat_template = CHATML
-    tokenizer.save_pretrained(base)
-    rng = random.Random(0)
-    rows = [
-        {"prompt": f"q{i}", **{side: "".join(rng.choices(letters, k=rng.randint(2, 8))) for side, letters in SIDES}}
-        for i in range(40)
-    ]
-    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return folder
-
-
-SIDES = (("chosen", "abc"), ("rejected", "xyz"))
 
 
 def prepare(home: Path) -> tuple[Renderer, int, Rows]:
@@ -69,7 +45,7 @@ def plain_loss(margins: Sequence[float]) -> float:
 def test_the_loss_of_a_guide_is_its_formula(home: Path, tmp_path: Path, kind: str, loss: str) -> None:
     """The trainer's loss on held-out pairs against sums of log-probs of one sequence after the other."""
     renderer, padding, rows = prepare(home)
-    wished = settings(home, tmp_path, kind, loss=loss, full=True, learning_rate=1e-3)
+    wished = settings(home, tmp_path, kind, loss=loss, full=True, learning_rate=1e-3, epochs=2)
     trainer = trainers.train_pairs(wished, renderer.tokenizer, padding, rows.train, rows.heldout)
     reference = None
     if loss == "dpo":
