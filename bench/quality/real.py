@@ -311,23 +311,25 @@ def draw(figures: Mapping[str, Any], path: Path) -> None:
         has_exponents = family in ("temperature", *GUIDES)
         axis = by_exponent if has_exponents else by_n
         color = None
-        for reward, style in ((PREFERRED, "-"), (JUDGE, "--")):
+        for reward, style, fill in ((PREFERRED, "o-", None), (JUDGE, "o--", "none")):
             known = [(row["strength"], row["rise"][reward]) for row in rows if row["rise"][reward]["mean"] is not None]
             lines = axis.errorbar(
                 [strength for strength, _ in known],
                 [of["mean"] for _, of in known],
                 [of["half_ci95"] or 0.0 for _, of in known],
-                fmt=f"o{style}",
+                fmt=style,
+                markerfacecolor=fill,
                 capsize=3,
                 color=color,
-                label=f"{family}, {reward}",
+                label=family if reward == PREFERRED else None,
             )
             color = lines[0].get_color()
         if has_exponents:
             words = [base["words"], *(row["words"] for row in rows)]
             lengths.plot([0.0, *strengths], words, marker="o", color=color, label=family)
-    by_exponent.set(title="solid: goes by; dashed: never seen", xlabel="exponent; of a temperature, 1 / T - 1")
-    by_n.set(title="searches", xlabel="n, steps or weight", xscale="log")
+    by_exponent.set(title=f"guides; filled {PREFERRED}, hollow {JUDGE}", xlabel="exponent; of a temperature, 1 / T - 1")
+    by_n.set(title=f"searches; filled {PREFERRED}, hollow {JUDGE}", xlabel="n, steps or weight")
+    by_n.set_xscale("log", base=2)
     lengths.set(title="length", xlabel="exponent", ylabel="words")
     for axis in (by_exponent, by_n):
         axis.set_ylabel("rise over the base, in its spreads")
