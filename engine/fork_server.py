@@ -48,6 +48,7 @@ class EngineProcess(ForkServerProcess):
     def run(self) -> None:
         os.environ.clear()
         os.environ.update(self._environment)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the fork server ignores it
         threading.Thread(target=exit_with_parent, daemon=True).start()
         super().run()
 
@@ -115,7 +116,9 @@ def running_fork_server() -> Iterator[None]:
         return
     prepare_environment()
     forkserver.set_forkserver_preload(PRELOAD)
-    with ignore_signals(signal.SIGINT, signal.SIGHUP):  # a terminal sends them to all, and this process decides
+    # A terminal, or who stops a service, sends them to all, and this process decides: it takes what the fork server has
+    # forked for dead once that is gone.
+    with ignore_signals(signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         forkserver.ensure_running()
     try:
         yield

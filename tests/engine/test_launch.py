@@ -110,6 +110,35 @@ def test_a_forked_look_at_a_class() -> None:
         run_forked(lambda: os._exit(1))
 
 
+SIGNALLED = """
+import os, signal, sys, time
+from multiprocessing import forkserver
+from trimtab.engine.fork_server import EngineProcess, running_fork_server
+if __name__ == "__main__":
+    with running_fork_server():
+        process = EngineProcess(target=time.sleep, args=(600,))
+        process.start()
+        os.kill(forkserver._forkserver._forkserver_pid, signal.SIGTERM)
+        time.sleep(0.5)
+        print(process.is_alive(), flush=True)
+        process.terminate()
+        process.join(10)
+        print(process.exitcode, flush=True)
+"""
+
+
+def test_a_signal_to_all_leaves_the_fork_server(tmp_path: Any) -> None:
+    """As `timeout` sends it, and systemd: an engine was then taken for dead, left alone, and waited for without end."""
+    script = tmp_path / "signalled.py"
+    script.write_text(SIGNALLED)
+    root = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+    command = [sys.executable, str(script)]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": root}, capture_output=True, text=True, timeout=300, check=True
+    )
+    assert done.stdout.split() == ["True", str(-signal.SIGTERM)]
+
+
 PARENT = """
 import os, time
 from multiprocessing import forkserver
