@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from vllm.config import ModelConfig
+from vllm.config import ModelConfig, PoolerConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.engine.protocol import EngineClient
 from vllm.inputs.engine import tokens_input
@@ -171,6 +171,8 @@ def pooling_spec(name: str, model: str, base: str | None = None, **options: Any)
     if config.architecture in TOKEN_SCORERS:
         labels = TOKEN_SCORERS[config.architecture]
         options["hf_overrides"] = {"num_labels": labels, **(options.get("hf_overrides") or {})}
+    if config.pooler_config.tok_pooling_type == "STEP" and not options.get("pooler_config"):
+        options["pooler_config"] = PoolerConfig(tok_pooling_type="ALL")  # the reward itself looks for the steps
     try:
         tokenizer = read_tokenizer(config.tokenizer, config.tokenizer_revision, config.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:

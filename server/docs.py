@@ -28,8 +28,8 @@ from trimtab.server.config import SECTIONS, SINGLE_SECTIONS, ConeConfig, Config,
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 INTRODUCTION = """\
 A reward scores whole answers, or beginnings of them; higher is better. The configuration names them under `rewards:`,
-each with its `kind` and that kind's keys. What a request's answers are scored by is its `weights`, over objectives with
-a `reward`, or its `reward`:
+each with its `kind` and that kind's keys; which published models load as which: [own_models.md](own_models.md). What
+a request's answers are scored by is its `weights`, over objectives with a `reward`, or its `reward`:
 
 | `alignment.reward` | is |
 |---|---|

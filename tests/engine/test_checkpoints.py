@@ -100,23 +100,24 @@ async def test_a_checkpoint_in_parts_of_another_length(tmp_path: Path) -> None:
 
 
 @pytest.mark.engine
-async def test_a_reward_model_that_scores_tokens_alone(tmp_path: Path) -> None:
-    """Qwen's Qwen2.5-Math-RM: two layers for a head, which `transformers` does not have."""
+@pytest.mark.parametrize(("architecture", "labels"), [("Qwen2ForRewardModel", 1), ("Qwen2ForProcessRewardModel", 2)])
+async def test_a_reward_model_that_scores_tokens_alone(tmp_path: Path, architecture: str, labels: int) -> None:
+    """Qwen2.5-Math-RM and -PRM: two layers for a head, which `transformers` does not have."""
     path = family.checkpoint(tmp_path, Qwen2Config(**family.sizes(64, 2, 2)), seed=9)
     body = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64)
     torch.manual_seed(10)
-    head = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 1)).double()
+    head = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, labels)).double()
     weights = load_file(path / "model.safetensors")
     weights |= {f"score.{name}": weight.float() for name, weight in head.state_dict().items()}
     save_file(weights, path / "model.safetensors")
     config = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps({**config, "architectures": ["Qwen2ForRewardModel"]}))
+    (path / "config.json").write_text(json.dumps({**config, "architectures": [architecture]}))
     batches = [BODY, [7], [*BODY, 3]]
     with torch.no_grad():
         theirs = [head(body.model(torch.tensor([tokens])).last_hidden_state)[0] for tokens in batches]
     assert torch.stack([scores[-1] for scores in theirs]).std() > 0.01, "scores too alike to tell apart"
     async with running_pooler("reward", str(path), **OPTIONS) as pooler:
-        assert len(pooler.labels) == 1
+        assert len(pooler.labels) == labels
         for ours, scores in zip(await pooler.score_tokens(batches), theirs, strict=True):
             torch.testing.assert_close(torch.tensor(ours).double(), scores, atol=1e-4, rtol=1e-4)
         for whole, scores in zip(await pooler.score(batches), theirs, strict=True):
