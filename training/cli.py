@@ -123,6 +123,11 @@ def main(argv: Sequence[str], say: Say = print) -> int:
     try:
         if args.into is not None:  # what cannot be added is said before the hours of training
             card.add_to_configuration(args.into, card.snippet(settings, folder=args.into.parent))
+        if settings.has_checkpoints and not (settings.resume or args.dry_run):
+            raise DataError(
+                f"{settings.checkpoints} is of a training that did not end: --resume goes on from it; to begin anew, "
+                "delete it"
+            )
         renderer = Renderer.of(settings.base, template=settings.template, bare=settings.bare)
         rows, summary = prepare(settings, renderer, say)
         say(card.render_summary(summary))

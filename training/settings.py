@@ -79,6 +79,15 @@ class Settings:
         return "answers" if self.kind == "directional" else "pairs"
 
     @property
+    def checkpoints(self) -> Path:
+        """A folder that is there while training is, and where it was interrupted."""
+        return self.out / "checkpoints"
+
+    @property
+    def has_checkpoints(self) -> bool:
+        return any(self.checkpoints.glob("checkpoint-*"))
+
+    @property
     def trains_adapter(self) -> bool:
         return not self.full
 

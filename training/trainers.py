@@ -19,6 +19,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
@@ -104,7 +105,7 @@ def arguments(settings: Settings, kind: type[TrainingArguments], rows: int, **mo
     steps = max(1, math.ceil(rows / (settings.batch * settings.accumulate)) * max(1, math.ceil(settings.epochs)))
     every = math.ceil(steps / 5)
     return kind(
-        output_dir=str(settings.out / "checkpoints"),
+        output_dir=str(settings.checkpoints),
         learning_rate=settings.rate,
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=settings.batch,
@@ -293,7 +294,10 @@ def train_value(settings: Settings, tokenizer: Any, padding: int, train: Sequenc
     if (lora := adapter(settings, model, task="SEQ_CLS")) is not None:
         model = get_peft_model(model, lora)
     config = arguments(settings, TrainingArguments, len(train))
-    return fit(PlainTrainer, settings, config, model, train, test, data_collator=DataCollatorWithPadding(tokenizer))
+    padding_right = copy(tokenizer)  # as TRL's collators do, whatever the tokenizer pads for an engine
+    padding_right.padding_side = "right"
+    collator = DataCollatorWithPadding(padding_right)
+    return fit(PlainTrainer, settings, config, model, train, test, data_collator=collator)
 
 
 def fit(
@@ -306,7 +310,9 @@ def fit(
     **more: Any,
 ) -> Any:
     """The trainer, once it has trained; raises MemoryError, saying what to lower."""
-    begun = find_checkpoints(settings)
+    begun = settings.resume and settings.has_checkpoints
+    if settings.resume and not begun:
+        tqdm.write(f"--resume: {settings.checkpoints} is empty or missing, so training starts from the beginning")
     torch.use_deterministic_algorithms(not torch.cuda.is_available(), warn_only=True)
     setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010  a tenth of the time on a CPU
     stopping = [EarlyStoppingCallback(early_stopping_patience=settings.patience)] if settings.patience else []
@@ -344,18 +350,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     return known or "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
-def find_checkpoints(settings: Settings) -> bool:
-    """Whether there are any to go on from; without --resume those of an earlier run are deleted, for the trainer would
-    take them for its newest."""
-    folder = settings.out / "checkpoints"
-    if not settings.resume:
-        shutil.rmtree(folder, ignore_errors=True)
-    there = folder.exists() and any(folder.glob("checkpoint-*"))
-    if settings.resume and not there:
-        tqdm.write(f"--resume: {folder} has no checkpoint, so training starts from the beginning")
-    return there
-
-
 def time_steps(settings: Settings, tokenizer: Any, padding: int, rows: Sequence[Row]) -> float:
     """Seconds that training takes on these rows, its start not counted."""
     import time
@@ -376,4 +370,4 @@ def save(trainer: Any, settings: Settings, renderer: Renderer) -> None:
     """A Hugging Face or PEFT folder, with the base's tokenizer, and nothing of the training's own."""
     trainer.model.save_pretrained(settings.out)
     renderer.tokenizer.save_pretrained(settings.out)
-    shutil.rmtree(settings.out / "checkpoints", ignore_errors=True)
+    shutil.rmtree(settings.checkpoints, ignore_errors=True)

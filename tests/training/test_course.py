@@ -18,7 +18,7 @@ from tests.training.test_trainers import prepare, settings
 from trimtab.training import cli, trainers
 from trimtab.training.data import DataError
 from trimtab.training.progress import describe_step
-from trimtab.training.rows import count_tokens, make_whole_rows, order_rows
+from trimtab.training.rows import Rows, count_tokens, make_value_rows, make_whole_rows, order_rows
 
 slow = pytest.mark.slow
 
@@ -100,20 +100,43 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(
 def test_training_ends_early_with_the_best_checkpoint_and_says_where_it_is(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Held out are pairs with the opposite preference; checkpoints of an earlier run do not count."""
-    old = tmp_path / "checkpoints" / "checkpoint-999"
-    old.mkdir(parents=True)
+    """Held out are pairs with the opposite preference."""
     more = {"full": True, "learning_rate": 1e-3, "epochs": 4, "accumulate": 1, "patience": 2}
     trainer = train(home, tmp_path, "reward", swap=True, **more)
     losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
     assert trainer.state.global_step < trainer.state.max_steps
     assert losses[-1] > min(losses)
     assert trainer.evaluate()["eval_loss"] == pytest.approx(min(losses), rel=1e-5)
-    assert not old.exists()
     lines = [line for line in capsys.readouterr().out.splitlines() if "held-out loss" in line]
     assert len(lines) == len(losses)
     assert f" of {trainer.state.max_steps}: loss " in lines[0]
     assert all("accuracy" in line and line.endswith(" left") and "{" not in line for line in lines)
+
+
+def test_an_interrupted_training_is_not_begun_anew_by_accident(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its checkpoints would be taken for newer ones than those of the second run."""
+    (tmp_path / "checkpoints" / "checkpoint-99").mkdir(parents=True)
+    line = ["guide", "--base", str(home / "base"), "--data", str(home / "pairs.jsonl"), "--out", str(tmp_path)]
+    assert cli.main(line, say=lambda text: None) == 1
+    assert "--resume goes on from it; to begin anew, delete it" in capsys.readouterr().err
+    assert (tmp_path / "checkpoints" / "checkpoint-99").exists()
+
+
+@slow
+def test_a_value_heads_rows_are_padded_on_the_right(home: Path, tmp_path: Path) -> None:
+    """Though the tokenizer pads on the left, as many do for engines, and is saved as it was."""
+    renderer, padding, rows = prepare(home)
+    renderer.tokenizer.padding_side = "left"
+    few = Rows(train=rows.train[:8], heldout=rows.heldout[:4])
+    begun = make_value_rows(few, lambda ids: float(len(ids) % 5), seed=0, beginnings=1)
+    wished = settings(home, tmp_path, "value", layers=1, keep=1.0)
+    trainer = trainers.train_value(wished, renderer.tokenizer, padding, begun.train, begun.heldout)
+    assert trainer.lower.rows == len({tuple(row["input_ids"]) for row in begun.all})
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert batch["attention_mask"][:, 0].all()
+    assert renderer.tokenizer.padding_side == "left"
 
 
 @slow
