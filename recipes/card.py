@@ -16,13 +16,25 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from trimtab.recipes import base, corpus, gold, guides, rewards
+from trimtab.recipes import base, corpus, gold, preferences, rewards
 from trimtab.recipes.base import DEMO, keep_memory, load_tokenizer, perplexity
-from trimtab.recipes.records import adapter, control, obedience, reward_models, table, twin, value_head
+from trimtab.recipes.records import (
+    adapter,
+    control,
+    obedience,
+    read_guides,
+    read_training,
+    reward_models,
+    table,
+    trainings,
+    value_head,
+)
 from trimtab.recipes.sample import MAX_NEW, Sampled, sample
 
 SEED = 3
@@ -86,58 +98,65 @@ def hardware() -> str:
     return f"{os.cpu_count()} cores of {names[0] if names else 'an unnamed processor'}"
 
 
-def family(records: dict[str, dict[str, object]]) -> str:
+def family(tokenizer: PreTrainedTokenizerFast) -> str:
     rows = []
-    for path, record in records.items():
+    for path in ["base", *(f"guides/{o}" for o in preferences.OBJECTIVES)]:
+        model = load(DEMO / path)
         size = (DEMO / path / "model.safetensors").stat().st_size
-        shape = json.loads((DEMO / path / "config.json").read_text())
+        shape = model.config
         rows.append(
             (
                 f"`demo/{path}`",
-                f"{record['parameters']:,}",
+                f"{model.num_parameters():,}",
                 f"{size / 1e6:.2f} MB",
-                shape["num_hidden_layers"],
-                shape["hidden_size"],
-                f"{shape['num_attention_heads']} / {shape['num_key_value_heads']} × {shape['head_dim']}",
-                f"{record['perplexity']:.3f}",
+                shape.num_hidden_layers,
+                shape.hidden_size,
+                f"{shape.num_attention_heads} / {shape.num_key_value_heads} × {shape.head_dim}",
+                f"{perplexity(model, tokenizer):.3f}",
             )
         )
     total = sum(f.stat().st_size for f in DEMO.rglob("*.safetensors"))
     header = ("member", "parameters", "weights", "layers", "hidden", "heads / kv × size", "perplexity")
-    return table(header, rows) + f"\nAll weights together: {total / 1e6:.2f} MB, bf16.\n"
+    return table(header, rows) + f"\nAll weights together: {total / 1e6:.2f} MB.\n"
 
 
-def training_table(records: dict[str, dict[str, object]]) -> str:
-    first = records["base"]
-    rows = [("base", first["steps"], f"{first['tokens']:,}", f"{first['final_loss']:.3f}", f"{first['seconds']:.0f} s")]
-    guide = records["guides/helpfulness"]
-    start = guide["start"]
-    assert isinstance(start, dict)
-    rows.append(
+def training_table(record: dict[str, Any]) -> str:
+    shared = read_guides()
+    rows: list[Sequence[object]] = [
+        (what, f"{of['tokens']:,} tokens", f"loss {of['final_loss']:.3f}", f"{of['seconds']:.0f} s")
+        for what, of in (("base", record), ("guides' shared start", shared["start"]))
+    ]
+    rows += trainings([*preferences.OBJECTIVES, "aligned"])
+    return table(("what", "data", "in the end", "wall time"), rows) + (
+        f"\nDrawing the pairs took {shared['drawing_seconds']:.0f} s. Wall times are of the run that made these "
+        f"weights, other work on the machine included; this page was measured on {hardware()}."
+        f"{shared.get('note', '')}\n"
+    )
+
+
+def twin(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: Sequence[corpus.Prompt],
+    plain: Sequence[Sampled],
+) -> str:
+    """The aligned twin and the base that it is an adapter of, on the same held-out prompts."""
+    folder = DEMO / "guides" / "aligned"
+    adapted = PeftModel.from_pretrained(load(DEMO / "base"), str(folder)).merge_and_unload()
+    answers = draw([(model, 0.0), (adapted, 1.0)], tokenizer, prompts)
+    rows = [
         (
-            "guides' shared start",
-            start["steps"],
-            f"{start['tokens']:,}",
-            f"{start['final_loss']:.3f}",
-            f"{start['seconds']:.0f} s",
+            name,
+            *(mean_ci(scores(objective, prompts, drawn)) for objective in gold.GOLD),
+            f"{statistics.fmean(gold.fluency(a.text) for a in drawn):.2f}",
+            f"{max(0.0, statistics.fmean(a.kl for a in drawn)):.2f}",
+            f"{statistics.fmean(len(gold.words(a.text)) for a in drawn):.1f}",
         )
-    )
-    for name in guides.OBJECTIVES:
-        arm = records[f"guides/{name}"]["arm"]
-        assert isinstance(arm, dict)
-        rows.append(
-            (
-                f"{name} (equation 1)",
-                arm["steps"],
-                f"{arm['pairs']:,} pairs × {guides.EPOCHS}",
-                f"{arm['final_loss']:.3f}; held-out pairs ordered right {arm['accuracy']:.3f}",
-                f"{arm['seconds']:.0f} s",
-            )
-        )
-    return table(("what", "steps", "data", "final loss", "wall time"), rows) + (
-        f"\nDrawing the pairs took {guide['drawing_seconds']:.0f} s. Wall times are of the run that made these "
-        f"weights, other work on the machine included; this page was measured on {hardware()}.\n"
-    )
+        for name, drawn in (("`demo/base`", plain), ("`demo/guides/aligned`", answers))
+    ]
+    size = (folder / "adapter_model.safetensors").stat().st_size
+    header = ("model", *gold.GOLD, "fluency", "KL to base, nats an answer", "words")
+    return table(header, rows) + f"\nThe adapter has {size / 1e6:.2f} MB.\n"
 
 
 def data(seen: Sequence[corpus.Dialogue]) -> str:
@@ -216,7 +235,7 @@ def guided_tables(
     plain: Sequence[Sampled],
 ) -> str:
     out = ""
-    for name in guides.OBJECTIVES:
+    for name in preferences.OBJECTIVES:
         guide = load(DEMO / "guides" / name)
         base_scores = scores(name, prompts, plain)
         spread = statistics.stdev(base_scores)
@@ -270,10 +289,9 @@ def sample_answers(prompts: Sequence[corpus.Prompt], answers: Sequence[Sampled])
 def main() -> None:
     start = time.monotonic()
     tokenizer = load_tokenizer()
-    paths = ["base", *(f"guides/{o}" for o in guides.OBJECTIVES)]
-    records = {p: json.loads((DEMO / p / "recipe.json").read_text()) for p in paths}
+    record = json.loads((DEMO / "base" / "recipe.json").read_text())
     model = load(DEMO / "base")
-    seen = trained_on(tokenizer, records["base"]["tokens"])
+    seen = trained_on(tokenizer, record["tokens"])
     seen_answers = {m["content"] for c in seen for m in c.messages if m["role"] == "assistant"}
     prompts = corpus.heldout_prompts(PROMPTS, SEED)
     repeated = [p for p in prompts for _ in range(DRAWS)]
@@ -284,29 +302,32 @@ def main() -> None:
         .with_name("card.md")
         .read_text()
         .format(
-            family=family(records),
+            family=family(tokenizer),
             data=data(seen),
-            training=training_table(records),
+            training=training_table(record),
             behaviour=behaviour(repeated, answers, seen_answers),
             fresh=f"{fresh:.3f}",
             draws=DRAWS,
             prompts=PROMPTS,
             noise=gold.NOISE,
-            drawn=guides.DRAWN,
-            asked=guides.PROMPTS,
+            drawn=preferences.DRAWN,
+            asked=preferences.PROMPTS,
             directions=directions(model, tokenizer),
             guided=guided_tables(model, tokenizer, prompts, answers[::DRAWS]),
-            control=control(records),
+            control=control(),
             rewards=reward_models(),
             reward_prompts=rewards.PROMPTS,
-            twin=twin(),
+            twin=twin(model, tokenizer, prompts, answers[::DRAWS]),
             value=value_head(),
             obedience=obedience(),
             adapter=adapter(),
             shown=sample_answers(prompts, answers[::DRAWS]),
-            beta=guides.BETA,
-            settings=", ".join(f"{o} {weight:g}" for o, (weight, _) in guides.SETTINGS.items()),
-            seeds=f"{base.SEED}, {guides.SEED}, {SEED}; of the reward models "
+            settings="; ".join(
+                f"{name} β = {s['beta']:g}, λ = {s['likelihood']:g}, rate {s['learning_rate']:g}"
+                for name in (*preferences.OBJECTIVES, "aligned")
+                for s in [read_training(name)["settings"]]
+            ),
+            seeds=f"{base.SEED}, {preferences.SEED}, {preferences.TWIN_SEED}, {SEED}; of the reward models "
             + ", ".join(str(seed) for seed in rewards.MEMBERS.values()),
         )
     )

@@ -48,7 +48,7 @@ from trimtab.recipes.base import (
     save,
 )
 from trimtab.recipes.gold import GOLD, fluency
-from trimtab.recipes.guides import OBJECTIVES as GUIDES
+from trimtab.recipes.preferences import OBJECTIVES as GUIDES
 from trimtab.recipes.rewards import OBJECTIVES, judge, read
 from trimtab.recipes.sample import Sampled, sample
 

@@ -25,7 +25,7 @@ from transformers import LlamaForCausalLM, LlamaForSequenceClassification, PreTr
 from trimtab.recipes import corpus
 from trimtab.recipes.base import DEMO, keep_memory, load_tokenizer
 from trimtab.recipes.gold import GOLD, NOISE
-from trimtab.recipes.guides import draw_answers
+from trimtab.recipes.preferences import draw_answers
 from trimtab.recipes.rewards import OBJECTIVES, judge, read
 
 SEED = 40

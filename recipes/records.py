@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from trimtab.recipes import directional, gold, orchestrator, rewards, value
 from trimtab.recipes.base import DEMO
@@ -34,21 +35,30 @@ def reward_models() -> str:
     return table(header, rows) + f"\n{max(pairs):,} pairs. Training both took {seconds:.0f} s.\n"
 
 
-def twin() -> str:
-    """The aligned twin and the base it is an adapter of, on the same held-out prompts."""
-    record = json.loads((DEMO / "guides" / "aligned" / "recipe.json").read_text())
-    size = (DEMO / "guides" / "aligned" / "adapter_model.safetensors").stat().st_size
-    rows = [
-        (name, *(f"{record[key][of]:.2f}" for of in (*gold.GOLD, "fluency", "kl", "words")))
-        for name, key in (("`demo/base`", "base"), ("`demo/guides/aligned`", "heldout"))
+def read_guides() -> dict[str, Any]:
+    """What `recipes.preferences` wrote down for all guides."""
+    record: dict[str, Any] = json.loads((DEMO / "guides" / "recipe.json").read_text())
+    return record
+
+
+def read_training(name: str) -> dict[str, Any]:
+    """What `trimtab train` wrote beside a guide or the twin."""
+    record: dict[str, Any] = json.loads((DEMO / "guides" / name / "training.json").read_text())
+    return record
+
+
+def trainings(names: Sequence[str]) -> list[Sequence[object]]:
+    """(what, data, how it ended, wall time) of each."""
+    return [
+        (
+            name,
+            f"{record['data']['pairs']:,} pairs",
+            f"held-out pairs ordered right {record['measured']['accuracy']:.3f}",
+            f"{record['measured']['seconds of training']:.0f} s",
+        )
+        for name in names
+        for record in [read_training(name)]
     ]
-    training = record["training"]
-    return (
-        table(("model", *gold.GOLD, "fluency", "KL to base, nats an answer", "words"), rows)
-        + f"\n{record['parameters']:,} parameters, {size / 1e6:.2f} MB; {training['pairs']:,} pairs, "
-        f"{training['steps']} steps, {training['seconds']:.0f} s; "
-        f"held-out pairs ordered right {training['accuracy']:.3f}.\n"
-    )
 
 
 def value_head() -> str:
@@ -67,9 +77,8 @@ def value_head() -> str:
     )
 
 
-def control(records: dict[str, dict[str, object]]) -> str:
-    rows = records["guides/helpfulness"]["control"]
-    assert isinstance(rows, list)
+def control() -> str:
+    rows = read_guides()["control"]
     return table(
         ("α", *gold.GOLD, "fluency"),
         [(f"{r['alpha']:g}", *(f"{r[o]:.2f}" for o in (*gold.GOLD, "fluency"))) for r in rows],

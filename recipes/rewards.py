@@ -40,7 +40,7 @@ from trimtab.recipes.base import (
     train_lm,
 )
 from trimtab.recipes.gold import GOLD, prefer
-from trimtab.recipes.guides import draw_answers
+from trimtab.recipes.preferences import draw_answers
 from trimtab.recipes.sample import sample
 
 MEMBERS = {"a": 11, "b": 12}  # member: its seed, of initialisation, corpus, labels and order
@@ -48,7 +48,7 @@ SEED = 10  # of the answers, the same for both
 OBJECTIVES = tuple(GOLD)
 HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, FFN = 128, 4, 4, 2, 32, 344  # under a million parameters
 TOKENS, TOKENS_A_STEP, START_RATE = 500_000, 4096, 6e-3  # the language model that a member starts from
-PROMPTS = 1000  # training prompts, `recipes.guides.DRAWN` answers each
+PROMPTS = 1000  # training prompts, `recipes.preferences.DRAWN` answers each
 EPOCHS, PROMPTS_A_STEP, LEARNING_RATE = 2, 8, 1e-3
 HELDOUT_PROMPTS, HELDOUT_DRAWN = 180, 4
 

@@ -31,7 +31,7 @@ from trimtab.recipes.base import (
     load_tokenizer,
     rate,
 )
-from trimtab.recipes.guides import draw_answers
+from trimtab.recipes.preferences import draw_answers
 from trimtab.recipes.rewards import OBJECTIVES, Drawn, heldout_answers, judge, read
 
 TEACHER = "a"

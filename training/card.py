@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,13 @@ def write_card(
         "",
     ]
     return "\n".join(lines)
+
+
+def write_record(settings: Settings, summary: Mapping[str, Any], measured: Mapping[str, float]) -> str:
+    """What the card says, for programs."""
+    chosen = {"learning_rate": settings.rate} | ({"beta": settings.scale} if settings.kind in ("guide", "twin") else {})
+    record = {"settings": asdict(settings) | chosen, "data": summary, "measured": measured}
+    return json.dumps(record, indent=2, default=str, ensure_ascii=False) + "\n"
 
 
 def add_to_configuration(path: Path, added: Mapping[str, Any]) -> str:

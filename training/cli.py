@@ -148,6 +148,7 @@ def main(argv: Sequence[str], say: Say = print) -> int:
         summary |= more
         write = partial(card.write_card, settings, summary, measured)
         (settings.out / "README.md").write_text(write())
+        (settings.out / "training.json").write_text(card.write_record(settings, summary, measured))
         if prompts:
             steering = measure_steering(settings, renderer, padding, prompts, model, say)
             (settings.out / "README.md").write_text(write(steering))

@@ -29,6 +29,7 @@ from torch import nn
 from torch.utils.data import Sampler
 from tqdm import tqdm
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     EarlyStoppingCallback,
@@ -367,7 +368,13 @@ def time_steps(settings: Settings, tokenizer: Any, padding: int, rows: Sequence[
 
 
 def save(trainer: Any, settings: Settings, renderer: Renderer) -> None:
-    """A Hugging Face or PEFT folder, with the base's tokenizer, and nothing of the training's own."""
+    """A Hugging Face or PEFT folder, with the base's tokenizer, and nothing of the training's own; a whole model in the
+    precision of the one that training began with."""
+    if settings.full:
+        trainer.model.to(AutoConfig.from_pretrained(settings.start or settings.base).dtype or torch.float32)
     trainer.model.save_pretrained(settings.out)
+    trainer.model.to(torch.float32)  # for what is measured still
+    for key in ("is_local", "local_files_only"):  # how it was loaded is none of the tokenizer's
+        renderer.tokenizer.init_kwargs.pop(key, None)
     renderer.tokenizer.save_pretrained(settings.out)
     shutil.rmtree(settings.checkpoints, ignore_errors=True)

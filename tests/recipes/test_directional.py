@@ -11,11 +11,12 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from trimtab.recipes import directional, gold, guides, rewards
+from trimtab.recipes import directional, gold, rewards
 from trimtab.recipes.base import DEMO, load_tokenizer
 from trimtab.server.config import load
 from trimtab.server.errors import ApiError
 from trimtab.server.request.preference_prompts import build_direction
+from trimtab.training.measure import answer_logprob
 
 QUESTION = ({"role": "user", "content": "How do I clean a leather sofa?"},)
 
@@ -77,10 +78,9 @@ def test_the_loss_reads_the_answer_alone() -> None:
     torch.nn.init.zeros_(probe.weight)
     rows = [("<|user|>Hi<|end|>", "Hello there.", 30.0), ("<|user|>How do I clean it?<|end|>", "Wash it.", -20.0)]
     nll, tokens, off = directional.forward(model, probe, directional.tensors(tokenizer, rows))
-    ids, mask = guides.tensors(tokenizer, [(prompt, y, y) for prompt, y, _ in rows])
-    logprob = guides.answer_logprob(model, ids[:2], mask[:2])
-    assert torch.allclose(-nll, logprob, rtol=2e-2)
-    assert tokens.tolist() == mask[:2].sum(1).tolist()
+    parts = [[tokenizer.encode(text) for text in (f"{prompt}<|assistant|>", f"{y}<|end|>")] for prompt, y, _ in rows]
+    assert (-nll).tolist() == pytest.approx([answer_logprob(model, *part) for part in parts], rel=2e-2)
+    assert tokens.tolist() == [len(answer) for _, answer in parts]
     assert off.square().sum(1).tolist() == pytest.approx([1.0] * int(tokens.sum()))
 
 

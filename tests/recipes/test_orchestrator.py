@@ -11,7 +11,7 @@ import pytest
 
 from trimtab.preferences.from_prompt import load
 from trimtab.preferences.preference_direction import TEXTS, Template, from_angle
-from trimtab.recipes import corpus, gold, guides, orchestrator, rewards
+from trimtab.recipes import corpus, gold, orchestrator, preferences, rewards
 from trimtab.recipes.base import DEMO, load_tokenizer
 
 
@@ -19,7 +19,7 @@ from trimtab.recipes.base import DEMO, load_tokenizer
 def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     gold._grammar.cache_clear()
     monkeypatch.setattr(gold, "GRAMMAR_SAMPLE", 100)
-    monkeypatch.setattr(guides, "DRAWN", 4)
+    monkeypatch.setattr(preferences, "DRAWN", 4)
     monkeypatch.setattr(orchestrator, "PROMPTS", 12)
     yield
     gold._grammar.cache_clear()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaForSequenceClassification
 
-from trimtab.recipes import gold, guides, rewards
+from trimtab.recipes import gold, preferences, rewards
 from trimtab.recipes.base import DEMO, config, load_tokenizer
 
 QUESTION = ({"role": "user", "content": "How do I clean a leather sofa?"},)
@@ -25,7 +25,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"TOKENS": 2000, "TOKENS_A_STEP": 1024, "PROMPTS": 6, "PROMPTS_A_STEP": 2, "EPOCHS": 2}
     for name, value in {**sizes, **settings, "HELDOUT_PROMPTS": 4, "HELDOUT_DRAWN": 2}.items():
         monkeypatch.setattr(rewards, name, value)
-    monkeypatch.setattr(guides, "DRAWN", 3)
+    monkeypatch.setattr(preferences, "DRAWN", 3)
     monkeypatch.setattr(gold, "GRAMMAR_SAMPLE", 100)
 
 

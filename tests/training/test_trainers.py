@@ -17,7 +17,7 @@ pytest.importorskip("trl")
 from trimtab.training import card, cli, measure, trainers
 from trimtab.training.data import read_preferences
 from trimtab.training.rendering import Renderer, choose_padding
-from trimtab.training.rows import Rows, make_pair_rows, make_value_rows, make_whole_rows
+from trimtab.training.rows import Rows, count_tokens, make_pair_rows, make_value_rows, make_whole_rows
 from trimtab.training.settings import Settings
 
 pytestmark = pytest.mark.slow
@@ -41,24 +41,35 @@ def plain_loss(margins: Sequence[float]) -> float:
     return math.fsum(math.log1p(math.exp(-m)) for m in margins) / len(margins)
 
 
-@pytest.mark.parametrize(("kind", "loss"), [("guide", "genarm"), ("guide", "dpo")])
-def test_the_loss_of_a_guide_is_its_formula(home: Path, tmp_path: Path, kind: str, loss: str) -> None:
-    """The trainer's loss on held-out pairs against sums of log-probs of one sequence after the other."""
+@pytest.mark.parametrize(("loss", "likelihood"), [("genarm", 0.5), ("dpo", 0.0)])
+def test_the_loss_of_a_guide_is_its_formula(home: Path, tmp_path: Path, loss: str, likelihood: float) -> None:
+    """The trainer's loss on held-out pairs against sums of log-probs of one sequence after the other; beside it, the
+    chosen answers' negative log-likelihood in nats a token of the batch."""
     renderer, padding, rows = prepare(home)
-    wished = settings(home, tmp_path, kind, loss=loss, full=True, learning_rate=1e-3, epochs=2)
+    options: dict[str, Any] = {"loss": loss, "likelihood": likelihood, "full": True, "learning_rate": 1e-3, "epochs": 2}
+    wished = settings(home, tmp_path, "guide", **options)
     trainer = trainers.train_pairs(wished, renderer.tokenizer, padding, rows.train, rows.heldout)
+    heldout = sorted(rows.heldout, key=count_tokens)  # as they are passed
     reference = None
     if loss == "dpo":
         reference = AutoModelForCausalLM.from_pretrained(home / "base", dtype=torch.float32)
     beta = 0.05 if reference is None else 0.1
-    margins = measure.language_margins(trainer.model.eval(), rows.heldout, beta=beta, reference=reference)
+    margins = measure.language_margins(trainer.model.eval(), heldout, beta=beta, reference=reference)
     # A trainer's mean is over batches, whose last may be smaller, so it is compared batch by batch.
-    batches = [plain_loss(margins[i : i + 4]) for i in range(0, len(margins), 4)]
+    batches = [
+        plain_loss(margins[i : i + 4]) + likelihood * nats_a_token(trainer.model, heldout[i : i + 4])
+        for i in range(0, len(margins), 4)
+    ]
     weights = [len(margins[i : i + 4]) for i in range(0, len(margins), 4)]
     found = trainer.evaluate()["eval_loss"]
     means = (sum(batches) / len(batches), sum(b * w for b, w in zip(batches, weights, strict=True)) / len(margins))
     assert min(abs(found - mean) for mean in means) < 1e-4
     assert measure.summarise(margins)["accuracy"] > 0.9
+
+
+def nats_a_token(model: Any, rows: Sequence[dict[str, Any]]) -> float:
+    sums = [measure.answer_logprob(model, row["prompt_ids"], row["chosen_ids"]) for row in rows]
+    return -math.fsum(sums) / sum(len(row["chosen_ids"]) for row in rows)
 
 
 def test_the_loss_of_a_reward_model_is_bradley_terrys(home: Path, tmp_path: Path) -> None:
@@ -106,6 +117,22 @@ def test_an_adapter_is_the_same_every_time_and_loads_without_us(home: Path, tmp_
     text = (tmp_path / "one" / "README.md").read_text()
     assert "GenARM" in text
     assert "guides:\n  one:" in text
+
+
+def test_a_whole_model_is_saved_in_the_precision_that_it_began_with(home: Path, tmp_path: Path) -> None:
+    """With the base's tokenizer as it is, and figures for programs beside the card's."""
+    model = AutoModelForCausalLM.from_pretrained(home / "base", dtype=torch.float32)
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "start")
+    line = ["guide", "--base", str(home / "base"), "--from", str(tmp_path / "start"), "--out", str(tmp_path / "g")]
+    options = ["--data", str(home / "pairs.jsonl"), "--full", "--limit", "20", "--max-length", "64", "--heldout", "0.3"]
+    assert cli.main([*line, *options], say=lambda text: None) == 0
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "g").dtype == torch.bfloat16
+    saved, base = (json.loads((at / "tokenizer_config.json").read_text()) for at in (tmp_path / "g", home / "base"))
+    assert saved == {key: value for key, value in base.items() if key not in ("is_local", "local_files_only")}
+    record = json.loads((tmp_path / "g" / "training.json").read_text())
+    assert record["settings"]["beta"] == 0.05
+    assert record["data"]["pairs"] == 20
+    assert 0 <= record["measured"]["accuracy"] <= 1
 
 
 def test_what_is_measured_on_was_not_trained_on(home: Path, tmp_path: Path) -> None:
