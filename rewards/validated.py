@@ -22,8 +22,9 @@ log = logging.getLogger("trimtab")
 class ValidatedScorer:
     """A scorer whose every row is K finite numbers.
 
-    ValueError (a fault of the request) passes through; any other failure is raised as a RewardError with the reward's
-    name. Clients read it, so it says nothing that an exception said: that is for the log.
+    ValueError and vLLM's VLLMClientError (faults of the request) pass through; any other failure is raised as a
+    RewardError with the reward's name. Clients read it, so it says nothing that an exception said: that is for the
+    log.
     """
 
     scorer: Scorer
@@ -74,6 +75,8 @@ class ValidatedScorer:
         except ValueError:
             raise
         except Exception as error:
+            if any(kind.__name__ == "VLLMClientError" for kind in type(error).__mro__):
+                raise  # vLLM's word for what a request may not ask of an engine: too many tokens, or none that it knows
             raise self._failure(error) from error
         if not isinstance(rows, Sequence) or len(rows) != len(responses):
             raise RewardError(f"reward {self.name!r} gave {describe_size(rows, 'rows')} for {len(responses)} responses")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from vllm.exceptions import VLLMValidationError
 
 from tests.rewards.conftest import question, response
 from trimtab.rewards.protocols import Question, Response, RewardError
@@ -122,6 +123,8 @@ async def test_its_own_reward_error_gets_its_name() -> None:
 async def test_the_requests_own_fault_passes() -> None:
     with pytest.raises(ValueError, match=r"^references must be a list$"):
         await call_validated(fail(ValueError("references must be a list")))
+    with pytest.raises(VLLMValidationError, match=r"^Token id 300 is out of vocabulary"):
+        await call_validated(fail(VLLMValidationError("Token id 300 is out of vocabulary")))
     needy = Fake(gives=give([[0.0, 0.0]] * 2).gives, needs=frozenset({"answer"}))
     with pytest.raises(ValueError, match="'kind' needs answer"):
         await call_validated(needy)
