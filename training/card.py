@@ -56,7 +56,11 @@ def snippet(settings: Settings, *, folder: Path | None = None) -> dict[str, Any]
             head["base"] = place(settings.start or settings.base)
         if settings.kind == "value":
             return {"rewards": {name: {**head, "turn": "open"}}}
-        return {"rewards": {name: head}, "objectives": {name: {"reward": name}}}
+        objectives = {name: {"reward": name}}
+        if settings.labels:  # no adapter says what its labels are called
+            shown = [f"LABEL_{k}" for k in range(len(settings.labels))] if settings.trains_adapter else settings.labels
+            objectives = {o: {"reward": f"{name}.{label}"} for o, label in zip(settings.labels, shown, strict=True)}
+        return {"rewards": {name: head}, "objectives": objectives}
     guides: dict[str, Any] = {"guides": {name: {"model": model}}}
     if settings.kind == "guide" and settings.loss == "genarm":
         return {**guides, "objectives": {name: {"guide": name}}}

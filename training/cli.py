@@ -16,7 +16,7 @@ from trimtab.training import card
 from trimtab.training.data import DataError, Preferences, percentiles, read_preferences
 from trimtab.training.directions import Choice, make_answer_rows, make_direction_rows, objectives_of, read_prompts
 from trimtab.training.rendering import Renderer, choose_padding
-from trimtab.training.rows import Row, Rows, make_pair_rows, make_value_rows, make_whole_rows
+from trimtab.training.rows import Row, Rows, make_label_rows, make_pair_rows, make_value_rows, make_whole_rows
 from trimtab.training.settings import Kind, Settings
 
 Say = Callable[[str], None]
@@ -50,7 +50,9 @@ def parse(argv: Sequence[str]) -> tuple[Settings, argparse.Namespace]:
     parser.add_argument("--loss", choices=["genarm", "dpo"], default="genarm", help="of a guide")
     parser.add_argument("--beta", type=float, help="of the loss: 0.05 for genarm, 0.1 for dpo")
     parser.add_argument("--likelihood", type=float, default=0.0, help="weight of the chosen answers' likelihood beside")
-    parser.add_argument("--score", help="of rated answers: the score that pairs are made by")
+    parser.add_argument(
+        "--score", nargs="+", default=(), help="of rated answers: the score that pairs are made by; a reward's several"
+    )
     parser.add_argument(
         "--preference-prompts", type=Path, help="a configuration with the texts that say directions to the model"
     )
@@ -90,7 +92,8 @@ def parse(argv: Sequence[str]) -> tuple[Settings, argparse.Namespace]:
     args = parser.parse_args(argv)
     check(parser, args)
     fields = {key: value for key, value in vars(args).items() if key in Settings.__dataclass_fields__}
-    return Settings(**{**fields, "data": tuple(args.data), "test": tuple(args.test)}), args
+    several = {name: tuple(fields[name]) for name in ("data", "test", "score")}
+    return Settings(**{**fields, **several}), args
 
 
 LEAST = {
@@ -108,6 +111,8 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     for name, kinds in ONLY_FOR.items():
         if args.kind not in kinds and getattr(args, name) != parser.get_default(name):
             parser.error(f"--{name.replace('_', '-')} is for {', '.join(kinds)}, and this is a {args.kind}")
+    if args.kind != "reward" and len(args.score) > 1:
+        parser.error(f"several names after --score are for a reward, and this is a {args.kind}")
     for name, low in LEAST.items():
         if (value := getattr(args, name)) is not None and not value >= low:
             parser.error(f"--{name.replace('_', '-')} must be at least {low}; got {value}")
@@ -175,9 +180,11 @@ def main(argv: Sequence[str], say: Say = print) -> int:
 def prepare(settings: Settings, renderer: Renderer, say: Say) -> tuple[Rows, dict[str, Any]]:
     """The rows of all parts, and what is to be known of them."""
     prompts = {} if settings.preference_prompts is None else read_prompts(settings.preference_prompts, settings.member)
-    objectives, max_length = objectives_of(prompts), settings.max_length
+    objectives, max_length = settings.labels or objectives_of(prompts), settings.max_length
 
     def make(read: Preferences, heldout: float) -> Rows:
+        if settings.labels:
+            return make_label_rows(read.rated, settings.labels, renderer, max_length=max_length, heldout=heldout)
         if not prompts:
             return make_pair_rows(read.pairs, renderer, max_length=max_length, heldout=heldout)
         choice = Choice(directions=settings.directions, radius=settings.radius, seed=settings.seed)
@@ -201,6 +208,10 @@ def choose_prompts(settings: Settings, tokenizer: Any, rows: Rows) -> list[tuple
         return []
     if AutoTokenizer.from_pretrained(settings.steer).get_vocab() != tokenizer.get_vocab():
         raise DataError(f"--steer {settings.steer}: its tokenizer is not the base's, and it scores the base's tokens")
+    from trimtab.training import trainers
+
+    if (labels := trainers.count_labels(settings.steer)) != 1:
+        raise DataError(f"--steer {settings.steer}: its head has {labels} labels, and answers are compared by one")
     prompts = list(dict.fromkeys(tuple(row["prompt_ids"]) for row in rows.test))[: settings.steer_prompts]
     if len(prompts) < 2:
         raise DataError(f"--steer: {len(prompts)} prompts to test on, and an interval needs two at least")
@@ -211,7 +222,7 @@ def collect(settings: Settings, sources: Sequence[str], objectives: Sequence[str
     """Raises DataError for rows that are no preferences, unless they are to be skipped."""
     whole = Preferences()
     for source in sources:
-        read = read_preferences(source, score=settings.score, objectives=objectives)
+        read = read_preferences(source, score=next(iter(settings.score), None), objectives=objectives)
         if read.wrong:
             if not settings.skip_wrong:
                 raise DataError(card.list_wrong(read.wrong, source))
@@ -231,6 +242,7 @@ def summarise(settings: Settings, preferences: Preferences, rows: Rows) -> dict[
     }
     if settings.kind == "directional":
         del parts["rejected answers"]
+    if settings.labels or settings.kind == "directional":
         answers = sum(len(one.answers) for one in preferences.rated)
         counts = {"rated prompts": len(preferences.rated), "answers to them": answers}
     lengths = {what: percentiles(rows.lengths(key)) for what, key in parts.items()}
@@ -266,11 +278,15 @@ def train(
     tokenizer, began = renderer.tokenizer, time.monotonic()
     if settings.kind == "reward":
         rows = make_whole_rows(rows)
-        trainer = trainers.train_reward(settings, tokenizer, padding, rows.train, rows.heldout)
+        if settings.labels:  # TRL's trainer is for one label
+            trainer = trainers.train_labels(settings, tokenizer, padding, rows.train, rows.heldout)
+        else:
+            trainer = trainers.train_reward(settings, tokenizer, padding, rows.train, rows.heldout)
     elif settings.kind == "value":
         scorer = trainers.load_scorer(str(settings.reward), padding)
         rows = make_value_rows(rows, lambda ids: measure.score(scorer, ids), seed=settings.seed)
-        trainer = trainers.train_value(settings, tokenizer, padding, rows.train, rows.heldout)
+        labels = measure.labels_of(scorer)
+        trainer = trainers.train_value(settings, tokenizer, padding, rows.train, rows.heldout, labels)
     elif settings.kind == "directional":
         answers = make_answer_rows(rows)
         trainer = trainers.train_answers(settings, tokenizer, padding, answers.train, answers.heldout)
@@ -321,7 +337,8 @@ def measure_model(settings: Settings, model: Any, rows: Sequence[Row]) -> dict[s
         return measure.compare_directions(model, trainers.load_reference(settings), rows)
     longer = measure.accuracy([len(row["chosen_ids"]) - len(row["rejected_ids"]) for row in rows])
     if settings.kind == "reward":
-        return {**measure.summarise(measure.reward_margins(model, rows)), "accuracy of the longer answer": longer}
+        margins, by_label = measure.label_margins(model, rows)
+        return {**measure.summarise(margins), **by_label, "accuracy of the longer answer": longer}
     before = measure.language_margins(trainers.load_reference(settings), rows, beta=settings.scale)
     margins = measure.language_margins(model, rows, beta=settings.scale)
     if not trainers.is_reference_free(settings):

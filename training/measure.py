@@ -57,14 +57,33 @@ def compare_directions(model: Any, start: Any, rows: Sequence[Row]) -> dict[str,
 
 
 @torch.inference_mode()
-def score(model: Any, tokens: Sequence[int]) -> float:
-    """The head's one number at the last token."""
-    return float(model(input_ids=torch.tensor([list(tokens)], device=model.device)).logits[0, 0])
+def score(model: Any, tokens: Sequence[int]) -> list[float]:
+    """[K] the head's numbers at the last token, one a label."""
+    logits: list[float] = model(input_ids=torch.tensor([list(tokens)], device=model.device)).logits[0].float().tolist()
+    return logits
 
 
-def reward_margins(model: Any, rows: Iterable[Row]) -> list[float]:
-    """[N] r(x, y+) - r(x, y-)."""
-    return [score(model, row["chosen_ids"]) - score(model, row["rejected_ids"]) for row in rows]
+def labels_of(model: Any) -> list[str]:
+    """[K] what a head calls its numbers."""
+    return [model.config.id2label[k] for k in range(model.config.num_labels)]
+
+
+def reward_margins(model: Any, rows: Iterable[Row]) -> list[list[float]]:
+    """[N, K] r(x, y+) - r(x, y-)."""
+    pairs = ((score(model, row["chosen_ids"]), score(model, row["rejected_ids"])) for row in rows)
+    return [[a - b for a, b in zip(chosen, rejected, strict=True)] for chosen, rejected in pairs]
+
+
+def label_margins(model: Any, rows: Sequence[Row]) -> tuple[list[float], dict[str, float]]:
+    """Margins of the answer that is better by a label, for all labels that tell a pair apart; and of a head with
+    several the accuracy by label."""
+    labels = labels_of(model)
+    margins: dict[str, list[float]] = {label: [] for label in labels}
+    for row, margin_K in zip(rows, reward_margins(model, rows), strict=True):
+        for label, margin, sign in zip(labels, margin_K, row.get("signs", [1]), strict=True):
+            margins[label] += [sign * margin] if sign else []
+    by_label = {f"accuracy of {label}": accuracy(of) for label, of in margins.items() if of} if len(labels) > 1 else {}
+    return [margin for of in margins.values() for margin in of], by_label
 
 
 def accuracy(margins: Sequence[float]) -> float:
@@ -112,15 +131,18 @@ def calibration_error(margins: Sequence[float], bins: int = 10) -> float:
 
 def foretell(model: Any, rows: Sequence[Row]) -> dict[str, float]:
     """Of a value head on beginnings: its mean squared error, the variance of what it foretells, and the share of that
-    variance that it explains."""
-    wished = [float(row["labels"]) for row in rows]
-    errors = [score(model, row["input_ids"]) - value for row, value in zip(rows, wished, strict=True)]
-    mean = math.fsum(wished) / len(wished)
-    variance = math.fsum((value - mean) ** 2 for value in wished) / len(wished)
-    squared = math.fsum(error * error for error in errors) / len(errors)
+    variance that it explains; of a head with several labels, sums over them, and the share of each."""
+    target_NK = torch.tensor([row["labels"] for row in rows], dtype=torch.float64)
+    value_NK = torch.tensor([score(model, row["input_ids"]) for row in rows], dtype=torch.float64)
+    squared_K = (value_NK - target_NK).square().mean(0)
+    variance_K = target_NK.var(0, correction=0)
+    explained = {
+        f"explained of {label}": 1 - float(squared / variance) if variance else 0.0
+        for label, squared, variance in zip(labels_of(model), squared_K, variance_K, strict=True)
+    }
+    squared, variance = float(squared_K.sum()), float(variance_K.sum())
     return {
-        "beginnings": len(rows),
-        "squared_error": squared,
-        "variance": variance,
+        **{"beginnings": len(rows), "squared_error": squared, "variance": variance},
         "explained": 1 - squared / variance if variance else 0.0,
+        **(explained if len(explained) > 1 else {}),
     }

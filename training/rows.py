@@ -8,9 +8,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
+from itertools import combinations
 from typing import Any
 
-from trimtab.training.data import Message, Pair
+from trimtab.training.data import Message, Pair, Rated
 from trimtab.training.rendering import Renderer
 
 Row = dict[str, Any]
@@ -81,17 +82,36 @@ def make_pair_rows(pairs: Iterable[Pair], renderer: Renderer, *, max_length: int
     return rows
 
 
+def make_label_rows(
+    rated: Iterable[Rated], labels: Sequence[str], renderer: Renderer, *, max_length: int, heldout: float
+) -> Rows:
+    """All pairs of a prompt's answers, with `signs`: by each label 1 where the first is better, -1 where the second is,
+    0 where neither."""
+    rows = Rows()
+    for one in rated:
+        part = rows.heldout if place_of(one.prompt) < heldout else rows.train
+        read = [(*renderer.encode(one.prompt, text), scores) for text, scores in one.answers]
+        for (prompt, first, a), (_, second, b) in combinations(read, 2):
+            signs = [(a[label] > b[label]) - (a[label] < b[label]) for label in labels]
+            if len(prompt) + max(len(first), len(second)) > max_length:
+                rows.dropped[f"longer than {max_length} tokens"] += 1
+            elif any(signs):
+                part.append({"prompt_ids": prompt, "chosen_ids": first, "rejected_ids": second, "signs": signs})
+    return rows
+
+
 def make_whole_rows(rows: Rows) -> Rows:
     """For a reward model, which reads prompt and answer as one."""
 
     def whole(row: Row) -> Iterable[Row]:
-        yield {key: [*row["prompt_ids"], *row[key]] for key in ("chosen_ids", "rejected_ids")}
+        signs = {"signs": row["signs"]} if "signs" in row else {}
+        yield signs | {key: [*row["prompt_ids"], *row[key]] for key in ("chosen_ids", "rejected_ids")}
 
     return rows.map(whole)
 
 
-def make_value_rows(rows: Rows, score: Callable[[list[int]], float], *, seed: int, beginnings: int = 4) -> Rows:
-    """Of each answer some beginnings, at lengths drawn at random, with the score of the whole."""
+def make_value_rows(rows: Rows, score: Callable[[list[int]], list[float]], *, seed: int, beginnings: int = 4) -> Rows:
+    """Of each answer some beginnings, at lengths drawn at random, with the scores of the whole."""
     rng = random.Random(seed)
 
     def begin(row: Row) -> Iterable[Row]:

@@ -33,7 +33,8 @@ class Settings:
     beta: float | None = None
     likelihood: float = 0.0
     """Weight of the chosen answers' mean negative log-likelihood beside the loss, as in RPO."""
-    score: str | None = None
+    score: tuple[str, ...] = ()
+    """Of rated answers; with several, a reward model gets a label for each."""
     preference_prompts: Path | None = None
     """A configuration whose preference prompts say directions to the model."""
     directions: int = 4
@@ -72,6 +73,11 @@ class Settings:
     def member(self) -> str:
         """What a configuration calls it."""
         return self.name or self.out.name
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Of a head that scores several things: their names."""
+        return self.score if self.kind == "reward" and len(self.score) > 1 else ()
 
     @property
     def unit(self) -> str:

@@ -149,7 +149,7 @@ def measure_steering(
             drawn = draw_answers(base, guide, some, law, ends=ends, most=most, seed=seed + begin)
             for prompt, (answer, kl) in zip(some, drawn, strict=True):
                 row.kls.append(kl)
-                row.rewards.append(score(scorer, [*prompt, *answer]))
+                row.rewards += score(scorer, [*prompt, *answer])  # of the one label
                 row.words.append(len(tokenizer.decode(answer, skip_special_tokens=True).split()))
                 row.cut += answer[-1] not in ends
         measured.append(row)

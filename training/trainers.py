@@ -4,10 +4,11 @@ GenARM's loss (arXiv 2410.08193, §4.1) is DPO's with a reference whose log-prob
 
     L = -log sigma(beta (log pi(y+ | x) - log pi(y- | x)))                                                           (1)
 
-A reward model's is Bradley-Terry's, -log sigma(r(x, y+) - r(x, y-)). A value head, FUDGE's (arXiv 2104.05218) for any
+A reward model's is Bradley-Terry's, -log sigma(r(x, y+) - r(x, y-)); with several labels, its mean over all labels that
+tell a pair apart. A value head, FUDGE's (arXiv 2104.05218) for any
 reward, regresses the score of a whole answer on beginnings of it,
 
-    L = (v(x, y_<=t) - r(x, y))^2,    t uniform on 1 .. |y|                                                          (2)
+    L = |v(x, y_<=t) - r(x, y)|^2 / K,    t uniform on 1 .. |y|                                                      (2)
 
 whose minimiser is the expected score of what the beginning becomes, over the answers in the data. A model that reads
 directions minimises -log pi(y_t | x, s(u), y_<t) over the tokens of the answers that `directions` chooses.
@@ -136,7 +137,7 @@ def arguments(settings: Settings, kind: type[TrainingArguments], rows: int, **mo
     )
 
 
-def load_model(settings: Settings, tokens: int, padding: int, *, labels: int | None = None) -> nn.Module:
+def load_model(settings: Settings, tokens: int, padding: int, *, labels: Sequence[str] | None = None) -> nn.Module:
     """What is trained: a language model, or with `labels` a head on one; frozen but for what is to learn."""
     set_seed(settings.seed)  # of a new head, and of LoRA's
     name = settings.start or settings.base
@@ -144,7 +145,8 @@ def load_model(settings: Settings, tokens: int, padding: int, *, labels: int | N
     if labels is None:
         model = AutoModelForCausalLM.from_pretrained(name, **options)
     else:
-        model = AutoModelForSequenceClassification.from_pretrained(name, num_labels=labels, **options)
+        options |= {"id2label": dict(enumerate(labels)), "label2id": {label: k for k, label in enumerate(labels)}}
+        model = AutoModelForSequenceClassification.from_pretrained(name, **options)
     model.config.pad_token_id = padding
     if model.get_input_embeddings().num_embeddings < tokens:
         raise ValueError(
@@ -232,13 +234,25 @@ def load_base(settings: Settings) -> Any:
     return AutoModelForCausalLM.from_pretrained(settings.base, dtype=torch.float32).eval()
 
 
+def count_labels(folder: str) -> int:
+    """Of a reward model's head; raises ValueError for an adapter without one."""
+    from peft.utils import load_peft_weights
+
+    if not os.path.exists(os.path.join(folder, "adapter_config.json")):
+        return int(AutoConfig.from_pretrained(folder).num_labels)
+    heads = [weight for name, weight in load_peft_weights(folder, "cpu").items() if name.endswith("score.weight")]
+    if not heads:
+        raise ValueError(f"{folder} is an adapter without a head `score`: it scores nothing")
+    return len(heads[0])
+
+
 def load_scorer(folder: str, padding: int) -> Any:
     """A reward model: a checkpoint, or an adapter with a head."""
     from peft import AutoPeftModelForSequenceClassification
 
     adapted = os.path.exists(os.path.join(folder, "adapter_config.json"))
     kind = AutoPeftModelForSequenceClassification if adapted else AutoModelForSequenceClassification
-    model = kind.from_pretrained(folder, num_labels=1, dtype=torch.float32)
+    model = kind.from_pretrained(folder, num_labels=count_labels(folder), dtype=torch.float32)
     model.config.pad_token_id = padding
     return model.eval()
 
@@ -269,10 +283,43 @@ def train_pairs(
 def train_reward(
     settings: Settings, tokenizer: Any, padding: int, train: Sequence[Row], test: Sequence[Row]
 ) -> RewardTrainer:
-    model = load_model(settings, len(tokenizer), padding, labels=1)
+    model = load_model(settings, len(tokenizer), padding, labels=["LABEL_0"])
     config = arguments(settings, RewardConfig, len(train), max_length=settings.max_length)
     lora = adapter(settings, model, task="SEQ_CLS")
     return fit(ScoreTrainer, settings, config, model, train, test, processing_class=tokenizer, peft_config=lora)
+
+
+class LabelTrainer(PlainTrainer):
+    """Bradley-Terry's loss by label, on batches of the first answers, then the second ones, and `signs`, [B, K]."""
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        sign_BK = inputs.pop("signs")
+        outputs = model(**inputs)
+        first_BK, second_BK = outputs.logits.float().chunk(2)
+        loss_BK = -nn.functional.logsigmoid(sign_BK * (first_BK - second_BK)) * sign_BK.abs()
+        loss = loss_BK.sum() / sign_BK.abs().sum()
+        return (loss, {"loss": loss}) if return_outputs else loss
+
+
+def train_labels(
+    settings: Settings, tokenizer: Any, padding: int, train: Sequence[Row], test: Sequence[Row]
+) -> Trainer:
+    """On rows of `chosen_ids`, `rejected_ids` and `signs`."""
+    from peft import get_peft_model
+
+    def collate(rows: Sequence[Row]) -> dict[str, Any]:
+        ids = [{"input_ids": row[key]} for key in ("chosen_ids", "rejected_ids") for row in rows]
+        batch: dict[str, Any] = dict(tokenizer.pad(ids, return_tensors="pt", padding_side="right"))
+        return batch | {"signs": torch.tensor([row["signs"] for row in rows], dtype=torch.float32)}
+
+    model: Any = load_model(settings, len(tokenizer), padding, labels=settings.labels)
+    model.config.problem_type = "regression"  # raw scores, also where a server would put a sigmoid on a classifier
+    if (lora := adapter(settings, model, task="SEQ_CLS")) is not None:
+        model = get_peft_model(model, lora)
+    config = arguments(settings, TrainingArguments, len(train), remove_unused_columns=False, label_names=["signs"])
+    return fit(LabelTrainer, settings, config, model, train, test, data_collator=collate)
 
 
 def train_answers(
@@ -285,12 +332,19 @@ def train_answers(
     return fit(AnswerTrainer, settings, config, model, train, test, processing_class=tokenizer, peft_config=lora)
 
 
-def train_value(settings: Settings, tokenizer: Any, padding: int, train: Sequence[Row], test: Sequence[Row]) -> Trainer:
-    """(2), on rows of `input_ids` and `labels`."""
+def train_value(
+    settings: Settings,
+    tokenizer: Any,
+    padding: int,
+    train: Sequence[Row],
+    test: Sequence[Row],
+    labels: Sequence[str] = ("LABEL_0",),
+) -> Trainer:
+    """(2), on rows of `input_ids` and `labels`, a number for each of the K labels."""
     from peft import get_peft_model
     from transformers import DataCollatorWithPadding
 
-    model: Any = load_model(settings, len(tokenizer), padding, labels=1)
+    model: Any = load_model(settings, len(tokenizer), padding, labels=labels)
     model.config.problem_type = "regression"
     if (lora := adapter(settings, model, task="SEQ_CLS")) is not None:
         model = get_peft_model(model, lora)

@@ -171,6 +171,7 @@ def test_a_prompt_that_says_no_direction_is_named(tmp_path: Path, case: str) -> 
         ("directional --preference-prompts x --score use", "--score is for guide, twin, reward, value"),
         ("directional --preference-prompts x --radius 0", "--radius must be above 0"),
         ("reward --likelihood 0.1", "--likelihood is for guide, twin, and this is a reward"),
+        ("guide --score use brevity", "several names after --score are for a reward, and this is a guide"),
         ("guide --radius 2", "--radius is for directional, and this is a guide"),
     ],
 )

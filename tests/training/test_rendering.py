@@ -95,10 +95,11 @@ def test_a_reward_model_reads_prompt_and_answer_as_one(tmp_path: Path) -> None:
 
 def test_a_value_head_reads_beginnings(tmp_path: Path) -> None:
     rows = make_pair_rows(pairs(30), renderer(tmp_path), max_length=120, heldout=0.3)
-    begun = make_value_rows(rows, lambda ids: float(len(ids)), seed=0, beginnings=3)
+    begun = make_value_rows(rows, lambda ids: [float(len(ids))], seed=0, beginnings=3)
     assert len(begun.all) == 6 * len(rows.all)
     wholes = {len(r["prompt_ids"]) + len(r[key]) for r in rows.all for key in ("chosen_ids", "rejected_ids")}
     for row in begun.all:
-        assert row["labels"] in wholes
-        assert len(row["input_ids"]) <= row["labels"]
-    assert begun.all == make_value_rows(rows, lambda ids: float(len(ids)), seed=0, beginnings=3).all
+        [label] = row["labels"]
+        assert label in wholes
+        assert len(row["input_ids"]) <= label
+    assert begun.all == make_value_rows(rows, lambda ids: [float(len(ids))], seed=0, beginnings=3).all

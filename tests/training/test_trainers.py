@@ -17,7 +17,14 @@ pytest.importorskip("trl")
 from trimtab.training import card, cli, measure, trainers
 from trimtab.training.data import read_preferences
 from trimtab.training.rendering import Renderer, choose_padding
-from trimtab.training.rows import Rows, count_tokens, make_pair_rows, make_value_rows, make_whole_rows
+from trimtab.training.rows import (
+    Rows,
+    count_tokens,
+    make_label_rows,
+    make_pair_rows,
+    make_value_rows,
+    make_whole_rows,
+)
 from trimtab.training.settings import Settings
 
 pytestmark = pytest.mark.slow
@@ -77,9 +84,55 @@ def test_the_loss_of_a_reward_model_is_bradley_terrys(home: Path, tmp_path: Path
     whole = make_whole_rows(rows)
     wished = settings(home, tmp_path, "reward", full=True, learning_rate=1e-3, epochs=2)
     trainer = trainers.train_reward(wished, renderer.tokenizer, padding, whole.train, whole.heldout)
-    margins = measure.reward_margins(trainer.model.eval(), whole.heldout)
+    margins = [margin for [margin] in measure.reward_margins(trainer.model.eval(), whole.heldout)]
     assert trainer.evaluate()["eval_loss"] == pytest.approx(plain_loss(margins), abs=1e-3)
     assert measure.summarise(margins)["accuracy"] > 0.9
+
+
+@pytest.mark.parametrize("more", [["--full", "--learning-rate", "1e-3"], ["--learning-rate", "5e-3"]])
+def test_a_head_scores_several_things(
+    home: Path, tmp_path: Path, more: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its loss is the mean of Bradley-Terry's over labels that tell a pair apart, and a value head foretells all."""
+    rows = [{"prompt": f"q{i}", "completions": [{"response": t, **s} for t, s in RATED]} for i in range(24)]
+    (tmp_path / "rated.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    common = ["--base", str(home / "base"), "--data", str(tmp_path / "rated.jsonl"), "--heldout", "0.3", *more]
+    common += ["--batch", "8", "--accumulate", "1", "--max-length", "64", "--patience", "0"]
+    said: list[str] = []
+    line = ["reward", *common, "--score", "use", "brevity", "--epochs", "4", "--out", str(tmp_path / "r")]
+    assert cli.main(line, say=said.append) == 0
+    model = trainers.load_scorer(str(tmp_path / "r"), 256)
+    assert measure.labels_of(model) == (["use", "brevity"] if "--full" in more else ["LABEL_0", "LABEL_1"])
+    use, brevity = card.snippet(cli.parse(line)[0])["objectives"].values()
+    assert (use, brevity) == tuple({"reward": f"r.{label}"} for label in measure.labels_of(model))
+    assert "accuracy of brevity 1" in said[-2] or "accuracy of LABEL 1 1" in said[-2]
+    value = ["value", *common, "--reward", str(tmp_path / "r"), "--score", "use", "--out", str(tmp_path / "v")]
+    assert cli.main(value, say=said.append) == 0
+    assert measure.labels_of(trainers.load_scorer(str(tmp_path / "v"), 256)) == measure.labels_of(model)
+
+    capsys.readouterr()
+    guide = ["guide", "--base", str(home / "base"), "--data", str(home / "pairs.jsonl"), "--out", str(tmp_path / "g")]
+    assert cli.main([*guide, "--heldout", "0.3", "--steer", str(tmp_path / "r")], say=said.append) == 1
+    assert "its head has 2 labels" in capsys.readouterr().err
+
+    renderer, padding, _ = prepare(home)
+    rated = read_preferences(str(tmp_path / "rated.jsonl"), objectives=["use", "brevity"]).rated
+    made = make_label_rows(rated, ["use", "brevity"], renderer, max_length=64, heldout=0.3)
+    assert {tuple(row["signs"]) for row in made.all} == {(0, 1), (1, 0), (1, -1)}
+    whole = make_whole_rows(made)
+    wished = settings(home, tmp_path / "again", "reward", score=("use", "brevity"), full=True, learning_rate=1e-3)
+    trainer = trainers.train_labels(wished, renderer.tokenizer, padding, whole.train[:8], whole.heldout[:4])
+    margins = measure.reward_margins(trainer.model.eval(), whole.heldout[:4])
+    signed = [zip(row["signs"], ms, strict=True) for row, ms in zip(whole.heldout[:4], margins, strict=True)]
+    worth = [sign * margin for pair in signed for sign, margin in pair if sign]
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(plain_loss(worth), abs=1e-5)
+
+
+RATED = (
+    ("abcabc", {"use": 2, "brevity": 1}),
+    ("ab", {"use": 1, "brevity": 2}),
+    ("xyxyxy", {"use": 1, "brevity": 1}),
+)
 
 
 def test_only_the_last_layers_learn(home: Path, tmp_path: Path) -> None:
@@ -181,12 +234,16 @@ def test_a_value_head_regresses_a_reward_models_scores(home: Path, tmp_path: Pat
     ]
     renderer, padding, rows = prepare(home)
     few = Rows(train=rows.train[:8], heldout=rows.heldout[:4])
-    begun = make_value_rows(few, lambda ids: float(len(ids) % 5), seed=0, beginnings=2)
+    begun = make_value_rows(few, lambda ids: [float(len(ids) % 5), float(ids[-2] % 7)], seed=0, beginnings=2)
     wished = settings(home, tmp_path / "again", "value", full=True, learning_rate=1e-3)
-    trainer = trainers.train_value(wished, renderer.tokenizer, padding, begun.train, begun.heldout)
+    trainer = trainers.train_value(wished, renderer.tokenizer, padding, begun.train, begun.heldout, ["length", "end"])
     model = trainer.model.eval()
-    errors = [measure.score(model, row["input_ids"]) - row["labels"] for row in begun.heldout]
+    pairs = [zip(measure.score(model, row["input_ids"]), row["labels"], strict=True) for row in begun.heldout]
+    errors = [value - label for pair in pairs for value, label in pair]
     assert trainer.evaluate()["eval_loss"] == pytest.approx(math.fsum(e * e for e in errors) / len(errors), rel=1e-3)
+    figures = measure.foretell(model, begun.heldout)
+    assert figures["squared_error"] == pytest.approx(2 * math.fsum(e * e for e in errors) / len(errors))
+    assert {"explained of length", "explained of end"} <= figures.keys()
 
 
 def test_a_dry_run_writes_nothing(home: Path, tmp_path: Path) -> None:
