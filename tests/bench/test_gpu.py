@@ -198,7 +198,7 @@ def test_outcomes_of_tests(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_case_that_fails_or_hangs_is_told_and_ended(tmp_path: Path) -> None:
-    failed = run(Job(name="parity.nonsense", limit=60), math.inf, [], tmp_path)
+    failed = run(Job(name="parity.nonsense", limit=600), math.inf, [], tmp_path)
     assert failed["state"] == show.FAILED
     assert "ValueError" in failed["log"]
     assert "ValueError" in (tmp_path / "parity.nonsense.log").read_text()

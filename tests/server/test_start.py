@@ -73,15 +73,9 @@ def test_a_port_that_is_taken(config_path: Path, tmp_path: Path) -> None:
     assert said == f"trimtab: cannot listen on 127.0.0.1 port {port}: Address already in use"
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("ssl_keyfile", "key.pem", "engine.ssl_keyfile: unknown key 'ssl_keyfile'; valid: "),
-        ("dtype", "float7", "engine.dtype: invalid choice: 'float7'"),
-    ],
-)
-def test_an_engine_option_that_is_none(edited: Edited, tmp_path: Path, key: str, value: object, message: str) -> None:
-    path = edited(engine={key: value})
+def test_an_engine_option_that_is_none(edited: Edited, tmp_path: Path) -> None:
+    path = edited(engine={"dtype": "float7"})
+    message = "engine.dtype: invalid choice: 'float7'"
     assert re.match(rf"trimtab: {re.escape(str(path))}:\d+: {re.escape(message)}", failed(path, tmp_path / "log"))
 
 

@@ -34,7 +34,7 @@ def toy(config: Config) -> ToyEngine:
 @pytest.fixture(scope="module")
 async def app(config: Config, toy: ToyEngine) -> FastAPI:
     scorers = {fault: ValidatedScorer(scorer=Letters(fault), name=fault, timeout=0.2) for fault in FAULTS}
-    letters = ValidatedScorer(scorer=Letters(), name="letters", timeout=5)
+    letters = ValidatedScorer(scorer=Letters(), name="letters", timeout=60)
     return await toy_server.serve(config, toy, scorers={"letters": letters, **scorers})
 
 

@@ -89,7 +89,7 @@ def toy(config: Config) -> ToyEngine:
 @pytest.fixture(scope="module")
 async def app(config: Config, toy: ToyEngine) -> FastAPI:
     scorers = {fault: ValidatedScorer(scorer=Letters(fault), name=fault, timeout=0.2) for fault in FAULTS}
-    letters = ValidatedScorer(scorer=Letters(), name="letters", timeout=5)
+    letters = ValidatedScorer(scorer=Letters(), name="letters", timeout=60)
     return await toy_server.serve(config, toy, scorers={"letters": letters, **scorers})
 
 
@@ -156,7 +156,7 @@ SLOW: dict[tuple[str, float], AsyncOpenAI] = {}
 
 async def slow(config: Config, toy: ToyEngine, pause: float) -> AsyncOpenAI:
     if (config.base, pause) not in SLOW:
-        letters = ValidatedScorer(scorer=Letters(), name="letters", timeout=5)
+        letters = ValidatedScorer(scorer=Letters(), name="letters", timeout=60)
         app = await toy_server.serve(config, Slow(toy, pause), scorers={"letters": letters})
         transport = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://toy")
         SLOW[config.base, pause] = AsyncOpenAI(

@@ -78,8 +78,8 @@ async def test_each_choice_is_of_its_own_prompt(client: AsyncOpenAI) -> None:
 async def test_a_reward_that_tells_nothing_apart_says_so(config: Config, toy: ToyEngine) -> None:
     """Each by its own name, whatever others it is weighed with."""
     alike, letters = Letters("alike", labels=("a",)), Letters()
-    scorers = {"short": ValidatedScorer(scorer=alike, name="short", timeout=5)}
-    scorers["letters"] = ValidatedScorer(scorer=letters, name="letters", timeout=5)
+    scorers = {"short": ValidatedScorer(scorer=alike, name="short", timeout=60)}
+    scorers["letters"] = ValidatedScorer(scorer=letters, name="letters", timeout=60)
     app = await toy_server.serve(config, toy, scorers=scorers)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://toy") as transport:
         client = AsyncOpenAI(base_url="http://toy/v1", api_key="none", http_client=transport, max_retries=0)
@@ -119,7 +119,7 @@ async def test_a_choice_says_whether_it_was_answered_plainly(config: Config, toy
                 raise RewardError("no score for this one")
             return await super().__call__(question, responses)
 
-    picky = ValidatedScorer(scorer=Picky(), name="letters", timeout=5)
+    picky = ValidatedScorer(scorer=Picky(), name="letters", timeout=60)
     app = await toy_server.serve(config, toy, scorers={"letters": picky})
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://toy") as transport:
         client = AsyncOpenAI(base_url="http://toy/v1", api_key="none", http_client=transport, max_retries=0)

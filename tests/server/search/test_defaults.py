@@ -29,7 +29,7 @@ async def serve(folder: Path, config: Config, defaults: dict[str, Any], **engine
     base = toy_server.checkpoint(folder)
     (base / "generation_config.json").write_text(json.dumps(defaults))
     changed = config.model_copy(update={"base": str(base), "engine": config.engine | engine})
-    letters = ValidatedScorer(scorer=Letters(), name="letters", timeout=5)
+    letters = ValidatedScorer(scorer=Letters(), name="letters", timeout=60)
     app = await toy_server.serve(changed, toy_server.toy_engine(base), scorers={"letters": letters})
     transport = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://toy")
     return AsyncOpenAI(base_url="http://toy/v1", api_key="none", http_client=transport, max_retries=0)

@@ -28,7 +28,7 @@ from trimtab.server.request.messages import CHAT, COMPLETIONS, MESSAGES, RESPONS
 from trimtab.server.state import ServerState
 
 CONTEXT = 1024
-LETTERS = ValidatedScorer(scorer=Letters(), name="letters", timeout=5)
+LETTERS = ValidatedScorer(scorer=Letters(), name="letters", timeout=60)
 
 
 @pytest.fixture(scope="module")
@@ -363,7 +363,11 @@ LONG = "a b " * 900_000
     ids=lambda value: value if isinstance(value, str) else "",
 )
 async def test_a_large_body_stands_in_nobody_s_way(http: httpx.AsyncClient, path: str, body: dict[str, Any]) -> None:
-    """Between two ticks the loop's own thread works for no longer than a moment."""
+    """Between two ticks the loop's own thread works for a moment at most: as long as five million turns take here."""
+    before = time.thread_time()
+    for _ in range(5_000_000):
+        pass
+    moment = time.thread_time() - before
     content = json.dumps(body).encode()
     moments: list[float] = []
 
@@ -381,4 +385,4 @@ async def test_a_large_body_stands_in_nobody_s_way(http: httpx.AsyncClient, path
     await asyncio.sleep(0.01)
     ticking.cancel()
     assert answer.status_code in (200, 400), answer.text
-    assert max(moments) < 0.15, sorted(moments)[-5:]
+    assert max(moments) < moment, sorted(moments)[-5:]

@@ -158,7 +158,7 @@ async def choosing(config: Config, toy: ToyEngine, adapter: Path) -> AsyncIterat
     presets = {"toy-auto": {"strategy": "best_of_n", "weights": "auto", "params": {"n": 4}}}
     with_adapter = config.model_copy(update={"auto_weights": str(adapter), "presets": presets})
     app = await toy_server.serve(
-        with_adapter, toy, scorers={"letters": ValidatedScorer(scorer=Letters(), name="letters", timeout=5)}
+        with_adapter, toy, scorers={"letters": ValidatedScorer(scorer=Letters(), name="letters", timeout=60)}
     )
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://toy") as transport:
         yield AsyncOpenAI(base_url="http://toy/v1", api_key="none", http_client=transport)

@@ -65,7 +65,7 @@ class Watched:
 
 
 async def serve(config: Config, engine: Any) -> AsyncOpenAI:
-    letters = ValidatedScorer(scorer=Letters(), name="letters", timeout=5)
+    letters = ValidatedScorer(scorer=Letters(), name="letters", timeout=60)
     app = await toy_server.serve(config, engine, scorers={"letters": letters})
     transport = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://toy")
     return AsyncOpenAI(base_url="http://toy/v1", api_key="none", http_client=transport, max_retries=0)

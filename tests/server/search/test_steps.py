@@ -186,7 +186,7 @@ async def test_one_that_fails_after_its_first_token_says_so_in_the_stream(config
                 raise RuntimeError("its engine died")
             return await super().__call__(question, responses)
 
-    letters = ValidatedScorer(scorer=Failing(), name="letters", timeout=5)
+    letters = ValidatedScorer(scorer=Failing(), name="letters", timeout=60)
     app = await toy_server.serve(config, toy, scorers={"letters": letters})
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://toy") as http:
         client = AsyncOpenAI(base_url="http://toy/v1", api_key="none", http_client=http, max_retries=0)
