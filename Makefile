@@ -96,19 +96,19 @@ bench: $(VENV)/installed
 	$(BIN)/python -m trimtab.bench.overhead --quick
 	$(BIN)/python -m trimtab.bench.load --quick
 
-TRAIN := $(BIN)/trimtab train
-PAIRS := out/demo
+# What the demo family is trained by.
+LEARN := out/demo
 STEP := --base demo/base --batch 32 --accumulate 1 --patience 0
-GUIDE := $(STEP) --from $(PAIRS)/start --full --beta 0.03
+GUIDE := $(STEP) --from $(LEARN)/start --full --beta 0.03
 
 models: $(VENV)/installed
 	$(BIN)/python -m trimtab.recipes.base
 	$(BIN)/python -m trimtab.recipes.preferences
-	$(TRAIN) guide $(GUIDE) --data $(PAIRS)/helpfulness.jsonl --out demo/guides/helpfulness --likelihood 1 --learning-rate 5e-4
-	$(TRAIN) guide $(GUIDE) --data $(PAIRS)/brevity.jsonl --out demo/guides/brevity --likelihood 0.1 --learning-rate 1e-3
-	$(TRAIN) guide $(GUIDE) --data $(PAIRS)/warmth.jsonl --out demo/guides/warmth --likelihood 0.1 --learning-rate 1e-3
-	$(TRAIN) guide $(GUIDE) --data $(PAIRS)/caution.jsonl --out demo/guides/caution --likelihood 0.1 --learning-rate 1e-3
-	$(TRAIN) twin $(STEP) --data $(PAIRS)/twin.jsonl --out demo/guides/aligned --likelihood 1 --learning-rate 4e-3
+	$(TRAIN) guide $(GUIDE) --data $(LEARN)/helpfulness.jsonl --out demo/guides/helpfulness --likelihood 1 --learning-rate 5e-4
+	$(TRAIN) guide $(GUIDE) --data $(LEARN)/brevity.jsonl --out demo/guides/brevity --likelihood 0.1 --learning-rate 1e-3
+	$(TRAIN) guide $(GUIDE) --data $(LEARN)/warmth.jsonl --out demo/guides/warmth --likelihood 0.1 --learning-rate 1e-3
+	$(TRAIN) guide $(GUIDE) --data $(LEARN)/caution.jsonl --out demo/guides/caution --likelihood 0.1 --learning-rate 1e-3
+	$(TRAIN) twin $(STEP) --data $(LEARN)/twin.jsonl --out demo/guides/aligned --likelihood 1 --learning-rate 4e-3
 	$(BIN)/python -m trimtab.recipes.rewards
 	$(BIN)/python -m trimtab.recipes.value
 	$(BIN)/python -m trimtab.recipes.directional

@@ -58,11 +58,19 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     gold._grammar.cache_clear()
 
 
-def read_makefile() -> list[Settings]:
-    """Of the lines by which `make models` trains; raises SystemExit for one that is none."""
-    made = subprocess.run(["make", "-n", "models"], cwd=ROOT, check=True, capture_output=True, text=True)
-    lines = [shlex.split(line) for line in made.stdout.splitlines() if "trimtab train" in line]
+def read_makefile(target: str) -> list[Settings]:
+    """Of the lines by which it trains; raises SystemExit for one that is none."""
+    command = ["make", "-n", target, "PREFERENCES=preferences"]
+    made = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.replace("\\\n", " ")
+    lines = [shlex.split(line) for line in made.splitlines() if "trimtab train" in line]
     return [parse(line[line.index("train") + 1 :])[0] for line in lines]
+
+
+@pytest.mark.parametrize(("target", "folder"), [("models", "out/demo"), ("real-models", "out/real/preferences")])
+def test_each_family_is_trained_on_its_files(target: str, folder: str) -> None:
+    trained = read_makefile(target)
+    assert len(trained) >= 5
+    assert {str(Path(data).parent) for settings in trained for data in settings.data} == {folder}
 
 
 @pytest.mark.slow
@@ -71,7 +79,7 @@ def test_the_makefile_trains_on_what_is_written(tiny: None, tmp_path: Path) -> N
     preferences.main(tmp_path / "demo", tmp_path / "recipe.json")
     written = {path.name for path in (tmp_path / "demo").iterdir()}
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "demo" / "start").config.num_hidden_layers == 1
-    trained = {settings.member: settings for settings in read_makefile()}
+    trained = {settings.member: settings for settings in read_makefile("models")}
     assert set(trained) == {*preferences.OBJECTIVES, "aligned"}
     assert {"start", *(Path(s.data[0]).name for s in trained.values())} == written
     for name, settings in trained.items():
