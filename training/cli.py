@@ -151,6 +151,8 @@ def main(argv: Sequence[str], say: Say = print) -> int:
             return 0
         model, measured, more = train(settings, renderer, padding, rows)
         summary |= more
+        if more:
+            say(card.render_summary(more))
         write = partial(card.write_card, settings, summary, measured)
         (settings.out / "README.md").write_text(write())
         (settings.out / "training.json").write_text(card.write_record(settings, summary, measured))
