@@ -98,7 +98,7 @@ def parse(argv: Sequence[str]) -> tuple[Settings, argparse.Namespace]:
 
 LEAST = {
     "rank": 1, "layers": 1, "keep": 0, "batch": 1, "accumulate": 1, "max_length": 2, "patience": 0, "directions": 1,
-    "steer_prompts": 2,
+    "steer_prompts": 8,
 }  # fmt: skip
 
 
@@ -215,8 +215,11 @@ def choose_prompts(settings: Settings, tokenizer: Any, rows: Rows) -> list[tuple
     if (labels := trainers.count_labels(settings.steer)) != 1:
         raise DataError(f"--steer {settings.steer}: its head has {labels} labels, and answers are compared by one")
     prompts = list(dict.fromkeys(tuple(row["prompt_ids"]) for row in rows.test))[: settings.steer_prompts]
-    if len(prompts) < 2:
-        raise DataError(f"--steer: {len(prompts)} prompts to test on, and an interval needs two at least")
+    if len(prompts) < LEAST["steer_prompts"]:
+        raise DataError(
+            f"--steer: {len(prompts)} prompts to test on, and an interval needs {LEAST['steer_prompts']}: raise "
+            "--heldout, or name more with --test"
+        )
     return prompts
 
 

@@ -6,7 +6,9 @@ guide that is served as a difference. Its KL is the sum over its tokens of the w
 
     KL = sum_t sum_z q(z | y_<t) (log q(z | y_<t) - log p_base(z | y_<t)),                                           (1)
 
-which has the same mean as sum_t log q(y_t) - log p_base(y_t) and, by Rao and Blackwell, a smaller variance.
+A guide that has learnt nothing is the base, and then the former is the base at temperature 1 / (1 + a): a guide steers
+only where it gains more than such sharpening. (1) has the same mean as sum_t log q(y_t) - log p_base(y_t) and, by Rao
+and Blackwell, a smaller variance.
 
 Shapes: N answers, V tokens of the vocabulary.
 """
@@ -189,14 +191,12 @@ def conclude(rows: Sequence[Steering]) -> str:
     control = min(cold, key=lambda row: abs(math.log((fmean(row.kls) + 1e-9) / (spent + 1e-9))))
     mean, low, high = gain(best, base, len(guided))
     beyond = gain(best, control, len(guided))
-    if low > 0:
-        verdict = "the guide steers" + (
-            ", and more than a colder base does"
-            if beyond[1] > 0
-            else ", but it is not shown that it does more than a colder base"
-        )
+    if low <= 0:
+        verdict = "it is not shown that the guide raises the reward"
+    elif beyond[1] <= 0:
+        verdict = "it is not shown that the guide does more than a colder base"
     else:
-        verdict = "it is not shown that the guide steers"
+        verdict = "the guide steers, and more than a colder base does"
     against, low_against, high_against = gain(control, base)
     return (
         f"On {len(base.rewards)} prompts {verdict}: at {best.law.name} the reward is {mean:.3g} above the base's "

@@ -156,7 +156,7 @@ def test_a_guides_card_shows_what_it_does_to_answers(home: Path, tmp_path: Path)
     assert cli.main(["reward", *common, "--out", str(tmp_path / "r")], say=lambda text: None) == 0
     more = [*common, "--out", str(tmp_path / "g"), "--layers", "1", "--heldout", "0.3"]
     said: list[str] = []
-    assert cli.main(["guide", *more, "--steer", str(tmp_path / "r"), "--steer-prompts", "5"], say=said.append) == 0
+    assert cli.main(["guide", *more, "--steer", str(tmp_path / "r"), "--steer-prompts", "8"], say=said.append) == 0
     text = (tmp_path / "g" / "README.md").read_text()
     rows = [line for line in text.partition("## Steering")[2].splitlines() if line.startswith("| ")]
     names = [row.split(" | ")[0].removeprefix("| ") for row in rows]
@@ -164,21 +164,22 @@ def test_a_guides_card_shows_what_it_does_to_answers(home: Path, tmp_path: Path)
     assert names == ["drawn from", "the base", *exponents, *(f"the base at temperature {t}" for t in ("0.7", "0.5"))]
     assert rows[1].split(" | ")[1] == "0"
     assert all(float(row.split(" | ")[1]) > 0 for row in rows[2:])
-    assert any(line.startswith("On 5 prompts ") and line in text for line in said)
+    assert any(line.startswith("On 8 prompts ") and line in text for line in said)
     [kept] = [line for line in said if line.startswith("states of lower layers that were kept  ")]
     assert kept.rpartition("  ")[2] in text
 
 
 def test_a_reward_model_of_other_tokens_or_too_few_prompts_stop_it_at_once(home: Path, tmp_path: Path) -> None:
     renderer, _, rows = prepare(home)
-    rows.test = rows.heldout[:1]
+    rows.test = rows.heldout[:1] * 9
     family.tokenizer(tmp_path, family.VOCABULARY[:200])
-    for folder, why in ((tmp_path, "its tokenizer is not the base's"), (home / "base", "1 prompts to test on")):
+    scorer = family.scorer(tmp_path / "scorer", ["good"], seed=1)
+    for folder, why in ((tmp_path, "its tokenizer is not the base's"), (scorer, "1 prompts to test on")):
         with pytest.raises(DataError, match=why):
             cli.choose_prompts(settings(home, tmp_path, "guide", steer=str(folder)), renderer.tokenizer, rows)
 
 
-@pytest.mark.parametrize("line", [["--steer", "x"], ["--layers", "0"], ["--keep", "-1"], ["--steer-prompts", "1"]])
+@pytest.mark.parametrize("line", [["--steer", "x"], ["--layers", "0"], ["--keep", "-1"], ["--steer-prompts", "7"]])
 def test_what_cannot_be_is_refused_at_once(line: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.parse(["reward", "--base", "b", "--data", "d", "--out", "o", *line])

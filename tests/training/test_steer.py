@@ -54,6 +54,14 @@ def test_answers_and_their_kl_are_those_of_all_answers_of_two_tokens(tmp_path: P
             assert abs(count - DRAWS * chance) <= 5 * math.sqrt(DRAWS * chance * (1 - chance)) + 1
 
 
+def test_a_guide_that_has_learnt_nothing_is_a_colder_base(tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(family.base(tmp_path), dtype=torch.float64).eval()
+    laws = (Law(exponent=1.0), Law(temperature=0.5))
+    one, other = (draw_answers(model, model, PROMPTS, law, ends={END}, most=6, seed=2) for law in laws)
+    assert [tokens for tokens, _ in one] == [tokens for tokens, _ in other]
+    assert [spent for _, spent in one] == pytest.approx([spent for _, spent in other])
+
+
 def rows_of(gains: dict[Law, float]) -> list[Steering]:
     """Twenty prompts of unlike rewards, to which a law's answers have so much more."""
     return [
@@ -71,9 +79,9 @@ def rows_of(gains: dict[Law, float]) -> list[Steering]:
     ("guided", "cold", "verdict"),
     [
         (1.0, 0.0, "the guide steers, and more than a colder base does"),
-        (1.0, 1.0, "the guide steers, but it is not shown that it does more than a colder base"),
-        (0.0, 0.0, "it is not shown that the guide steers"),
-        (-1.0, 0.0, "it is not shown that the guide steers"),
+        (1.0, 1.0, "it is not shown that the guide does more than a colder base"),
+        (0.0, 0.0, "it is not shown that the guide raises the reward"),
+        (-1.0, 0.0, "it is not shown that the guide raises the reward"),
     ],
 )
 def test_the_card_says_what_the_table_shows(guided: float, cold: float, verdict: str) -> None:
