@@ -49,7 +49,7 @@ class Letters:
 FAULTS = ("nan", "inf", "shape", "dead", "hung")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     folder = toy_server.checkpoint(tmp_path_factory.mktemp("toy"))
     return Config.model_validate(
@@ -81,25 +81,25 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def toy(config: Config) -> ToyEngine:
     return toy_server.toy_engine(Path(config.base))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 async def app(config: Config, toy: ToyEngine) -> FastAPI:
     scorers = {fault: ValidatedScorer(scorer=Letters(fault), name=fault, timeout=0.2) for fault in FAULTS}
     letters = ValidatedScorer(scorer=Letters(), name="letters", timeout=60)
     return await toy_server.serve(config, toy, scorers={"letters": letters, **scorers})
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 async def raw(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://toy") as client:
         yield client
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 async def client(raw: httpx.AsyncClient) -> AsyncOpenAI:
     return AsyncOpenAI(base_url="http://toy/v1", api_key="none", http_client=raw, max_retries=2)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -10,7 +11,6 @@ import pytest
 
 from tests.server import toy_server
 from tests.server.search.conftest import HI
-from trimtab.runtime.toy_engine import ToyEngine
 from trimtab.server.config import Config
 from trimtab.server.request.messages import CHAT
 
@@ -18,7 +18,7 @@ COMPARED = {"of": "short", "transform": {"centre": {"references": 2}}}
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+def adapted(tmp_path_factory: pytest.TempPathFactory) -> Config:
     folder = toy_server.checkpoint(tmp_path_factory.mktemp("toy"))
     return Config.model_validate(
         {
@@ -35,8 +35,8 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
 
 
 @pytest.fixture(scope="module")
-async def raw(config: Config, toy: ToyEngine) -> AsyncIterator[httpx.AsyncClient]:
-    app = await toy_server.serve(config, toy)
+async def raw(adapted: Config) -> AsyncIterator[httpx.AsyncClient]:
+    app = await toy_server.serve(adapted, toy_server.toy_engine(Path(adapted.base)))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://toy") as client:
         yield client
 
