@@ -44,7 +44,7 @@ def keep(decoder: nn.Module, lower: list[nn.Module], **more: Any) -> LowerStates
     return keep_lower_states(decoder, lower, **{"limit": 2**20, "vocabulary": 259, "adapted": True, **more})
 
 
-@pytest.mark.parametrize("make", [family.base, family.qwen, family.windowed, gpt2])
+@pytest.mark.parametrize("make", [family.base, family.qwen, family.windowed, family.jamba, family.granite, gpt2])
 def test_rows_are_run_once_through_the_lower_layers(make: Any, tmp_path: Path) -> None:
     """In whatever company and padding they come again."""
     decoder, lower = load(make(tmp_path))
@@ -54,7 +54,7 @@ def test_rows_are_run_once_through_the_lower_layers(make: Any, tmp_path: Path) -
     states = keep(decoder, lower)
     calls: list[int] = []
     for layer in lower:
-        inner = next(module for name, module in layer.named_modules() if name == "mlp")
+        inner = next(module for name, module in layer.named_children() if "norm" in name or name == "ln_1")
         inner.register_forward_pre_hook(lambda module, args: calls.append(len(args[0])))
     runs = [0, 0, 0, 0]
     for i in (0, 1, 2, 0, 2, 3, 3):
