@@ -98,8 +98,9 @@ bench: $(VENV)/installed
 
 # What the demo family is trained by.
 LEARN := out/demo
-STEP := --base demo/base --batch 32 --accumulate 1 --patience 0
-GUIDE := $(STEP) --from $(LEARN)/start --full --beta 0.03
+STEP := --base demo/base --accumulate 1 --patience 0
+GUIDE := $(STEP) --from $(LEARN)/start --full --beta 0.03 --batch 32
+VALUE := $(STEP) --reward demo/rewards/a --from demo/rewards/a --full --batch 128 --learning-rate 1e-3
 
 models: $(VENV)/installed
 	$(BIN)/python -m trimtab.recipes.base
@@ -108,9 +109,9 @@ models: $(VENV)/installed
 	$(TRAIN) guide $(GUIDE) --data $(LEARN)/brevity.jsonl --out demo/guides/brevity --likelihood 0.1 --learning-rate 1e-3
 	$(TRAIN) guide $(GUIDE) --data $(LEARN)/warmth.jsonl --out demo/guides/warmth --likelihood 0.1 --learning-rate 1e-3
 	$(TRAIN) guide $(GUIDE) --data $(LEARN)/caution.jsonl --out demo/guides/caution --likelihood 0.1 --learning-rate 1e-3
-	$(TRAIN) twin $(STEP) --data $(LEARN)/twin.jsonl --out demo/guides/aligned --likelihood 1 --learning-rate 4e-3
+	$(TRAIN) twin $(STEP) --data $(LEARN)/twin.jsonl --out demo/guides/aligned --likelihood 1 --learning-rate 4e-3 --batch 32
 	$(BIN)/python -m trimtab.recipes.rewards
-	$(BIN)/python -m trimtab.recipes.value
+	$(TRAIN) value $(VALUE) --data $(LEARN)/value.jsonl --out demo/rewards/value
 	$(BIN)/python -m trimtab.recipes.directional
 	$(BIN)/python -m trimtab.recipes.orchestrator
 	$(BIN)/trimtab calibrate demo/config.yaml --prompts demo/prompts.txt

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 from trimtab.recipes import base, corpus, gold, preferences, rewards
 from trimtab.recipes.base import DEMO, keep_memory, load_tokenizer, perplexity
@@ -36,6 +36,7 @@ from trimtab.recipes.records import (
     value_head,
 )
 from trimtab.recipes.sample import MAX_NEW, Sampled, sample
+from trimtab.recipes.value import heldout_correlations
 
 SEED = 3
 PROMPTS = 180  # held-out, 20 a domain
@@ -273,6 +274,18 @@ def guided_tables(
     return out
 
 
+def correlate_value_head(
+    base_model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> dict[str, dict[float, float]]:
+    """Of the value head: objective -> share of the answer read -> correlation with reward model a's word in the end."""
+    head, teacher = (
+        LlamaForSequenceClassification.from_pretrained(DEMO / "rewards" / name, dtype=torch.float32).eval()
+        for name in ("value", "a")
+    )
+    drawn = [one for one in rewards.heldout_answers(base_model, tokenizer) if one[1]]
+    return heldout_correlations(head, teacher, tokenizer, drawn)
+
+
 def _side(prompts: Sequence[corpus.Prompt], answers: Sequence[Sampled]) -> tuple[str, str, str]:
     return (
         mean_ci(scores("helpfulness", prompts, answers)),
@@ -318,14 +331,14 @@ def main() -> None:
             rewards=reward_models(),
             reward_prompts=rewards.PROMPTS,
             twin=twin(model, tokenizer, prompts, answers[::DRAWS]),
-            value=value_head(),
+            value=value_head(correlate_value_head(model, tokenizer)),
             obedience=obedience(),
             adapter=adapter(),
             shown=sample_answers(prompts, answers[::DRAWS]),
             settings="; ".join(
                 f"{name} β = {s['beta']:g}, λ = {s['likelihood']:g}, rate {s['learning_rate']:g}"
                 for name in (*preferences.OBJECTIVES, "aligned")
-                for s in [read_training(name)["settings"]]
+                for s in [read_training(f"guides/{name}")["settings"]]
             ),
             seeds=f"{base.SEED}, {preferences.SEED}, {preferences.TWIN_SEED}, {SEED}; of the reward models "
             + ", ".join(str(seed) for seed in rewards.MEMBERS.values()),

@@ -1,4 +1,4 @@
-"""What the demo family's guides and twin learn from: gold's preferences between the base's own answers.
+"""What the demo family's guides, twin and value head learn from: gold's preferences between the base's own answers.
 
     python -m trimtab.recipes.preferences
 
@@ -77,6 +77,15 @@ def label(drawn: Sequence[Drawn], objective: str) -> list[dict[str, object]]:
     return out
 
 
+def match(drawn: Sequence[Drawn]) -> list[dict[str, object]]:
+    """Each answer in one pair, for a value head, to which it is all the same which is which."""
+    return [
+        {"prompt": prompt, "chosen": one, "rejected": other}
+        for prompt, answers in drawn
+        for one, other in zip(answers[::2], answers[1::2], strict=False)
+    ]
+
+
 def write_pairs(path: Path, pairs: Sequence[dict[str, object]]) -> None:
     path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
 
@@ -113,7 +122,9 @@ def main(folder: Path = FILES, record: Path = DEMO / "guides" / "recipe.json") -
     for objective in OBJECTIVES:
         write_pairs(folder / f"{objective}.jsonl", label(drawn, objective))
     shared["drawing_seconds"] = time.monotonic() - drawing
-    write_pairs(folder / "twin.jsonl", label(draw_answers(base, tokenizer, TWIN_PROMPTS, TWIN_SEED), TWIN))
+    drawn = draw_answers(base, tokenizer, TWIN_PROMPTS, TWIN_SEED)
+    write_pairs(folder / "twin.jsonl", label(drawn, TWIN))
+    write_pairs(folder / "value.jsonl", match(drawn))
     record.write_text(json.dumps(shared, indent=2) + "\n")
 
 

@@ -1,11 +1,12 @@
 """The card's tables that need no model: what the recipes wrote down beside the weights."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trimtab.recipes import directional, gold, orchestrator, rewards, value
+from trimtab.recipes import directional, gold, orchestrator, rewards
 from trimtab.recipes.base import DEMO
+from trimtab.recipes.value import PARTS
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -41,9 +42,9 @@ def read_guides() -> dict[str, Any]:
     return record
 
 
-def read_training(name: str) -> dict[str, Any]:
-    """What `trimtab train` wrote beside a guide or the twin."""
-    record: dict[str, Any] = json.loads((DEMO / "guides" / name / "training.json").read_text())
+def read_training(member: str) -> dict[str, Any]:
+    """What `trimtab train` wrote beside what it made; `member` is its folder in demo/."""
+    record: dict[str, Any] = json.loads((DEMO / member / "training.json").read_text())
     return record
 
 
@@ -57,23 +58,18 @@ def trainings(names: Sequence[str]) -> list[Sequence[object]]:
             f"{record['measured']['seconds of training']:.0f} s",
         )
         for name in names
-        for record in [read_training(name)]
+        for record in [read_training(f"guides/{name}")]
     ]
 
 
-def value_head() -> str:
+def value_head(correlations: Mapping[str, Mapping[float, float]]) -> str:
     """Correlation of what it foretells with what reward model a says in the end, by the share of the answer read."""
-    record = json.loads((DEMO / "rewards" / "value" / "recipe.json").read_text())
+    record = read_training("rewards/value")
     size = (DEMO / "rewards" / "value" / "model.safetensors").stat().st_size
-    rows = [
-        (objective, *(f"{record['heldout'][objective][str(part)]:.2f}" for part in value.PARTS))
-        for objective in rewards.OBJECTIVES
-    ]
-    training = record["training"]
+    rows = [(objective, *(f"{row[part]:.2f}" for part in PARTS)) for objective, row in correlations.items()]
     return (
-        table(("objective", *(f"{part:.0%} read" for part in value.PARTS)), rows)
-        + f"\n{record['parameters']:,} parameters, {size / 1e6:.2f} MB; {training['steps']} steps, "
-        f"{training['seconds']:.0f} s.\n"
+        table(("objective", *(f"{part:.0%} read" for part in PARTS)), rows)
+        + f"\n{size / 1e6:.2f} MB, {record['measured']['seconds of training']:.0f} s.{record.get('note', '')}\n"
     )
 
 

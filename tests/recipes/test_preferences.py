@@ -80,12 +80,15 @@ def test_the_makefile_trains_on_what_is_written(tiny: None, tmp_path: Path) -> N
     written = {path.name for path in (tmp_path / "demo").iterdir()}
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "demo" / "start").config.num_hidden_layers == 1
     trained = {settings.member: settings for settings in read_makefile("models")}
-    assert set(trained) == {*preferences.OBJECTIVES, "aligned"}
+    assert set(trained) == {*preferences.OBJECTIVES, "aligned", "value"}
     assert {"start", *(Path(s.data[0]).name for s in trained.values())} == written
     for name, settings in trained.items():
         assert (ROOT / settings.out).is_dir()
         if name == "aligned":
             assert (settings.kind, settings.start, settings.full) == ("twin", None, False)
+        elif name == "value":
+            assert (settings.kind, settings.start, settings.reward) == ("value", "demo/rewards/a", "demo/rewards/a")
+            continue
         else:
             assert (settings.kind, settings.start, settings.full) == ("guide", "out/demo/start", True)
             assert settings.data == (f"out/demo/{name}.jsonl",)

@@ -1,34 +1,18 @@
-"""The value head: what its recipe writes, and what it reads."""
+"""The value head: where it is read, and how well it foretells."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from pathlib import Path
-
+import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import LlamaForSequenceClassification
 
-from trimtab.recipes import gold, preferences, rewards, value
+from trimtab.recipes import value
 from trimtab.recipes.base import DEMO, load_tokenizer
+from trimtab.training import measure
 
 QUESTION = ({"role": "user", "content": "How do I clean a leather sofa?"},)
 EARLIER = ({"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}, *QUESTION)
-
-
-@pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    gold._grammar.cache_clear()
-    monkeypatch.setattr(preferences, "DRAWN", 4)
-    monkeypatch.setattr(gold, "GRAMMAR_SAMPLE", 100)
-    monkeypatch.setattr(rewards, "HELDOUT_PROMPTS", 4)
-    monkeypatch.setattr(rewards, "HELDOUT_DRAWN", 2)
-    monkeypatch.setattr(value, "PROMPTS", 12)
-    monkeypatch.setattr(value, "EPOCHS", 1)
-    monkeypatch.setattr(value, "PROMPTS_A_STEP", 4)
-    yield
-    gold._grammar.cache_clear()
 
 
 def test_values_are_read_in_the_last_turn_alone() -> None:
@@ -38,16 +22,29 @@ def test_values_are_read_in_the_last_turn_alone() -> None:
     assert ["".join(tokens) for tokens in read] == ["<|assistant|>Use soap.", "<|assistant|>No", "<|assistant|>Rub it."]
 
 
-def test_the_value_head_has_the_teacher_s_labels_and_its_own_weights(tiny: None, tmp_path: Path) -> None:
-    for name in ("config.json", "model.safetensors"):
-        (tmp_path / "a").mkdir(exist_ok=True)
-        (tmp_path / "a" / name).write_bytes((DEMO / "rewards" / "a" / name).read_bytes())
-    value.main(rewards=tmp_path)
-    teacher = AutoModelForSequenceClassification.from_pretrained(tmp_path / "a")
-    head = AutoModelForSequenceClassification.from_pretrained(tmp_path / "value")
-    assert head.config.id2label == teacher.config.id2label
-    assert head.dtype == torch.bfloat16
-    assert not torch.equal(head.score.weight, teacher.score.weight)
-    record = json.loads((tmp_path / "value" / "recipe.json").read_text())
-    assert set(record["heldout"]) == set(rewards.OBJECTIVES)
-    assert set(record["heldout"]["warmth"]) == {str(part) for part in value.PARTS}
+def test_a_correlation_is_that_of_single_answers() -> None:
+    """Of reward model a as a head of its own, read before a word is said and after the last."""
+    tokenizer = load_tokenizer(DEMO / "base")
+    model = LlamaForSequenceClassification.from_pretrained(DEMO / "rewards" / "a", dtype=torch.float32).eval()
+    drawn = [
+        (QUESTION, ["Use soap.", "No, I will not, rest yourself.", "Rub it with care."]),
+        (EARLIER, ["I am glad!"]),
+    ]
+    read: dict[float, list[list[float]]] = {0.0: [], 1.0: []}
+    for prompt, answers in drawn:
+        opened = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+        for answer in answers:
+            for part, text in ((0.0, opened), (1.0, opened + answer)):
+                read[part].append(measure.score(model, tokenizer.encode(text)))
+    whole = [
+        measure.score(
+            model, tokenizer.apply_chat_template([*prompt, {"role": "assistant", "content": answer}])["input_ids"]
+        )
+        for prompt, answers in drawn
+        for answer in answers
+    ]
+    found = value.heldout_correlations(model, model, tokenizer, drawn)
+    for k, objective in enumerate(("helpfulness", "brevity", "warmth", "caution")):
+        for part, scores in read.items():
+            plain = np.corrcoef([row[k] for row in scores], [row[k] for row in whole])[0, 1]
+            assert found[objective][part] == pytest.approx(plain, abs=0.05), "in bf16"
