@@ -299,7 +299,7 @@ def sample_answers(prompts: Sequence[corpus.Prompt], answers: Sequence[Sampled])
     return "\n".join("> **" + p.text + "**\n>\n> " + a.text.replace("\n", "  \n> ") + "\n" for p, a in pairs)
 
 
-def main() -> None:
+def main(path: Path = DEMO / "README.md") -> None:
     start = time.monotonic()
     tokenizer = load_tokenizer()
     record = json.loads((DEMO / "base" / "recipe.json").read_text())
@@ -344,7 +344,7 @@ def main() -> None:
             + ", ".join(str(seed) for seed in rewards.MEMBERS.values()),
         )
     )
-    (DEMO / "README.md").write_text(text)
+    path.write_text(text)
     print(f"{time.monotonic() - start:.0f} s", flush=True)
 
 
