@@ -51,7 +51,7 @@ async def main(members: dict[str, str]) -> dict[str, float]:
         worst["recycled"] = check(
             reference, Case([1, 2, 3], {BASE: 1.0}), list(done.token_ids), done.logprobs, greedy=True
         )
-        worst["interleaved"], hits = await interleaved(engine, reference, seed=7, rounds=4)
+        worst["interleaved"], hits = await interleaved(engine, asyncio.gather, reference, seed=7, rounds=4)
         assert hits > 0
         closed = engine.generate([1, 2, 3], Sampling(max_tokens=50), n=2, guides={BASE: 1.0, "llama": 1.0})
         await anext(closed)
