@@ -26,19 +26,20 @@ $(REAL)/config.json: | $(VENV)/installed
 # recipes/real_preferences.py reads.
 PAIRS := out/real/preferences
 TRAIN := $(BIN)/trimtab train
-ON_REAL := --base $(REAL) --max-length 256 --accumulate 8
+ON_REAL := --base $(REAL) --max-length 256 --layers 12 --batch 4 --accumulate 4
+STEER := --steer real/rewards/preferred
 ON_TEST := --test $(PAIRS)/helpful-test.jsonl $(PAIRS)/harmless-test.jsonl
 
 real-models: $(REAL)/config.json
 	@test -n '$(PREFERENCES)' || { echo 'name the folder of preferences: make real-models PREFERENCES=FOLDER' >&2; exit 2; }
 	$(BIN)/python -m trimtab.recipes.real_preferences $(PREFERENCES) $(PAIRS)
-	$(TRAIN) reward $(ON_REAL) $(ON_TEST) --data $(PAIRS)/helpful-a.jsonl $(PAIRS)/harmless-a.jsonl --out real/rewards/preferred
-	$(TRAIN) reward $(ON_REAL) $(ON_TEST) --data $(PAIRS)/helpful-b.jsonl $(PAIRS)/harmless-b.jsonl --out real/rewards/judge
+	$(TRAIN) reward $(ON_REAL) $(ON_TEST) --data $(PAIRS)/helpful-a.jsonl $(PAIRS)/harmless-a.jsonl --epochs 2 --out real/rewards/preferred
+	$(TRAIN) reward $(ON_REAL) $(ON_TEST) --data $(PAIRS)/helpful-b.jsonl $(PAIRS)/harmless-b.jsonl --epochs 2 --out real/rewards/judge
 	$(TRAIN) value $(ON_REAL) $(ON_TEST) --data $(PAIRS)/helpful-a.jsonl $(PAIRS)/harmless-a.jsonl \
 	  --reward real/rewards/preferred --out real/values/preferred
-	$(TRAIN) guide $(ON_REAL) --data $(PAIRS)/helpful-a.jsonl --test $(PAIRS)/helpful-test.jsonl --epochs 2 --out real/guides/helpful
-	$(TRAIN) guide $(ON_REAL) --data $(PAIRS)/harmless-a.jsonl --test $(PAIRS)/harmless-test.jsonl --out real/guides/harmless
-	$(TRAIN) guide $(ON_REAL) --data $(PAIRS)/brief-a.jsonl --test $(PAIRS)/brief-test.jsonl --out real/guides/brief
+	$(TRAIN) guide $(ON_REAL) --data $(PAIRS)/helpful-a.jsonl --test $(PAIRS)/helpful-test.jsonl $(STEER) --epochs 3 --out real/guides/helpful
+	$(TRAIN) guide $(ON_REAL) --data $(PAIRS)/harmless-a.jsonl --test $(PAIRS)/harmless-test.jsonl $(STEER) --epochs 2 --out real/guides/harmless
+	$(TRAIN) guide $(ON_REAL) --data $(PAIRS)/brief-a.jsonl --test $(PAIRS)/brief-test.jsonl $(STEER) --out real/guides/brief
 	$(BIN)/trimtab calibrate real/config.yaml --prompts demo/prompts.txt --answers 1 --max-tokens 160
 
 test: check
