@@ -13,21 +13,24 @@ LEVEL = 0.95
 
 
 @functools.cache
-def t_quantile(freedom: int) -> float:
-    """The t with P(|T| < t) = 0.95 for T of Student's distribution with so many degrees of freedom."""
-    # P(|T| > t) is the regularised incomplete beta function I_x(freedom / 2, 1 / 2) at x = freedom / (freedom + t^2)
-    return float(
-        mpmath.findroot(
-            lambda t: mpmath.betainc(freedom / 2, 0.5, 0, freedom / (freedom + t * t), regularized=True) - (1 - LEVEL),
-            (1.5, 13.0),
-            solver="anderson",
-        )
-    )
+def t_quantile(freedom: int, comparisons: int = 1) -> float:
+    """The t with P(|T| < t) = 1 - 0.05 / comparisons, T being Student's of so many degrees of freedom."""
+    outside = (1 - LEVEL) / comparisons
+
+    def excess(log_t: mpmath.mpf) -> mpmath.mpf:
+        # P(|T| > t) is the regularised incomplete beta function I_x(freedom / 2, 1 / 2), x = freedom / (freedom + t^2);
+        # its logarithm is nearly straight in that of t
+        x = freedom / (freedom + mpmath.exp(2 * log_t))
+        return mpmath.log(mpmath.betainc(freedom / 2, 0.5, 0, x, regularized=True) / outside)
+
+    normal = statistics.NormalDist().inv_cdf(1 - outside / 2)
+    return float(mpmath.exp(mpmath.findroot(excess, math.log(normal))))
 
 
-def half(values: Sequence[float]) -> float:
-    """Half Student's interval of the mean; needs two values."""
-    return t_quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+def half(values: Sequence[float], comparisons: int = 1) -> float:
+    """Half Student's interval of the mean, of two values at least; wide enough for all of so many comparisons to hold
+    together (Bonferroni's)."""
+    return t_quantile(len(values) - 1, comparisons) * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def plus_minus(values: Sequence[float]) -> str:

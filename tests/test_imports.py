@@ -32,6 +32,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "server": ("server", "engine", "runtime", "rewards", "preferences", "decoders"),
     "training": (
         "training",
+        "bench.intervals",
         "preferences.preference_direction",
         "server.config",
         "server.request.messages",

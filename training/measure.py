@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from statistics import fmean
 from typing import Any
 
 import torch
+
+from trimtab.bench.intervals import win_interval
 
 Row = dict[str, Any]
 
@@ -23,14 +26,14 @@ def answer_logprob(model: Any, prompt: Sequence[int], answer: Sequence[int]) -> 
     return float(logprobs.gather(1, ids[0, len(prompt) :, None]).double().sum())
 
 
-def language_margins(model: Any, rows: Iterable[Row], *, beta: float, reference: Any = None) -> list[float]:
-    """[N] beta (log pi(y+) - log pi(y-)), less the reference's where there is one."""
+def language_margins(model: Any, rows: Iterable[Row], *, beta: float) -> list[float]:
+    """[N] beta (log pi(y+) - log pi(y-))."""
 
-    def margin(scored: Any, row: Row) -> float:
-        chosen = answer_logprob(scored, row["prompt_ids"], row["chosen_ids"])
-        return chosen - answer_logprob(scored, row["prompt_ids"], row["rejected_ids"])
+    def margin(row: Row) -> float:
+        chosen = answer_logprob(model, row["prompt_ids"], row["chosen_ids"])
+        return chosen - answer_logprob(model, row["prompt_ids"], row["rejected_ids"])
 
-    return [beta * (margin(model, row) - (0.0 if reference is None else margin(reference, row))) for row in rows]
+    return [beta * margin(row) for row in rows]
 
 
 def compare_directions(model: Any, start: Any, rows: Sequence[Row]) -> dict[str, float]:
@@ -41,18 +44,18 @@ def compare_directions(model: Any, start: Any, rows: Sequence[Row]) -> dict[str,
     rows = sorted(rows, key=lambda row: not row["other_ids"])
     apart = sum(bool(row["other_ids"]) for row in rows)
 
-    def compare(scored: Any) -> tuple[float, float]:
+    def compare(scored: Any) -> tuple[list[float], float]:
         under_its = [answer_logprob(scored, row["prompt_ids"], row["chosen_ids"]) for row in rows]
         under_other = [answer_logprob(scored, row["other_ids"], row["chosen_ids"]) for row in rows[:apart]]
         margins = [a - b for a, b in zip(under_its, under_other, strict=False)]
-        return accuracy(margins), -math.fsum(under_its) / tokens
+        return margins, -math.fsum(under_its) / tokens
 
-    (share, entropy), (share_before, entropy_before) = compare(model), compare(start)
-    low, high = wilson(share, apart)
+    (margins, entropy), (margins_before, entropy_before) = compare(model), compare(start)
+    low, high = win_interval(outcomes(margins))
     return {
         **{"answers": len(rows), "cross_entropy": entropy, "cross_entropy of the start": entropy_before},
-        **{"compared": apart, "obeyed": share, "obeyed_low": low, "obeyed_high": high},
-        "obeyed by the start": share_before,
+        **{"compared": apart, "obeyed": accuracy(margins), "obeyed_low": low, "obeyed_high": high},
+        "obeyed by the start": accuracy(margins_before),
     }
 
 
@@ -86,34 +89,31 @@ def label_margins(model: Any, rows: Sequence[Row]) -> tuple[list[float], dict[st
     return [margin for of in margins.values() for margin in of], by_label
 
 
+def outcomes(margins: Sequence[float]) -> list[float]:
+    """1 of a margin above 0, and 1/2 of a tie."""
+    return [(m > 0) + 0.5 * (m == 0) for m in margins]
+
+
 def accuracy(margins: Sequence[float]) -> float:
     """The share above 0; a tie counts half."""
-    return sum((m > 0) + 0.5 * (m == 0) for m in margins) / len(margins)
+    return fmean(outcomes(margins))
 
 
 def summarise(margins: Sequence[float]) -> dict[str, float]:
     """Accuracy with its 95 % interval (Wilson's), the mean of -log sigma(margin), and the calibration error."""
-    n, right = len(margins), accuracy(margins)
-    low, high = wilson(right, n)
+    low, high = win_interval(outcomes(margins))
     return {
-        "pairs": n,
-        "accuracy": right,
+        "pairs": len(margins),
+        "accuracy": accuracy(margins),
         "accuracy_low": low,
         "accuracy_high": high,
-        "loss": math.fsum(-log_sigmoid(m) for m in margins) / n,
+        "loss": math.fsum(-log_sigmoid(m) for m in margins) / len(margins),
         "calibration_error": calibration_error(margins),
     }
 
 
 def log_sigmoid(x: float) -> float:
     return -math.log1p(math.exp(-x)) if x > 0 else x - math.log1p(math.exp(x))
-
-
-def wilson(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """The 95 % interval of a share of n."""
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return middle - half, middle + half
 
 
 def calibration_error(margins: Sequence[float], bins: int = 10) -> float:

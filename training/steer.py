@@ -19,12 +19,13 @@ import inspect
 import math
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
-from statistics import NormalDist, fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import torch
 from torch.nn.functional import pad
 
+from trimtab.bench.intervals import half
 from trimtab.training.measure import score
 
 ANSWER_TOKENS = 128
@@ -159,10 +160,9 @@ def measure_steering(
 
 
 def interval(values: Sequence[float], comparisons: int = 1) -> tuple[float, float, float]:
-    """(mean, low, high): 95 %, by the normal law, of all of so many comparisons together (Bonferroni's)."""
-    mean, error = fmean(values), stdev(values) / math.sqrt(len(values))
-    z = NormalDist().inv_cdf(1 - 0.025 / comparisons)
-    return mean, mean - z * error, mean + z * error
+    """(mean, low, high): 95 %, of all of so many comparisons together."""
+    mean, reach = fmean(values), half(values, comparisons)
+    return mean, mean - reach, mean + reach
 
 
 def gain(row: Steering, other: Steering, comparisons: int = 1) -> tuple[float, float, float]:

@@ -35,3 +35,18 @@ def test_ten_wins_of_ten_are_no_certainty() -> None:
     low, high = win_interval([1.0] * 10)
     assert low == pytest.approx(0.7225, abs=1e-4)
     assert high == 1.0
+
+
+def test_wilsons_interval() -> None:
+    """Of 9 in 9 and of 5 in 10; R's binom.confint(method = "wilson") has 0.7008550, 1 and 0.2365931, 0.7634069."""
+    assert win_interval([1.0] * 9) == pytest.approx((0.7008550, 1.0), abs=1e-6)
+    assert win_interval([1.0] * 5 + [0.0] * 5) == pytest.approx((0.2365931, 0.7634069), abs=1e-6)
+
+
+@pytest.mark.parametrize("comparisons", [1, 3])
+def test_several_comparisons_hold_together(comparisons: int) -> None:
+    """Of as many independent means of eight, all are held in (1 - 0.05 / k)^k of the draws, 0.95 or a little more."""
+    draws = np.random.default_rng(1).normal(0.0, 1.0, (4000, comparisons, 8))
+    held = [all(abs(values.mean()) <= half(values.tolist(), comparisons) for values in draw) for draw in draws]
+    expected = (1 - 0.05 / comparisons) ** comparisons
+    assert np.mean(held) == pytest.approx(expected, abs=5 * math.sqrt(expected * (1 - expected) / 4000))

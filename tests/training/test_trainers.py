@@ -57,11 +57,12 @@ def test_the_loss_of_a_guide_is_its_formula(home: Path, tmp_path: Path, loss: st
     wished = settings(home, tmp_path, "guide", **options)
     trainer = trainers.train_pairs(wished, renderer.tokenizer, padding, rows.train, rows.heldout)
     heldout = sorted(rows.heldout, key=count_tokens)  # as they are passed
-    reference = None
+    beta = 0.1 if loss == "dpo" else 0.05
+    margins = measure.language_margins(trainer.model.eval(), heldout, beta=beta)
     if loss == "dpo":
         reference = AutoModelForCausalLM.from_pretrained(home / "base", dtype=torch.float32)
-    beta = 0.05 if reference is None else 0.1
-    margins = measure.language_margins(trainer.model.eval(), heldout, beta=beta, reference=reference)
+        before = measure.language_margins(reference, heldout, beta=beta)
+        margins = [after - start for after, start in zip(margins, before, strict=True)]
     # A trainer's mean is over batches, whose last may be smaller, so it is compared batch by batch.
     batches = [
         plain_loss(margins[i : i + 4]) + likelihood * nats_a_token(trainer.model, heldout[i : i + 4])
