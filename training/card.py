@@ -53,7 +53,7 @@ def snippet(settings: Settings, *, folder: Path | None = None) -> dict[str, Any]
     if settings.kind in ("reward", "value"):
         head = {"kind": "classifier", "model": model}
         if settings.trains_adapter:
-            head["base"] = place(settings.start or settings.base)
+            head["base"] = place(settings.origin)
         if settings.kind == "value":
             return {"rewards": {name: {**head, "turn": "open"}}}
         objectives = {name: {"reward": name}}
@@ -86,7 +86,7 @@ def write_card(
     if not steering and settings.kind in ("guide", "twin"):
         steering = [NOT_STEERING]
     metadata = {
-        "base_model": settings.start or settings.base,
+        "base_model": settings.origin,
         "library_name": "peft" if settings.trains_adapter else "transformers",
         "tags": ["trimtab", settings.kind],
     }

@@ -315,7 +315,7 @@ def measure_steering(
 
     say(f"drawing answers to {len(prompts)} prompts by each of {len(steer.list_laws(difference=False))} laws")
     measured = steer.measure_steering(
-        trainers.load_base(settings).to(guide.device),
+        trainers.load_frozen(settings.base).to(guide.device),
         guide,
         trainers.load_scorer(str(settings.steer), padding).to(guide.device),
         prompts,
@@ -339,12 +339,12 @@ def measure_model(settings: Settings, model: Any, rows: Sequence[Row]) -> dict[s
     if settings.kind == "value":
         return measure.foretell(model, rows)
     if settings.kind == "directional":
-        return measure.compare_directions(model, trainers.load_reference(settings), rows)
+        return measure.compare_directions(model, trainers.load_frozen(settings.origin), rows)
     longer = measure.accuracy([len(row["chosen_ids"]) - len(row["rejected_ids"]) for row in rows])
     if settings.kind == "reward":
         margins, by_label = measure.label_margins(model, rows)
         return {**measure.summarise(margins), **by_label, "accuracy of the longer answer": longer}
-    before = measure.language_margins(trainers.load_reference(settings), rows, beta=settings.scale)
+    before = measure.language_margins(trainers.load_frozen(settings.origin), rows, beta=settings.scale)
     margins = measure.language_margins(model, rows, beta=settings.scale)
     if not trainers.is_reference_free(settings):
         margins = [after - reference for after, reference in zip(margins, before, strict=True)]

@@ -98,6 +98,11 @@ class Settings:
         return not self.full
 
     @property
+    def origin(self) -> str:
+        """The model that training begins with."""
+        return self.start or self.base
+
+    @property
     def rate(self) -> float:
         return LEARNING_RATE[self.trains_adapter] if self.learning_rate is None else self.learning_rate
 

@@ -140,7 +140,7 @@ def arguments(settings: Settings, kind: type[TrainingArguments], rows: int, **mo
 def load_model(settings: Settings, tokens: int, padding: int, *, labels: Sequence[str] | None = None) -> nn.Module:
     """What is trained: a language model, or with `labels` a head on one; frozen but for what is to learn."""
     set_seed(settings.seed)  # of a new head, and of LoRA's
-    name = settings.start or settings.base
+    name = settings.origin
     options: dict[str, Any] = {"dtype": torch.float32}
     if labels is None:
         model = AutoModelForCausalLM.from_pretrained(name, **options)
@@ -161,6 +161,16 @@ def load_model(settings: Settings, tokens: int, padding: int, *, labels: Sequenc
     return model  # type: ignore[no-any-return]
 
 
+def load_scores(settings: Settings, tokens: int, padding: int, labels: Sequence[str]) -> nn.Module:
+    """A head of raw scores, with LoRA where that is what learns, for trainers that are not TRL's."""
+    from peft import get_peft_model
+
+    model: Any = load_model(settings, tokens, padding, labels=labels)
+    model.config.problem_type = "regression"  # also where a server would put a sigmoid on a classifier
+    lora = adapter(settings, model, task="SEQ_CLS")
+    return model if lora is None else get_peft_model(model, lora)  # type: ignore[no-any-return]
+
+
 def find_lower_layers(model: Any, layers: int) -> tuple[nn.Module, list[nn.Module]]:
     """(decoder, its layers below the last so many); raises ValueError for a model that has not so many."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
@@ -176,17 +186,15 @@ def keep_states(settings: Settings, model: Any) -> LowerStates | None:
     if settings.layers is None or not settings.keep:
         return None
     decoder, lower = find_lower_layers(model, settings.layers)
+    if not lower:
+        return None
     try:
-        return (
-            keep_lower_states(
-                decoder,
-                lower,
-                limit=int(settings.keep * 2**30),
-                vocabulary=model.get_input_embeddings().num_embeddings,
-                adapted=settings.trains_adapter,
-            )
-            if lower
-            else None
+        return keep_lower_states(
+            decoder,
+            lower,
+            limit=int(settings.keep * 2**30),
+            vocabulary=model.get_input_embeddings().num_embeddings,
+            adapted=settings.trains_adapter,
         )
     except UnfitLayers as error:
         tqdm.write(f"the layers below the last {settings.layers} are computed every time: {error}")
@@ -223,15 +231,9 @@ def is_reference_free(settings: Settings) -> bool:
     return settings.kind == "guide" and settings.loss == "genarm"
 
 
-def load_reference(settings: Settings) -> Any:
-    """What DPO's log-ratios are against: the model that training began with."""
-    model = AutoModelForCausalLM.from_pretrained(settings.start or settings.base, dtype=torch.float32)
-    return model.eval()
-
-
-def load_base(settings: Settings) -> Any:
-    """What a guide is served beside."""
-    return AutoModelForCausalLM.from_pretrained(settings.base, dtype=torch.float32).eval()
+def load_frozen(name: str) -> Any:
+    """A language model that is only read."""
+    return AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).eval()
 
 
 def count_labels(folder: str) -> int:
@@ -307,17 +309,13 @@ def train_labels(
     settings: Settings, tokenizer: Any, padding: int, train: Sequence[Row], test: Sequence[Row]
 ) -> Trainer:
     """On rows of `chosen_ids`, `rejected_ids` and `signs`."""
-    from peft import get_peft_model
 
     def collate(rows: Sequence[Row]) -> dict[str, Any]:
         ids = [{"input_ids": row[key]} for key in ("chosen_ids", "rejected_ids") for row in rows]
         batch: dict[str, Any] = dict(tokenizer.pad(ids, return_tensors="pt", padding_side="right"))
         return batch | {"signs": torch.tensor([row["signs"] for row in rows], dtype=torch.float32)}
 
-    model: Any = load_model(settings, len(tokenizer), padding, labels=settings.labels)
-    model.config.problem_type = "regression"  # raw scores, also where a server would put a sigmoid on a classifier
-    if (lora := adapter(settings, model, task="SEQ_CLS")) is not None:
-        model = get_peft_model(model, lora)
+    model = load_scores(settings, len(tokenizer), padding, settings.labels)
     config = arguments(settings, TrainingArguments, len(train), remove_unused_columns=False, label_names=["signs"])
     return fit(LabelTrainer, settings, config, model, train, test, data_collator=collate)
 
@@ -341,13 +339,9 @@ def train_value(
     labels: Sequence[str] = ("LABEL_0",),
 ) -> Trainer:
     """(2), on rows of `input_ids` and `labels`, a number for each of the K labels."""
-    from peft import get_peft_model
     from transformers import DataCollatorWithPadding
 
-    model: Any = load_model(settings, len(tokenizer), padding, labels=labels)
-    model.config.problem_type = "regression"
-    if (lora := adapter(settings, model, task="SEQ_CLS")) is not None:
-        model = get_peft_model(model, lora)
+    model = load_scores(settings, len(tokenizer), padding, labels)
     config = arguments(settings, TrainingArguments, len(train))
     padding_right = copy(tokenizer)  # as TRL's collators do, whatever the tokenizer pads for an engine
     padding_right.padding_side = "right"
@@ -425,7 +419,7 @@ def save(trainer: Any, settings: Settings, renderer: Renderer) -> None:
     """A Hugging Face or PEFT folder, with the base's tokenizer, and nothing of the training's own; a whole model in the
     precision of the one that training began with."""
     if settings.full:
-        trainer.model.to(AutoConfig.from_pretrained(settings.start or settings.base).dtype or torch.float32)
+        trainer.model.to(AutoConfig.from_pretrained(settings.origin).dtype or torch.float32)
     trainer.model.save_pretrained(settings.out)
     trainer.model.to(torch.float32)  # for what is measured still
     for key in ("is_local", "local_files_only"):  # how it was loaded is none of the tokenizer's
