@@ -26,7 +26,7 @@ $(REAL)/config.json: | $(VENV)/installed
 # recipes/real_preferences.py reads.
 PAIRS := out/real/preferences
 TRAIN := $(BIN)/trimtab train
-ON_REAL := --base $(REAL) --max-length 256 --layers 12 --batch 4 --accumulate 4
+ON_REAL := --base $(REAL) --max-length 256 --layers 12 --batch 4 --accumulate 4 --dtype bfloat16
 STEER := --steer real/rewards/preferred
 ON_TEST := --test $(PAIRS)/helpful-test.jsonl $(PAIRS)/harmless-test.jsonl
 

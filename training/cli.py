@@ -66,6 +66,12 @@ def parse(argv: Sequence[str]) -> tuple[Settings, argparse.Namespace]:
     parser.add_argument(
         "--keep", type=float, default=2.0, help="GiB for states of the layers below those, computed once; 0: each time"
     )
+    parser.add_argument(
+        "--dtype",
+        choices=["auto", "float32", "bfloat16"],
+        default="auto",
+        help="that training computes in: auto is float32 on a CPU, bfloat16 on CUDA",
+    )
     parser.add_argument("--learning-rate", type=float, help="5e-4 for LoRA, 1e-5 for whole models")
     parser.add_argument("--epochs", type=float, default=1.0)
     parser.add_argument("--batch", type=int, default=2, help="pairs a forward pass")

@@ -47,6 +47,8 @@ class Settings:
     """Only the last so many are trained."""
     keep: float = 2.0
     """GiB of memory for the states of the layers below those, which are computed once; 0 computes them every time."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of what is computed while training; weights that learn are float32. `auto` is bfloat16 on CUDA alone."""
     learning_rate: float | None = None
     epochs: float = 1.0
     batch: int = 2

@@ -25,6 +25,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from datasets import Dataset
 from torch import nn
 from torch.utils.data import Sampler
@@ -102,7 +103,7 @@ class GenARMTrainer(PairTrainer):
 
 
 def arguments(settings: Settings, kind: type[TrainingArguments], rows: int, **more: Any) -> TrainingArguments:
-    """Of all trainings alike: AdamW, a cosine after a short warm-up, fp32 on a CPU and bf16 on CUDA."""
+    """Of all trainings alike: AdamW, and a cosine after a short warm-up."""
     cuda = torch.cuda.is_available()
     steps = max(1, math.ceil(rows / (settings.batch * settings.accumulate)) * max(1, math.ceil(settings.epochs)))
     every = math.ceil(steps / 5)
@@ -125,7 +126,7 @@ def arguments(settings: Settings, kind: type[TrainingArguments], rows: int, **mo
         load_best_model_at_end=settings.patience > 0,
         metric_for_best_model="eval_loss",
         greater_is_better=False,
-        bf16=cuda,
+        bf16=settings.dtype == "bfloat16" or (settings.dtype == "auto" and cuda),
         gradient_checkpointing=cuda,
         use_cpu=not cuda,
         report_to=[],
@@ -378,6 +379,7 @@ def fit(
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(ProgressLines())
         trainer.train(resume_from_checkpoint=begun)
+        trainer.model = extract_model_from_parallel(trainer.model, keep_fp32_wrapper=False)  # measured as it is
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

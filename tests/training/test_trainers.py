@@ -18,6 +18,7 @@ from trimtab.training import card, cli, measure, trainers
 from trimtab.training.data import read_preferences
 from trimtab.training.rendering import Renderer, choose_padding
 from trimtab.training.rows import (
+    Row,
     Rows,
     count_tokens,
     make_label_rows,
@@ -146,27 +147,32 @@ def test_only_the_last_layers_learn(home: Path, tmp_path: Path) -> None:
     assert all(".layers.2." in name or name in ("model.norm.weight", "lm_head.weight") for name in changed)
 
 
-def test_an_adapter_is_the_same_every_time_and_loads_without_us(home: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_adapter_is_the_same_every_time_and_loads_without_us(home: Path, tmp_path: Path, dtype: str) -> None:
+    """Whatever training computes in, what it saves is float32, and is measured in it."""
     from peft import PeftModel
 
     weights = []
     for name in ("one", "other"):
         out = tmp_path / name
         line = ["guide", "--base", str(home / "base"), "--data", str(home / "pairs.jsonl"), "--out", str(out)]
-        options = ["--batch", "4", "--accumulate", "1", "--max-length", "64", "--patience", "0"]
+        options = ["--batch", "4", "--accumulate", "1", "--max-length", "64", "--patience", "0", "--dtype", dtype]
         said: list[str] = []
         assert cli.main([*line, *options], say=said.append) == 0
         weights.append(load_file(out / "adapter_model.safetensors"))
         assert not (out / "checkpoints").exists()
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    assert {weight.dtype for weight in weights[0].values()} == {torch.float32}
     base = AutoModelForCausalLM.from_pretrained(home / "base", dtype=torch.float32)
     model = PeftModel.from_pretrained(base, tmp_path / "one").eval()
-    _, _, rows = prepare(home)
-    found = measure.summarise(measure.language_margins(model, rows.heldout, beta=0.05))
-    [line] = [line for line in said if line.startswith("measured:")]
     heldout = make_heldout(home)
-    assert f"pairs {heldout}" in line
+    found = measure.summarise(measure.language_margins(model, heldout, beta=0.05))
+    record = json.loads((tmp_path / "one" / "training.json").read_text())
+    assert record["settings"]["dtype"] == dtype
+    assert record["measured"]["loss"] == pytest.approx(found["loss"], abs=1e-6)
+    [line] = [line for line in said if line.startswith("measured:")]
+    assert f"pairs {len(heldout)}" in line
     assert found["loss"] < 0.69
     text = (tmp_path / "one" / "README.md").read_text()
     assert "GenARM" in text
@@ -205,10 +211,11 @@ def test_what_is_measured_on_was_not_trained_on(home: Path, tmp_path: Path) -> N
     assert all(".layers.2." in name for name in weights)
 
 
-def make_heldout(home: Path) -> int:
+def make_heldout(home: Path) -> list[Row]:
+    """Of the command's default share."""
     renderer = Renderer.of(str(home / "base"))
     pairs = read_preferences(str(home / "pairs.jsonl")).pairs
-    return len(make_pair_rows(pairs, renderer, max_length=64, heldout=0.1).heldout)
+    return [*make_pair_rows(pairs, renderer, max_length=64, heldout=0.1).heldout]
 
 
 def test_a_value_head_regresses_a_reward_models_scores(home: Path, tmp_path: Path) -> None:
