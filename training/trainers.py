@@ -427,4 +427,6 @@ def save(trainer: Any, settings: Settings, renderer: Renderer) -> None:
     for key in ("is_local", "local_files_only"):  # how it was loaded is none of the tokenizer's
         renderer.tokenizer.init_kwargs.pop(key, None)
     renderer.tokenizer.save_pretrained(settings.out)
+    for weights in settings.out.glob("*.safetensors"):
+        weights.chmod(0o644)  # it is written for its owner alone, and a server may be somebody else
     shutil.rmtree(settings.checkpoints, ignore_errors=True)

@@ -160,6 +160,7 @@ def test_an_adapter_is_the_same_every_time_and_loads_without_us(home: Path, tmp_
         said: list[str] = []
         assert cli.main([*line, *options], say=said.append) == 0
         weights.append(load_file(out / "adapter_model.safetensors"))
+        assert (out / "adapter_model.safetensors").stat().st_mode & 0o777 == 0o644
         assert not (out / "checkpoints").exists()
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
