@@ -379,7 +379,8 @@ def fit(
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(ProgressLines())
         trainer.train(resume_from_checkpoint=begun)
-        trainer.model = extract_model_from_parallel(trainer.model, keep_fp32_wrapper=False)  # measured as it is
+        # Out of autocast: what follows measures in float32.
+        trainer.model = extract_model_from_parallel(trainer.model, keep_fp32_wrapper=False)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
