@@ -25,7 +25,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from accelerate.utils import extract_model_from_parallel
 from datasets import Dataset
 from torch import nn
 from torch.utils.data import Sampler
@@ -380,7 +379,7 @@ def fit(
         trainer.add_callback(ProgressLines())
         trainer.train(resume_from_checkpoint=begun)
         # Out of autocast: what follows measures in float32.
-        trainer.model = extract_model_from_parallel(trainer.model, keep_fp32_wrapper=False)
+        trainer.model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
