@@ -15,8 +15,11 @@ import yaml
 
 from tests.server.conftest import serve, until_up
 from trimtab.bench.quality import real
+from trimtab.server.config import Config
+from trimtab.server.request.plan import check_config, plan
 
-DEMO = Path(__file__).parent.parent.parent / "demo"
+ROOT = Path(__file__).parent.parent.parent
+DEMO = ROOT / "demo"
 
 
 def test_files_take_turns_and_a_prompt_counts_once(tmp_path: Path) -> None:
@@ -39,6 +42,23 @@ def test_every_strength_of_a_family_is_another_and_the_base_is_first() -> None:
         **{"base": 1, "temperature": 2, "helpful": 3, "harmless": 3, "brief": 3},
         **{"best of n": 3, "qalign": 1, "args": 1, "votes": 1},
     }
+
+
+def test_the_real_configuration_serves_every_setting_and_none_goes_by_the_judge() -> None:
+    """The models are others: the real ones' base is fetched."""
+    data = yaml.safe_load((ROOT / "real" / "config.yaml").read_text())
+    data["base"] = str(DEMO / "base")
+    data["guides"] = {name: {"model": str(DEMO / "guides/brevity")} for name in data["guides"]}
+    for reward in data["rewards"].values():
+        if "model" in reward:
+            reward.update(model=str(DEMO / "rewards/a"), base=None)
+    config = Config.model_validate(data)
+    check_config(config)
+    assert {real.PREFERRED, real.JUDGE} < config.rewards.keys()
+    for arm in real.list_arms(quick=False):
+        made = plan(arm.alignment, config)
+        used = {leaf.reward for spec in (made.objective, *made.others.values()) if spec for leaf in spec.leaves}
+        assert used <= {real.PREFERRED, "foretold"}, arm.name
 
 
 def summarised(scores: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -135,6 +135,32 @@ def test_the_best_of_some(client: OpenAI) -> None:
     assert max(len(answer.choices[0].message.content.split()) - 40, 0) == min(beyond)
 
 
+def test_the_best_of_some_is_what_the_reward_model_prefers(client: OpenAI, server: Running) -> None:
+    question = "How do I get a wine stain out of a shirt?"
+    wish = {"strategy": "best_of_n", "params": {"n": 4}, "weights": {"preference": 1.0}, "return": ["candidates"]}
+    answer = ask(client, question, seed=3, max_tokens=48, extra_body={"alignment": wish})
+    texts = [candidate["text"] for candidate in answer.model_extra["alignment"]["choices"][0]["candidates"]]
+    body = {"messages": [{"role": "user", "content": question}], "responses": texts, "reward": "preferred"}
+    reply = httpx.post(f"{server.url}/v1/alignment/score", json={**body, "finished": False}, timeout=180)
+    assert reply.status_code == 200, reply.text
+    scores = {text: row["value"] for text, row in zip(texts, reply.json()["scores"], strict=True)}
+    assert max(scores.values()) > min(scores.values()), "nothing to choose"
+    rounding = 0.1  # of bfloat16, from batch to batch
+    assert scores[answer.choices[0].message.content] > max(scores.values()) - rounding
+
+
+@pytest.mark.parametrize("guide", ["helpful", "harmless", "brief"])
+def test_a_guide_at_nothing_is_the_base_and_moves_it_otherwise(client: OpenAI, guide: str) -> None:
+    question, wish = "How do I stay warm in winter?", {"seed": 5, "max_tokens": 24, "temperature": 0}
+    plain = ask(client, question, **wish).choices[0].message.content
+    none = ask(client, question, **wish, extra_body={"alignment": {"guides": {guide: 0.0}}})
+    assert none.choices[0].message.content == plain
+    alignment = {"guides": {guide: 2.0}, "return": ["trace"]}
+    pulled = ask(client, question, **wish, extra_body={"alignment": alignment})
+    [choice] = pulled.model_extra["alignment"]["choices"]
+    assert sum(choice["trace"]["kl_exact"]) > 0.1
+
+
 def test_a_stream_is_what_is_answered_at_once(client: OpenAI) -> None:
     wish: dict[str, Any] = {"temperature": 0, "max_tokens": 40}
     pieces = [
