@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import mpmath
 
@@ -37,13 +37,32 @@ def plus_minus(values: Sequence[float]) -> str:
     return f"{statistics.fmean(values):.2f} ± {half(values):.2f}"
 
 
-def win_interval(wins: Sequence[float]) -> tuple[float, float]:
-    """Wilson's interval of the mean of values in [0, 1], such as 1 for a win and 1/2 for a tie.
+def count_effective(values: Sequence[float], groups: Sequence[Hashable]) -> float:
+    """How many independent values the mean of these is as sure as, where those of one group may vary together: their
+    number by Kish's design effect, the variance of the mean between groups over that of independent values, and by
+    Student's t of as many groups (Korn and Graubard, 1998). At most as many as there are; where none differs from
+    another, as many as there are groups."""
+    n, mean = len(values), statistics.fmean(values)
+    sums: dict[Hashable, float] = {}
+    for value, group in zip(values, groups, strict=True):
+        sums[group] = sums.get(group, 0.0) + value - mean
+    g = len(sums)
+    alone = math.fsum((value - mean) ** 2 for value in values) * n / (n - 1) if n > 1 else 0.0
+    if g < 2 or not alone:
+        return g
+    together = math.fsum(of**2 for of in sums.values()) * g / (g - 1)
+    return n / max(1.0, together / alone) * (t_quantile(n - 1) / t_quantile(g - 1)) ** 2
+
+
+def win_interval(wins: Sequence[float], groups: Sequence[Hashable] | None = None) -> tuple[float, float]:
+    """Wilson's interval of the mean of values in [0, 1], such as 1 for a win and 1/2 for a tie; values of one group,
+    such as pairs of one prompt, count as `count_effective` says.
 
     Wilson's variance p (1 - p) is that of wins and losses alone. Ties, and means over several answers, vary less, so
     that the interval is then too wide rather than too narrow.
     """
-    n, p = len(wins), statistics.fmean(wins)
+    p = statistics.fmean(wins)
+    n = len(wins) if groups is None else count_effective(wins, groups)
     z2 = statistics.NormalDist().inv_cdf((1 + LEVEL) / 2) ** 2
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
     reach = math.sqrt(z2 * (p * (1 - p) / n + z2 / (4 * n * n))) / (1 + z2 / n)

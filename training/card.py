@@ -25,13 +25,14 @@ LOSSES = {
     "2402.18571)",
 }
 PAIRS = (
-    "The interval is Wilson's, of 95 %. The calibration error is the expected one of σ(|margin|), the confidence in "
-    "the answer that is preferred."
+    "The interval is Wilson's, of 95 %, with pairs of one prompt taken to be alike as far as they are. The calibration "
+    "error is the expected one of σ(|margin|), the confidence in the answer that is preferred."
 )
 MEANING = {
     "value": "The squared error is against the score of the whole answer, whose variance it explains a share of.",
     "directional": "The cross entropy is in nats a token. Obeyed: of the answers that another direction would not "
-    "choose the share that is likelier under its direction's text than under the other's, with Wilson's 95 % interval.",
+    "choose the share that is likelier under its direction's text than under the other's, with Wilson's 95 % interval, "
+    "answers to one prompt taken to be alike as far as they are.",
 }
 """kind -> what its figures are; of the others they are of pairs"""
 

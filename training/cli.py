@@ -288,14 +288,14 @@ def train(
 
     tokenizer, began = renderer.tokenizer, time.monotonic()
     if settings.kind == "reward":
-        rows = make_whole_rows(rows)
+        rows = make_whole_rows(rows, renderer)
         if settings.labels:  # TRL's trainer is for one label
             trainer = trainers.train_labels(settings, tokenizer, padding, rows.train, rows.heldout)
         else:
             trainer = trainers.train_reward(settings, tokenizer, padding, rows.train, rows.heldout)
     elif settings.kind == "value":
         scorer = trainers.load_scorer(str(settings.reward), padding)
-        rows = make_value_rows(rows, lambda ids: measure.score(scorer, ids), seed=settings.seed)
+        rows = make_value_rows(rows, renderer, lambda ids: measure.score(scorer, ids), seed=settings.seed)
         labels = measure.labels_of(scorer)
         trainer = trainers.train_value(settings, tokenizer, padding, rows.train, rows.heldout, labels)
     elif settings.kind == "directional":
@@ -325,8 +325,7 @@ def measure_steering(
         guide,
         trainers.load_scorer(str(settings.steer), padding).to(guide.device),
         prompts,
-        tokenizer=renderer.tokenizer,
-        ends=renderer.ends,
+        renderer=renderer,
         difference=not trainers.is_reference_free(settings),
         seed=settings.seed,
     )
@@ -348,11 +347,11 @@ def measure_model(settings: Settings, model: Any, rows: Sequence[Row]) -> dict[s
         return measure.compare_directions(model, trainers.load_frozen(settings.origin), rows)
     longer = measure.accuracy([len(row["chosen_ids"]) - len(row["rejected_ids"]) for row in rows])
     if settings.kind == "reward":
-        margins, by_label = measure.label_margins(model, rows)
-        return {**measure.summarise(margins), **by_label, "accuracy of the longer answer": longer}
+        margins, places, by_label = measure.label_margins(model, rows)
+        return {**measure.summarise(margins, places), **by_label, "accuracy of the longer answer": longer}
     before = measure.language_margins(trainers.load_frozen(settings.origin), rows, beta=settings.scale)
     margins = measure.language_margins(model, rows, beta=settings.scale)
     if not trainers.is_reference_free(settings):
         margins = [after - reference for after, reference in zip(margins, before, strict=True)]
     others = {"accuracy of the longer answer": longer, "accuracy of the start": measure.accuracy(before)}
-    return {**measure.summarise(margins), **others}
+    return {**measure.summarise(margins, [row["place"] for row in rows]), **others}

@@ -119,7 +119,8 @@ def make_direction_rows(
         names = tuple(objective for objective, _ in read_slots(prompt).values())
         middle = PreferenceDirection(objectives=names, v=cone.axis, cone=cone)
         for one, z in zip(rated, standardise(rated, names), strict=True):
-            part = rows.heldout if place_of(one.prompt) < heldout else rows.train
+            place = place_of(one.prompt)
+            part = rows.heldout if place < heldout else rows.train
             drawn = choose_neighbours(middle, 2 * choice.directions, cone.degrees, rng)
             for u, other in zip(drawn[::2], drawn[1::2], strict=True):
                 chosen, other_chosen = (choose_answer(z, v, choice.radius) for v in (u, other))
@@ -129,7 +130,8 @@ def make_direction_rows(
                     continue
                 same = chosen == other_chosen
                 other_ids = [] if same else renderer.encode_prompt(state(template, other, one.prompt))
-                part.append({"prompt_ids": prompt_ids, "chosen_ids": answer_ids, "other_ids": other_ids})
+                ids = {"prompt_ids": prompt_ids, "chosen_ids": answer_ids, "other_ids": other_ids}
+                part.append({"place": place, **ids})
     return rows
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from statistics import fmean
 from typing import Any
 
@@ -38,8 +39,8 @@ def language_margins(model: Any, rows: Iterable[Row], *, beta: float) -> list[fl
 
 def compare_directions(model: Any, start: Any, rows: Sequence[Row]) -> dict[str, float]:
     """Of answers that directions chose: -log pi in nats a token, and of those that another direction would not choose
-    the share that is likelier under its own, with its 95 % interval (Wilson's); the same of the model that training
-    began with."""
+    the share that is likelier under its own, with its 95 % interval (Wilson's, by prompts); the same of the model that
+    training began with."""
     tokens = sum(len(row["chosen_ids"]) for row in rows)
     rows = sorted(rows, key=lambda row: not row["other_ids"])
     apart = sum(bool(row["other_ids"]) for row in rows)
@@ -51,7 +52,7 @@ def compare_directions(model: Any, start: Any, rows: Sequence[Row]) -> dict[str,
         return margins, -math.fsum(under_its) / tokens
 
     (margins, entropy), (margins_before, entropy_before) = compare(model), compare(start)
-    low, high = win_interval(outcomes(margins))
+    low, high = win_interval(outcomes(margins), [row["place"] for row in rows[:apart]])
     return {
         **{"answers": len(rows), "cross_entropy": entropy, "cross_entropy of the start": entropy_before},
         **{"compared": apart, "obeyed": accuracy(margins), "obeyed_low": low, "obeyed_high": high},
@@ -77,16 +78,19 @@ def reward_margins(model: Any, rows: Iterable[Row]) -> list[list[float]]:
     return [[a - b for a, b in zip(chosen, rejected, strict=True)] for chosen, rejected in pairs]
 
 
-def label_margins(model: Any, rows: Sequence[Row]) -> tuple[list[float], dict[str, float]]:
-    """Margins of the answer that is better by a label, for all labels that tell a pair apart; and of a head with
-    several the accuracy by label."""
+def label_margins(model: Any, rows: Sequence[Row]) -> tuple[list[float], list[float], dict[str, float]]:
+    """Margins of the answer that is better by a label, for all labels that tell a pair apart, and the place of the
+    prompt of each; and of a head with several the accuracy by label."""
     labels = labels_of(model)
     margins: dict[str, list[float]] = {label: [] for label in labels}
+    places: dict[str, list[float]] = {label: [] for label in labels}
     for row, margin_K in zip(rows, reward_margins(model, rows), strict=True):
         for label, margin, sign in zip(labels, margin_K, row.get("signs", [1]), strict=True):
-            margins[label] += [sign * margin] if sign else []
+            if sign:
+                margins[label].append(sign * margin)
+                places[label].append(row["place"])
     by_label = {f"accuracy of {label}": accuracy(of) for label, of in margins.items() if of} if len(labels) > 1 else {}
-    return [margin for of in margins.values() for margin in of], by_label
+    return list(chain(*margins.values())), list(chain(*places.values())), by_label
 
 
 def outcomes(margins: Sequence[float]) -> list[float]:
@@ -99,11 +103,13 @@ def accuracy(margins: Sequence[float]) -> float:
     return fmean(outcomes(margins))
 
 
-def summarise(margins: Sequence[float]) -> dict[str, float]:
-    """Accuracy with its 95 % interval (Wilson's), the mean of -log sigma(margin), and the calibration error."""
-    low, high = win_interval(outcomes(margins))
+def summarise(margins: Sequence[float], places: Sequence[float]) -> dict[str, float]:
+    """Accuracy with its 95 % interval (Wilson's, by prompts, whose places these are), the mean of -log sigma(margin),
+    and the calibration error."""
+    low, high = win_interval(outcomes(margins), places)
     return {
         "pairs": len(margins),
+        "prompts": len(set(places)),
         "accuracy": accuracy(margins),
         "accuracy_low": low,
         "accuracy_high": high,

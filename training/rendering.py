@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
 
 from trimtab.training.data import DataError, Message
+
+MARK = "\ue000"
+"""Stands for a text while a template is rendered. From Unicode's private use area, so that no template contains it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +73,21 @@ class Renderer:
             tokens = self._encode(whole[len(head) :])
         end = next((i for i, token in enumerate(tokens) if token in self.ends), None)
         return self._encode(head), [*tokens, min(self.ends)] if end is None else tokens[: end + 1]
+
+    def close(self, answer: Sequence[int]) -> list[int]:
+        """The answer as a whole turn, with all that the template writes behind it, whether it had ended or not: what a
+        reward model reads, here as on the server."""
+        if not answer or answer[-1] not in self.ends:
+            return [*answer, *self._closing]
+        text = list(answer[:-1])  # with all of a closing that has no end, which `encode` put there
+        return text if self.ends.isdisjoint(self._closing) else [*text, *self._closing]
+
+    @cached_property
+    def _closing(self) -> list[int]:
+        if self.bare:
+            return [min(self.ends)]
+        turns = [{"role": "user", "content": MARK}, {"role": "assistant", "content": MARK}]
+        return self._encode(self._template(turns).rpartition(MARK)[2])
 
     def joins(self, prompt: Sequence[Message], answer: str) -> bool:
         """Whether the prompt's tokens are a prefix of those of prompt and answer together."""

@@ -19,7 +19,7 @@ Row = dict[str, Any]
 
 @dataclass(kw_only=True)
 class Rows:
-    """Tokenised rows of a training, and what was left out of them."""
+    """Tokenised rows of a training, and what was left out of them. Each has the `place` of its prompt."""
 
     train: list[Row] = field(default_factory=list)
     heldout: list[Row] = field(default_factory=list)
@@ -77,7 +77,7 @@ def make_pair_rows(pairs: Iterable[Pair], renderer: Renderer, *, max_length: int
             rows.dropped[f"longer than {max_length} tokens"] += 1
             continue
         rows.joined += not all(renderer.joins(pair.prompt, answer) for answer in (pair.chosen, pair.rejected))
-        row = {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
+        row = {"place": place_of(pair.prompt), "prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
         (rows.heldout if place_of(pair.prompt) < heldout else rows.train).append(row)
     return rows
 
@@ -89,34 +89,39 @@ def make_label_rows(
     0 where neither."""
     rows = Rows()
     for one in rated:
-        part = rows.heldout if place_of(one.prompt) < heldout else rows.train
+        place = place_of(one.prompt)
+        part = rows.heldout if place < heldout else rows.train
         read = [(*renderer.encode(one.prompt, text), scores) for text, scores in one.answers]
         for (prompt, first, a), (_, second, b) in combinations(read, 2):
             signs = [(a[label] > b[label]) - (a[label] < b[label]) for label in labels]
             if len(prompt) + max(len(first), len(second)) > max_length:
                 rows.dropped[f"longer than {max_length} tokens"] += 1
             elif any(signs):
-                part.append({"prompt_ids": prompt, "chosen_ids": first, "rejected_ids": second, "signs": signs})
+                ids = {"prompt_ids": prompt, "chosen_ids": first, "rejected_ids": second}
+                part.append({"place": place, **ids, "signs": signs})
     return rows
 
 
-def make_whole_rows(rows: Rows) -> Rows:
-    """For a reward model, which reads prompt and answer as one."""
+def make_whole_rows(rows: Rows, renderer: Renderer) -> Rows:
+    """For a reward model, which reads prompt and answer as one, to the end of what the template writes."""
 
     def whole(row: Row) -> Iterable[Row]:
-        signs = {"signs": row["signs"]} if "signs" in row else {}
-        yield signs | {key: [*row["prompt_ids"], *row[key]] for key in ("chosen_ids", "rejected_ids")}
+        kept = {key: row[key] for key in ("place", "signs") if key in row}
+        ids = {key: [*row["prompt_ids"], *renderer.close(row[key])] for key in ("chosen_ids", "rejected_ids")}
+        yield kept | ids
 
     return rows.map(whole)
 
 
-def make_value_rows(rows: Rows, score: Callable[[list[int]], list[float]], *, seed: int, beginnings: int = 4) -> Rows:
+def make_value_rows(
+    rows: Rows, renderer: Renderer, score: Callable[[list[int]], list[float]], *, seed: int, beginnings: int = 4
+) -> Rows:
     """Of each answer some beginnings, at lengths drawn at random, with the scores of the whole."""
     rng = random.Random(seed)
 
     def begin(row: Row) -> Iterable[Row]:
         for key in ("chosen_ids", "rejected_ids"):
-            value = score([*row["prompt_ids"], *row[key]])
+            value = score([*row["prompt_ids"], *renderer.close(row[key])])
             for length in sorted(rng.randint(1, len(row[key])) for _ in range(beginnings)):
                 yield {"input_ids": [*row["prompt_ids"], *row[key][:length]], "labels": value}
 

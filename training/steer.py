@@ -27,6 +27,7 @@ from torch.nn.functional import pad
 
 from trimtab.bench.intervals import half
 from trimtab.training.measure import score
+from trimtab.training.rendering import Renderer
 
 ANSWER_TOKENS = 128
 """At most so many are drawn."""
@@ -137,8 +138,7 @@ def measure_steering(
     scorer: Any,
     prompts: Sequence[Sequence[int]],
     *,
-    tokenizer: Any,
-    ends: Set[int],
+    renderer: Renderer,
     difference: bool,
     seed: int,
     most: int = ANSWER_TOKENS,
@@ -149,12 +149,12 @@ def measure_steering(
         row = Steering(law=law)
         for begin in range(0, len(prompts), TOGETHER):
             some = prompts[begin : begin + TOGETHER]
-            drawn = draw_answers(base, guide, some, law, ends=ends, most=most, seed=seed + begin)
+            drawn = draw_answers(base, guide, some, law, ends=renderer.ends, most=most, seed=seed + begin)
             for prompt, (answer, kl) in zip(some, drawn, strict=True):
                 row.kls.append(kl)
-                row.rewards += score(scorer, [*prompt, *answer])  # of the one label
-                row.words.append(len(tokenizer.decode(answer, skip_special_tokens=True).split()))
-                row.cut += answer[-1] not in ends
+                row.rewards += score(scorer, [*prompt, *renderer.close(answer)])  # of the one label
+                row.words.append(len(renderer.tokenizer.decode(answer, skip_special_tokens=True).split()))
+                row.cut += answer[-1] not in renderer.ends
         measured.append(row)
     return measured
 

@@ -286,7 +286,7 @@ def train_reward(
     settings: Settings, tokenizer: Any, padding: int, train: Sequence[Row], test: Sequence[Row]
 ) -> RewardTrainer:
     model = load_model(settings, len(tokenizer), padding, labels=["LABEL_0"])
-    config = arguments(settings, RewardConfig, len(train), max_length=settings.max_length)
+    config = arguments(settings, RewardConfig, len(train), max_length=None)  # too long ones are left out already
     lora = adapter(settings, model, task="SEQ_CLS")
     return fit(ScoreTrainer, settings, config, model, train, test, processing_class=tokenizer, peft_config=lora)
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from trimtab.bench.intervals import half, t_quantile, win_interval
+from trimtab.bench.intervals import count_effective, half, t_quantile, win_interval
 
 
 @pytest.mark.parametrize(
@@ -50,3 +50,33 @@ def test_several_comparisons_hold_together(comparisons: int) -> None:
     held = [all(abs(values.mean()) <= half(values.tolist(), comparisons) for values in draw) for draw in draws]
     expected = (1 - 0.05 / comparisons) ** comparisons
     assert np.mean(held) == pytest.approx(expected, abs=5 * math.sqrt(expected * (1 - expected) / 4000))
+
+
+@pytest.mark.parametrize("wins", [[1.0, 0.0, 0.0, 1.0, 1.0], [0.5, 0.5, 1.0], [1.0] * 9])
+def test_groups_of_one_change_nothing(wins: list[float]) -> None:
+    assert win_interval(wins, range(len(wins))) == pytest.approx(win_interval(wins), rel=1e-9)
+
+
+@pytest.mark.parametrize("copies", [2, 7])
+def test_copies_say_no_more_than_one(copies: int) -> None:
+    """Of twelve values, each several times, the variance of the mean is that of twelve."""
+    values = [1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 0.0, 1.0, 1.0]
+    repeated, groups = values * copies, [*range(12)] * copies
+    t = t_quantile(12 * copies - 1) / t_quantile(11)
+    spread = np.var(values) / np.var(values, ddof=1) * np.var(repeated, ddof=1) / np.var(repeated)
+    assert count_effective(repeated, groups) == pytest.approx(12 * spread * t**2)
+    assert count_effective([1.0] * 24, [*range(12)] * 2) == 12
+
+
+def test_it_holds_a_rate_as_often_as_it_says_where_prompts_differ() -> None:
+    """27 prompts of 1 to 10 pairs, whose rates are 0.4 and 0.95: pairs taken for independent hold it less often."""
+    rng = np.random.default_rng(3)
+    held, held_alone = [], []
+    for _ in range(2000):
+        sizes, rates = rng.integers(1, 11, 27), rng.choice([0.4, 0.95], 27)
+        groups = np.repeat(np.arange(27), sizes)
+        wins = (rng.random(len(groups)) < rates[groups]).astype(float).tolist()
+        for kept, (low, high) in ((held, win_interval(wins, groups.tolist())), (held_alone, win_interval(wins))):
+            kept.append(low <= 0.675 <= high)
+    assert np.mean(held) > 0.93
+    assert np.mean(held_alone) < 0.85

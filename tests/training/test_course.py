@@ -26,7 +26,7 @@ slow = pytest.mark.slow
 def train(home: Path, out: Path, kind: str, *, swap: bool = False, **more: Any) -> Any:
     renderer, padding, rows = prepare(home)
     if kind == "reward":
-        rows = make_whole_rows(rows)
+        rows = make_whole_rows(rows, renderer)
     if swap:
         rows.heldout = [{"chosen_ids": r["rejected_ids"], "rejected_ids": r["chosen_ids"]} for r in rows.heldout]
     make = trainers.train_reward if kind == "reward" else trainers.train_pairs
@@ -65,16 +65,23 @@ def test_losses_and_weights_are_the_same_with_states_that_are_kept(
 
 
 @slow
+@pytest.mark.parametrize("keep", ["0", "1"])
 @pytest.mark.parametrize("kind", ["guide", "reward"])
 def test_an_interrupted_training_goes_on_to_the_same_weights(
-    home: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    home: Path,
+    tmp_path: Path,
+    kind: str,
+    keep: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """In the middle of the second epoch, with adapters, a head, an optimiser and a schedule."""
+    """In the middle of the second epoch, with adapters, a head, an optimiser and a schedule. States that are kept are
+    computed anew, of rows in other company, and so to rounding."""
 
     def run(name: str, *more: str) -> int:
         line = [kind, "--base", str(home / "base"), "--data", str(home / "pairs.jsonl"), "--out", str(tmp_path / name)]
         options = ["--batch", "2", "--accumulate", "2", "--max-length", "64", "--epochs", "2", "--patience", "0"]
-        return cli.main([*line, *options, "--layers", "2", *more], say=lambda text: None)
+        return cli.main([*line, *options, "--layers", "2", "--keep", keep, *more], say=lambda text: None)
 
     assert run("whole", "--resume") == 0
     assert "training starts from the beginning" in capsys.readouterr().out
@@ -93,7 +100,8 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(
     assert run("parts", "--resume") == 0
     whole, parts = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "parts"))
     assert whole.keys() == parts.keys()
-    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    for key in whole:
+        torch.testing.assert_close(parts[key], whole[key], rtol=0, atol=1e-4 if float(keep) else 0)
 
 
 @slow
@@ -130,7 +138,7 @@ def test_a_value_heads_rows_are_padded_on_the_right(home: Path, tmp_path: Path) 
     renderer, padding, rows = prepare(home)
     renderer.tokenizer.padding_side = "left"
     few = Rows(train=rows.train[:8], heldout=rows.heldout[:4])
-    begun = make_value_rows(few, lambda ids: float(len(ids) % 5), seed=0, beginnings=1)
+    begun = make_value_rows(few, renderer, lambda ids: float(len(ids) % 5), seed=0, beginnings=1)
     wished = settings(home, tmp_path, "value", layers=1, keep=1.0)
     trainer = trainers.train_value(wished, renderer.tokenizer, padding, begun.train, begun.heldout)
     assert trainer.lower.rows == len({tuple(row["input_ids"]) for row in begun.all})

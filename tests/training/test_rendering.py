@@ -9,6 +9,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from tests.engine import family
+from trimtab.rewards.model_input import InputEncoder
+from trimtab.rewards.protocols import Question, Response
 from trimtab.training.data import DataError, Pair
 from trimtab.training.rendering import Renderer, choose_padding
 from trimtab.training.rows import make_pair_rows, make_value_rows, make_whole_rows, place_of
@@ -88,18 +90,46 @@ def test_rows_are_split_by_prompt_and_too_long_ones_are_counted(tmp_path: Path) 
 
 
 def test_a_reward_model_reads_prompt_and_answer_as_one(tmp_path: Path) -> None:
-    rows = make_pair_rows(pairs(30), renderer(tmp_path), max_length=120, heldout=0.3)
-    for pair, whole in zip(rows.all, make_whole_rows(rows).all, strict=True):
-        assert whole["chosen_ids"] == pair["prompt_ids"] + pair["chosen_ids"]
+    rows = make_pair_rows(pairs(30), made := renderer(tmp_path), max_length=120, heldout=0.3)
+    for pair, whole in zip(rows.all, make_whole_rows(rows, made).all, strict=True):
+        assert whole["chosen_ids"] == [*pair["prompt_ids"], *pair["chosen_ids"], *made.tokenizer.encode("\n")]
+
+
+TURNS = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+TEMPLATES = [
+    CHATML,
+    CHATML.replace("</s>\n", "</s>"),
+    TURNS + "{% if add_generation_prompt %}assistant: {% endif %}",
+]
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_reward_model_is_trained_on_what_the_server_has_it_read(tmp_path: Path, template: str) -> None:
+    """And on what `apply_chat_template` gives anybody else. An answer that was cut is read as a whole turn too."""
+    made = renderer(tmp_path, template)
+    encoder = InputEncoder(name="r", tokenizer=made.tokenizer, limit=1000)
+    question, text = Question(messages=HI, prompt=()), "yes, it is"
+    server = encoder.encode_whole(question, Response(text=text, tokens=()))
+    whole = [*HI, {"role": "assistant", "content": text}]
+    assert server == made.tokenizer.apply_chat_template(whole, return_dict=False)
+    [row] = make_whole_rows(
+        make_pair_rows([Pair(prompt=HI, chosen=text, rejected="no", line=0)], made, max_length=120, heldout=1.0), made
+    ).heldout
+    assert row["chosen_ids"] == server
+    prompt, answer = made.encode(HI, text)
+    cut = [token for token in answer if token not in made.ends]
+    if template == TEMPLATES[2]:  # it has no end, and the newline is the answer's
+        cut.pop()
+    assert [*prompt, *made.close(cut)] == server
 
 
 def test_a_value_head_reads_beginnings(tmp_path: Path) -> None:
-    rows = make_pair_rows(pairs(30), renderer(tmp_path), max_length=120, heldout=0.3)
-    begun = make_value_rows(rows, lambda ids: [float(len(ids))], seed=0, beginnings=3)
+    rows = make_pair_rows(pairs(30), made := renderer(tmp_path), max_length=120, heldout=0.3)
+    begun = make_value_rows(rows, made, lambda ids: [float(len(ids))], seed=0, beginnings=3)
     assert len(begun.all) == 6 * len(rows.all)
-    wholes = {len(r["prompt_ids"]) + len(r[key]) for r in rows.all for key in ("chosen_ids", "rejected_ids")}
+    wholes = {len(r["prompt_ids"]) + len(r[key]) + 1 for r in rows.all for key in ("chosen_ids", "rejected_ids")}
     for row in begun.all:
         [label] = row["labels"]
         assert label in wholes
         assert len(row["input_ids"]) <= label
-    assert begun.all == make_value_rows(rows, lambda ids: [float(len(ids))], seed=0, beginnings=3).all
+    assert begun.all == make_value_rows(rows, made, lambda ids: [float(len(ids))], seed=0, beginnings=3).all

@@ -73,7 +73,7 @@ def test_the_loss_of_a_guide_is_its_formula(home: Path, tmp_path: Path, loss: st
     found = trainer.evaluate()["eval_loss"]
     means = (sum(batches) / len(batches), sum(b * w for b, w in zip(batches, weights, strict=True)) / len(margins))
     assert min(abs(found - mean) for mean in means) < 1e-4
-    assert measure.summarise(margins)["accuracy"] > 0.9
+    assert measure.accuracy(margins) > 0.9
 
 
 def nats_a_token(model: Any, rows: Sequence[dict[str, Any]]) -> float:
@@ -83,12 +83,12 @@ def nats_a_token(model: Any, rows: Sequence[dict[str, Any]]) -> float:
 
 def test_the_loss_of_a_reward_model_is_bradley_terrys(home: Path, tmp_path: Path) -> None:
     renderer, padding, rows = prepare(home)
-    whole = make_whole_rows(rows)
+    whole = make_whole_rows(rows, renderer)
     wished = settings(home, tmp_path, "reward", full=True, learning_rate=1e-3, epochs=2)
     trainer = trainers.train_reward(wished, renderer.tokenizer, padding, whole.train, whole.heldout)
     margins = [margin for [margin] in measure.reward_margins(trainer.model.eval(), whole.heldout)]
     assert trainer.evaluate()["eval_loss"] == pytest.approx(plain_loss(margins), abs=1e-3)
-    assert measure.summarise(margins)["accuracy"] > 0.9
+    assert measure.accuracy(margins) > 0.9
 
 
 @pytest.mark.parametrize("more", [["--full", "--learning-rate", "1e-3"], ["--learning-rate", "5e-3"]])
@@ -121,7 +121,7 @@ def test_a_head_scores_several_things(
     rated = read_preferences(str(tmp_path / "rated.jsonl"), objectives=["use", "brevity"]).rated
     made = make_label_rows(rated, ["use", "brevity"], renderer, max_length=64, heldout=0.3)
     assert {tuple(row["signs"]) for row in made.all} == {(0, 1), (1, 0), (1, -1)}
-    whole = make_whole_rows(made)
+    whole = make_whole_rows(made, renderer)
     wished = settings(home, tmp_path / "again", "reward", score=("use", "brevity"), full=True, learning_rate=1e-3)
     trainer = trainers.train_labels(wished, renderer.tokenizer, padding, whole.train[:8], whole.heldout[:4])
     margins = measure.reward_margins(trainer.model.eval(), whole.heldout[:4])
@@ -168,7 +168,8 @@ def test_an_adapter_is_the_same_every_time_and_loads_without_us(home: Path, tmp_
     base = AutoModelForCausalLM.from_pretrained(home / "base", dtype=torch.float32)
     model = PeftModel.from_pretrained(base, tmp_path / "one").eval()
     heldout = make_heldout(home)
-    found = measure.summarise(measure.language_margins(model, heldout, beta=0.05))
+    margins = measure.language_margins(model, heldout, beta=0.05)
+    found = measure.summarise(margins, [row["place"] for row in heldout])
     record = json.loads((tmp_path / "one" / "training.json").read_text())
     assert record["settings"]["dtype"] == dtype
     assert record["measured"]["loss"] == pytest.approx(found["loss"], abs=1e-6)
@@ -243,7 +244,7 @@ def test_a_value_head_regresses_a_reward_models_scores(home: Path, tmp_path: Pat
     ]
     renderer, padding, rows = prepare(home)
     few = Rows(train=rows.train[:8], heldout=rows.heldout[:4])
-    begun = make_value_rows(few, lambda ids: [float(len(ids) % 5), float(ids[-2] % 7)], seed=0, beginnings=2)
+    begun = make_value_rows(few, renderer, lambda ids: [float(len(ids) % 5), float(ids[-3] % 7)], seed=0, beginnings=2)
     wished = settings(home, tmp_path / "again", "value", full=True, learning_rate=1e-3)
     trainer = trainers.train_value(wished, renderer.tokenizer, padding, begun.train, begun.heldout, ["length", "end"])
     model = trainer.model.eval()
