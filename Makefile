@@ -37,7 +37,7 @@ real-models: $(REAL)/config.json
 	$(TRAIN) reward $(ON_REAL) $(ON_TEST) --data $(PAIRS)/helpful-b.jsonl $(PAIRS)/harmless-b.jsonl --epochs 2 --out real/rewards/judge
 	$(TRAIN) value $(ON_REAL) $(ON_TEST) --data $(PAIRS)/helpful-a.jsonl $(PAIRS)/harmless-a.jsonl \
 	  --reward real/rewards/preferred --out real/values/preferred
-	$(TRAIN) guide $(ON_REAL) --data $(PAIRS)/helpful-a.jsonl --test $(PAIRS)/helpful-test.jsonl $(STEER) --epochs 3 --out real/guides/helpful
+	$(TRAIN) guide $(ON_REAL) --data $(PAIRS)/helpful-a.jsonl --test $(PAIRS)/helpful-test.jsonl $(STEER) --epochs 3 --loss dpo --out real/guides/helpful
 	$(TRAIN) guide $(ON_REAL) --data $(PAIRS)/harmless-a.jsonl --test $(PAIRS)/harmless-test.jsonl $(STEER) --epochs 2 --out real/guides/harmless
 	$(TRAIN) guide $(ON_REAL) --data $(PAIRS)/brief-a.jsonl --test $(PAIRS)/brief-test.jsonl $(STEER) --out real/guides/brief
 	$(BIN)/trimtab calibrate real/config.yaml --prompts demo/prompts.txt --answers 1 --max-tokens 160

@@ -106,9 +106,9 @@ def make_whole_rows(rows: Rows, renderer: Renderer) -> Rows:
     """For a reward model, which reads prompt and answer as one, to the end of what the template writes."""
 
     def whole(row: Row) -> Iterable[Row]:
-        kept = {key: row[key] for key in ("place", "signs") if key in row}
+        others = {key: row[key] for key in ("place", "signs") if key in row}
         ids = {key: [*row["prompt_ids"], *renderer.close(row[key])] for key in ("chosen_ids", "rejected_ids")}
-        yield kept | ids
+        yield others | ids
 
     return rows.map(whole)
 

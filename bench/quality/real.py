@@ -68,6 +68,7 @@ class Arm:
 def list_arms(*, quick: bool) -> list[Arm]:
     """The base first. Searches go by objectives, so that their temperatures are in spreads of the reward."""
     exponents, sizes, temperatures = ((1.0,), (4,), (0.5,)) if quick else ((0.5, 1.0, 2.0), (4, 16, 64), (0.7, 0.5))
+    differences = (1.0,) if quick else (1.0, 2.0, 4.0)  # DPO's guide over the base, which it is nearer to
     steps, votes = (4, 4) if quick else (16, 16)
     wish = {"weights": {"preference": 1.0}}
     return [
@@ -82,8 +83,17 @@ def list_arms(*, quick: bool) -> list[Arm]:
             for t in temperatures
         ),
         *(
+            Arm(
+                name=f"helpful_{w:g}",
+                family="helpful",
+                strength=w,
+                alignment={"strategy": "dera", "params": {"aligned": "helpful", "lambda": w}, "return": ["trace"]},
+            )
+            for w in differences
+        ),
+        *(
             Arm(name=f"{g}_{w:g}", family=g, strength=w, alignment={"guides": {g: w}, "return": ["trace"]})
-            for g in GUIDES
+            for g in ("harmless", "brief")
             for w in exponents
         ),
         *(

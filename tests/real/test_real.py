@@ -11,8 +11,10 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 from openai import OpenAI
-from transformers import AutoTokenizer
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tests.server.conftest import ROOT, Running, serve, until_up
 from trimtab.server.config import load
@@ -147,6 +149,30 @@ def test_the_best_of_some_is_what_the_reward_model_prefers(client: OpenAI, serve
     assert max(scores.values()) > min(scores.values()), "nothing to choose"
     rounding = 0.1  # of bfloat16, from batch to batch
     assert scores[answer.choices[0].message.content] > max(scores.values()) - rounding
+
+
+@pytest.mark.parametrize(
+    ("reward", "folder"),
+    [("preferred", "rewards/preferred"), ("judge", "rewards/judge"), ("foretold", "values/preferred")],
+)
+def test_a_reward_model_says_what_it_says_without_trimtab(server: Running, reward: str, folder: str) -> None:
+    """By transformers and PEFT, in float32: whole turns, which a value head reads without their end."""
+    plain = AutoModelForSequenceClassification.from_pretrained(BASE, num_labels=1, dtype=torch.float32)
+    model = PeftModel.from_pretrained(plain, CONFIG.parent / folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(CONFIG.parent / folder)
+    asked = [{"role": "user", "content": "How do I get a wine stain out of a shirt?"}]
+    texts = ["Blot it with a cloth, then wash it in cold water with a little salt.", "No.", "I would cut it into"]
+    expected = []
+    for text in texts:
+        whole = tokenizer.apply_chat_template([*asked, {"role": "assistant", "content": text}], tokenize=False)
+        ids = tokenizer(whole.removesuffix("<|im_end|>\n") if reward == "foretold" else whole)["input_ids"]
+        with torch.inference_mode():
+            expected.append(model(input_ids=torch.tensor([ids])).logits.item())
+    body = {"messages": asked, "responses": texts, "reward": reward}
+    reply = httpx.post(f"{server.url}/v1/alignment/score", json=body, timeout=180)
+    assert reply.status_code == 200, reply.text
+    rounding = 0.1  # of bfloat16
+    assert [row["value"] for row in reply.json()["scores"]] == pytest.approx(expected, abs=rounding)
 
 
 @pytest.mark.parametrize("guide", ["helpful", "harmless", "brief"])
