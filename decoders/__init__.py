@@ -22,6 +22,10 @@ GUIDE, OTHER = "{guide}", "{other}"
 """In `StrategyEntry.example`: two of the server's guides, whichever they are."""
 
 
+PROGRESS = frozenset({"progress", "best"})
+"""What a client may ask to hear while a search runs: how far it is, and with that the text of its best so far."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class StrategyEntry(Entry):
     """A row of the strategy table: all that a server and the laws need to know of a strategy before it is built."""
@@ -36,7 +40,8 @@ class StrategyEntry(Entry):
     shows: frozenset[str] = frozenset()
     """What a client may ask to see beside the answers."""
     streams: bool = True
-    """Whether tokens reach the client as they are decided; a search sends them when it has chosen."""
+    """Whether tokens reach the client as they are decided; a search sends them when it has chosen, and tells its
+    progress until then."""
     example: Mapping[str, Any]
     """`params` and `guides` of a short request that exercises it: the laws, the feature matrix and the load mix send
     it."""
@@ -44,6 +49,11 @@ class StrategyEntry(Entry):
     """`params` and `guides` with which it is plain sampling, token for token; None: there are none."""
     neutral_when: Literal["always", "greedy"] = "always"
     """"greedy": the neutral values give the base's tokens at temperature 0, and other draws of its law elsewhere."""
+
+    @property
+    def returns(self) -> frozenset[str]:
+        """What a request's `return` may name."""
+        return self.shows if self.streams else self.shows | PROGRESS
 
     def check_sampling(self, name: str, sampling: Sampling) -> None:
         """Raises ValueError for sampling that answers drawn this way would not carry out."""

@@ -44,6 +44,7 @@ from trimtab.decoders.shared.blocks import (
     expand,
     expansion_cost,
     rank,
+    report_growth,
     take_distinct,
 )
 from trimtab.decoders.shared.candidates import Guides, Pool, check_answers, derive_seed
@@ -79,6 +80,7 @@ class Beam:
     ) -> AsyncGenerator[Chunk, None]:
         check_answers(n, self.n)
         beams, rounds = [PartialAnswer()], 0
+        longest = report_growth(engine, (), reward, longest=0, max_tokens=sampling.max_tokens)
         seen: dict[tuple[int, ...], PartialAnswer] = {}
         finish: str | None = None
         while finish is None and not all(one.finish for one in beams):
@@ -99,6 +101,8 @@ class Beam:
             rounds += 1
             if finish is None:
                 beams = self._survivors(partials, reward, first=rounds == 1)
+                standing = [*seen.values(), *beams]
+                longest = report_growth(engine, standing, reward, longest=longest, max_tokens=sampling.max_tokens)
         pool = [*seen.values(), *((one for one in [*partials, *beams] if one.tokens) if finish else ())]
         if not pool:
             raise LimitReached(finish or "")

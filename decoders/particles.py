@@ -67,6 +67,7 @@ from trimtab.decoders.shared.blocks import (
     expand,
     expansion_cost,
     rank,
+    report_growth,
     take_distinct,
 )
 from trimtab.decoders.shared.candidates import (
@@ -124,6 +125,7 @@ class Particles:
         rng = make_generator(sampling.seed, STREAM)
         system = System(particles=[PartialAnswer()] * self.n, logw=np.zeros(self.n), reward=reward)
         finish: str | None = None
+        longest = report_growth(engine, (), reward, longest=0, max_tokens=sampling.max_tokens)
         while finish is None and not all(one.finish for one in system.particles):
             grew, finish = await self._grown(system, prompt, sampling, engine, reward)
             if finish is not None:
@@ -134,6 +136,7 @@ class Particles:
                 finish = str(reached)
                 break
             system.weigh(grew, increments)
+            longest = report_growth(engine, grew, reward, longest=longest, max_tokens=sampling.max_tokens)
             if any(one.finish is None for one in grew):
                 system.resample(rng, self.ess, self.variant)
         if finish is not None:

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from trimtab.decoders.report import Report
+from trimtab.decoders.report import Report, SearchProgress
 
 BASE = "base"
 """The frozen model's name in every mixture."""
@@ -281,6 +281,11 @@ class Engine(Protocol):
 
         Raises ValueError where the request has no messages.
         """
+        ...
+
+    def report_progress(self, progress: SearchProgress) -> None:
+        """How far the search is that draws here, for whoever follows the request; where nobody does, nothing comes of
+        it. Cheap, and called as often as something changes."""
         ...
 
 

@@ -68,7 +68,7 @@ from trimtab.decoders.protocols import (
     is_base_alone,
     reads_final_answer,
 )
-from trimtab.decoders.report import Report
+from trimtab.decoders.report import Report, SearchProgress
 from trimtab.decoders.shared.answers import count_votes, make_reader
 from trimtab.decoders.shared.candidates import (
     Beta,
@@ -197,6 +197,23 @@ class QAlign:
         chains = [Chain() for _ in range(self.chains)]
         tasks: list[asyncio.Task[None]] = []
         looked, enough = 0, 0
+        visited, best, merit = 0, State(tokens=(), finish=""), (False, -math.inf)
+
+        def report() -> None:
+            most = self.chains * (self.steps + 1)
+            tokens = best.tokens if best.scored else None
+            engine.report_progress(SearchProgress(stage="step", done=visited, of=most, best=tokens, value=best.value))
+
+        def count_visit(chain: Chain) -> None:
+            """Of the last of its states."""
+            nonlocal visited, best, merit
+            visited += 1
+            state, since = chain.states[-1], len(chain.states) - 1 - self.burn_in
+            its_merit = (len(chain.states) > chain.unread, state.reward)
+            if since >= 0 and since % self.thin == 0 and its_merit > merit:
+                best, merit = state, its_merit
+            report()
+            look()
 
         def look() -> None:
             """Ends the chains if they agree, at 1, 1.25, 1.25^2 … times the floor."""
@@ -213,13 +230,17 @@ class QAlign:
                     for task in tasks:
                         task.cancel()
 
+        report()
         async with join_or_cancel() as group:
             for c, chain in enumerate(chains):
-                tasks.append(group.create_task(self._run(chain, c, prompt, sampling, engine, reward, look)))
+                tasks.append(group.create_task(self._run(chain, c, prompt, sampling, engine, reward, count_visit)))
         if enough:
             chains = [c.up_to(c.begins(self.burn_in) + enough) for c in chains]
         read = any(len(c.states) > c.unread for c in chains)
-        return [c.without_unread() for c in chains] if read else chains
+        chains = [c.without_unread() for c in chains] if read else chains
+        best = max(self._counted(chains), key=lambda s: s.reward, default=best)  # of equals the first of the chains'
+        report()
+        return chains
 
     async def _run(
         self,
@@ -229,9 +250,9 @@ class QAlign:
         sampling: Sampling,
         engine: Engine,
         reward: Reward,
-        look: Callable[[], None],
+        count_visit: Callable[[Chain], None],
     ) -> None:
-        """Takes the chain's steps, and looks after each."""
+        """Takes the chain's steps, and calls `count_visit` after each."""
         rng = make_generator(sampling.seed, STREAM + c)
         ends_count = reads_final_answer(reward)
 
@@ -264,7 +285,7 @@ class QAlign:
         def visit(y: State) -> None:
             chain.states.append(y)
             chain.unread += ends_count and y.finish == "length"
-            look()
+            count_visit(chain)
 
         visit(y)
         for t in range(1, self.steps + 1):
@@ -284,10 +305,14 @@ class QAlign:
             chain.accepted.append(accepted)
             visit(y)
 
+    def _counted(self, chains: Sequence[Chain]) -> list[State]:
+        """The states that count, as often as they were visited."""
+        return [s for c in chains for s in c.states[self.burn_in :: self.thin] if s.scored]
+
     async def _answers(self, chains: Sequence[Chain], engine: Engine, n: int) -> list[State]:
         """n states, best first by `answer`, each of another text if there are so many."""
         last = sorted((c.states[-1] for c in chains if c.states), key=lambda s: not s.scored)
-        counted = [s for c in chains for s in c.states[self.burn_in :: self.thin] if s.scored]
+        counted = self._counted(chains)
         visits = Counter(s.tokens for s in counted)
         states = list({s.tokens: s for s in counted}.values())
         if self.answer == "last" or not states:

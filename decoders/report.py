@@ -1,10 +1,11 @@
-"""What a strategy may say of an answer. A key means the same under every strategy."""
+"""What a strategy may say of an answer, and of its search. A key means the same under every strategy."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, TypedDict
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict
 
 
 def drop_nonfinite(value: Any) -> Any:
@@ -86,3 +87,28 @@ class Report(TypedDict, total=False):
     direction: dict[str, float]
     """RPS: the direction it was drawn under, by objective."""
     degrees_from_target: float
+
+
+Stage = Literal["draw", "score", "grow", "step"]
+"""What a search is at, and what it counts there:
+
+"draw"  answers drawn, or beginnings that will grow
+"score"  answers scored, of those that will be
+"grow"  tokens of the longest answer, of those that grow side by side
+"step"  states visited, over all chains
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchProgress:
+    """How far a search is. Within a stage `done` never falls."""
+
+    stage: Stage
+    done: int
+    of: int
+    """`done` is never more; the search may end at less."""
+    best: tuple[int, ...] | None = None
+    """The tokens of the answer, or beginning of one, that the reward prefers so far; None: nothing has a reward yet. A
+    strategy that draws or votes may answer with another."""
+    value: float | None = None
+    """The reward of `best`."""

@@ -117,7 +117,7 @@ class Rps:
         directions = choose_neighbours(self.direction, self.k, self.theta_max, rng, mode=self.mode)
         columns = Columns(reward)
         answers = self._drawn(prompt, directions, sampling, engine)
-        pool = await score_as_drawn(prompt, answers, columns, n=self.k * self.m)
+        pool = await score_as_drawn(prompt, answers, engine, columns, n=self.k * self.m)
         candidates, values = select_scored(pool)
         chosen, votes = candidates, Counter[int]()
         if self.selection == "soft":

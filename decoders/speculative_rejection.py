@@ -41,7 +41,7 @@ from trimtab.decoders.protocols import (
     Work,
     base_alone,
 )
-from trimtab.decoders.report import Report
+from trimtab.decoders.report import Report, SearchProgress
 from trimtab.decoders.shared.candidates import (
     Candidate,
     Guides,
@@ -96,10 +96,13 @@ class SpeculativeRejection:
             here = length
             length, *later = later if keep > n else later[-1:]  # nothing more to decide: on to the end
             survivors = await self._carried_on(survivors, here, length, prompt, sampling, engine, reward)
-        eligible = [*survivors, *(c for c in dropped if c.finish != DROPPED)]
-        unread = find_unread([c.finish for c in eligible], reward)
-        eligible = [replace(c, value=None) if drop else c for c, drop in zip(eligible, unread, strict=True)]
-        best = sorted(rank(eligible), key=lambda c: not c.whole)[:n]  # (2)
+            leader = rank_eligible(survivors, dropped, reward)[0]
+            best_so_far = leader.tokens if leader.value is not None else None
+            engine.report_progress(
+                SearchProgress(stage="grow", done=length, of=sampling.max_tokens, best=best_so_far, value=leader.value)
+            )
+        eligible = rank_eligible(survivors, dropped, reward)
+        best = eligible[:n]  # (2)
         pool = sorted([*eligible, *(c for c in dropped if c.finish == DROPPED)], key=lambda c: c.index)
         reports: list[Report] = [{"value": c.value, "candidate": c.index, "decisions": decided} for c in best]
         async with aclosing(show_chosen(best, pool, include, reports)) as chunks:
@@ -167,6 +170,14 @@ DROPPED = "rejected"
 def is_running(candidate: Candidate, length: int) -> bool:
     """Whether it was only interrupted, at `length`."""
     return candidate.finish == "length" and len(candidate.tokens) == length
+
+
+def rank_eligible(survivors: Sequence[Candidate], dropped: Sequence[Candidate], reward: Reward) -> list[Candidate]:
+    """What (2) chooses from, best first: what is not dropped, or had ended when it was."""
+    eligible = [*survivors, *(c for c in dropped if c.finish != DROPPED)]
+    unread = find_unread([c.finish for c in eligible], reward)
+    eligible = [replace(c, value=None) if drop else c for c, drop in zip(eligible, unread, strict=True)]
+    return sorted(rank(eligible), key=lambda c: not c.whole)
 
 
 def _drop(candidate: Candidate) -> Candidate:

@@ -20,6 +20,7 @@ from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from trimtab.decoders.protocols import BASE, Chunk, Mixture, Parts, Sampling, Tokens, is_base_alone, normalise_mixture
+from trimtab.decoders.report import SearchProgress
 from trimtab.engine.detokenizer import decode_answer, encode_answer
 from trimtab.engine.mixture import DISTRIBUTION, ENTROPY, KL, decode_scalar
 from trimtab.engine.plugin import FIELD
@@ -185,6 +186,9 @@ class VLLMEngine:
     async def render_with_instruction(self, instruction: str, *, role: str = "system") -> Tokens:
         """Only a request has messages: see `Metered`."""
         raise ValueError("what instructs the model needs a chat request")
+
+    def report_progress(self, progress: SearchProgress) -> None:
+        """Nobody follows an engine by itself: see `Metered`."""
 
     async def _measured(self, chunk: Chunk, before: Tokens, row: bytes) -> Chunk:
         """The chunk with its tokens' log-probs, as vLLM gives them, and the entropies that they were drawn from.

@@ -18,6 +18,7 @@ from trimtab.decoders.protocols import (
     Tokens,
     reads_final_answer,
 )
+from trimtab.decoders.report import SearchProgress
 from trimtab.runtime.usage import Usage
 
 Render = Callable[[str, str], Awaitable[Tokens]]
@@ -45,6 +46,8 @@ class Metered:
     read: Read | None = None
     split: Callable[[str, Tokens], Parts] | None = None
     """(text, tokens) of a completion -> what it holds; None: as the engine has it."""
+    follow: Callable[[SearchProgress], None] | None = None
+    """Hears of the progress; None: nobody does."""
 
     async def generate(
         self, prompt: Tokens, sampling: Sampling, *, n: int, guides: Mixture
@@ -128,6 +131,10 @@ class Metered:
                 prompt = await self.render(instruction, role)
         self.usage.scored += len(prompt)
         return prompt
+
+    def report_progress(self, progress: SearchProgress) -> None:
+        if self.follow is not None:
+            self.follow(progress)
 
 
 @dataclass(frozen=True, slots=True)

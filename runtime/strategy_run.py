@@ -33,6 +33,7 @@ from trimtab.decoders.protocols import (
 )
 from trimtab.decoders.report import Report, drop_nonfinite
 from trimtab.runtime.metered import Metered, MeteredReward, Read, Render
+from trimtab.runtime.progress import RequestProgress
 from trimtab.runtime.shares import RequestShare
 from trimtab.runtime.traced import Traced
 from trimtab.runtime.usage import Usage
@@ -61,6 +62,8 @@ class StrategyRun:
     """What its answers depend on beside tokens: its adapter, its images."""
     span: Span | None = None
     """The request's, under which its calls of the engine are; None where nothing is traced."""
+    progress: RequestProgress | None = None
+    """How far it is; None: nobody asks."""
     fallback: Strategy | None = None
     """What answers where the strategy fails before its first token with one of `recoverable_errors`."""
     recoverable_errors: tuple[type[Exception], ...] = ()
@@ -81,6 +84,8 @@ class StrategyRun:
     """choice -> its tokens so far"""
     choices: int = 0
     """Answers begun, over all the request's prompts."""
+    prompts: list[Tokens] = field(default_factory=list)
+    """Those that an engine has been instrumented for, in turn."""
     streams: list[AsyncGenerator[Any, None]] = field(default_factory=list)
 
     @property
@@ -103,7 +108,9 @@ class StrategyRun:
         """The engine, whose work counts as this request's and is traced under its span, for answers to this prompt."""
         read: Read | None = None if self.read is None else partial(self.read, prompt)
         split = None if read is None else partial(self.split, prompt)
-        metered = Metered(engine, self.usage, self.render, read, split)
+        follow = None if self.progress is None else partial(self.progress.record, len(self.prompts))
+        self.prompts.append(prompt)
+        metered = Metered(engine, self.usage, self.render, read, split, follow)
         return metered if self.span is None else Traced(metered, self.span)
 
     def record(self, choice: int, chunk: Chunk) -> None:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.decoders.protocols import BASE, Chunk, Mixture, Parts, Sampling, Tokens, normalise_mixture
+from trimtab.decoders.report import SearchProgress
 from trimtab.decoders.shared.candidates import warp
 
 Vector = NDArray[np.float64]
@@ -254,6 +255,9 @@ class ToyEngine:
     async def render_with_instruction(self, instruction: str, *, role: str = "system") -> Tokens:
         """The prompt: this model reads no instruction."""
         return [self.start]
+
+    def report_progress(self, progress: SearchProgress) -> None:
+        """Nobody follows an engine by itself."""
 
     def _cumulate(self, logprobs: Next, sampling: Sampling, prefix: Prefix) -> list[float]:
         """[V] cumulative probabilities of the next token."""

@@ -10,6 +10,7 @@ from opentelemetry import trace
 from opentelemetry.trace import Span
 
 from trimtab.decoders.protocols import Chunk, Engine, Mixture, Parts, Sampling, Tokens
+from trimtab.decoders.report import SearchProgress
 
 tracer = trace.get_tracer("trimtab")
 
@@ -78,3 +79,6 @@ class Traced:
 
     async def render_with_instruction(self, instruction: str, *, role: str = "system") -> Tokens:
         return await self.engine.render_with_instruction(instruction, role=role)
+
+    def report_progress(self, progress: SearchProgress) -> None:
+        self.engine.report_progress(progress)

@@ -28,7 +28,7 @@ from trimtab.decoders.protocols import (
     is_base_alone,
     member_alone,
 )
-from trimtab.decoders.report import Report
+from trimtab.decoders.report import Report, SearchProgress
 from trimtab.preferences.preference_direction import PreferenceDirection
 from trimtab.runtime.metered import Metered
 from trimtab.runtime.strategy_run import StrategyRun
@@ -325,6 +325,10 @@ class Recording:
         self.samplings: list[Sampling] = []
         self.prompts: list[list[int]] = []
         self.mixtures: list[Mixture] = []
+        self.progress: list[SearchProgress] = []
+
+    def report_progress(self, progress: SearchProgress) -> None:
+        self.progress.append(progress)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.engine, name)
@@ -565,6 +569,34 @@ async def a_report_has_the_keys_of_reports(s: Specimen, name: str) -> None:
     assert all(report.keys() <= Report.__annotations__.keys() for report in reports)
 
 
+async def a_search_says_how_far_it_is(s: Specimen, name: str) -> None:
+    """Whatever sends nothing until it has chosen; and what it answers is the same whether anybody listens."""
+    if STRATEGIES[name].streams:
+        return
+    strategy = build(name, s)
+    for seed, prompt in enumerate(s.prompts):
+        engine = Recording(s.engine)
+        heard = await run(strategy, replace(s, engine=engine), prompt, seed=seed, n=2)
+        assert heard == await run(strategy, s, prompt, seed=seed, n=2)
+        await check_progress(s, engine.progress, prompt)
+
+
+async def check_progress(s: Specimen, reported: Sequence[SearchProgress], prompt: Tokens) -> None:
+    """Counts that only rise, from nothing to something, and best ones with the rewards that they have."""
+    assert len(set(reported)) > 1
+    assert reported[0].done == 0
+    assert reported[0].best is None
+    done: dict[str, int] = {}
+    for progress in reported:
+        assert done.get(progress.stage, 0) <= progress.done <= progress.of
+        done[progress.stage] = progress.done
+        assert (progress.best is None) == (progress.value is None)
+        if progress.best is not None:
+            [[reward]] = await s.reward(prompt, [progress.best])
+            assert progress.value == pytest.approx(reward)
+    assert done[reported[-1].stage] > 0
+
+
 TABLE_LAWS = [
     no_guides_are_the_base,
     neutral_values_are_plain,
@@ -578,4 +610,5 @@ TABLE_LAWS = [
     no_two_draws_share_a_seed,
     what_streams_comes_in_pieces,
     a_report_has_the_keys_of_reports,
+    a_search_says_how_far_it_is,
 ]

@@ -28,7 +28,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "decoders.shared.gather",
     ),
     "runtime": ("runtime", "decoders.protocols", "decoders.report", "decoders.shared.candidates"),
-    "engine": ("engine", "runtime", "decoders.protocols", "decoders.shared.gather"),
+    "engine": ("engine", "runtime", "decoders.protocols", "decoders.report", "decoders.shared.gather"),
     "server": ("server", "engine", "runtime", "rewards", "preferences", "decoders"),
     "training": (
         "training",

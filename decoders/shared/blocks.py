@@ -21,6 +21,7 @@ from trimtab.decoders.protocols import (
     Work,
 )
 from trimtab.decoders.registry import NamesReward
+from trimtab.decoders.report import SearchProgress
 from trimtab.decoders.shared.candidates import find_unread, stop_position
 from trimtab.decoders.shared.gather import gather_or_cancel
 
@@ -155,7 +156,24 @@ def drop_unread(beginnings: Sequence[PartialAnswer], reward: Reward) -> list[Par
 def rank(beginnings: Iterable[PartialAnswer]) -> list[PartialAnswer]:
     """Best first: whole answers, then by value; of each kind those that were not scored last, and of equals those that
     did not end by themselves."""
-    return sorted(beginnings, key=lambda one: (not one.ended, one.value is None, -(one.value or 0.0), one.unfinished))
+    return sorted(beginnings, key=_place)
+
+
+def _place(one: PartialAnswer) -> tuple[bool, bool, float, bool]:
+    return not one.ended, one.value is None, -(one.value or 0.0), one.unfinished
+
+
+def report_growth(
+    engine: Engine, beginnings: Sequence[PartialAnswer], reward: Reward, *, longest: int, max_tokens: int
+) -> int:
+    """Reports how far these have grown, those that have ended among them; `longest` is the length of the longest that
+    was reported. Returns it as it is now."""
+    longest = max([longest, *(len(one.tokens) for one in beginnings)])
+    scored = [one for one in drop_unread(beginnings, reward) if one.value is not None]
+    best = min(scored, key=_place, default=PartialAnswer())
+    tokens = best.tokens if scored else None
+    engine.report_progress(SearchProgress(stage="grow", done=longest, of=max_tokens, best=tokens, value=best.value))
+    return longest
 
 
 def take_distinct(ranking: Sequence[PartialAnswer], n: int) -> list[PartialAnswer]:

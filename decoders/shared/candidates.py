@@ -35,7 +35,7 @@ from trimtab.decoders.protocols import (
     is_base_alone,
     reads_final_answer,
 )
-from trimtab.decoders.report import Report
+from trimtab.decoders.report import Report, SearchProgress
 from trimtab.decoders.shared.answers import Extractor
 from trimtab.decoders.shared.diverse_beam import Diverse, search_hypotheses
 from trimtab.decoders.shared.gather import gather_or_cancel, join_or_cancel
@@ -124,7 +124,7 @@ async def draw(
         if diverse is None
         else draw_diverse(prompt, sampling, engine, diverse, n=n, guides=guides)
     )
-    return await score_as_drawn(prompt, answers, reward, n=n, beginnings=beginnings)
+    return await score_as_drawn(prompt, answers, engine, reward, n=n, beginnings=beginnings)
 
 
 def draw_cost(n: int, max_tokens: int, diverse: Diverse | Jointly | None = None, *, guides: Mixture) -> Work:
@@ -147,8 +147,44 @@ def draw_cost(n: int, max_tokens: int, diverse: Diverse | Jointly | None = None,
     )
 
 
+@dataclass(kw_only=True)
+class PoolProgress:
+    """How far a pool of `n` is, which its engine hears of: first how many are drawn, then how many are scored."""
+
+    engine: Engine
+    n: int
+    drawn: int = 0
+    to_score: int = 0
+    scored: int = 0
+    best: Candidate | None = None
+
+    def report(self) -> None:
+        drawing = self.drawn < self.n or not self.to_score
+        tokens, value = (self.best.tokens, self.best.value) if self.best is not None else (None, None)
+        self.engine.report_progress(
+            SearchProgress(
+                stage="draw" if drawing else "score",
+                done=self.drawn if drawing else self.scored,
+                of=self.n if drawing else self.to_score,
+                best=tokens,
+                value=value,
+            )
+        )
+
+    def add_scored(self, candidates: Sequence[Candidate]) -> None:
+        self.scored += len(candidates)
+        self.best = rank([*candidates, *([] if self.best is None else [self.best])])[0]
+        self.report()
+
+
 async def score_as_drawn(
-    prompt: Tokens, answers: AsyncGenerator[Chunk, None], reward: Reward | None, *, n: int, beginnings: bool = False
+    prompt: Tokens,
+    answers: AsyncGenerator[Chunk, None],
+    engine: Engine,
+    reward: Reward | None,
+    *,
+    n: int,
+    beginnings: bool = False,
 ) -> list[Candidate]:
     """[N] candidates of the answers that come, scored as answers to `prompt` while others are still drawn.
 
@@ -163,6 +199,11 @@ async def score_as_drawn(
     scores: dict[int, float] = {}
     ready: dict[int, Tokens] = {}
     at_work: asyncio.Task[None] | None = None
+    progress = PoolProgress(engine=engine, n=n)
+    progress.report()
+
+    def candidate(i: int) -> Candidate:
+        return Candidate(index=i, pieces=tuple(pieces[i]), value=scores.get(i))
 
     async def work(reward: Reward) -> None:
         while ready:
@@ -170,6 +211,7 @@ async def score_as_drawn(
             ready.clear()
             with suppress(LimitReached):  # these stay without a value
                 scores.update(zip(batch, await score_all(reward, prompt, list(batch.values())), strict=True))
+                progress.add_scored([candidate(i) for i in batch])
 
     async with join_or_cancel() as group:
 
@@ -178,20 +220,25 @@ async def score_as_drawn(
             tokens = [token for piece in pieces[index] for token in piece.tokens]
             if reward is not None and tokens:
                 ready[index] = tokens
+                progress.to_score += 1
                 if at_work is None or at_work.done():
                     at_work = group.create_task(work(reward))
 
         async with aclosing(answers) as drawn:
             async for chunk in drawn:
                 pieces[chunk.index].append(chunk)
-                if chunk.finish is not None and chunk.finish not in unread:
+                if chunk.finish is None:
+                    continue
+                progress.drawn += 1
+                if chunk.finish not in unread:
                     score(chunk.index)
+                progress.report()
         if at_work is None:
             whole = [i for i in range(n) if pieces[i][-1].finish not in LIMIT_REASONS]
             for i in whole or range(n):
                 score(i)
-    pool = [Candidate(index=i, pieces=tuple(p), value=scores.get(i)) for i, p in enumerate(pieces)]
-    if not any(candidate.tokens for candidate in pool) and pool[0].finish in LIMIT_REASONS:
+    pool = [candidate(i) for i in range(n)]
+    if not any(one.tokens for one in pool) and pool[0].finish in LIMIT_REASONS:
         raise LimitReached(pool[0].finish)
     return pool
 

@@ -23,6 +23,7 @@ from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict  # of typing, pydantic takes it only from Python 3.12 on
 
 from trimtab.decoders.protocols import Chunk, Engine, LimitReached, Mixture, Tokens
+from trimtab.decoders.report import SearchProgress
 from trimtab.decoders.shared.gather import gather_or_cancel
 
 
@@ -60,6 +61,8 @@ async def search_hypotheses(
     width, ends = n // how["groups"], engine.eos_ids.union(stop_token_ids)
     groups = [[Hypothesis()] for _ in range(how["groups"])]
     while any(h.finish is None for group in groups for h in group):
+        longest = max(len(h.tokens) for group in groups for h in group)
+        engine.report_progress(SearchProgress(stage="grow", done=longest, of=max_tokens))
         open_ones = [h for group in groups for h in group if h.finish is None]
         try:
             lists = await gather_or_cancel(

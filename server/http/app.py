@@ -165,7 +165,7 @@ def describe_server(config: Config, scoring: Scoring) -> dict[str, Any]:
             "description": entry.summary,
             "paper": f"https://arxiv.org/abs/{entry.paper}" if entry.paper else None,
             "takes": sorted(entry.takes),
-            "return": sorted(entry.shows),
+            "return": sorted(entry.returns),
             "streaming": "native" if entry.streams else "buffered",
             "params": schema.get("properties", {}),
         }

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from trimtab.decoders.plain import Plain
 from trimtab.engine.table import KEY
 from trimtab.rewards.protocols import RewardError
+from trimtab.runtime.progress import RequestProgress
 from trimtab.runtime.shares import RequestShare, Shares
 from trimtab.runtime.strategy_run import StrategyRun, current_run
 from trimtab.runtime.usage import Usage
@@ -35,7 +36,7 @@ from trimtab.server.metrics import POOL, UNKNOWN_FIELDS
 from trimtab.server.request import cost, tracing
 from trimtab.server.request.alignment import AT
 from trimtab.server.request.body import ClientGone, Json, parse, read_body
-from trimtab.server.request.messages import check_messages, instruct
+from trimtab.server.request.messages import CHAT, RESPONSES, check_messages, instruct
 from trimtab.server.request.plan import Plan, plan
 from trimtab.server.request.threads import run_beside
 from trimtab.server.scoring import Scoring
@@ -139,8 +140,10 @@ class AlignmentMiddleware:
         """What the app answers, rewritten on its way out; `began` on the loop's clock."""
         run = context.run
         if isinstance(context, RequestContext):
-            rewriter: ResponseRewriter | StatusWatch = ResponseRewriter(context, send)
             model = context.model or context.document.get("model") or self.config.model_name
+            rewriter: ResponseRewriter | StatusWatch = ResponseRewriter(
+                context, send, request_id=scope.get(ID, ""), model=model, began=began
+            )
         else:
             rewriter, model = StatusWatch(context, send), self.config.model_name
         with tracing.span_request(scope, scope["path"], model, context.document) as span:
@@ -219,8 +222,14 @@ class AlignmentMiddleware:
         UNKNOWN_FIELDS.inc(len(surplus))
         warnings = [f"unknown fields were ignored: {list_names(name[:64] for name in surplus)}"] if surplus else []
         ending.strategy = planned.name
+        if "progress" in planned.include and path == RESPONSES:  # its clients fail at events that they do not know
+            message = f"{AT}.return 'progress' cannot be honoured on {RESPONSES}: ask on {CHAT}"
+            raise ApiError(message, param=f"{AT}.return", code="unsupported_pair")
         parsed = self.reader.parse(path, document)
         extent = self.reader.extent(path, parsed, len(body))
+        if "best" in planned.include and extent.prompts > 1:
+            message = f"{AT}.return 'best' cannot be honoured for {extent.prompts} prompts, of which none is the best"
+            raise ApiError(message, param=f"{AT}.return", code="unsupported_pair")
         context = RequestContext(
             path=path,
             model=model if preset is not None else None,
@@ -240,6 +249,9 @@ class AlignmentMiddleware:
         if self.shares is not None and document.get("priority"):
             message = "priority cannot be honoured: on this server fair shares between callers decide"
             raise ApiError(message, param="priority", code="unsupported_parameter")
+        if "progress" in planned.include and not document.get("stream"):
+            message = f"{AT}.return 'progress' needs stream: true, for it comes before the answer"
+            raise ApiError(message, param=f"{AT}.return", code="unsupported_pair")
         for name in PLAIN_ONLY:
             if document.get(name) and not planned.native:
                 raise ApiError(
@@ -271,6 +283,7 @@ class AlignmentMiddleware:
             written=frozenset(name for name, value in context.document.items() if value is not None),
             usage=Usage(max_sampled_tokens=plan.max_sampled_tokens, deadline=deadline),
             share=share,
+            progress=RequestProgress(prompts=context.extent.prompts) if "progress" in plan.include else None,
             fallback=Plain() if plan.degrade else None,
             recoverable_errors=(RewardError,),
             render=lambda instruction, role: self.reader.render(

@@ -22,7 +22,7 @@ from typing_extensions import TypedDict
 
 from trimtab.decoders import STRATEGIES
 from trimtab.decoders.protocols import BASE
-from trimtab.decoders.report import Report
+from trimtab.decoders.report import Report, Stage
 from trimtab.server.config import Config
 from trimtab.server.http.infer import InferRequest
 from trimtab.server.http.score import ScoreRequest
@@ -97,6 +97,27 @@ class AlignmentResponse(TypedDict):
     """What ended the request before its time; absent where nothing did."""
     choices: NotRequired[list[AlignedChoice]]
     warnings: NotRequired[list[str]]
+
+
+@documented
+class BestSoFar(TypedDict):
+    value: float | None
+    text: NotRequired[str]
+    """Where `return` names "best"."""
+
+
+@documented
+class AlignmentProgress(TypedDict):
+    """How far a search is: `alignment.progress` of a stream's events before its answer, where `return` names it."""
+
+    stage: Stage
+    done: int
+    of: int
+    sampled_tokens: int
+    scored_tokens: int
+    elapsed_ms: int
+    best: NotRequired[BestSoFar]
+    """Absent where nothing has a reward yet, and of several prompts."""
 
 
 @documented
@@ -197,8 +218,8 @@ class Reloaded(TypedDict):
 
 
 MODELS: tuple[Any, ...] = (
-    AlignmentRequest, AlignmentResponse, Error, ScoreRequest, ScoreResponse, InferRequest, InferResponse, Catalogue,
-    Health, Ready, Reloaded, ModelList, ModelCard,
+    AlignmentRequest, AlignmentResponse, AlignmentProgress, Error, ScoreRequest, ScoreResponse, InferRequest,
+    InferResponse, Catalogue, Health, Ready, Reloaded, ModelList, ModelCard,
 )  # fmt: skip
 ANSWERS = {
     CATALOGUE: Catalogue, SCORE: ScoreResponse, INFER: InferResponse, "/health": Health, "/ready": Ready,
@@ -288,7 +309,7 @@ def with_names(made: Schema, config: Config) -> Schema:
     keys["weights"]["anyOf"] = [named, {"const": "auto", "type": "string"}]
     keys["guides"].update(weights | {"propertyNames": {"enum": [BASE, *config.guides]}})
     keys["strategy"]["enum"] = list(STRATEGIES)
-    keys["return"]["items"] = {"enum": sorted(set[str]().union(*(entry.shows for entry in STRATEGIES.values())))}
+    keys["return"]["items"] = {"enum": sorted(set[str]().union(*(entry.returns for entry in STRATEGIES.values())))}
     request["anyOf"] = [{"not": {"required": ["strategy"]}}]
     for name in STRATEGIES:
         params = {"$ref": REF.format(model=f"Params.{name}")}

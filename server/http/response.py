@@ -4,32 +4,46 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import Message, Send
 
 from trimtab.decoders.protocols import LimitReached
+from trimtab.decoders.report import drop_nonfinite
 from trimtab.rewards.protocols import RewardError
 from trimtab.server.errors import encode_json, parse_error, to_api_error
 from trimtab.server.http.context import RequestContext
 from trimtab.server.http.errors_and_ids import ERROR_EVENTS
 from trimtab.server.request.alignment import AT
 from trimtab.server.request.body import Json
-from trimtab.server.request.messages import MESSAGES, RESPONSES
+from trimtab.server.request.messages import CHAT, COMPLETIONS, MESSAGES, RESPONSES
 from trimtab.server.request.threads import run_beside
 
 KEEP_ALIVE = 15.0
 """Seconds between the comments of a stream whose search still runs: proxies hang up on a silent one after 30 or 60."""
+PROGRESS_INTERVAL = 0.5
+"""Seconds between two events that tell of a search's progress, at least."""
+KINDS = {CHAT: ("chatcmpl", "chat.completion.chunk"), COMPLETIONS: ("cmpl", "text_completion")}
+"""path -> what the id of its streams' chunks begins with, and their `object`"""
 
 
 class ResponseRewriter:
     """`send` for one request: amends JSON answers whole, and streams at their last event."""
 
-    def __init__(self, context: RequestContext, send: Send) -> None:
+    def __init__(
+        self, context: RequestContext, send: Send, *, request_id: str = "", model: str = "", began: float = 0.0
+    ) -> None:
+        """`began` on the loop's clock."""
         self.context = context
         self.send = send
+        self.request_id = request_id
+        self.model = model
+        self.began = began
+        self.head: Json = {}
+        """What each chunk of a stream with progress begins with, so that all are of one answer."""
         self.outcome = "client_abort"
         self.start: Message = {}
         self.body = bytearray()
@@ -42,23 +56,57 @@ class ResponseRewriter:
 
     @asynccontextmanager
     async def keep_alive(self) -> AsyncIterator[None]:
-        """Comments in the stream while a search runs inside; the rest is as it was."""
-
-        async def comment() -> None:
-            while not self.done:
-                await asyncio.sleep(KEEP_ALIVE)
-                if self.kind == "stream" and not self.done:
-                    await self.send({"type": "http.response.body", "body": b": keep-alive\n\n", "more_body": True})
-
+        """While a search runs inside, its progress in the stream where that is asked for, and comments in long silence;
+        the rest is as it was."""
         if self.context.run.native or self.context.plan.entry.streams:
             yield
             return
-        task = asyncio.create_task(comment())
+        task = asyncio.create_task(self._break_silence())
         try:
             yield
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+
+    async def _break_silence(self) -> None:
+        """One event at a time: while a slow reader keeps it, what is newer waits, and the newest is next."""
+        run = self.context.run
+        changed = run.progress.changed if run.progress is not None else asyncio.Event()
+        while not self.done:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(changed.wait(), KEEP_ALIVE)
+            news = changed.is_set()
+            event = b": keep-alive\n\n"
+            if self.kind == "stream" and news:
+                changed.clear()
+                answered = len(run.answers) == run.choices
+                event = b"" if answered else self._encode_progress()
+            if self.kind == "stream" and event and not self.done:
+                await self.send({"type": "http.response.body", "body": event, "more_body": True})
+            if news:
+                await asyncio.sleep(PROGRESS_INTERVAL)
+
+    def _encode_progress(self) -> bytes:
+        run = self.context.run
+        assert run.progress is not None, "nobody asks"
+        progress, elapsed = run.progress.total(), asyncio.get_running_loop().time() - self.began
+        shown: Json = {"stage": progress.stage, "done": progress.done, "of": progress.of}
+        shown |= self.context.token_counts({}) | {"elapsed_ms": round(1000 * elapsed)}
+        if progress.best is not None:
+            shown["best"] = {"value": drop_nonfinite(progress.value)}
+            if "best" in self.context.plan.include:
+                shown["best"]["text"] = run.parts(run.prompts[0], progress.best).answer
+        kind = KINDS.get(self.context.path)
+        if kind is None:
+            name = "alignment.progress"
+            return f"event: {name}\n".encode() + encode_event({"type": name, AT: {"progress": shown}})
+        self.head = self.head or {
+            "id": f"{kind[0]}-{self.request_id}",
+            "object": kind[1],
+            "created": int(time.time()),
+            "model": self.model,
+        }
+        return encode_event({**self.head, "choices": [], AT: {"progress": shown}})
 
     async def __call__(self, message: Message) -> None:
         """Raises what ended the strategy, where vLLM would make an error of its own of it."""
@@ -81,7 +129,10 @@ class ResponseRewriter:
         return self._rename_model(answer)
 
     def _rename_model(self, answer: Json) -> Json:
-        """With the model id that the client wrote; responses and messages have it one level down in some events."""
+        """With the model id that the client wrote; responses and messages have it one level down in some events. Behind
+        progress it has that one's head too."""
+        if "choices" in answer:
+            answer |= self.head
         for inner in (answer, answer.get("response"), answer.get("message")):
             if self.context.model is not None and isinstance(inner, dict) and "model" in inner:
                 inner["model"] = self.context.model
@@ -163,7 +214,7 @@ class ResponseRewriter:
         before, self.held = self.held, b""
         if before and event.startswith(b"data: [DONE]"):
             return [rewrite_event(before, self._amend), event]
-        if self.context.model is not None and event.startswith(b"data: {"):
+        if (self.head or self.context.model is not None) and event.startswith(b"data: {"):
             event = rewrite_event(event, self._rename_model)
         # Only an event that ends a choice, or one without choices, can be the last: the rest must not wait.
         if b'"finish_reason":"' in event or b'"choices":[]' in event:
@@ -196,4 +247,9 @@ def rewrite_event(event: bytes, change: Callable[[Json], Json]) -> bytes:
     """One server-sent event with its JSON data changed."""
     head, _, rest = event.partition(b"data: ")
     data, _, _ = rest.partition(b"\n")
-    return head + b"data: " + encode_json(change(json.loads(data))) + b"\n\n"
+    return head + encode_event(change(json.loads(data)))
+
+
+def encode_event(data: Json) -> bytes:
+    """As a server-sent event without a name."""
+    return b"data: " + encode_json(data) + b"\n\n"

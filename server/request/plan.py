@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from trimtab.decoders import STRATEGIES, StrategyEntry
+from trimtab.decoders import PROGRESS, STRATEGIES, StrategyEntry
 from trimtab.decoders.protocols import BASE, Mixture, Strategy, Work
 from trimtab.server.config import Config, ConfigError
 from trimtab.server.config.rewards import check_rewards
@@ -180,8 +180,14 @@ def _check_fields(request: AlignmentRequest, name: str, entry: StrategyEntry) ->
         either = " or ".join(f"{AT}.{key}" for key in sorted(needed))
         raise ApiError(f"strategy {name!r} needs {either}", param=AT, code="missing_required_parameter")
     for key in request.include:
-        if key not in entry.shows:
-            raise ApiError(f"strategy {name!r}: {suggest('return', key, entry.shows)}", param=f"{AT}.return")
+        if key in PROGRESS - entry.returns:
+            message = f"return {key!r} cannot be honoured by strategy {name!r}: it sends its tokens as it decides them"
+            raise ApiError(message, param=f"{AT}.return", code="unsupported_pair")
+        if key not in entry.returns:
+            raise ApiError(f"strategy {name!r}: {suggest('return', key, entry.returns)}", param=f"{AT}.return")
+    if "best" in request.include and "progress" not in request.include:
+        message = "return 'best' is the text of the best so far in 'progress', which has to be named too"
+        raise ApiError(message, param=f"{AT}.return", code="unsupported_pair")
 
 
 def _supply(

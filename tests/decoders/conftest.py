@@ -11,6 +11,7 @@ import pytest
 
 from tests.contracts import Specimen
 from trimtab.decoders.protocols import Chunk, Engine, Mixture, Parts, Reward, Sampling, Strategy, Tokens
+from trimtab.decoders.report import SearchProgress
 from trimtab.preferences.preference_direction import DPA, Cone, PreferenceDirection, Template
 from trimtab.runtime.toy_engine import Prefix, ToyEngine, ToyModel
 
@@ -105,6 +106,9 @@ class Script:
         self.asked: list[tuple[str, int, int | None]] = []
         """(begun response, max_tokens, seed) of each generation"""
         self.drawn = 0
+
+    def report_progress(self, progress: SearchProgress) -> None:
+        """Nobody follows it."""
 
     async def generate(
         self, prompt: Tokens, sampling: Sampling, *, n: int, guides: Mixture

@@ -19,6 +19,7 @@ from trimtab.decoders.dpa import Directional
 from trimtab.decoders.guided import Guided
 from trimtab.decoders.plain import Plain
 from trimtab.decoders.protocols import BASE, Chunk, Mixture, Parts, Reward, Sampling, Tokens
+from trimtab.decoders.report import SearchProgress
 from trimtab.decoders.rps import Rps
 from trimtab.preferences.preference_direction import (
     Cone,
@@ -53,6 +54,9 @@ class Obedient:
     async def render_with_instruction(self, instruction: str, *, role: str = "system") -> Tokens:
         self.roles.add(role)
         return [START, *map(ord, instruction)]
+
+    def report_progress(self, progress: SearchProgress) -> None:
+        """Nobody follows it."""
 
     async def generate(
         self, prompt: Tokens, sampling: Sampling, *, n: int, guides: Mixture

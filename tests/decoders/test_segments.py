@@ -15,6 +15,7 @@ from tests.decoders.conftest import START, Script, surprise, told, unasked, wort
 from trimtab.decoders import STRATEGIES
 from trimtab.decoders.plain import Plain
 from trimtab.decoders.protocols import BASE, Chunk, Parts, Reward, Sampling, Tokens
+from trimtab.decoders.report import SearchProgress
 from trimtab.decoders.segments import Segments
 from trimtab.runtime.metered import Metered
 from trimtab.runtime.toy_engine import Prefix, ToyEngine, ToyModel
@@ -417,6 +418,9 @@ class Uncertain:
     """An engine none of whose tokens is certain and whose answers never end."""
 
     eos_ids = frozenset({0})
+
+    def report_progress(self, progress: SearchProgress) -> None:
+        """Nobody follows it."""
 
     async def generate(self, prompt, sampling, *, n, guides):
         tokens = tuple(range(1, sampling.max_tokens + 1))

@@ -18,6 +18,7 @@ from trimtab.decoders.particles import Particles
 from trimtab.decoders.protocols import BASE, Chunk, Mixture, Reward, Sampling, Strategy, Tokens
 from trimtab.decoders.qalign import QAlign
 from trimtab.decoders.rejection import RejectionSampling
+from trimtab.decoders.report import SearchProgress
 from trimtab.decoders.segments import Segments
 from trimtab.decoders.soft_best_of_n import SoftBestOfN
 from trimtab.decoders.speculative_rejection import SpeculativeRejection
@@ -145,6 +146,9 @@ class Turns:
 
     texts: list[str]
     eos_ids: frozenset[int] = frozenset()
+
+    def report_progress(self, progress: SearchProgress) -> None:
+        """Nobody follows it."""
 
     async def generate(
         self, prompt: Tokens, sampling: Sampling, *, n: int, guides: Mixture

@@ -21,6 +21,7 @@ from trimtab.decoders.plain import Plain
 from trimtab.decoders.protocols import BASE, Chunk, Mixture, Parts, Sampling, Strategy, Tokens
 from trimtab.decoders.qalign import QAlign
 from trimtab.decoders.rejection import RejectionSampling
+from trimtab.decoders.report import SearchProgress
 from trimtab.decoders.rps import Rps
 from trimtab.decoders.speculative_rejection import SpeculativeRejection
 from trimtab.decoders.transfer_q import TransferQ
@@ -36,6 +37,9 @@ class Endless:
     """Tokens 1, 2, 3 … in every answer, the k likeliest being as likely."""
 
     eos_ids = frozenset({0})
+
+    def report_progress(self, progress: SearchProgress) -> None:
+        """Nobody follows it."""
 
     async def generate(
         self, prompt: Tokens, sampling: Sampling, *, n: int, guides: Mixture

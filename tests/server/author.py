@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.server import toy_server
 from trimtab.decoders.protocols import Chunk, Mixture, Parts, Sampling, Tokens
+from trimtab.decoders.report import SearchProgress
 from trimtab.engine.detokenizer import decode_answer, encode_answer
 
 
@@ -39,6 +40,9 @@ class Author:
     @property
     def eos_ids(self) -> frozenset[int]:
         return frozenset({self.tokenizer.eos_token_id})
+
+    def report_progress(self, progress: SearchProgress) -> None:
+        """Nobody follows it."""
 
     async def generate(
         self, prompt: Tokens, sampling: Sampling, *, n: int, guides: Mixture

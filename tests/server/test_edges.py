@@ -42,6 +42,11 @@ ORIGIN = {"origin": "https://app.example.org"}
 CHAT, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/responses", "/v1/messages"
 HI: list[Any] = [{"role": "user", "content": "hi"}]
 KEY = "a-key-of-the-test"
+PROGRESS: dict[str, Any] = {
+    "messages": HI,
+    "stream": True,
+    "alignment": {"strategy": "mbr", "params": {"n": 2}, "return": ["progress"]},
+}
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +92,7 @@ async def test_a_browser_may_ask_and_read_every_answer(app: FastAPI, raw: httpx.
     asked: list[tuple[int, httpx.Response]] = [
         (200, await raw.post(CHAT, json={"messages": HI}, headers=ORIGIN)),
         (200, await raw.post(CHAT, json={"messages": HI, "stream": True}, headers=ORIGIN)),
+        (200, await raw.post(CHAT, json=PROGRESS, headers=ORIGIN)),
         (400, await raw.post(CHAT, content=b"{", headers=ORIGIN)),
         (400, await raw.post(CHAT, json={"messages": HI, "alignment": {"strategy": "x"}}, headers=ORIGIN)),
         (404, await raw.get("/v1/nothing", headers=ORIGIN)),
@@ -98,6 +104,7 @@ async def test_a_browser_may_ask_and_read_every_answer(app: FastAPI, raw: httpx.
     async with http(app) as nobody:
         asked.append((401, await nobody.post(CHAT, json={"messages": HI}, headers=ORIGIN)))
         asked.append((200, await nobody.get("/health", headers=ORIGIN)))
+    assert sum(b'"progress":{' in answer.content for _, answer in asked) == 1
     for status, answer in asked:
         assert answer.status_code == status
         assert answer.headers["access-control-allow-origin"] == ORIGIN["origin"], status

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,11 +14,14 @@ import pytest
 from prometheus_client import REGISTRY
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tests.waiting import until
 from trimtab.decoders.protocols import AllAnswer, Split
+from trimtab.decoders.report import SearchProgress
 from trimtab.runtime.strategy_run import StrategyRun, current_run
 from trimtab.runtime.toy_engine import ToyEngine, ToyModel
 from trimtab.server.admission import Admission
 from trimtab.server.config import Config
+from trimtab.server.http import response
 from trimtab.server.http.context import PARSED
 from trimtab.server.http.middleware import AlignmentMiddleware
 from trimtab.server.request.body import parse
@@ -394,6 +398,43 @@ async def test_an_error_in_a_stream_passes_at_once_after_what_was_held() -> None
 async def test_keep_alive_comments_pass() -> None:
     answer = await post(Fake(parts=[b": ping\n\n", *events(chunk(finish="stop"), "[DONE]")], content=STREAM), {})
     assert answer.text.startswith(": ping\n\n")
+
+
+async def test_a_slow_reader_gets_the_newest_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it keeps waiting is one event, however much is reported meanwhile; and no number is infinite."""
+    monkeypatch.setattr(response, "PROGRESS_INTERVAL", 0.0)
+    sent: list[bytes] = []
+    reading = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        run = current_run.get()
+        assert run is not None
+        assert run.progress is not None
+        run.choices = 1
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", STREAM.encode())]})
+        for done in range(50):
+            run.progress.record(0, SearchProgress(stage="draw", done=done, of=50, best=(1,), value=math.inf))
+            await asyncio.sleep(0)
+        reading.set()
+        await until(lambda: len(sent) == 2)
+        for part in events(chunk(finish="stop"), "[DONE]"):
+            await send({"type": "http.response.body", "body": part, "more_body": b"DONE" not in part})
+
+    async def receive() -> Message:
+        alignment = {"strategy": "mbr", "return": ["progress"]}
+        return {"type": "http.request", "body": json.dumps({"alignment": alignment, "stream": True}).encode()}
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            await reading.wait()
+            sent.append(message["body"])
+
+    await seam(app)({"type": "http", "method": "POST", "path": CHAT, "headers": []}, receive, send)
+    *shown, _, done = [part.removeprefix(b"data: ") for part in sent]
+    stale, newest = (json.loads(part)["alignment"]["progress"] for part in shown)
+    assert stale["done"] < newest["done"] == 49
+    assert stale["best"] == newest["best"] == {"value": None}
+    assert done == b"[DONE]\n\n"
 
 
 async def test_the_events_of_responses() -> None:

@@ -254,7 +254,7 @@ NEIGHBOURS: list[tuple[Any, str, str]] = [
     ({"params": {"mode": "grid_relative", "k": 11, "theta_max": 10}}, None, "params.k must be at most 5"),
     ({"params": {"prompt": "words"}, "weights": {"a": 1}}, "weights", "objective 'truth' has no reward"),
     ({"reward": "letters.a"}, "reward", "chooses by alignment.weights"),
-    ({"return": ["trace"]}, "return", "unknown return 'trace'; valid: candidates, rewards"),
+    ({"return": ["trace"]}, "return", "unknown return 'trace'; valid: best, candidates, progress, rewards"),
 ]  # fmt: skip
 
 

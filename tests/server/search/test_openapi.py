@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -144,6 +145,17 @@ async def test_what_can_be_asked_without_a_body(raw: httpx.AsyncClient, describe
     answer = await raw.get(path)
     assert answer.status_code == 200
     assert not errors(described, answer_schema(described, "get", path), answer.json())
+
+
+async def test_progress_is_as_it_says(raw: httpx.AsyncClient, described: dict[str, Any]) -> None:
+    alignment = {"strategy": "best_of_n", "weights": {"a": 1}, "params": {"n": 3}, "return": ["progress", "best"]}
+    body = {"messages": HI, "stream": True, "alignment": alignment}
+    assert not errors(described, body_schema(described, CHAT), body)
+    lines = [line[6:] for line in (await raw.post(CHAT, json=body)).text.splitlines() if line.startswith("data: {")]
+    shown = [event["alignment"]["progress"] for event in map(json.loads, lines) if "progress" in str(event)]
+    assert shown
+    for progress in shown:
+        assert not errors(described, {"$ref": "#/components/schemas/AlignmentProgress"}, progress)
 
 
 async def test_a_model_and_one_that_is_not_there(raw: httpx.AsyncClient, described: dict[str, Any]) -> None:
