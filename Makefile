@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 CONFIG ?= demo/config.yaml
 
-.PHONY: serve real real-models test test-real quick quick-strategies quick-server check lint next-vllm coverage wheel-check bench models clean
+.PHONY: serve real real-models test test-real screenshots quick quick-strategies quick-server check lint next-vllm coverage wheel-check bench models clean
 
 serve: $(VENV)/installed
 	$(BIN)/trimtab serve $(CONFIG)
@@ -44,6 +44,10 @@ real-models: $(REAL)/config.json
 
 test: check
 	$(BIN)/python -m pytest
+
+# Of the playground, on the demo: they are in docs/playground.md.
+screenshots: $(VENV)/installed
+	$(BIN)/python -m pytest tests/browser/test_walk.py --screenshots docs
 
 test-real: $(REAL)/config.json
 	$(BIN)/python -m pytest -m real tests/real

@@ -108,10 +108,13 @@ class Beam:
             raise LimitReached(finish or "")
         pool = drop_unread([replace(one, finish=one.finish or finish) for one in pool], reward)
         shared: Report = {"rounds": rounds, "unfinished": sum(one.unfinished for one in pool)}
+        ranked = rank(pool)
         if "candidates" in include:
-            shared["candidates"] = [describe(i, one) for i, one in enumerate(rank(pool))]
-        for i, one in enumerate(take_distinct(rank(pool), n)):
-            report: Report = {"value": one.value, **shared} if i == 0 else {"value": one.value}
+            shared["candidates"] = [describe(i, one) for i, one in enumerate(ranked)]
+        for i, one in enumerate(take_distinct(ranked, n)):
+            report: Report = {"value": one.value, "candidate": ranked.index(one)}
+            if i == 0:
+                report.update(shared)
             yield Chunk(index=i, tokens=one.tokens, finish=one.finish, report=report)
 
     def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:

@@ -91,7 +91,7 @@ class Guided:
         return replace(last, report={**last.report, "trace": trace})
 
     async def _trace(self, prompt: Tokens, answer: Tokens, sampling: Sampling, engine: Engine) -> dict[str, Any]:
-        """Per token of the answer: `kl_exact`, KL(q || base), and log Z_t, in nats; `log_weight` = sum_t log Z_t.
+        """Per token of `tokens`: `kl_exact`, KL(q || base), and log Z_t, in nats; `log_weight` = sum_t log Z_t.
 
         Both are of the mixture itself, at temperature 1. `log_weight` is null where tokens were drawn otherwise, since
         (2) is then not the weight of the draw.
@@ -106,7 +106,8 @@ class Guided:
         )
         weighted = [[w * logprob for logprob in score] for w, score in zip(members.values(), scores, strict=True)]
         log_z = [sum(step) - q for step, q in zip(zip(*weighted, strict=True), drawn, strict=True)]  # (2)
-        return {"kl_exact": kl, "log_z": log_z, "log_weight": sum(log_z) if sampling.exact else None}
+        weight = sum(log_z) if sampling.exact else None
+        return {"tokens": list(answer), "kl_exact": kl, "log_z": log_z, "log_weight": weight}
 
 
 Exponent = Annotated[float, Field(description="how far the guide pulls; 0 is the base")]

@@ -157,8 +157,11 @@ class Particles:
                 describe(i, one) | {"weight": float(w)}
                 for i, (one, w) in enumerate(zip(system.particles, system.weights, strict=True))
             ]
+        places = [particle.tokens for particle in system.particles]
         for i, one in enumerate(chosen):
             report: Report = {"value": one.value, **shared} if i == 0 else {"value": one.value}
+            if one.tokens in places:  # one that grew until a limit is no particle
+                report["candidate"] = places.index(one.tokens)
             yield Chunk(index=i, tokens=one.tokens, finish=one.finish, report=report)
 
     def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:

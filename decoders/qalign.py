@@ -174,8 +174,11 @@ class QAlign:
         shared: Report = {**diagnose(chains, self.burn_in), **describe_history(chains, include)}
         if warnings := warn_of_warped_law(sampling):
             shared["warnings"] = warnings
+        place = {tokens: i for i, tokens in enumerate(index_states(chains))}
         for i, state in enumerate(chosen):
             report: Report = {"value": state.value, **shared} if i == 0 else {"value": state.value}
+            if state.tokens in place:
+                report["candidate"] = place[state.tokens]
             yield Chunk(index=i, tokens=state.tokens, finish=state.finish, report=report)
 
     def work(self, max_tokens: int, *, n: int, include: frozenset[str]) -> Work:
@@ -364,9 +367,14 @@ def diagnose(chains: Sequence[Chain], burn_in: int) -> Report:
     return report
 
 
+def index_states(chains: Sequence[Chain]) -> dict[tuple[int, ...], State]:
+    """The different states that the chains visited, by their tokens, in the order of `candidates`."""
+    return {s.tokens: s for c in chains for s in c.states}
+
+
 def describe_history(chains: Sequence[Chain], include: frozenset[str]) -> Report:
     """What of the chains' ways was asked for: each of them, and the states that they visited."""
-    states = {s.tokens: s for c in chains for s in c.states}
+    states = index_states(chains)
     report: Report = {}
     if "trace" in include:
         place = {tokens: i for i, tokens in enumerate(states)}

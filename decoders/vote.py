@@ -110,7 +110,10 @@ class Vote:
                 report.update({"answer": answer, "share": share, "votes": totals[answer]})
             return report
 
-        async with aclosing(show_chosen(chosen, pool, include, [report(c) for c in chosen])) as chunks:
+        ballots = [
+            {"answer": answers[c.index], "vote": votes.get(c.index, 0.0)} if c.index in answers else {} for c in pool
+        ]
+        async with aclosing(show_chosen(chosen, pool, include, [report(c) for c in chosen], more=ballots)) as chunks:
             async for chunk in chunks:
                 yield chunk
 

@@ -58,6 +58,8 @@ until curl -sf "http://127.0.0.1:$port/ready" > /dev/null; do
     sleep 1
 done
 echo "ready after $((SECONDS - began)) s"
+curl -sS --fail-with-body "http://127.0.0.1:$port/" | grep -q 'playground/js/main.js'
+curl -sS --fail-with-body -o /dev/null "http://127.0.0.1:$port/playground/js/main.js"
 request=$(sed -n "/^curl /,/^}'\$/p" "$source/README.md" | sed "/^}'\$/q" | sed "s/127.0.0.1:8000/127.0.0.1:$port/")
 answer=$(eval "$request -sS --fail-with-body")
 echo "$answer"

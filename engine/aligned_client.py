@@ -157,7 +157,8 @@ class AlignedClient:
             bound["rendered"] = prompt
         run.engine, run.source = self.bind(bound), read_source(prompt, context)
         engine = run.instrument(run.engine, tokens)
-        texts = [detokenizer.begin(tokens) for _ in range(n)]
+        begin = partial(detokenizer.begin, tokens)
+        texts = [begin() for _ in range(n)]
         delta = params.output_kind == RequestOutputKind.DELTA
         finished = 0
         answers: dict[int, RequestOutput] = {}
@@ -166,7 +167,7 @@ class AlignedClient:
         async with aclosing(run.execute(tokens, self._as_sampling(params), engine, n=n, relax=relax)) as chunks:
             async for chunk in chunks:
                 choice = first + chunk.index
-                run.record(choice, with_parts(chunk, partial(run.parts, tokens)))
+                run.record(choice, with_texts(with_parts(chunk, partial(run.parts, tokens)), begin))
                 if chunk.finish is not None and run.split.thinks:
                     warn_of_thoughts(run, choice, run.parts(tokens, run.answers[choice]))
                 finished += chunk.finish is not None
@@ -277,6 +278,23 @@ def with_parts(chunk: Chunk, read: Callable[[Tokens], Parts]) -> Chunk:
         return chunk
     shown = [{**candidate, **describe(read(candidate["tokens"]))} for candidate in chunk.report["candidates"]]
     return replace(chunk, report={**chunk.report, "candidates": shown})
+
+
+def with_texts(chunk: Chunk, begin: Callable[[], AnswerText]) -> Chunk:
+    """The chunk whose trace shows what tokens read as, where it names tokens: `texts` beside `tokens`.
+
+    Those of an answer follow each other, and together are its text; those of a decision stand for each other.
+    """
+    trace = chunk.report.get("trace")
+    if isinstance(trace, Mapping) and "tokens" in trace:
+        text, count = begin(), len(trace["tokens"])
+        texts = [text.next([token], last=i + 1 == count) for i, token in enumerate(trace["tokens"])]
+        return replace(chunk, report={**chunk.report, "trace": {**trace, "texts": texts}})
+    if isinstance(trace, Sequence) and any("tokens" in decision for decision in trace):
+        named = {token: begin().next([token], last=True) for decision in trace for token in decision["tokens"]}
+        shown = [{**decision, "texts": [named[token] for token in decision["tokens"]]} for decision in trace]
+        return replace(chunk, report={**chunk.report, "trace": shown})
+    return chunk
 
 
 def warn_of_thoughts(run: StrategyRun, choice: int, parts: Parts) -> None:

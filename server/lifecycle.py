@@ -32,10 +32,31 @@ class EngineDied(Exception):
     """The base's engine ended by itself."""
 
 
+class AnnouncingServer(NoSignalServer):  # type: ignore[misc]
+    """Says in the log where it is, once it answers there."""
+
+    def __init__(self, config: uvicorn.Config, state: ServerState) -> None:
+        super().__init__(config)
+        self.state = state
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        page = "; open it in a browser for the playground" if self.state.config.playground else ""
+        for sock in sockets or ():
+            log.info("ready at %s%s", locate(sock), page)
+
+
+def locate(sock: socket.socket) -> str:
+    """The URL of what listens there, as a browser on this machine reaches it."""
+    host, port = sock.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+
+
 async def serve(app: FastAPI, state: ServerState, sock: socket.socket) -> None:
     """Until SIGTERM or SIGINT, and then until what is in flight is answered, or `limits.drain_s` are over, or a second
     signal comes. SIGHUP reloads the configuration. Raises EngineDied."""
-    server = NoSignalServer(configure_uvicorn(app, lambda: state.config))
+    server = AnnouncingServer(configure_uvicorn(app, lambda: state.config), state)
     app.state.server = server  # vLLM's own handlers end it when they meet a dead engine
     signals: asyncio.Queue[int] = asyncio.Queue()
     loop = asyncio.get_running_loop()

@@ -44,7 +44,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     folder = item.path.relative_to(Path(__file__).parent).parts[0]
-    if folder == "recipes" or "served_toy" in getattr(item, "fixturenames", ()):  # they train models, start a server
+    if folder in ("recipes", "browser") or "served_toy" in getattr(item, "fixturenames", ()):  # train, start a server
         item.add_marker("slow")
     if FIXTURES.get(folder, set()) & set(getattr(item, "fixturenames", ())):
         item.add_marker("engine")

@@ -92,6 +92,13 @@ def test_it_is_typed_and_the_clients_have_their_files(folder: str, wheel: Path) 
     assert documents <= names
 
 
+def test_it_holds_the_playground(wheel: Path) -> None:
+    held = {name: content for name, content in contents(wheel).items() if "server/playground/" in name}
+    files = [file for file in (ROOT / "server/playground").rglob("*") if file.is_file()]
+    assert ROOT / "server/playground/index.html" in files
+    assert held == {f"trimtab/{file.relative_to(ROOT)}": file.read_bytes() for file in files}
+
+
 @pytest.mark.parametrize("name", sorted(file.name for file in (ROOT / "demo").glob("*.yaml")))
 def test_it_holds_the_demo_s_models(name: str, installed: Path) -> None:
     demo = installed / "trimtab/demo"

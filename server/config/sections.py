@@ -366,6 +366,9 @@ class Config(Section):
     """Header by which a gateway in front names the caller whose share a request is; by default it is the key."""
     trusted_headers: tuple[TrustedHeader, ...] = ()
     """Request headers that vLLM may heed, for gateways in front; the others of these are dropped."""
+    playground: bool = True
+    """Whether browsers get the playground at `/`: a page for trying settings, open without a key, which asks for one
+    where the server does."""
     log_format: Literal["text", "json"] = "text"
     """Of the log's lines."""
     otlp_endpoint: str | None = None

@@ -25,6 +25,7 @@ from trimtab.server.http.auth import Auth
 from trimtab.server.http.errors_and_ids import EXPOSED, RequestIdAndErrorMiddleware
 from trimtab.server.http.infer import InferEnquiry
 from trimtab.server.http.middleware import AlignmentMiddleware
+from trimtab.server.http.playground import Playground
 from trimtab.server.http.score import ScoreEnquiry, respond
 from trimtab.server.http.vllm_app import ModelCard, ModelList, RequestReader, openai_app
 from trimtab.server.scoring import Scoring
@@ -62,9 +63,13 @@ async def build(state: ServerState, args: Namespace) -> FastAPI:
             shares=state.client.shares,
             enquiries={openapi.SCORE: ScoreEnquiry.of, openapi.INFER: InferEnquiry.of},
         )
+        keyed = Auth.of(config, alignment)
         # Outside of vLLM's stack, ours also sees the answers to what went wrong inside it.
         app.middleware_stack = share_with_browsers(
-            RequestIdAndErrorMiddleware(Auth.of(config, alignment), body_s=config.timeouts.body_s), config
+            RequestIdAndErrorMiddleware(
+                Playground(keyed) if config.playground else keyed, body_s=config.timeouts.body_s
+            ),
+            config,
         )
 
     stack()

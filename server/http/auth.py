@@ -1,4 +1,7 @@
-"""Who may come in: a bearer key on every path but the two that an orchestrator asks, an admin's on some."""
+"""Who may come in: a bearer key on every path but the two that an orchestrator asks, an admin's on some.
+
+The playground's files are served outside of it.
+"""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from vllm.v1.engine.output_processor import OutputProcessor
 from trimtab.decoders.plain import Plain
 from trimtab.decoders.protocols import Chunk, Engine, Reward, Sampling, Tokens, Work
 from trimtab.decoders.shared.candidates import stop_position
-from trimtab.engine.aligned_client import AlignedClient
+from trimtab.engine.aligned_client import AlignedClient, with_texts
 from trimtab.engine.detokenizer import Detokenizer, decode_answer, encode_answer
 from trimtab.runtime.strategy_run import StrategyRun, current_run
 
@@ -379,3 +379,27 @@ async def test_plain_sampling_is_read_the_same_way() -> None:
     outputs = await served(client_of(tokenizer, SimpleNamespace(generate=generate)), run, params, [1])
     assert "".join(output.outputs[0].text for output in outputs) == TEXT
     assert {len(output.outputs[0].token_ids) for output in outputs} == {1}
+
+
+def test_a_traces_texts_are_the_answer_piece_by_piece(tokenizer: Any) -> None:
+    """A character of several tokens comes with its last one."""
+    prompt = tokenizer.encode("go on:", add_special_tokens=False)
+    answer = [*tokenizer.encode("then a fox 🦊 ran", add_special_tokens=False), tokenizer.eos_token_id]
+    read = Detokenizer(tokenizer, ended(SamplingParams(), tokenizer.eos_token_id))
+    chunk = Chunk(
+        index=0, tokens=(), finish="stop", report={"trace": {"tokens": answer, "kl_exact": [0.0] * len(answer)}}
+    )
+    trace = with_texts(chunk, lambda: read.begin(prompt)).report["trace"]
+    assert len(trace["texts"]) == len(answer)
+    assert "".join(trace["texts"]) == read.text(prompt, answer)
+    assert trace["texts"][-1] == ""
+
+
+def test_a_decisions_texts_stand_each_for_itself(tokenizer: Any) -> None:
+    prompt = tokenizer.encode("go on:", add_special_tokens=False)
+    options = [*tokenizer.encode("fox", add_special_tokens=False)[:2], tokenizer.eos_token_id]
+    read = Detokenizer(tokenizer, ended(SamplingParams(), tokenizer.eos_token_id))
+    chunk = Chunk(index=0, tokens=(), finish="stop", report={"trace": [{"tokens": options}, {"tokens": options[::-1]}]})
+    first, second = with_texts(chunk, lambda: read.begin(prompt)).report["trace"]
+    assert first["texts"] == [read.text(prompt, [token]) for token in options]
+    assert second["texts"] == first["texts"][::-1]

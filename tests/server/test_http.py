@@ -218,6 +218,8 @@ async def test_the_trace_is_the_enumerated_one(client: AsyncOpenAI, toy: ToyEngi
         y = tuple(ids[letter] for letter in text) + (() if len(text) == toy.model.max_tokens else (toy.model.eos,))
         kl = [float(np.exp(mixed(y[:t])) @ (mixed(y[:t]) - base(y[:t]))) for t in range(len(y))]
         z = [float(np.log(np.exp(base(y[:t])) @ toy.model.tables["arm"][y[:t]] ** 0.8)) for t in range(len(y))]
+        assert choice["trace"]["tokens"] == list(y)
+        assert choice["trace"]["texts"] == [*text, *([""] * (len(y) - len(text)))]
         assert choice["trace"]["kl_exact"] == pytest.approx(kl, abs=1e-12)
         assert choice["trace"]["log_z"] == pytest.approx(z, abs=1e-12)
         assert choice["trace"]["log_weight"] == pytest.approx(math.fsum(z), abs=1e-12)
