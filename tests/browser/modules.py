@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-CHROMIUM = Path("/usr/bin/chromium")
+from tests.browser.conftest import CHROMIUM, MISSING
+
 PLAYGROUND = Path(__file__).parent.parent.parent / "server" / "playground"
 BLANK = "<!doctype html><html lang=en><meta charset=utf-8><title>blank</title><body><main id=main></main>"
 TYPES = {".js": "text/javascript", ".css": "text/css"}
@@ -18,12 +19,13 @@ TYPES = {".js": "text/javascript", ".css": "text/css"}
 @contextmanager
 def open_blank(url: str) -> Iterator[Any]:
     """Playwright's page at `url`/blank, with the modules under js/; raises on a test's end what it threw."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="BROWSER TESTS SKIPPED: playwright is not installed")
-    if not CHROMIUM.exists():
-        pytest.skip("BROWSER TESTS SKIPPED: there is no /usr/bin/chromium")
+    from playwright import sync_api
+
+    if CHROMIUM is None:
+        pytest.skip(MISSING)
     errors: list[str] = []
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page()
         page.route(f"{url}/blank", lambda route: route.fulfill(body=BLANK, content_type="text/html"))
         for path in PLAYGROUND.rglob("*"):
