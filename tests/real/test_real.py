@@ -147,7 +147,7 @@ def test_the_best_of_some_is_what_the_reward_model_prefers(client: OpenAI, serve
     assert reply.status_code == 200, reply.text
     scores = {text: row["value"] for text, row in zip(texts, reply.json()["scores"], strict=True)}
     assert max(scores.values()) > min(scores.values()), "nothing to choose"
-    rounding = 0.1  # of bfloat16, from batch to batch
+    rounding = 0.2  # of bfloat16, from batch to batch
     assert scores[answer.choices[0].message.content] > max(scores.values()) - rounding
 
 
