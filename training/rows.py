@@ -77,8 +77,9 @@ def make_pair_rows(pairs: Iterable[Pair], renderer: Renderer, *, max_length: int
             rows.dropped[f"longer than {max_length} tokens"] += 1
             continue
         rows.joined += not all(renderer.joins(pair.prompt, answer) for answer in (pair.chosen, pair.rejected))
-        row = {"place": place_of(pair.prompt), "prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
-        (rows.heldout if place_of(pair.prompt) < heldout else rows.train).append(row)
+        place = place_of(pair.prompt)
+        row = {"place": place, "prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
+        (rows.heldout if place < heldout else rows.train).append(row)
     return rows
 
 

@@ -60,8 +60,8 @@ class Arm:
     name: str
     family: str
     strength: float
-    """A guide's exponent; the candidates of best of n and of votes; of a temperature T, 1 / T - 1, which is the base's
-    exponent beyond 1."""
+    """A guide's exponent, or lambda of one that is served as a difference; the candidates of best of n and of votes; of
+    a temperature T, 1 / T - 1, which is the base's exponent beyond 1."""
     alignment: Mapping[str, Any]
 
 

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 
 from tests.server.conftest import DEMO, KEY, Running, serve, until_up
@@ -89,6 +90,13 @@ class Watch:
 def playable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """The demo on a toy engine, with a key."""
     yield from until_up(serve(DEMO, tmp_path_factory.mktemp("playable") / "log", "--engine", "toy", patch=PAUSE))
+
+
+@pytest.fixture(scope="module")
+def describe(served_toy: Running) -> dict[str, Any]:
+    """What the toy server offers."""
+    body: dict[str, Any] = httpx.get(f"{served_toy.url}/v1/alignment").json()
+    return body
 
 
 @pytest.fixture(scope="session")

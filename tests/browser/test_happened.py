@@ -33,12 +33,6 @@ def page(served_toy: Running) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def describe(served_toy: Running) -> dict[str, Any]:
-    body: dict[str, Any] = httpx.get(f"{served_toy.url}/v1/alignment").json()
-    return body
-
-
-@pytest.fixture(scope="module")
 def answers(served_toy: Running, describe: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """strategy -> what the server answers with all that it can return"""
     found = {}

@@ -43,12 +43,6 @@ def browser_page(served_toy: Running) -> Iterator[Any]:
         yield page
 
 
-@pytest.fixture(scope="module")
-def describe(served_toy: Running) -> dict[str, Any]:
-    body: dict[str, Any] = httpx.get(f"{served_toy.url}/v1/alignment").json()
-    return body
-
-
 @pytest.fixture
 def page(browser_page: Any, describe: dict[str, Any]) -> Any:
     browser_page.evaluate(PANEL, [describe, {"max_tokens": 12, "temperature": 1}])
