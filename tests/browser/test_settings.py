@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.browser.acts import ask, open_tab, set_field, wait_for_answer
+from tests.browser.acts import answer_with, ask, open_tab, set_field, stream, wait_for_answer
 from tests.browser.conftest import Watch
 from tests.server.conftest import KEY
 from tests.waiting import until
@@ -171,7 +171,7 @@ async def test_two_settings_side_by_side(page: Page, watch: Watch) -> None:
     sides = page.get_by_role("tabpanel", name="Compare").locator(".columns section")
     texts = [await sides.nth(k).locator(".text").inner_text() for k in (0, 1)]
     marked = [await sides.nth(k).locator("mark").all_inner_texts() for k in (0, 1)]
-    assert marked == ([[], []] if texts[0] == texts[1] else [texts[:1], texts[1:]])
+    assert marked == ([[], []] if texts[0] == texts[1] else [[text] if text else [] for text in texts])
     for k in (0, 1):
         assert "tokens/s" in await sides.nth(k).locator(".costs").inner_text()
     assert await page.locator("table.scores tbody tr").count() == 4
@@ -183,6 +183,15 @@ async def test_two_settings_side_by_side(page: Page, watch: Watch) -> None:
     assert left["alignment"]["weights"] == {"warmth": 1}
     assert right["alignment"]["weights"] == {"warmth": 1, "caution": 1}
     await until(lambda: page.get_by_role("button", name="Compare", exact=True).is_enabled())
+
+
+async def test_an_empty_answer_is_compared_too(page: Page) -> None:
+    await answer_with(page, stream())
+    await open_tab(page, "Compare")
+    await page.get_by_role("button", name="Compare", exact=True).click()
+    await page.locator("table.scores").wait_for()
+    assert await page.get_by_text("The answers are the same.").is_visible()
+    assert await page.get_by_text("The answer is empty").count() == 2
 
 
 @pytest.mark.parametrize(

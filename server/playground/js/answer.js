@@ -152,7 +152,11 @@ export class AnswerView {
       deadline: "The time was over: this is the best so far.",
       degraded: "A reward failed: this is a plain answer.",
     };
-    const notes = [outcomes[alignment?.outcome], finish === "length" ? "It ends where its tokens were used up." : null];
+    const notes = [
+      outcomes[alignment?.outcome],
+      finish === "length" ? "It ends where its tokens were used up." : null,
+      this.text ? null : "The answer is empty: its first token was the last one, or none that has a text.",
+    ];
     const warnings = [...notes, ...(alignment?.warnings ?? [])].filter(Boolean);
     replace(
       this.parts.foot,

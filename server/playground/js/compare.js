@@ -117,7 +117,7 @@ export function createCompare(context) {
       if (document.activeElement === stop) start.focus();
       stop.hidden = true;
     }
-    if (!views.every((view) => view.text)) return context.say("There is nothing to compare.");
+    if (!views.every((view) => view.text || view.answer)) return context.say("There is nothing to compare.");
     context.say("Both sides are answered.");
     showMarks(marks, views);
     await showScores(scores, messages, views);
