@@ -191,7 +191,7 @@ async def test_an_empty_answer_is_compared_too(page: Page) -> None:
     await page.get_by_role("button", name="Compare", exact=True).click()
     await page.locator("table.scores").wait_for()
     assert await page.get_by_text("The answers are the same.").is_visible()
-    assert await page.get_by_text("The answer is empty").count() == 2
+    assert await page.get_by_text("The answer is empty.").count() == 2
 
 
 @pytest.mark.parametrize(

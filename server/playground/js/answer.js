@@ -155,7 +155,7 @@ export class AnswerView {
     const notes = [
       outcomes[alignment?.outcome],
       finish === "length" ? "It ends where its tokens were used up." : null,
-      this.text ? null : "The answer is empty: its first token was the last one, or none that has a text.",
+      this.text ? null : "The answer is empty.",
     ];
     const warnings = [...notes, ...(alignment?.warnings ?? [])].filter(Boolean);
     replace(
