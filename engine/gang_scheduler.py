@@ -24,7 +24,7 @@ from vllm.lora.request import LoRARequest
 from vllm.sampling_params import SamplingParams
 from vllm.utils.math_utils import cdiv
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
-from vllm.v1.core.sched.request_queue import SchedulingPolicy, create_request_queue
+from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
@@ -77,9 +77,6 @@ class Gang:
 
 
 class GangScheduler(Scheduler):  # type: ignore[misc]
-    waiting: Any
-    """vLLM's queue."""
-
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
         if self.num_spec_tokens:
@@ -160,9 +157,9 @@ class GangScheduler(Scheduler):  # type: ignore[misc]
         for one in self.gangs.values():
             if not one.decoding and all(member.lacks_one for member in one.members):
                 one.decode(True)
-        made_room = self.make_room()
+        self.make_room()
         self.running.sort(key=lambda request: not is_decoding(request))
-        with self.hold(), self.admitting(not made_room):
+        with self.hold():
             output = super().schedule(*args, **more)
         if not output.total_num_scheduled_tokens:
             self.unlock()
@@ -176,19 +173,6 @@ class GangScheduler(Scheduler):  # type: ignore[misc]
             yield
         finally:
             self._set_held(False)
-
-    @contextmanager
-    def admitting(self, admits: bool) -> Iterator[None]:
-        """As in vLLM, a step that preempts admits nobody: runners forget whom it preempts, scheduled or not."""
-        if admits:
-            yield
-            return
-        waiting, self.waiting = self.waiting, create_request_queue(self.policy)
-        try:
-            yield
-        finally:
-            waiting.prepend_requests(reversed(list(self.waiting)))
-            self.waiting = waiting
 
     def _set_held(self, held: bool) -> None:
         for one in self.gangs.values():
@@ -204,16 +188,13 @@ class GangScheduler(Scheduler):  # type: ignore[misc]
                 raise AssertionError(f"{there} of {len(one.members)} members of {one.leader.request_id} were scheduled")
         super()._update_after_schedule(output)
 
-    def make_room(self) -> bool:
-        """Frees the blocks for every decoding gang's next tokens; whether anybody was preempted for it."""
-        made_room = False
+    def make_room(self) -> None:
+        """Frees the blocks for every decoding gang's next tokens."""
         while self.count_wanted_blocks() > self.kv_cache_manager.block_pool.get_num_free_blocks():
             last = self.running[-1]
             if self.policy == SchedulingPolicy.PRIORITY:
                 last = max(self.running, key=lambda r: (getattr(r, "own_priority", r.priority), r.arrival_time))
             self.preempt(last)
-            made_room = True
-        return made_room
 
     def preempt(self, request: Request) -> None:
         """The request; of a gang that decodes all of it."""

@@ -54,7 +54,6 @@ class Worker:
         computed |= dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
         counts = output.num_scheduled_tokens
         assert computed.keys() == counts.keys()
-        assert not (output.preempted_req_ids or set()) & counts.keys(), "runners forget whom a step preempts"
         assert all(computed[name] + n <= self.length[name] for name, n in counts.items()), "more than there is"
         sampling = {name for name, n in counts.items() if computed[name] + n == self.length[name]}
         for leader, n in Counter(self.leader[name] for name in sampling).items():
@@ -149,6 +148,9 @@ class Round:
             self.let_in(step)
             if self.scheduler.has_requests():
                 output = self.scheduler.schedule()
+                again = (output.preempted_req_ids or set()) & output.num_scheduled_tokens.keys()
+                late = [name for before, _ in flight for name in again & before.num_scheduled_tokens.keys()]
+                assert not late, "resumed before its last token came"
                 flight.append((output, self.worker.run(output)))
                 self.seen["steps"] += 1
             elif step > 130 and not flight:
