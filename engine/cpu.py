@@ -14,8 +14,10 @@ import numpy as np
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.cpu_worker import CPUWorker
 
+from trimtab.engine.gang_rows import GangRunner
 
-class SeededRunner(CPUModelRunner):  # type: ignore[misc]
+
+class SeededRunner(GangRunner, CPUModelRunner):  # type: ignore[misc]
     def _unfinished_prompts(self) -> list[int]:
         """Seeded requests whose sampled token is thrown away, by their place in the batch."""
         places = np.nonzero(self.discard_request_mask.np[: self.input_batch.num_reqs])[0]
