@@ -84,7 +84,7 @@ OPTIONS: dict[str, Any] = {
     "max_num_batched_tokens": 48,
     "block_size": 32,
 }
-SMALL, LARGE = 1 << 20, 8 << 20
+SMALL, LARGE = 500 << 10, 8 << 20
 """Bytes of the cache: of the small one gangs are preempted."""
 
 
@@ -138,3 +138,12 @@ async def test_a_seed_draws_the_same_in_any_company(client: AsyncLLM) -> None:
         *(answer(client, f"{name}+", rows, seed=i) for i, (name, rows) in enumerate(made.items()))
     )
     assert [one.token_ids for one in alone] == [one.token_ids for one in together]
+
+
+async def test_the_small_cache_preempts(client: AsyncLLM) -> None:
+    """Or nothing here is shown of it."""
+    from prometheus_client import REGISTRY
+
+    labels = {"engine": "0", "model_name": client.model_config.served_model_name}
+    preempted = REGISTRY.get_sample_value("vllm:num_preemptions_total", labels) or 0
+    assert (preempted > 5) == (client.vllm_config.cache_config.num_gpu_blocks < 100)
