@@ -127,6 +127,13 @@ class Composite(nn.Module):
             slots = torch.searchsorted(ends, token, right=True, out_int32=True).clamp_(max=self.table.default)
         return slots
 
+    def put_in_slot(self, hidden_states: Tensor, slot: int) -> Tensor:
+        """[T, Σ H_i + slot columns] as those of a request in this slot of the table: it may have been in another when
+        they were computed."""
+        slots = torch.full((len(hidden_states),), slot, dtype=torch.int32, device=hidden_states.device)
+        bits = slots.view(torch.uint8).view(-1, 4).view(hidden_states.dtype)
+        return torch.cat([hidden_states[:, : -self.widths[-1]], bits], -1)
+
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
         """[N, V] fp32 logits of each row's mixture; where the row asks for a scalar of it, logits that carry that."""
         if hidden_states.shape[-1] == self.widths[0]:

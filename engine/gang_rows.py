@@ -4,7 +4,11 @@ Logits are mixed between the model and what masks and samples them, so that log-
 grammars and seeds are the mixture's. The token is copied where all later readers read it, asynchronous ones too. Both
 are operations on rows of tensors that are there anyway, without synchronisation, and outside of any CUDA graph.
 
-Shapes: N rows of a step, M members of G gangs among them, V the vocabulary.
+A completion is scored in one pass (`GangSpec.scored`): its tokens lie at other positions of each member's prompt, so
+members keep their hidden states there, and the last step, which all take together, makes one distribution of them.
+
+Shapes: N rows of a step, M members of G gangs among them, V the vocabulary, T tokens of a completion that is scored, H
+the width of hidden states.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import torch
 from torch import Tensor
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
+from trimtab.engine import table
 from trimtab.engine.gangs import KEY, Place, unpack_place
 
 
@@ -75,6 +80,8 @@ class GangRunner(GPUModelRunner):  # type: ignore[misc]
     batch: list[str] | None = None
     """Requests of the last step, by row."""
     rows: Rows | None = None
+    states: dict[str, Tensor] | None = None
+    """request -> [T - 1, H] of the positions before a completion's tokens, but for the last, which is sampled"""
 
     def execute_model(self, *args: Any, **more: Any) -> Any:
         output = super().execute_model(*args, **more)
@@ -93,6 +100,62 @@ class GangRunner(GPUModelRunner):  # type: ignore[misc]
         if self.rows is not None:
             self.rows.copy_tokens(output.sampled_token_ids)
         return output
+
+    def _get_prompt_logprobs_dict(self, hidden_states: Tensor, num_scheduled_tokens: Mapping[str, int]) -> Any:
+        scored = super()._get_prompt_logprobs_dict(hidden_states, num_scheduled_tokens)
+        self.keep_states(hidden_states, num_scheduled_tokens)
+        for name, logprobs in scored.items():
+            if name in (self.states or {}):
+                self.score(name, logprobs)
+        return scored
+
+    def keep_states(self, hidden_states: Tensor, num_scheduled_tokens: Mapping[str, int]) -> None:
+        """[tokens of the step, H]; what is computed again after a preemption takes the place of what was there."""
+        states = {name: kept for name, kept in (self.states or {}).items() if name in self.requests}
+        for name, n in num_scheduled_tokens.items():
+            place, request = self.place_of(name), self.requests[name]
+            if place is None or place.scored < 2:
+                continue
+            end, computed = request.num_prompt_tokens - 1, request.num_computed_tokens
+            begin = end - (place.scored - 1)
+            first, last = max(begin, computed), min(end, computed + n)
+            if first < last:
+                row = int(self.query_start_loc.np[self.input_batch.req_id_to_index[name]]) - computed
+                new = hidden_states[row + first : row + last, : self.width_of(name)]
+                if name not in states:
+                    states[name] = new.new_empty(end - begin, new.shape[-1])
+                states[name][first - begin : last - begin] = new
+        self.states = states
+
+    def width_of(self, name: str) -> int | None:
+        """How much of a request's hidden states counts; None: all. Beside the base's stand its guides', and in a step
+        without any of them nothing stands there."""
+        packed = self.requests[name].sampling_params.extra_args.get(table.KEY)
+        widths = getattr(self.model, "widths", None)
+        return None if widths is None or (packed and table.guides_of(packed)) else widths[0]
+
+    def score(self, leader: str, logprobs: Any) -> None:
+        """Writes the log-probabilities of a completion's tokens, less the last, into those of the leader's prompt."""
+        members = {
+            name: place for name in self.batch or () if (place := self.place_of(name)) and place.leader == leader
+        }
+        z_TV = torch.stack([place.weight * self.logits_of(name) for name, place in members.items()]).sum(0)
+        request = self.requests[leader]
+        at = slice(request.num_prompt_tokens - 1 - len(z_TV), request.num_prompt_tokens - 1)
+        tokens = torch.tensor(request.prompt_token_ids[at.start + 1 : at.stop + 1], device=z_TV.device)
+        scores = self.sampler.compute_logprobs(z_TV)
+        found = self.sampler.gather_logprobs(scores, logprobs.logprobs.shape[-1] - 1, tokens)
+        logprobs.logprob_token_ids[at] = found.logprob_token_ids.cpu()
+        logprobs.logprobs[at] = found.logprobs.cpu()
+        logprobs.selected_token_ranks[at] = found.selected_token_ranks.cpu()
+
+    def logits_of(self, name: str) -> Tensor:
+        """[T - 1, V] in fp32"""
+        states = (self.states or {}).pop(name)
+        if states.shape[-1] != getattr(self.model, "widths", [states.shape[-1]])[0]:
+            states = self.model.put_in_slot(states, self.input_batch.req_id_to_index[name])
+        logits: Tensor = self.model.compute_logits(states)
+        return logits.float()
 
     def place_of(self, name: str) -> Place | None:
         packed = (self.requests[name].sampling_params.extra_args or {}).get(KEY)

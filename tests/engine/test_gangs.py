@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,11 +48,11 @@ def make_members(i: int) -> list[Row]:
     return kinds[i % 3]
 
 
-def extra_args(members: Sequence[Row]) -> dict[str, bytes] | None:
+def extra_args(members: Sequence[Row], *, scored: int = 0) -> dict[str, bytes] | None:
     if len(members) == 1:
         return None
     followers = [Follower(weight=row.weight, prompt=row.prompt) for row in members[1:]]
-    return {KEY: pack(GangSpec(weight=members[0].weight, followers=followers))}
+    return {KEY: pack(GangSpec(weight=members[0].weight, followers=followers, scored=scored))}
 
 
 @torch.inference_mode()
@@ -138,6 +139,35 @@ async def test_a_seed_draws_the_same_in_any_company(client: AsyncLLM) -> None:
         *(answer(client, f"{name}+", rows, seed=i) for i, (name, rows) in enumerate(made.items()))
     )
     assert [one.token_ids for one in alone] == [one.token_ids for one in together]
+
+
+async def score(client: AsyncLLM, name: str, rows: Sequence[Row], completion: list[int]) -> list[float]:
+    """Of each token, as `VLLMEngine.score` reads them."""
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+    longer = [Row(row.weight, [*row.prompt, *completion[:-1]]) for row in rows]
+    params = SamplingParams(
+        max_tokens=1,
+        temperature=0.0,
+        logprobs=0,
+        prompt_logprobs=0,
+        allowed_token_ids=completion[-1:],
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        extra_args=extra_args(longer, scored=len(completion)),
+    )
+    outputs = [output async for output in client.generate({"prompt_token_ids": longer[0].prompt}, params, name)]
+    listed = [*outputs[-1].prompt_logprobs[len(rows[0].prompt) :], outputs[-1].outputs[0].logprobs[0]]
+    return [logprobs[token].logprob for logprobs, token in zip(listed, completion, strict=True)]
+
+
+async def test_a_completion_is_scored_in_one_pass(client: AsyncLLM, model: Any) -> None:
+    made = {f"c{i}": make_members(i) for i in range(12)}
+    completions = [draw_prompt(300 + i, 1 + 5 * i) for i in range(12)]
+    scores = await asyncio.gather(*map(partial(score, client), made, made.values(), completions))
+    for rows, completion, found in zip(made.values(), completions, scores, strict=True):
+        logprobs = mixture(model, rows, completion)
+        expected = logprobs.gather(-1, torch.tensor(completion)[:, None])[:, 0].tolist()
+        assert found == pytest.approx(expected, abs=1e-4)
 
 
 async def test_the_small_cache_preempts(client: AsyncLLM) -> None:
