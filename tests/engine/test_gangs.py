@@ -1,13 +1,14 @@
 """Gangs on vLLM's V1 runner against transformers, token by token.
 
-Requests of every kind run side by side: a contrast of two prompts, three contexts, and plain ones.
+Requests of every kind run side by side: a contrast of two prompts, three contexts, the base with an adapter of it, and
+plain ones.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,12 +25,15 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.engine
 TOKENS = 24
+ADAPTER = ("aligned", 1, "")
+"""Name, number and place."""
 
 
 @dataclass(frozen=True)
 class Row:
     weight: float
     prompt: list[int]
+    adapted: bool = False
 
 
 def draw_prompt(seed: int, length: int) -> list[int]:
@@ -43,38 +47,47 @@ def make_members(i: int) -> list[Row]:
     kinds = [
         [Row(1.5, [*longer, *own]), Row(-0.5, own)],
         [Row(1.0, own), Row(0.8, [*longer, *own]), Row(-0.8, [*other, *own])],
+        [Row(1.0, own), Row(0.7, own, adapted=True)],
         [Row(1.0, own)],
     ]
-    return kinds[i % 3]
+    return kinds[i % 4]
 
 
 def extra_args(members: Sequence[Row], *, scored: int = 0) -> dict[str, bytes] | None:
     if len(members) == 1:
         return None
-    followers = [Follower(weight=row.weight, prompt=row.prompt) for row in members[1:]]
+    followers = [
+        Follower(weight=row.weight, prompt=row.prompt, adapter=ADAPTER if row.adapted else None) for row in members[1:]
+    ]
     return {KEY: pack(GangSpec(weight=members[0].weight, followers=followers, scored=scored))}
 
 
 @torch.inference_mode()
-def mixture(model: Any, members: Sequence[Row], answer: Sequence[int]) -> Tensor:
+def mixture(models: Mapping[bool, Any], members: Sequence[Row], answer: Sequence[int]) -> Tensor:
     """[T, V] log-probabilities before each token of the answer, by a plain recompute."""
     z = 0.0
     for row in members:
-        logits = model(torch.tensor([[*row.prompt, *answer]])).logits[0].float()
+        logits = models[row.adapted](torch.tensor([[*row.prompt, *answer]])).logits[0].float()
         z = z + row.weight * logits[len(row.prompt) - 1 : -1]
     return torch.as_tensor(z).log_softmax(-1)
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return family.base(tmp_path_factory.mktemp("gangs") / "base")
+def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
+    """The base's, and that of its adapter."""
+    folder = tmp_path_factory.mktemp("gangs")
+    base = family.base(folder / "base")
+    return {False: base, True: family.adapter(folder / ADAPTER[0], base)}
 
 
 @pytest.fixture(scope="module")
-def model(base: Path) -> Any:
-    from transformers import AutoModelForCausalLM
+def models(paths: dict[bool, Path]) -> dict[bool, Any]:
+    """The base, and the base with its adapter."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM as HF
 
-    return AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    plain, adapted = (HF.from_pretrained(paths[False], dtype=torch.float32).eval() for _ in range(2))
+    return {False: plain, True: PeftModel.from_pretrained(adapted, paths[True]).eval()}
 
 
 OPTIONS: dict[str, Any] = {
@@ -90,7 +103,7 @@ SMALL, LARGE = 500 << 10, 8 << 20
 
 
 @pytest.fixture(scope="module", params=[(LARGE, True), (SMALL, True), (SMALL, False)], ids=str)
-async def client(base: Path, request: pytest.FixtureRequest) -> AsyncIterator[AsyncLLM]:
+async def client(paths: dict[bool, Path], request: pytest.FixtureRequest) -> AsyncIterator[AsyncLLM]:
     """With a cache of so many bytes, and asynchronous steps or not."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -99,9 +112,21 @@ async def client(base: Path, request: pytest.FixtureRequest) -> AsyncIterator[As
 
     memory, asynchronous = request.param
     kind = "AsyncGangScheduler" if asynchronous else "GangScheduler"
+    global ADAPTER
+    ADAPTER = ("aligned", 1, str(paths[True]))
     more = {"scheduler_cls": f"trimtab.engine.gang_scheduler.{kind}", "async_scheduling": asynchronous}
     llm = AsyncLLM.from_engine_args(
-        AsyncEngineArgs(**engine_args(str(base), {}, **OPTIONS, **more, kv_cache_memory_bytes=memory))
+        AsyncEngineArgs(
+            **engine_args(
+                str(paths[False]),
+                {},
+                adapters={"aligned": str(paths[True])},
+                enable_lora=True,
+                **OPTIONS,
+                **more,
+                kv_cache_memory_bytes=memory,
+            )
+        )
     )
     try:
         yield llm
@@ -120,12 +145,12 @@ async def answer(client: AsyncLLM, name: str, rows: Sequence[Row], **more: Any) 
     return only
 
 
-async def test_every_token_is_the_mixtures(client: AsyncLLM, model: Any) -> None:
-    made = {f"r{i}": make_members(i) for i in range(15)}
+async def test_every_token_is_the_mixtures(client: AsyncLLM, models: dict[bool, Any]) -> None:
+    made = {f"r{i}": make_members(i) for i in range(16)}
     more = {"temperature": 0.0, "ignore_eos": True}
     answers = await asyncio.gather(*(answer(client, name, rows, **more) for name, rows in made.items()))
     for rows, found in zip(made.values(), answers, strict=True):
-        logprobs = mixture(model, rows, found.token_ids)
+        logprobs = mixture(models, rows, found.token_ids)
         assert logprobs.argmax(-1).tolist() == list(found.token_ids)
         for at, listed in enumerate(found.logprobs):
             for token, logprob in listed.items():
@@ -145,7 +170,7 @@ async def score(client: AsyncLLM, name: str, rows: Sequence[Row], completion: li
     """Of each token, as `VLLMEngine.score` reads them."""
     from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-    longer = [Row(row.weight, [*row.prompt, *completion[:-1]]) for row in rows]
+    longer = [replace(row, prompt=[*row.prompt, *completion[:-1]]) for row in rows]
     params = SamplingParams(
         max_tokens=1,
         temperature=0.0,
@@ -160,12 +185,12 @@ async def score(client: AsyncLLM, name: str, rows: Sequence[Row], completion: li
     return [logprobs[token].logprob for logprobs, token in zip(listed, completion, strict=True)]
 
 
-async def test_a_completion_is_scored_in_one_pass(client: AsyncLLM, model: Any) -> None:
+async def test_a_completion_is_scored_in_one_pass(client: AsyncLLM, models: dict[bool, Any]) -> None:
     made = {f"c{i}": make_members(i) for i in range(12)}
     completions = [draw_prompt(300 + i, 1 + 5 * i) for i in range(12)]
     scores = await asyncio.gather(*map(partial(score, client), made, made.values(), completions))
     for rows, completion, found in zip(made.values(), completions, scores, strict=True):
-        logprobs = mixture(model, rows, completion)
+        logprobs = mixture(models, rows, completion)
         expected = logprobs.gather(-1, torch.tensor(completion)[:, None])[:, 0].tolist()
         assert found == pytest.approx(expected, abs=1e-4)
 
