@@ -43,6 +43,7 @@ from trimtab.decoders.protocols import (
     Work,
     member_alone,
 )
+from trimtab.decoders.registry import NamesModel
 from trimtab.decoders.shared.gather import gather_or_cancel
 
 
@@ -111,7 +112,7 @@ class Guided:
 
 
 Exponent = Annotated[float, Field(description="how far the guide pulls; 0 is the base")]
-Member = Annotated[str, Field(description="a guide's name")]
+Member = Annotated[str, Field(description="a guide's name: a model, no prompt"), NamesModel()]
 
 
 def add_exponents(*terms: tuple[str, float]) -> Mixture:

@@ -23,6 +23,11 @@ class NamesReward:
     stand in a column of their own, behind the first."""
 
 
+@dataclass(frozen=True)
+class NamesModel:
+    """In a parameter's annotation: its value names a guide that is a model, with a distribution of its own."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Entry:
     """One row. Nothing is imported before it is used."""
@@ -66,8 +71,16 @@ class Entry:
     @property
     def reward_parameters(self) -> list[str]:
         """The parameters that name one more reward each."""
+        return self._parameters_with(NamesReward)
+
+    @property
+    def model_parameters(self) -> list[str]:
+        """The parameters that name a guide that is a model."""
+        return self._parameters_with(NamesModel)
+
+    def _parameters_with(self, mark: type) -> list[str]:
         items = self.parameters.model_fields.items()
-        return [name for name, field in items if any(isinstance(mark, NamesReward) for mark in field.metadata)]
+        return [name for name, field in items if any(isinstance(one, mark) for one in field.metadata)]
 
     def build(self, params: Mapping[str, Any], **supplied: Any) -> Any:
         """What the parameters, under their public names, ask for; raises pydantic's ValidationError, and ValueError."""

@@ -152,7 +152,7 @@ class AlignedClient:
         n, prompt_length = params.n, 0
         detokenizer = Detokenizer(self.inner.renderer.tokenizer, with_ends(params, self.inner))
         run.read = detokenizer.text
-        bound = {**context, "cache_salt": prompt.get("cache_salt"), "run": run}
+        bound = {**context, "cache_salt": prompt.get("cache_salt"), "run": run, "prompt": tokens}
         if prompt["type"] == "multimodal":
             bound["rendered"] = prompt
         run.engine, run.source = self.bind(bound), read_source(prompt, context)

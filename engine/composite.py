@@ -70,9 +70,26 @@ class Composite(nn.Module):
         slot_columns = 4 // torch.empty((), dtype=config.dtype).element_size()  # one int32 in the hidden states' dtype
         hidden = [c.model_config.get_hidden_size() for c in (vllm_config, *self.configs)]
         self.widths = [*hidden, slot_columns]
+        if vllm_config.lora_config is not None:
+            self._take_adapters(config.hf_config)
         # Experts spread over ranks of data parallelism wait for each other, so that all ranks run the same layers.
         experts = any(c.model_config.is_moe for c in (base_config, *self.configs))
         self.table.always_all = experts and vllm_config.parallel_config.data_parallel_size > 1
+
+    def _take_adapters(self, hf_config: Any) -> None:
+        """What vLLM reads of a model whose layers get LoRA adapters: they are the base's. It wraps the guides' layers
+        too, for which no adapter has weights."""
+        self.supports_lora = True
+        self.config = hf_config
+        self.packed_modules_mapping = getattr(self.base, "packed_modules_mapping", {})
+        self.embedding_modules: dict[str, str] = {}
+        self.lora_skip_prefixes = getattr(self.base, "lora_skip_prefixes", [])
+        self.is_3d_moe_weight = getattr(self.base, "is_3d_moe_weight", False)
+        self.is_non_gated_moe = getattr(self.base, "is_non_gated_moe", False)
+        self.lora_manager = None
+        ours = WeightsMapper(orig_to_new_prefix={"": "base."})
+        theirs = getattr(self.base, "hf_to_vllm_mapper", None)
+        self.hf_to_vllm_mapper = ours if theirs is None else theirs | ours
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
         embedded: Tensor = self.base.embed_input_ids(input_ids)

@@ -23,6 +23,7 @@ from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from trimtab.engine import table
 from trimtab.engine.gangs import KEY, Place, unpack_place
+from trimtab.engine.mixture import DISTRIBUTION, KL, NEG_INF, divergence, encode_scalar_as_logits, entropy
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Rows:
     gang_M: Tensor
     weight_M1: Tensor
     leader_G: Tensor
+    scalars: Sequence[tuple[int, int, float]]
+    """Of gangs that ask for a number of their distribution: the leader's row, the reference's, and which number."""
 
     @classmethod
     def of(cls, names: Sequence[str], places: Mapping[str, Place], device: torch.device) -> Rows | None:
@@ -50,6 +53,14 @@ class Rows:
             return None
         rows, leaders, weights = zip(*members, strict=True)
         gangs = {leader: i for i, leader in enumerate(dict.fromkeys(leaders))}
+        scalars = [
+            (row_of[place.leader], row, place.scalar)
+            for row, name in enumerate(names)
+            if (place := places.get(name)) is not None
+            and place.leader in row_of
+            and place.reference
+            and place.scalar != DISTRIBUTION
+        ]
 
         def whole(values: Sequence[int]) -> Tensor:
             return torch.tensor(values, dtype=torch.long, device=device)
@@ -60,18 +71,31 @@ class Rows:
             gang_M=whole([gangs[leader] for leader in leaders]),
             weight_M1=torch.tensor(weights, dtype=torch.float32, device=device).unsqueeze(-1),
             leader_G=whole(list(gangs)),
+            scalars=scalars,
         )
 
     def mix(self, logits_NV: Tensor) -> Tensor:
-        """[N, V] in fp32: each leader's row becomes Σ_i w_i l_i."""
+        """[N, V] in fp32: each leader's row becomes Σ_i w_i l_i, or the number of it that is asked for."""
         logits_NV = logits_NV.float()
+        references = [logits_NV[reference].clone() for _, reference, _ in self.scalars]
         z_GV = logits_NV.new_zeros(len(self.leader_G), logits_NV.shape[-1])
         z_GV.index_add_(0, self.gang_M, logits_NV[self.row_M] * self.weight_M1)
-        return logits_NV.index_copy_(0, self.leader_G, z_GV)
+        logits_NV.index_copy_(0, self.leader_G, z_GV)
+        for (leader, _, kind), reference in zip(self.scalars, references, strict=True):
+            logits_NV[leader] = measure(kind, logits_NV[leader, None], reference[None])[0]
+        return logits_NV
 
     def copy_tokens(self, sampled_N1: Tensor) -> None:
         """Every member's token becomes its leader's."""
         sampled_N1[self.row_M] = sampled_N1[self.leader_M]
+
+
+def measure(kind: float, z_TV: Tensor, base_TV: Tensor) -> Tensor:
+    """[T, V] logits that carry a number of softmax(z) each: its divergence from the base's distribution, or its entropy
+    over what it does not forbid."""
+    rows = z_TV.new_tensor([[0.0, 1.0, NEG_INF, kind]]).expand(len(z_TV), -1)
+    number = divergence(base_TV, [(1, z_TV)], rows) if kind == KL else entropy(z_TV, [], rows[:, 1:])
+    return encode_scalar_as_logits(number, z_TV.shape[-1])
 
 
 class GangRunner(GPUModelRunner):  # type: ignore[misc]
@@ -128,18 +152,22 @@ class GangRunner(GPUModelRunner):  # type: ignore[misc]
         self.states = states
 
     def width_of(self, name: str) -> int | None:
-        """How much of a request's hidden states counts; None: all. Beside the base's stand its guides', and in a step
-        without any of them nothing stands there."""
+        """How much of a request's hidden states counts; None: all. Beside the base's stand its guides' and the slot of
+        its row, and in a step of the base alone nothing stands there."""
         packed = self.requests[name].sampling_params.extra_args.get(table.KEY)
         widths = getattr(self.model, "widths", None)
-        return None if widths is None or (packed and table.guides_of(packed)) else widths[0]
+        return None if widths is None or not table.is_default(packed) else widths[0]
 
     def score(self, leader: str, logprobs: Any) -> None:
         """Writes the log-probabilities of a completion's tokens, less the last, into those of the leader's prompt."""
         members = {
             name: place for name in self.batch or () if (place := self.place_of(name)) and place.leader == leader
         }
-        z_TV = torch.stack([place.weight * self.logits_of(name) for name, place in members.items()]).sum(0)
+        logits = {name: self.logits_of(name) for name in members}
+        z_TV = torch.stack([members[name].weight * one for name, one in logits.items()]).sum(0)
+        if (kind := members[leader].scalar) != DISTRIBUTION:
+            [reference] = [logits[name] for name, place in members.items() if place.reference]
+            z_TV = measure(kind, z_TV, reference)
         request = self.requests[leader]
         at = slice(request.num_prompt_tokens - 1 - len(z_TV), request.num_prompt_tokens - 1)
         tokens = torch.tensor(request.prompt_token_ids[at.start + 1 : at.stop + 1], device=z_TV.device)

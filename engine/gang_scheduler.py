@@ -90,7 +90,7 @@ class GangScheduler(Scheduler):  # type: ignore[misc]
 
     def add_request(self, request: Request) -> None:
         packed = (request.sampling_params.extra_args or {}).get(KEY) if request.sampling_params is not None else None
-        if packed is None or request.request_id in self.requests:
+        if not isinstance(packed, bytes) or request.request_id in self.requests:  # others are a client's
             super().add_request(request)
             return
         spec = gangs.unpack_gang(packed)
@@ -100,7 +100,7 @@ class GangScheduler(Scheduler):  # type: ignore[misc]
             return
         request.__class__ = Member  # vLLM has made it, and knows no other class
         # Workers need not have everybody's prompts again.
-        place = gangs.pack(Place(leader=request.request_id, weight=spec.weight, scored=spec.scored))
+        place = make_place(request, spec, weight=spec.weight, reference=not spec.has_reference)
         request.sampling_params.extra_args = {**request.sampling_params.extra_args, KEY: place}
         gang = self.gangs[request.request_id] = Gang(members)
         self.followers |= {member.request_id for member in members[1:]}
@@ -267,14 +267,13 @@ def make_follower(leader: Request, spec: GangSpec, at: int) -> Member:
     """It ends when its leader does, and never on its own account: it draws greedily, and the worker writes the leader's
     token over what it drew."""
     one = spec.followers[at]
-    place = Place(leader=leader.request_id, weight=one.weight, scored=spec.scored)
     params = SamplingParams(
         temperature=0.0,
         max_tokens=leader.max_tokens,
         ignore_eos=True,
         detokenize=False,
         skip_reading_prefix_cache=leader.skip_reading_prefix_cache,
-        extra_args={KEY: gangs.pack(place)},
+        extra_args={KEY: make_place(leader, spec, weight=one.weight, reference=one.reference)},
     )
     return Member(
         f"{leader.request_id}/{at + 1}",
@@ -288,6 +287,11 @@ def make_follower(leader: Request, spec: GangSpec, at: int) -> Member:
         priority=leader.priority,
         block_hasher=leader._block_hasher,
     )
+
+
+def make_place(leader: Request, spec: GangSpec, *, weight: float, reference: bool) -> bytes:
+    name = leader.request_id
+    return gangs.pack(Place(leader=name, weight=weight, scored=spec.scored, scalar=spec.scalar, reference=reference))
 
 
 class AsyncGangScheduler(GangScheduler, AsyncScheduler):  # type: ignore[misc]

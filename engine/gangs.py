@@ -17,7 +17,13 @@ from __future__ import annotations
 
 import msgspec
 
+from trimtab.engine.mixture import DISTRIBUTION
+
 KEY = "trimtab_gang"
+
+
+Adapter = tuple[str, int, str]
+"""A LoRA adapter's name, number and place, as `LoRARequest` takes them."""
 
 
 class Follower(msgspec.Struct, frozen=True, array_like=True):
@@ -25,8 +31,9 @@ class Follower(msgspec.Struct, frozen=True, array_like=True):
     """w of (1)"""
     prompt: list[int]
     """Its whole prompt, with all that the answer goes on from."""
-    adapter: tuple[str, int, str] | None = None
-    """A LoRA adapter's name, number and place, as `LoRARequest` takes them."""
+    adapter: Adapter | None = None
+    reference: bool = False
+    """Whether a divergence is measured from its distribution; without one, it is from that of the leader's row."""
 
 
 class GangSpec(msgspec.Struct, frozen=True, array_like=True):
@@ -41,6 +48,12 @@ class GangSpec(msgspec.Struct, frozen=True, array_like=True):
     scored: int = 0
     """Every prompt ends with the same completion of so many tokens, less the last of them: its log-probabilities under
     (1) are wanted."""
+    scalar: float = DISTRIBUTION
+    """What is wanted in place of (1): `engine.mixture` has the numbers."""
+
+    @property
+    def has_reference(self) -> bool:
+        return any(follower.reference for follower in self.followers)
 
 
 class Place(msgspec.Struct, frozen=True, array_like=True):
@@ -50,6 +63,8 @@ class Place(msgspec.Struct, frozen=True, array_like=True):
     """The id of the leader's request."""
     weight: float
     scored: int = 0
+    scalar: float = DISTRIBUTION
+    reference: bool = False
 
 
 def pack(message: GangSpec | Place) -> bytes:

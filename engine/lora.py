@@ -14,13 +14,16 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.utils import cached_file
 
 from trimtab.engine.errors import MemberError
+
+if TYPE_CHECKING:
+    from vllm.config.lora import LoRAConfig
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -233,45 +236,74 @@ class Adapter:
         return f"base_model.model.{module}.lora_{half}.weight"
 
 
-def request_options(adapters: Mapping[str, str], options: Mapping[str, Any]) -> dict[str, Any]:
-    """vLLM's options beside `options` for adapters that requests may name; raises MemberError for one that is unfit.
+def request_options(
+    adapters: Mapping[str, str], guides: Mapping[str, str], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """vLLM's options beside `options` for adapters that requests may name, and for `guides` that are rows of a batch:
+    all may be in one step. Raises MemberError for one that is unfit.
 
     On CPU (`PunicaWrapperCPU`, vLLM 0.32) no layers but the adapters' own are wrapped, for a wrapped head multiplies
     every row by as many adapters as there are requests, which ends the engine when two are scored at once. And there is
     a slot more than adapters, for requests without one get the last slot's weights beside others.
     """
     from vllm.config.lora import LoRAConfig
-    from vllm.lora.peft_helper import PEFTHelper
     from vllm.platforms import current_platform
 
     if not options.get("enable_lora"):
         if adapters:
             raise MemberError("engine", "needs enable_lora: true", option="lora_modules")
         return {}
-    if not adapters:
+    if not adapters and not guides:
         raise MemberError("engine", "no request could name an adapter; valid: with lora_modules", option="enable_lora")
-    targets: set[str] = set()
-    for name, place in adapters.items():
-        config = find_file(place, CONFIG)
-        if config is None:
-            message = f"{name}: no adapter in {place}; valid: a folder with {CONFIG}, or a Hugging Face id"
-            raise MemberError("engine", message, option="lora_modules")
+    targets: set[str] = set(options.get("lora_target_modules") or ())
+    rank = options.get("max_lora_rank") or max([LoRAConfig.max_lora_rank, *map(read_rank, guides.values())])
+    for name, place in {**adapters, **guides}.items():
         try:
-            helper = PEFTHelper.from_local_dir(str(config.parent), None)
-            helper.validate_legal(LoRAConfig(max_lora_rank=options.get("max_lora_rank") or LoRAConfig.max_lora_rank))
-            named = read_targets(config.parent)
+            targets |= check_unmerged(place, LoRAConfig(max_lora_rank=rank))
         except (OSError, ValueError, TypeError) as error:
-            raise MemberError("engine", f"{name}: {config}: {error}", option="lora_modules") from None
+            if name in guides:
+                raise MemberError(name, str(error), option="adapter") from None
+            raise MemberError("engine", f"{name}: {error}", option="lora_modules") from None
+    made: dict[str, Any] = {"max_lora_rank": rank} if guides else {}
+    if guides or current_platform.is_cpu():
+        spare = 1 if current_platform.is_cpu() else 0
+        made["max_loras"] = max(len(adapters) + len(guides) + spare, options.get("max_loras") or 0)
+    if current_platform.is_cpu():
+        made["lora_target_modules"] = sorted(targets) or None
+    return made
+
+
+def check_unmerged(place: str, config: LoRAConfig) -> set[str]:
+    """The last names of the modules that an adapter changes, for vLLM to apply beside the base; raises ValueError for
+    one that vLLM cannot."""
+    from vllm.lora.peft_helper import PEFTHelper
+
+    file = find_file(place, CONFIG)
+    if file is None:
+        raise ValueError(f"no adapter in {place}; valid: a folder with {CONFIG}, or a Hugging Face id")
+    try:
+        helper = PEFTHelper.from_local_dir(str(file.parent), None)
+        helper.validate_legal(config)
         listed = helper.target_modules
-        targets |= named or set([] if isinstance(listed, str) else listed)
-    targets |= set(options.get("lora_target_modules") or ())
+        targets = read_targets(file.parent) or set([] if isinstance(listed, str) else listed)
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{file}: {error}") from None
     if "lm_head" in targets:
         message = "an adapter of lm_head scores wrongly: vLLM applies it to the rows that it samples, not to a prompt's"
-        raise MemberError("engine", f"{message}; valid: adapters of the layers below", option="lora_modules")
-    if not current_platform.is_cpu():
-        return {}
-    slots = max(len(adapters) + 1, options.get("max_loras") or 0)
-    return {"lora_target_modules": sorted(targets) or None, "max_loras": slots}
+        raise ValueError(f"{message}; valid: adapters of the layers below")
+    return targets
+
+
+def read_rank(place: str) -> int:
+    """The smallest that vLLM may be set to for an adapter; 0 where it cannot be read."""
+    from vllm.config.lora import MaxLoRARanks
+
+    try:
+        file = find_file(place, CONFIG)
+        rank = int(json.loads(file.read_text())["r"]) if file else 0
+    except (OSError, ValueError, TypeError, KeyError):
+        return 0
+    return min((valid for valid in get_args(MaxLoRARanks) if valid >= rank), default=rank)
 
 
 def read_targets(folder: Path) -> set[str]:

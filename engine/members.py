@@ -67,7 +67,6 @@ UNSUPPORTED_OPTIONS: dict[str, tuple[Any, str]] = {
 
 UNGUIDED_OPTIONS: dict[str, tuple[Any, str]] = {
     "pipeline_parallel_size": (1, "guides run in lock-step with the base, so a layer cannot be on another machine"),
-    "enable_lora": (False, "a guide may be a LoRA adapter, but has none of a request's"),
     "enable_prompt_embeds": (False, "a guide cannot read the base's embeddings"),
     "enable_dbo": (False, "half a batch does not say whose tokens it holds"),
 }
@@ -95,11 +94,13 @@ def engine_args(
     guides: Mapping[str, str | Mapping[str, Any]],
     *,
     adapters: Mapping[str, str] | None = None,
+    rows: Mapping[str, str] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """vLLM's engine arguments (`AsyncEngineArgs(**…)`) for the base and its guides, in this order.
 
-    `options` are vLLM's own and pass through. `adapters` are LoRA adapters that requests may name, with their places.
+    `options` are vLLM's own and pass through. `adapters` are LoRA adapters that requests may name, with their places;
+    `rows` those that are guides, a row of the batch each.
     A base without guides that cannot run in lock-step is vLLM's own model: it mixes nothing, see `FIELD`.
     Raises MemberError naming the member, what was found and what is valid.
     """
@@ -126,7 +127,7 @@ def engine_args(
         raise obstacle
     ranks = options.get("tensor_parallel_size") or 1
     check_split(BASE, base_config, ranks)
-    options |= lora.request_options(adapters or {}, options)
+    options |= lora.request_options(adapters or {}, rows or {}, options)
     vocabulary_of_base = cache(partial(base_vocabulary, base_config))
     members = []
     for name, guide_options in guides.items():

@@ -18,16 +18,18 @@ async def schedule(
     params: SamplingParams,
     *,
     visible: bool = False,
+    rows: int = 1,
     **context: Any,
 ) -> AsyncGenerator[RequestOutput, None]:
     """The call's outputs; `generate` gets `context`, and a priority where shares are kept.
 
-    `visible`: whether the client gets them as they are. What it does not is counted by the engine that draws it.
+    `rows`: of the batch, each of which counts. `visible`: whether the client gets the outputs as they are; what it does
+    not is counted by the engine that draws it.
     """
     usage, deltas = run.usage, params.output_kind == RequestOutputKind.DELTA
     finished = False
     drawn: dict[int, int] = {}
-    with run.share.schedule(params.n * (params.max_tokens or 1)) as call:
+    with run.share.schedule(rows * params.n * (params.max_tokens or 1)) as call:
         if call.priority is not None:
             context["priority"] = call.priority
         try:
@@ -39,7 +41,7 @@ async def schedule(
                         if visible:
                             usage.sampled += tokens
                             usage.record_visible(tokens)
-                    call.record(sum(drawn.values()))
+                    call.record(rows * sum(drawn.values()))
                     finished = output.finished
                     yield output
         finally:

@@ -22,6 +22,7 @@ from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirection
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor as V1LogitsProcessor
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as V2LogitsProcessor
 
+from trimtab.engine import gangs
 from trimtab.engine.mixture import DISTRIBUTION, NEG_INF, PLAUSIBILITY, SCALAR
 from trimtab.engine.plugin import FIELD
 from trimtab.engine.structured_outputs import BEGUN
@@ -42,6 +43,11 @@ def pack(weights: list[float], *, plausibility: float = 0.0, scalar: float = DIS
 def guides_of(row: bytes) -> list[int]:
     """The guides, from 0, that a packed row gives a weight: as the worker reads it, so 1e-50 is none."""
     return np.frombuffer(row, dtype=np.float32)[1:PLAUSIBILITY].nonzero()[0].tolist()  # type: ignore[no-any-return]
+
+
+def is_default(row: bytes | None) -> bool:
+    """Whether a packed row is the base alone, with nothing masked or measured."""
+    return row is None or row == np.array(default_row(len(row) // 4 - 2), dtype=np.float32).tobytes()
 
 
 def cache_salt(salt: str | None, guides: Iterable[str] = ()) -> str | None:
@@ -170,7 +176,7 @@ class RowWriter(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore[misc]
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
-        for key in (KEY, BEGUN):
+        for key in (KEY, BEGUN, gangs.KEY):
             if not isinstance((sampling_params.extra_args or {}).get(key, b""), bytes):
                 raise VLLMValidationError(f"{key!r} is reserved: use the request field `alignment`", parameter=key)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -19,21 +19,25 @@ from vllm.logprobs import Logprob
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-from trimtab.decoders.protocols import BASE, Chunk, Mixture, Parts, Sampling, Tokens, is_base_alone, normalise_mixture
+from trimtab.decoders.protocols import Chunk, Mixture, Parts, Sampling, Tokens, is_base_alone
 from trimtab.decoders.report import SearchProgress
+from trimtab.engine import gangs
 from trimtab.engine.detokenizer import decode_answer, encode_answer
-from trimtab.engine.mixture import DISTRIBUTION, ENTROPY, KL, decode_scalar
+from trimtab.engine.gangs import Adapter
+from trimtab.engine.mixing import Mixer, Mixing
+from trimtab.engine.mixture import ENTROPY, KL, decode_scalar
 from trimtab.engine.plugin import FIELD
 from trimtab.engine.scheduling import schedule
 from trimtab.engine.structured_outputs import BEGUN
-from trimtab.engine.table import KEY, cache_salt, guides_of, pack
+from trimtab.engine.table import KEY, cache_salt, guides_of
 from trimtab.runtime.strategy_run import StrategyRun, current_run
-
-HEAVIEST = 1e6
-"""|w| at most: beyond it, fp32 logits lose their units, and nothing but the sign of w would be left."""
 
 MASKS = ("structured_outputs", "allowed_token_ids", "bad_words", "min_tokens")
 """Sampling parameters that forbid tokens, as plausibility does."""
+
+
+Mixed = Callable[..., Awaitable[Mixing]]
+"""A mixture, as `Mixer.mix` without its prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +50,10 @@ class VLLMEngine:
     cache_salt: str | None = None
     run: StrategyRun | None = None
     """The request's; None: of whichever request is being handled, as for rewards that ask the base."""
+    prompt: Tokens = ()
+    """The request's own: contexts take its place."""
+    adapters: Mapping[str, Adapter] = field(default_factory=dict)
+    """Guides that are LoRA adapters of the base."""
     rendered: Mapping[str, Any] | None = None
     """The request's prompt as vLLM rendered it, where it has more than tokens: whatever is drawn goes on from it."""
     context: Mapping[str, Any] = field(default_factory=dict)
@@ -53,7 +61,12 @@ class VLLMEngine:
 
     @property
     def guides(self) -> tuple[str, ...]:
-        return tuple(guide["name"] for guide in self._served["guides"])
+        """Those that are models of their own."""
+        return self._mixer.columns
+
+    @property
+    def _run_of(self) -> StrategyRun:
+        return self.run or current_run.get() or StrategyRun()
 
     @property
     def _served(self) -> Mapping[str, Any]:
@@ -66,30 +79,36 @@ class VLLMEngine:
         *,
         cache_salt: str | None = None,
         run: StrategyRun | None = None,
+        prompt: Tokens = (),
         rendered: Mapping[str, Any] | None = None,
         **context: Any,
     ) -> VLLMEngine:
-        return replace(self, name=name, cache_salt=cache_salt, run=run, rendered=rendered, context=context)
+        return replace(
+            self, name=name, cache_salt=cache_salt, run=run, prompt=prompt, rendered=rendered, context=context
+        )
 
     async def generate(
         self, prompt: Tokens, sampling: Sampling, *, n: int, guides: Mixture
     ) -> AsyncGenerator[Chunk, None]:
         """`Sampling.engine_params` is a SamplingParams or None; a chunk's output is its answer's RequestOutput."""
         template = sampling.engine_params if sampling.engine_params is not None else SamplingParams()
-        for key in (KEY, BEGUN):
+        for key in (KEY, BEGUN, gangs.KEY):
             if key in (template.extra_args or {}):
                 raise ValueError(f"extra_args.{key} is reserved: name guides instead")
         masks = [name for name in MASKS if getattr(template, name)]
         if sampling.plausibility and masks:
             raise ValueError(f"plausibility cannot be combined with {masks[0]}: together they may leave no token")
         apart = n > 1 and not sampling.stream
+        mixed = partial(self._mixer.mix, guides=guides, plausibility=sampling.plausibility)
+        mixing = await mixed(prompt, length=sampling.max_tokens)
+        length = min(sampling.max_tokens, mixing.room)
         stop = [template.stop] if isinstance(template.stop, str) else list(template.stop or ())
         step = sampling.step if sampling.step not in stop else ""
         params = msgspec.structs.replace(
             template,
             n=1 if apart else n,
-            max_tokens=sampling.max_tokens,
-            min_tokens=min(max(template.min_tokens - sampling.begun, 0), sampling.max_tokens),
+            max_tokens=length,
+            min_tokens=min(max(template.min_tokens - sampling.begun, 0), length),
             temperature=sampling.temperature,
             top_k=sampling.top_k,
             top_p=sampling.top_p,
@@ -98,7 +117,7 @@ class VLLMEngine:
             output_kind=RequestOutputKind.DELTA if sampling.stream else RequestOutputKind.FINAL_ONLY,
             extra_args={
                 **(template.extra_args or {}),
-                KEY: self._row(guides, plausibility=sampling.plausibility),
+                **mixing.extra_args,
                 BEGUN: sampling.begun.to_bytes(4),
             },
         )
@@ -106,8 +125,8 @@ class VLLMEngine:
             params.logprobs = 0  # of the token drawn
         drawn: dict[int, list[int]] = {i: [] for i in range(n)}
         measured = sampling.measured
-        entropy_row = self._row(guides, plausibility=sampling.plausibility, scalar=ENTROPY) if measured else b""
-        async with aclosing(self._apart(prompt, params, n) if apart else self._run(prompt, params)) as outputs:
+        run = self._apart(prompt, params, mixing, n) if apart else self._run(prompt, params, mixing)
+        async with aclosing(run) as outputs:
             async for output in outputs:
                 for piece in output.outputs:
                     native = copy(output)
@@ -115,7 +134,7 @@ class VLLMEngine:
                     finish = "step" if step and piece.stop_reason == step else piece.finish_reason
                     chunk = Chunk(index=piece.index, tokens=tuple(piece.token_ids), finish=finish, engine_output=native)
                     if measured:
-                        chunk = await self._measured(chunk, [*prompt, *drawn[piece.index]], entropy_row)
+                        chunk = await self._measured(chunk, [*prompt, *drawn[piece.index]], mixed)
                         drawn[piece.index] += piece.token_ids
                     yield chunk
 
@@ -130,16 +149,17 @@ class VLLMEngine:
         self, prompt: Tokens, *, k: int, length: int, guides: Mixture
     ) -> list[list[tuple[int, float]]]:
         """vLLM's `max_logprobs` bounds k."""
+        mixing = await self._mixer.mix(prompt, guides=guides, length=length)
         params = SamplingParams(
-            max_tokens=length,
+            max_tokens=min(length, mixing.room),
             temperature=0.0,
             logprobs=k,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
-            extra_args={KEY: self._row(guides)},
+            extra_args=dict(mixing.extra_args),
             skip_clone=True,
         )
-        async with aclosing(self._run(prompt, params)) as outputs:
+        async with aclosing(self._run(prompt, params, mixing)) as outputs:
             output = [output async for output in outputs][-1]
         [greedy] = output.outputs
         return [
@@ -152,8 +172,8 @@ class VLLMEngine:
 
     async def score(self, prompt: Tokens, completion: Tokens, *, guides: Mixture) -> list[float]:
         """Each token's own log-probability, in fp32. Costs a prefill of prompt and completion: no prefix-cache hits."""
-        row = self._row(guides)
-        steps = await self._read(prompt, completion, row, logprobs=0, allowed_token_ids=list(completion[-1:]))
+        mixed = partial(self._mixer.mix, guides=guides)
+        steps = await self._read(prompt, completion, mixed, logprobs=0, allowed_token_ids=list(completion[-1:]))
         impossible = Logprob(-math.inf)  # a last token that the mixture forbids cannot be sampled, so it is not listed
         return [logprobs.get(token, impossible).logprob for logprobs, token in zip(steps, completion, strict=True)]
 
@@ -164,10 +184,10 @@ class VLLMEngine:
         own log-probabilities carry it here: the worker keeps no state, and tensor parallelism, chunked prefill and
         both model runners need no thought. The base is no distance from itself, whether a worker could say so or not.
         """
-        self._row(guides)
+        self._mixer.check(guides)
         if is_base_alone(guides):
             return [0.0] * len(completion)
-        return await self._read_scalars(prompt, completion, self._row(guides, scalar=KL))
+        return await self._read_scalars(prompt, completion, partial(self._mixer.mix, guides=guides, scalar=KL))
 
     def text(self, completion: Tokens) -> str:
         """As an answer to no request in particular: what is a request's own is in `StrategyRun.read`."""
@@ -190,23 +210,23 @@ class VLLMEngine:
     def report_progress(self, progress: SearchProgress) -> None:
         """Nobody follows an engine by itself: see `Metered`."""
 
-    async def _measured(self, chunk: Chunk, before: Tokens, row: bytes) -> Chunk:
+    async def _measured(self, chunk: Chunk, before: Tokens, mixed: Mixed) -> Chunk:
         """The chunk with its tokens' log-probs, as vLLM gives them, and the entropies that they were drawn from.
 
         An entropy is no log-probability, so it is read as a divergence is, by a pass of its own.
         """
         [output] = chunk.engine_output.outputs
         logprobs = [step[token].logprob for step, token in zip(output.logprobs, chunk.tokens, strict=True)]
-        entropies = await self._read_scalars(before, chunk.tokens, row)
+        entropies = await self._read_scalars(before, chunk.tokens, partial(mixed, scalar=ENTROPY))
         return replace(chunk, logprobs=tuple(logprobs), entropies=tuple(entropies))
 
-    async def _read_scalars(self, prompt: Tokens, completion: Tokens, row: bytes) -> list[float]:
-        """[T] the number that the row asks for, of the next token before each of the completion's."""
-        steps = await self._read(prompt, completion, row, logprobs=2)
+    async def _read_scalars(self, prompt: Tokens, completion: Tokens, mixed: Mixed) -> list[float]:
+        """[T] the number that is asked for, of the next token before each of the completion's."""
+        steps = await self._read(prompt, completion, mixed, logprobs=2)
         return [decode_scalar(logprobs[0].logprob, logprobs[1].logprob) for logprobs in steps]
 
     async def _read(
-        self, prompt: Tokens, completion: Tokens, row: bytes, logprobs: int, **more: Any
+        self, prompt: Tokens, completion: Tokens, mixed: Mixed, logprobs: int, **more: Any
     ) -> list[Mapping[int, Logprob]]:
         """[T] log-probabilities at each of the completion's tokens.
 
@@ -217,6 +237,8 @@ class VLLMEngine:
             raise ValueError("prompt is empty: the first token of a completion has no distribution without one")
         if not completion:
             return []
+        before = [*prompt, *completion[:-1]]
+        mixing = await mixed(before, scored=len(completion))
         params = SamplingParams(
             max_tokens=1,
             temperature=0.0,
@@ -224,15 +246,17 @@ class VLLMEngine:
             prompt_logprobs=logprobs if completion[1:] else None,  # without, the prefix cache serves the prompt
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
-            extra_args={KEY: row},
+            extra_args=dict(mixing.extra_args),
             skip_clone=True,
             **more,
         )
-        async with aclosing(self._run([*prompt, *completion[:-1]], params)) as outputs:
+        async with aclosing(self._run(before, params, mixing)) as outputs:
             output = [output async for output in outputs][-1]
         return [*(output.prompt_logprobs or ())[len(prompt) :], output.outputs[0].logprobs[0]]
 
-    async def _apart(self, prompt: Tokens, params: SamplingParams, n: int) -> AsyncGenerator[RequestOutput, None]:
+    async def _apart(
+        self, prompt: Tokens, params: SamplingParams, mixing: Mixing, n: int
+    ) -> AsyncGenerator[RequestOutput, None]:
         """n answers as n requests, each given when it has ended: one request with n answers waits for the last.
 
         Seeds are those of vLLM's own n answers, so the answers are too.
@@ -240,7 +264,7 @@ class VLLMEngine:
 
         async def one(i: int) -> RequestOutput:
             seeded = params if params.seed is None else msgspec.structs.replace(params, seed=params.seed + i)
-            async with aclosing(self._run(prompt, seeded)) as outputs:
+            async with aclosing(self._run(prompt, seeded, mixing)) as outputs:
                 output = [output async for output in outputs][-1]
             output.outputs[0].index = i
             return output
@@ -254,11 +278,11 @@ class VLLMEngine:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _run(self, prompt: Tokens, params: SamplingParams) -> AsyncGenerator[RequestOutput, None]:
+    async def _run(self, prompt: Tokens, params: SamplingParams, mixing: Mixing) -> AsyncGenerator[RequestOutput, None]:
         request = f"{self.name}-{uuid4().hex[:16]}"
         salt = cache_salt(self.cache_salt, [self.guides[i] for i in guides_of(params.extra_args[KEY])])
         generate = partial(self.client.generate, self._input(prompt, salt), params, request)
-        outputs = schedule(self.run or current_run.get() or StrategyRun(), generate, params, **self.context)
+        outputs = schedule(self._run_of, generate, params, rows=mixing.rows, **self.context)
         ended = False
         try:
             async with aclosing(outputs):
@@ -280,22 +304,15 @@ class VLLMEngine:
         media = {key: self.rendered[key] for key in ("mm_kwargs", "mm_hashes", "mm_placeholders")}
         return {**inputs, **media, "type": self.rendered["type"]}
 
-    def _row(self, mixture: Mixture, *, plausibility: float = 0.0, scalar: float = DISTRIBUTION) -> bytes:
-        names = (BASE, *self.guides)
-        mixture = normalise_mixture(mixture)
-        for name, weight in mixture.items():
-            if name not in names:
-                raise ValueError(f"guides.{name}: no such member; valid: {', '.join(names)}")
-            if not abs(weight) <= HEAVIEST:
-                raise ValueError(f"guides.{name}: {weight!r} is no weight; valid: a number within ±{HEAVIEST:g}")
-        if not 0 <= plausibility <= 1:
-            raise ValueError(f"plausibility: {plausibility!r}; valid: from 0 to 1")
-        if obstacle := self._served.get("obstacle"):
-            for what, needed in (
-                ("a mixture other than the base alone", not is_base_alone(mixture)),
-                ("plausibility", plausibility > 0),
-                ("the entropy of a distribution", scalar != DISTRIBUTION),
-            ):
-                if needed:
-                    raise ValueError(f"{what} cannot be had of this server's engine, for {obstacle}")
-        return pack([mixture.get(name, 0.0) for name in names], plausibility=plausibility, scalar=scalar)
+    @property
+    def _mixer(self) -> Mixer:
+        return Mixer(
+            config=self.client.vllm_config,
+            served=self._served,
+            adapters=self.adapters,
+            run=self._run_of,
+            start=tuple(self.prompt),
+            lora=self.context.get("lora_request"),
+            salt=self.cache_salt,
+            media=self.rendered is not None,
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -19,10 +19,8 @@ from trimtab.decoders.protocols import (
     reads_final_answer,
 )
 from trimtab.decoders.report import SearchProgress
+from trimtab.runtime.contexts import Instruction, Render
 from trimtab.runtime.usage import Usage
-
-Render = Callable[[str, str], Awaitable[Tokens]]
-"""(instruction, role) -> the request's prompt under it"""
 
 
 class Read(Protocol):
@@ -37,7 +35,7 @@ class Metered:
     else is awaited of it raises LimitReached there.
 
     One answer alone never passes the budget. Answers drawn side by side end together at the first token that reaches
-    it, so they may pass it by one token each.
+    it, so they may pass it by one token each, on every row.
     """
 
     engine: Engine
@@ -48,18 +46,21 @@ class Metered:
     """(text, tokens) of a completion -> what it holds; None: as the engine has it."""
     follow: Callable[[SearchProgress], None] | None = None
     """Hears of the progress; None: nobody does."""
+    count_rows: Callable[[Mixture], int] = lambda mixture: 1
+    """mixture -> rows of the batch that each token of it takes, each of which counts as a token"""
 
     async def generate(
         self, prompt: Tokens, sampling: Sampling, *, n: int, guides: Mixture
     ) -> AsyncGenerator[Chunk, None]:
-        usage, length = self.usage, sampling.max_tokens
+        usage, length, rows = self.usage, sampling.max_tokens, self.count_rows(guides)
         if usage.bounded:  # what has been drawn when the bound comes must be in hand
-            sampling = replace(sampling, stream=True, max_tokens=min(length, usage.remaining or length))
+            within = None if usage.remaining is None else usage.remaining // rows
+            sampling = replace(sampling, stream=True, max_tokens=min(length, within or length))
         drawn = dict.fromkeys(range(n), 0)  # tokens of each open answer
         limit = ""
         async with aclosing(self.engine.generate(prompt, sampling, n=n, guides=guides)) as chunks:
             while drawn:
-                if usage.remaining == 0:
+                if usage.remaining is not None and usage.remaining < rows:
                     limit = "budget"
                     break
                 try:
@@ -68,8 +69,8 @@ class Metered:
                 except LimitReached as reached:
                     limit = str(reached)
                     break
-                usage.sampled += len(chunk.tokens)
-                usage.scored += len(chunk.tokens) * sampling.measured
+                usage.sampled += rows * len(chunk.tokens)
+                usage.scored += rows * len(chunk.tokens) * sampling.measured
                 drawn[chunk.index] += len(chunk.tokens)
                 if chunk.finish == "length" and drawn[chunk.index] == sampling.max_tokens < length:
                     usage.record_limit("budget")
@@ -89,24 +90,23 @@ class Metered:
     async def greedy_top_logprobs(
         self, prompt: Tokens, *, k: int, length: int, guides: Mixture
     ) -> list[list[tuple[int, float]]]:
-        usage = self.usage
-        if usage.remaining == 0:
+        usage, rows = self.usage, self.count_rows(guides)
+        within = length if usage.remaining is None else usage.remaining // rows
+        if not within:
             raise usage.reach("budget")
         async with usage.within_deadline():
-            lists = await self.engine.greedy_top_logprobs(
-                prompt, k=k, length=min(length, usage.remaining or length), guides=guides
-            )
-        usage.sampled += len(lists)
+            lists = await self.engine.greedy_top_logprobs(prompt, k=k, length=min(length, within), guides=guides)
+        usage.sampled += rows * len(lists)
         return lists
 
     async def score(self, prompt: Tokens, completion: Tokens, *, guides: Mixture) -> list[float]:
         async with self.usage.within_deadline():
-            self.usage.scored += len(completion)
+            self.usage.scored += self.count_rows(guides) * len(completion)
             return await self.engine.score(prompt, completion, guides=guides)
 
     async def divergence(self, prompt: Tokens, completion: Tokens, *, guides: Mixture) -> list[float]:
         async with self.usage.within_deadline():
-            self.usage.scored += len(completion)
+            self.usage.scored += self.count_rows(guides) * len(completion)
             return await self.engine.divergence(prompt, completion, guides=guides)
 
     def text(self, completion: Tokens) -> str:
@@ -128,7 +128,7 @@ class Metered:
             if self.render is None:
                 prompt = await self.engine.render_with_instruction(instruction, role=role)
             else:
-                prompt = await self.render(instruction, role)
+                prompt = await self.render(Instruction(instruction, role))
         self.usage.scored += len(prompt)
         return prompt
 

@@ -32,7 +32,8 @@ from trimtab.decoders.protocols import (
     no_reward,
 )
 from trimtab.decoders.report import Report, drop_nonfinite
-from trimtab.runtime.metered import Metered, MeteredReward, Read, Render
+from trimtab.runtime.contexts import RequestContexts
+from trimtab.runtime.metered import Metered, MeteredReward, Read
 from trimtab.runtime.progress import RequestProgress
 from trimtab.runtime.shares import RequestShare
 from trimtab.runtime.traced import Traced
@@ -51,7 +52,8 @@ class StrategyRun:
     """Raises ValueError for sampling that the strategy's way to draw would not carry out."""
     written: frozenset[str] = frozenset()
     """The request's fields that have a value: what else a sampling has are defaults."""
-    render: Render | None = None
+    contexts: RequestContexts = field(default_factory=RequestContexts)
+    """What its answers may be drawn under, beside its own prompt."""
     read: Callable[..., str] | None = None
     """(prompt, completion, cut) -> the completion as the client reads it; None until the engine client knows how."""
     split: Split = field(default_factory=AllAnswer)
@@ -110,7 +112,8 @@ class StrategyRun:
         split = None if read is None else partial(self.split, prompt)
         follow = None if self.progress is None else partial(self.progress.record, len(self.prompts))
         self.prompts.append(prompt)
-        metered = Metered(engine, self.usage, self.render, read, split, follow)
+        rows = self.contexts.count_rows
+        metered = Metered(engine, self.usage, self.contexts.render, read, split, follow, rows)
         return metered if self.span is None else Traced(metered, self.span)
 
     def record(self, choice: int, chunk: Chunk) -> None:

@@ -28,6 +28,7 @@ import yaml
 from trimtab.decoders.protocols import BASE, AllAnswer, Engine, Mixture, Sampling, Tokens, base_alone, member_alone
 from trimtab.preferences.preference_direction import PreferenceDirection, angle_between, choose_neighbours
 from trimtab.rewards.protocols import Host, Question, Response, RewardError
+from trimtab.runtime.contexts import Instruction
 from trimtab.server.config import ConfigError, PromptConfig
 from trimtab.server.request.messages import CHAT, instruct
 from trimtab.server.request.preference_prompts import build_cone, build_template, read_slots
@@ -207,7 +208,7 @@ async def measure_reading(host: Host, question: Question, prompt: PromptConfig, 
 
 async def instruct_question(host: Host, question: Question, role: str, text: str) -> Tokens:
     """The conversation in the base's tokens under an instruction in a message of that role."""
-    body = instruct(CHAT, {"messages": list(question.messages)}, text, role)
+    body = instruct(CHAT, {"messages": list(question.messages)}, Instruction(text, role))
     return await host.render(body["messages"])
 
 

@@ -80,7 +80,8 @@ def check_start(config: Config) -> Iterator[str]:
     if not (config.engine.get("chat_template") or load_base_tokenizer(specs.base).chat_template):
         yield f"{BASE} has no chat template: chats are refused until engine.chat_template sets one"
     yield from describe_unknown(BASE, specs.base.config.model_config, load_base_tokenizer(specs.base))
-    yield from (f"guide {name} {guide.model}" for name, guide in config.guides.items())
+    for name, guide in config.guides.items():
+        yield f"guide {name} {guide.model or guide.adapter or 'is the base under a prompt'}"
     models = {spec.name: spec for spec in specs.rewards.values()}
     for name, reward in config.rewards.items():
         adapter = f"{reward.model} on " if name in models and models[name].adapter else ""

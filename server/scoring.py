@@ -26,6 +26,7 @@ from trimtab.rewards import KINDS
 from trimtab.rewards.protocols import Host, Question, Response, RewardError, Scorer, reads_conversation
 from trimtab.rewards.turns import READINGS
 from trimtab.rewards.validated import ValidatedScorer
+from trimtab.runtime.contexts import Instruction
 from trimtab.runtime.metered import Metered
 from trimtab.runtime.strategy_run import StrategyRun, current_run
 from trimtab.runtime.usage import Usage
@@ -74,8 +75,9 @@ def build_scorers(config: Config, host: Host, poolers: Mapping[str, PoolingEngin
             services["pooler"] = poolers[key]
         scorer = build_reward(name, reward, **services)
         for member in getattr(scorer, "members", ()):
-            if member not in {BASE, *config.guides}:
-                raise ConfigError(suggest("guide", member, config.guides), key=f"rewards.{name}")
+            models = config.guides.keys() - config.contexts.keys()
+            if member not in {BASE, *models}:
+                raise ConfigError(suggest("guide", member, models), key=f"rewards.{name}")
         engine = services.get("pooler", host if "host" in KINDS[reward.kind].uses else None)
         active_at: Callable[[], float] = getattr(engine, "active_at", never)
         scorers[name] = ValidatedScorer(
@@ -240,7 +242,7 @@ class Scoring:
         document: Json = {"messages": [dict(message) for message in messages]}
 
         async def render_with(instruction: str) -> Tokens:
-            return await self.host.render(instruct(CHAT, document, instruction, "system")["messages"])
+            return await self.host.render(instruct(CHAT, document, Instruction(instruction))["messages"])
 
         prompt = await self.host.render(messages)
         return Question(messages=parse_messages(document), prompt=prompt, instruct=render_with)
@@ -446,7 +448,7 @@ class RequestReward:
         async def render_with(instruction: str) -> Tokens:
             host = self.scoring.host
             assert isinstance(host, BaseHost)
-            tokens = await host.render_body(path, instruct(path, document, instruction, "system"))
+            tokens = await host.render_body(path, instruct(path, document, Instruction(instruction)))
             return split_prompt(tokens, self.prefix, self.scoring.host)[0]
 
         question = Question(

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from trimtab.preferences.preference_direction import PreferenceDirection, Template, Vector, choose_neighbours
+from trimtab.runtime.contexts import Instruction
 from trimtab.server.config import PromptConfig
 from trimtab.server.request.messages import CHAT, instruct
 from trimtab.server.request.preference_prompts import build_cone, build_template, read_slots
@@ -66,7 +67,7 @@ def objectives_of(prompts: Mapping[str, PromptConfig]) -> list[str]:
 def state(template: Template, u: Vector, prompt: Sequence[Message]) -> list[Message]:
     """The conversation under a direction, as the server's strategies `directional` and `rps` have it read."""
     document = {"messages": [dict(message) for message in prompt]}
-    messages: list[Message] = instruct(CHAT, document, template.render(u), template.role)["messages"]
+    messages: list[Message] = instruct(CHAT, document, Instruction(template.render(u), template.role))["messages"]
     return messages
 
 

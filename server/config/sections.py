@@ -23,6 +23,7 @@ from pydantic import (
 from trimtab.decoders import STRATEGIES
 from trimtab.decoders.protocols import BASE
 from trimtab.rewards.protocols import ReadPart
+from trimtab.runtime.contexts import Context, make_context
 from trimtab.server.wording import suggest
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,63}$")]
@@ -173,10 +174,21 @@ class Section(BaseModel):
 
 
 class GuideConfig(Section):
-    """A model that runs in lock-step with the base."""
+    """What answers are decoded with beside the base: a model, an adapter of the base, or the base under a prompt."""
 
-    model: Model
-    """A checkpoint directory or Hugging Face id, or a PEFT LoRA adapter of the base."""
+    model: Model | None = None
+    """A checkpoint directory or Hugging Face id that runs in lock-step with the base; or a PEFT LoRA adapter, which is
+    merged into a copy of it."""
+    adapter: Model | None = None
+    """A PEFT LoRA adapter of the base that takes a row of the batch, and no copy."""
+    prompt: str | None = None
+    """An instruction: the guide is what it moves the base by, l(x, prompt) - l(x, against) in logits."""
+    against: str | None = None
+    """Its opposite; by default the conversation as it is. One of the two may be left out."""
+    role: Literal["system", "user"] = "system"
+    """Whose message `prompt` and `against` join: the system message, or the user's last words."""
+    replace_system: bool = False
+    """Whether they stand in place of the client's own system message; an empty text then leaves none."""
     quantization: str | None = None
     """As vLLM's argument of the same name."""
     revision: str | None = None
@@ -185,6 +197,27 @@ class GuideConfig(Section):
     """Where the tokenizer is that it was trained with, if not with the model: it is compared with the base's."""
     hf_overrides: Mapping[str, Any] = {}
     """What to put over its config.json, as vLLM's argument of the same name."""
+
+    @model_validator(mode="after")
+    def _is_one_kind(self) -> GuideConfig:
+        kinds = {
+            "model": {"model", "quantization", "revision", "tokenizer", "hf_overrides"},
+            "adapter": {"adapter"},
+            "prompt": {"prompt", "against", "role", "replace_system"},
+            "against": {"prompt", "against", "role", "replace_system"},
+        }
+        written = self.model_fields_set
+        kind = next((key for key in kinds if getattr(self, key) is not None), None)
+        if kind is None:
+            raise ValueError(f"needs one of {', '.join(kinds)}")
+        for key in sorted(written - kinds[kind]):
+            raise ValueError(f"{key} cannot stand beside {kind}")
+        return self
+
+    @property
+    def context(self) -> Context:
+        """Of a guide that is the base under a prompt."""
+        return make_context(self.prompt, self.against, self.role, self.replace_system)
 
 
 class ObjectiveConfig(Section):
@@ -333,6 +366,8 @@ class Config(Section):
     """A folder or Hugging Face id with the adapter that answers `"weights": "auto"`."""
     presets: Mapping[Name, Mapping[str, Any]] = {}
     """Model ids of their own, each an `alignment` object."""
+    client_prompts: bool = True
+    """Whether requests may bring prompts of their own as guides, in `alignment.prompts`."""
     default_strategy: str = "plain"
     """For requests that say nothing."""
     max_weight: float = Field(default=100.0, gt=0, le=1e4)
@@ -405,6 +440,21 @@ class Config(Section):
         if twice := [name for i, name in enumerate(names) if name in names[:i]]:
             raise ValueError(f"engine.lora_modules: {twice[0]} is the id of another model already")
         return self
+
+    @property
+    def guide_models(self) -> dict[str, GuideConfig]:
+        """Guides that are models in lock-step with the base."""
+        return {name: guide for name, guide in self.guides.items() if guide.model is not None}
+
+    @property
+    def guide_adapters(self) -> dict[str, str]:
+        """Guides that are LoRA adapters, a row of the batch each, with their places."""
+        return {name: guide.adapter for name, guide in self.guides.items() if guide.adapter is not None}
+
+    @property
+    def contexts(self) -> dict[str, Context]:
+        """Guides that are the base under a prompt."""
+        return {name: g.context for name, g in self.guides.items() if g.model is None and g.adapter is None}
 
     @property
     def adapters(self) -> dict[str, str]:

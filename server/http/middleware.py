@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from trimtab.decoders.plain import Plain
 from trimtab.engine.table import KEY
 from trimtab.rewards.protocols import RewardError
+from trimtab.runtime.contexts import RequestContexts
 from trimtab.runtime.progress import RequestProgress
 from trimtab.runtime.shares import RequestShare, Shares
 from trimtab.runtime.strategy_run import StrategyRun, current_run
@@ -275,19 +276,25 @@ class AlignmentMiddleware:
             context.run = StrategyRun(share=share)
             return
         deadline = None if plan.deadline_ms is None else began + plan.deadline_ms / 1000
+        usage = Usage(max_sampled_tokens=plan.max_sampled_tokens, deadline=deadline)
         context.run = StrategyRun(
             strategy=plan.strategy,
             include=plan.include,
             check_sampling=partial(plan.entry.check_sampling, plan.name),
             split=self.reader.split(context.path, context.parsed),
             written=frozenset(name for name, value in context.document.items() if value is not None),
-            usage=Usage(max_sampled_tokens=plan.max_sampled_tokens, deadline=deadline),
+            usage=usage,
             share=share,
             progress=RequestProgress(prompts=context.extent.prompts) if "progress" in plan.include else None,
             fallback=Plain() if plan.degrade else None,
             recoverable_errors=(RewardError,),
-            render=lambda instruction, role: self.reader.render(
-                context.path, instruct(context.path, context.document, instruction, role)
+            contexts=RequestContexts(
+                contexts=plan.contexts,
+                adapters=frozenset(self.config.guide_adapters),
+                render=lambda instruction: self.reader.render(
+                    context.path, instruct(context.path, context.document, instruction)
+                ),
+                usage=usage,
             ),
         )
         if "reward" in plan.entry.takes:

@@ -51,6 +51,7 @@ from trimtab.decoders.plain import Plain
 from trimtab.decoders.protocols import BASE, AllAnswer, Split, Tokens
 from trimtab.engine.aligned_client import AlignedClient
 from trimtab.engine.flags import name_keys
+from trimtab.engine.gang_config import number_adapters, schedule_gangs
 from trimtab.engine.launch import EngineSpec
 from trimtab.engine.members import engine_args
 from trimtab.engine.parts import PartsReader
@@ -61,6 +62,7 @@ from trimtab.runtime.shares import Shares
 from trimtab.server.config import Config, ConfigError
 from trimtab.server.errors import ApiError, to_api_error
 from trimtab.server.http.context import PARSED
+from trimtab.server.request.alignment import MAX_PROMPTS, OWN_PROMPT
 from trimtab.server.request.cost import Extent
 from trimtab.server.request.messages import CHAT, COMPLETIONS, MESSAGES, RESPONSES
 from trimtab.server.request.threads import run_beside
@@ -172,15 +174,20 @@ def base_spec(config: Config, args: Namespace) -> EngineSpec:
     """The engine of the base and its guides; raises MemberError for what cannot run together."""
     options = {key: getattr(args, key) for key in config.engine if key in ENGINE}
     options.setdefault("scheduling_policy", "priority")
-    guides = {name: guide.model_dump(exclude_defaults=True) for name, guide in config.guides.items()}
-    for key, value in engine_args(config.base, guides, adapters=config.adapters, **options).items():
+    guides = {name: guide.model_dump(exclude_defaults=True) for name, guide in config.guide_models.items()}
+    rows = config.guide_adapters
+    if rows:
+        options.setdefault("enable_lora", True)
+    for key, value in engine_args(config.base, guides, adapters=config.adapters, rows=rows, **options).items():
         setattr(args, key, value)
-    return EngineSpec(name=BASE, args=AsyncEngineArgs.from_cli_args(args), usage=UsageContext.OPENAI_API_SERVER)
+    spec = EngineSpec(name=BASE, args=AsyncEngineArgs.from_cli_args(args), usage=UsageContext.OPENAI_API_SERVER)
+    schedule_gangs(spec.config, needed=[*config.contexts, *rows])
+    return spec
 
 
 def aligned_client(client: EngineClient, config: Config) -> AlignedClient:
     """The base's client, which aligns. Requests get fair shares where the configuration has no scheduling policy."""
-    view = VLLMEngine(client=client)
+    view = VLLMEngine(client=client, adapters=number_adapters(config.guide_adapters))
 
     def bind(context: Mapping[str, Any]) -> VLLMEngine:
         return view.for_request("trimtab", **context)
@@ -189,8 +196,9 @@ def aligned_client(client: EngineClient, config: Config) -> AlignedClient:
 
 
 def build_toy(config: Config, args: Namespace) -> ToyClient:
-    """A client with no engine behind it."""
-    return build_toy_client(AsyncEngineArgs.from_cli_args(args), config.guides, Plain())
+    """A client with no engine behind it, to which every guide is a model, a client's prompts among them."""
+    guides = [*config.guides, *(OWN_PROMPT.format(i) for i in range(MAX_PROMPTS))]
+    return build_toy_client(AsyncEngineArgs.from_cli_args(args), guides, Plain())
 
 
 async def openai_app(client: AlignedClient, args: Namespace) -> FastAPI:

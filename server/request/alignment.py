@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from trimtab.runtime.contexts import Context, make_context
 from trimtab.server.errors import ApiError
 from trimtab.server.wording import explain_validation, quote
 
@@ -31,6 +32,41 @@ class Comparands(BaseModel):
     answer: str = Field(default="", min_length=1)
 
 
+MAX_PROMPTS = 4
+MAX_PROMPT_CHARS = 4096
+"""Of a client's own prompts: how many, and how long each of their texts."""
+
+
+OWN_PROMPT = "prompts[{}]"
+"""The name, as a guide, of a prompt that a client brings."""
+
+
+class ClientPrompt(BaseModel):
+    """A guide that the client brings: the base under a prompt."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    text: str | None = Field(default=None, max_length=MAX_PROMPT_CHARS)
+    """What the answer is moved towards; by default the conversation as it is."""
+    against: str | None = Field(default=None, max_length=MAX_PROMPT_CHARS)
+    """What it is moved away from; by default the conversation as it is."""
+    role: Literal["system", "user"] = "system"
+    """Whose message they join."""
+    replace_system: bool = False
+    """Whether they stand in place of the request's own system message."""
+    weight: float = Field(default=1.0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _says_something(self) -> ClientPrompt:
+        if self.text is None and self.against is None:
+            raise ValueError("needs text or against")
+        return self
+
+    @property
+    def context(self) -> Context:
+        return make_context(self.text, self.against, self.role, self.replace_system)
+
+
 class AlignmentRequest(BaseModel):
     """As a client sends it; names and numbers are checked against the server afterwards. No key may be null."""
 
@@ -39,6 +75,7 @@ class AlignmentRequest(BaseModel):
     strategy: str = ""
     weights: dict[str, Any] | Literal["auto"] = {}
     guides: dict[str, Any] = {}
+    prompts: list[ClientPrompt] = Field(default=[], min_length=1, max_length=MAX_PROMPTS)
     params: dict[str, Any] = {}
     reward: Any = None
     given: Comparands = Comparands()
@@ -55,6 +92,6 @@ class AlignmentRequest(BaseModel):
         try:
             return cls.model_validate(raw)
         except ValidationError as error:
-            inside: dict[str, type[BaseModel]] = {"budget": Budget, "given": Comparands}
+            inside: dict[str, type[BaseModel]] = {"budget": Budget, "given": Comparands, "prompts": ClientPrompt}
             within = inside.get(str(error.errors()[0]["loc"][0]))
             raise explain_validation(error, at=AT, fields=within.model_fields if within else fields) from None

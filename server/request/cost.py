@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from trimtab.decoders.protocols import BASE, Work, normalise_mixture
+from trimtab.runtime.contexts import Context
 from trimtab.server.config import Config, LimitsConfig
 from trimtab.server.errors import ApiError
 from trimtab.server.request.alignment import AT
@@ -55,6 +56,7 @@ def read_response(reward: str, prompt: int, response: int) -> int:
 def work(plan: Plan, extent: Extent, reads: Reads = read_response) -> Work:
     """Of the whole request: `reward_tokens` over all its rewards, all with what transforms ask for."""
     most = plan.strategy.work(extent.max_tokens, n=extent.n, include=plan.include).times(extent.prompts)
+    most = replace(most, sampled=plan.rows * most.sampled, scored=plan.rows * most.scored)
     specs = [spec for spec in (plan.objective, *plan.others.values()) if spec is not None]
     drawn = most.sampled + (extent.prompts * extent.n * extent.max_tokens if plan.degrade else 0)
     sampled = min(drawn, plan.max_sampled_tokens or drawn)
@@ -63,6 +65,9 @@ def work(plan: Plan, extent: Extent, reads: Reads = read_response) -> Work:
     length = min(reference_length(extent.max_tokens), extent.context)
     references = extent.prompts * max((spec.references for spec in specs), default=0)
     instructed = min(prompt_length + most.instruction_bytes + TURN_TOKENS, extent.context)
+    contexts = sum(
+        min(prompt_length + len(one.text.encode()) + TURN_TOKENS, extent.context) for one in plan.instructions
+    )
     rewards = {leaf.reward for spec in specs for leaf in spec.leaves}
     readings = math.ceil(share * (most.readings or -(-most.reward_tokens // extent.max_tokens)))
     read = sum(
@@ -74,7 +79,7 @@ def work(plan: Plan, extent: Extent, reads: Reads = read_response) -> Work:
     return replace(
         most,
         sampled=sampled + references * length,
-        scored=math.ceil(most.scored * share) + most.instructed * instructed,
+        scored=math.ceil(most.scored * share) + most.instructed * instructed + extent.prompts * contexts,
         reward_tokens=read,
         prompt=extent.prompt_tokens,
     )
@@ -97,13 +102,16 @@ def check(plan: Plan, most: Work, limits: LimitsConfig) -> None:
         )
 
 
-def check_bounds(name: str, work: Work, config: Config, *, at: str) -> None:
+def check_bounds(name: str, work: Work, config: Config, contexts: Mapping[str, Context], *, at: str) -> None:
     """Raises ApiError for a strategy whose work, but for its tokens, is more than the server allows a request.
 
-    `at` is the field that a mixture nobody named comes from.
+    `contexts` are guides that are prompts; `at` is the field that a mixture nobody named comes from.
     """
     for key, mixture in work.mixtures.items():
-        _check_mixture(mixture, config, at=f"{AT}.params.{key}" if key else at)
+        _check_mixture(mixture, config, contexts, at=f"{AT}.params.{key}" if key else at)
+        if work.instructed and (prompts := [member for member, w in mixture.items() if w and member in contexts]):
+            message = f"strategy {name!r} puts an instruction into the prompt, whose place guide {prompts[0]!r} takes"
+            raise ApiError(f"{message}: they cannot be combined", param=at, code="unsupported_pair")
     max_logprobs = config.engine.get("max_logprobs", 20)  # of which vLLM shows no more; 20 is its default, -1 all
     for bound, count, limit, key in (
         ("candidates", work.candidates, config.max_candidates, "max_candidates"),
@@ -121,14 +129,18 @@ def check_bounds(name: str, work: Work, config: Config, *, at: str) -> None:
             )
 
 
-def _check_mixture(mixture: Mapping[str, float], config: Config, *, at: str) -> None:
+def _check_mixture(mixture: Mapping[str, float], config: Config, contexts: Mapping[str, Context], *, at: str) -> None:
     for member, weight in mixture.items():
-        if member != BASE and member not in config.guides:
+        if member != BASE and member not in config.guides and member not in contexts:
             raise ApiError(suggest("guide", member, config.guides.keys()), param=at)
         if not abs(weight) <= config.max_weight:
             message = f"the exponent of {member!r} must lie in [-{config.max_weight:g}, {config.max_weight:g}]"
             raise ApiError(f"{message}; got {weight:g}", param=at, code="out_of_range")
     try:
-        normalise_mixture(mixture)
+        named = normalise_mixture(mixture)
     except ValueError as error:
         raise ApiError(str(error), param=at) from None
+    moved = [member for member, weight in named.items() if weight]
+    if all(member in contexts for member in moved):
+        message = f"guide {moved[0]!r} is what a prompt moves a model by, and neither the base nor a guide that is one"
+        raise ApiError(f"{message} has a weight", param=at, code="unsupported_pair")

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from trimtab.runtime.contexts import Instruction
 from trimtab.server.errors import ApiError
 from trimtab.server.request.body import Json
 from trimtab.server.wording import quote
@@ -178,29 +179,39 @@ def _is_true(value: object) -> bool:
         return False
 
 
-def instruct(path: str, document: Json, instruction: str, role: str) -> Json:
+SYSTEM = ("system", "developer")
+"""Roles of system messages."""
+
+
+def instruct(path: str, document: Json, instruction: Instruction) -> Json:
     """The body under an instruction: joined to its system message, or ("user") before the user's last words.
 
     An instruction comes first, and a blank line parts it from what it joins. Raises ValueError where there is nothing
     to join.
     """
+    text, role = instruction.text, instruction.role
     if path == COMPLETIONS:
         raise ValueError("what instructs the model needs a chat request: a bare prompt has no messages")
     key = "input" if path == RESPONSES else "messages"
     system = {RESPONSES: "instructions", MESSAGES: "system"}.get(path)
-    if role == "system" and system is not None:
-        return document | {system: _join(instruction, document.get(system))}
     content = document.get(key)
     content = [{"role": "user", "content": content}] if isinstance(content, str) else content
     items = list(content) if isinstance(content, list) else []
-    roles = ("system", "developer") if role == "system" else ("user",)
+    if instruction.replaces_system:
+        document = {name: value for name, value in document.items() if name != system}
+        items = [item for item in items if not (isinstance(item, Mapping) and item.get("role") in SYSTEM)]
+    if not text:
+        return document | {key: items}
+    if role == "system" and system is not None:
+        return document | {key: items, system: _join(text, document.get(system))}
+    roles = SYSTEM if role == "system" else ("user",)
     places = [i for i, item in enumerate(items) if isinstance(item, Mapping) and item.get("role") in roles]
     if role == "system" and 0 not in places:
-        return document | {key: [{"role": "system", "content": instruction}, *items]}
+        return document | {key: [{"role": "system", "content": text}, *items]}
     if not places:
         raise ValueError("what instructs the model needs a message of the user's")
     place = 0 if role == "system" else places[-1]
-    items[place] = {**items[place], "content": _join(instruction, items[place].get("content"))}
+    items[place] = {**items[place], "content": _join(text, items[place].get("content"))}
     return document | {key: items}
 
 

@@ -12,10 +12,11 @@ from pydantic import BaseModel, ValidationError
 
 from trimtab.decoders import PROGRESS, STRATEGIES, StrategyEntry
 from trimtab.decoders.protocols import BASE, Mixture, Strategy, Work
+from trimtab.runtime.contexts import Context, Instruction, RequestContexts
 from trimtab.server.config import Config, ConfigError
 from trimtab.server.config.rewards import check_rewards
 from trimtab.server.errors import ApiError
-from trimtab.server.request.alignment import AT, AlignmentRequest, Budget
+from trimtab.server.request.alignment import AT, OWN_PROMPT, AlignmentRequest, Budget
 from trimtab.server.request.cost import check_bounds
 from trimtab.server.request.preference_prompts import build_direction, check_prompts
 from trimtab.server.request.reward_tree import Spec, parse_spec, standardise_objective, weigh_objectives
@@ -40,6 +41,12 @@ class Plan:
     include: frozenset[str]
     reward: Any = None
     """As the request wrote it; None where weights say what is preferred, or nothing is."""
+    contexts: Mapping[str, Context] = field(default_factory=dict)
+    """Guides that are prompts: the server's, and the client's as `prompts[i]`."""
+    instructions: frozenset[Instruction] = frozenset()
+    """Under which the engine reads the request's prompt too, for guides."""
+    rows: int = 1
+    """Of the engine's batch that an answer's token takes, at the most."""
     objective: Spec | None = None
     """What the reward is made of; None where the strategy wants none."""
     others: Mapping[str, Spec] = field(default_factory=dict)
@@ -112,11 +119,14 @@ def plan(raw: object, config: Config, auto: Callable[[], Mapping[str, float]] | 
     wishes = request.weights if isinstance(request.weights, dict) else _auto_weights(config, auto)
     name, entry = _strategy(request, wishes, config)
     _check_fields(request, name, entry)
+    own = _own_prompts(request, config)
     weights, supplied = _supply(request, entry, wishes, config)
     strategy, params = _build(name, entry, request.params, supplied)
     work = strategy.work(1, n=1, include=frozenset(request.include))
-    source = next((key for key in ("params", "guides") if getattr(request, key)), "weights")
-    check_bounds(name, work, config, at=f"{AT}.{source}")
+    source = next((key for key in ("params", "guides", "prompts") if getattr(request, key)), "weights")
+    contexts = RequestContexts(contexts={**config.contexts, **own}, adapters=frozenset(config.guide_adapters))
+    check_bounds(name, work, config, contexts.contexts, at=f"{AT}.{source}")
+    _check_models(name, entry, params, contexts.contexts)
     objective, others = _rewards(request, entry, params, weights, config)
     return Plan(
         name=name,
@@ -125,6 +135,9 @@ def plan(raw: object, config: Config, auto: Callable[[], Mapping[str, float]] | 
         params=params,
         weights=weights,
         guides=_shown_mixture(work, entry),
+        contexts=contexts.contexts,
+        instructions=frozenset().union(*map(contexts.instructions, work.mixtures.values())),
+        rows=max(map(contexts.count_rows, work.mixtures.values()), default=1),
         include=frozenset(request.include),
         reward=request.reward,
         objective=objective,
@@ -151,7 +164,7 @@ def _strategy(request: AlignmentRequest, wishes: Mapping[str, Any], config: Conf
     name, written = config.default_strategy, request.model_fields_set
     if "strategy" in written:
         name = request.strategy
-    elif written & {"weights", "guides"}:
+    elif written & {"weights", "guides", "prompts"}:
         guided = all(config.objectives[o].guide for o in wishes if o in config.objectives)
         name = name if "reward" in STRATEGIES[name].takes and not guided else "guided"
     if name not in STRATEGIES:
@@ -164,7 +177,8 @@ def _check_fields(request: AlignmentRequest, name: str, entry: StrategyEntry) ->
     written, takes = request.model_fields_set, entry.takes
     honours = takes | ({"weights"} if "direction" in takes else set())
     honours |= {"weights", "given"} if "reward" in takes else set()
-    for key in ("weights", "guides", "reward", "given"):
+    honours |= {"prompts"} if "guides" in takes else set()
+    for key in ("weights", "guides", "prompts", "reward", "given"):
         if key in written and key not in honours:
             message = f"{AT}.{key} cannot be honoured by strategy {name!r}"
             raise ApiError(message, param=f"{AT}.{key}", code="unsupported_pair")
@@ -176,6 +190,7 @@ def _check_fields(request: AlignmentRequest, name: str, entry: StrategyEntry) ->
         raise ApiError(message, param=f"{AT}.reward", code="unsupported_pair")
     needed: Set[str] = {"weights", "reward"} if "reward" in takes else takes
     needed = {"weights"} if "direction" in takes else needed
+    needed = needed | {"prompts"} if "guides" in needed else needed
     if needed and not entry.reward_optional and not written & needed:
         either = " or ".join(f"{AT}.{key}" for key in sorted(needed))
         raise ApiError(f"strategy {name!r} needs {either}", param=AT, code="missing_required_parameter")
@@ -198,6 +213,9 @@ def _supply(
     by: By = "direction" if "direction" in takes else "reward" if "reward" in takes else "guide"
     weights = parse_weights(wishes, config, at=f"{AT}.weights", by=by) if "weights" in written else {}
     exponents = _exponents(request.guides, config)
+    for i, prompt in enumerate(request.prompts):
+        at = f"{AT}.prompts.{i}.weight"
+        exponents[OWN_PROMPT.format(i)] = parse_number(prompt.weight, at, config.max_weight)
     if "guides" in request.params:
         message = f"write {AT}.guides, beside params"
         raise ApiError(message, param=f"{AT}.params.guides", code="unknown_parameter")
@@ -207,6 +225,24 @@ def _supply(
     if by == "reward":
         return weights, {"guides": {BASE: 1.0, **exponents}}
     return weights, {"guides": guide_exponents(weights, config) | exponents} if takes else {}
+
+
+def _own_prompts(request: AlignmentRequest, config: Config) -> dict[str, Context]:
+    """The client's own, by the names that they have as guides."""
+    if request.prompts and not config.client_prompts:
+        raise ApiError("this server takes no prompts of its clients", param=f"{AT}.prompts", code="unsupported_pair")
+    return {OWN_PROMPT.format(i): prompt.context for i, prompt in enumerate(request.prompts)}
+
+
+def _check_models(name: str, entry: StrategyEntry, params: Mapping[str, Any], contexts: Mapping[str, Context]) -> None:
+    """Raises ApiError for a prompt where the strategy names a model."""
+    for key in entry.model_parameters:
+        if params[key] in contexts:
+            at = f"{AT}.params.{key}"
+            message = (
+                f"{at}: strategy {name!r} needs a model, and guide {params[key]!r} is what a prompt moves the base by"
+            )
+            raise ApiError(message, param=at, code="unsupported_pair")
 
 
 def _exponents(raw: Mapping[str, Any], config: Config) -> dict[str, float]:

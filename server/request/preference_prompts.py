@@ -32,8 +32,9 @@ def check_prompts(config: Config) -> None:
             for slot, (objective, _) in read_slots(prompt).items():
                 if objective not in config.objectives:
                     raise ValueError(f"slots.{slot}: {suggest('objective', objective, config.objectives)}")
-            if prompt.reader is not None and prompt.reader not in config.guides:
-                raise ValueError(f"reader: {suggest('guide', prompt.reader, config.guides)}")
+            models = config.guides.keys() - config.contexts.keys()
+            if prompt.reader is not None and prompt.reader not in models:
+                raise ValueError(f"reader: {suggest('guide', prompt.reader, models)}")
             build_cone(prompt)
         except ValueError as error:
             raise ConfigError(str(error), key=key) from None

@@ -1,14 +1,15 @@
-"""Gangs on vLLM's V1 runner against transformers, token by token.
+"""Guides that are rows of the batch, prompts and adapters, against transformers, token by token.
 
-Requests of every kind run side by side: a contrast of two prompts, three contexts, the base with an adapter of it, and
-plain ones.
+Requests of every kind run side by side: with one prompt and with two, with an adapter, with a model of its own, with
+all of these, and plain ones; in a cache that preempts them, and in steps that are asynchronous or not.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import aclosing
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,78 +17,113 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from torch import Tensor
+from vllm.sampling_params import SamplingParams
 
 from tests.engine import family
-from trimtab.engine.gangs import KEY, Follower, GangSpec, pack
+from trimtab.decoders.protocols import BASE, Mixture, Sampling
+from trimtab.engine.vllm_engine import VLLMEngine
+from trimtab.runtime.contexts import Context, Instruction, RequestContexts
+from trimtab.runtime.strategy_run import StrategyRun
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
 pytestmark = pytest.mark.engine
 TOKENS = 24
-ADAPTER = ("aligned", 1, "")
-"""Name, number and place."""
+ADAPTER, MODEL = "aligned", "llama"
+WARM, COLD, TERSE = (Instruction(text) for text in ("warm", "cold", "terse"))
+CONTEXTS = {
+    "warmth": Context(prompt=WARM, against=COLD),
+    "brevity": Context(prompt=TERSE),
+    "freedom": Context(against=COLD),
+    "nothing": Context(prompt=WARM, against=WARM),
+}
+MIXTURES: list[Mixture] = [
+    {"warmth": 0.8},
+    {"brevity": 1.5},
+    {"warmth": 0.8, "brevity": -0.4, "freedom": 0.3},
+    {ADAPTER: 0.7},
+    {BASE: 1.0},
+    {MODEL: 0.6, "warmth": 0.8, ADAPTER: 0.4},
+    {BASE: 0.0, MODEL: 1.0, "brevity": 0.5},
+    {BASE: 0.6, "freedom": 0.9},
+]
+Law = dict[str, float]
+
+
+def draw_tokens(seed: int, length: int) -> list[int]:
+    return torch.randint(3, 190, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 @dataclass(frozen=True)
-class Row:
-    weight: float
-    prompt: list[int]
-    adapted: bool = False
+class Case:
+    at: int
+    mixture: Mixture
+
+    @property
+    def prompt(self) -> list[int]:
+        return draw_tokens(self.at, 5 + self.at)
+
+    def under(self, instruction: Instruction) -> list[int]:
+        """The prompt under an instruction: of every third case longer than a step's budget."""
+        lengths = {"warm": 80 if self.at % 3 == 0 else 40, "cold": 7, "terse": 1}
+        return [*draw_tokens(100 + self.at + len(instruction.text), lengths[instruction.text]), *self.prompt]
+
+    def engine(self, client: AsyncLLM, adapter: Path) -> VLLMEngine:
+        async def render(instruction: Instruction) -> list[int]:
+            await asyncio.sleep(0.01)
+            return self.under(instruction)
+
+        contexts = RequestContexts(contexts=CONTEXTS, adapters=frozenset([ADAPTER]), render=render)
+        engine = VLLMEngine(client=client, adapters={ADAPTER: (ADAPTER, 2**20, str(adapter))})
+        return engine.for_request(f"r{self.at}", prompt=self.prompt, run=StrategyRun(contexts=contexts))
 
 
-def draw_prompt(seed: int, length: int) -> list[int]:
-    return torch.randint(3, 250, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+CASES = [Case(at, MIXTURES[at % len(MIXTURES)]) for at in range(16)]
 
 
-def make_members(i: int) -> list[Row]:
-    """Leader first. Of every third the followers' prompts are longer than a step's budget."""
-    own = draw_prompt(i, 5 + i)
-    longer, other = draw_prompt(100 + i, 40 if i % 3 else 80), draw_prompt(200 + i, 7)
-    kinds = [
-        [Row(1.5, [*longer, *own]), Row(-0.5, own)],
-        [Row(1.0, own), Row(0.8, [*longer, *own]), Row(-0.8, [*other, *own])],
-        [Row(1.0, own), Row(0.7, own, adapted=True)],
-        [Row(1.0, own)],
-    ]
-    return kinds[i % 4]
+@dataclass(frozen=True)
+class Reference:
+    """Transformers' and peft's models, and the law as it is written."""
 
+    models: Mapping[str, Any]
 
-def extra_args(members: Sequence[Row], *, scored: int = 0) -> dict[str, bytes] | None:
-    if len(members) == 1:
-        return None
-    followers = [
-        Follower(weight=row.weight, prompt=row.prompt, adapter=ADAPTER if row.adapted else None) for row in members[1:]
-    ]
-    return {KEY: pack(GangSpec(weight=members[0].weight, followers=followers, scored=scored))}
+    @torch.inference_mode()
+    def logits(self, model: str, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:
+        """[T, V] before each token of the answer, in fp64."""
+        logits: Tensor = self.models[model](torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 : -1]
+        return logits.double()
 
-
-@torch.inference_mode()
-def mixture(models: Mapping[bool, Any], members: Sequence[Row], answer: Sequence[int]) -> Tensor:
-    """[T, V] log-probabilities before each token of the answer, by a plain recompute."""
-    z = 0.0
-    for row in members:
-        logits = models[row.adapted](torch.tensor([[*row.prompt, *answer]])).logits[0].float()
-        z = z + row.weight * logits[len(row.prompt) - 1 : -1]
-    return torch.as_tensor(z).log_softmax(-1)
+    def logprobs(self, case: Case, answer: Sequence[int], mixture: Mixture | None = None) -> Tensor:
+        """[T, V]"""
+        mixture = case.mixture if mixture is None else mixture
+        base = self.logits(BASE, case.prompt, answer)
+        z = mixture.get(BASE, 1.0) * base
+        for name, weight in mixture.items():
+            if name in (ADAPTER, MODEL):
+                z = z + weight * self.logits(name, case.prompt, answer)
+            elif name in CONTEXTS:
+                context = CONTEXTS[name]
+                towards = self.logits(BASE, case.under(context.prompt), answer) if context.prompt else base
+                away = self.logits(BASE, case.under(context.against), answer) if context.against else base
+                z = z + weight * (towards - away)
+        return z.log_softmax(-1)
 
 
 @pytest.fixture(scope="module")
-def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
-    """The base's, and that of its adapter."""
+def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("gangs")
-    base = family.base(folder / "base")
-    return {False: base, True: family.adapter(folder / ADAPTER[0], base)}
+    base = family.base(folder / BASE)
+    return {BASE: base, MODEL: family.llama(folder / MODEL), ADAPTER: family.adapter(folder / ADAPTER, base)}
 
 
 @pytest.fixture(scope="module")
-def models(paths: dict[bool, Path]) -> dict[bool, Any]:
-    """The base, and the base with its adapter."""
+def reference(paths: dict[str, Path]) -> Reference:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM as HF
 
-    plain, adapted = (HF.from_pretrained(paths[False], dtype=torch.float32).eval() for _ in range(2))
-    return {False: plain, True: PeftModel.from_pretrained(adapted, paths[True]).eval()}
+    base, adapted, model = (HF.from_pretrained(paths[name], dtype=torch.float32).eval() for name in (BASE, BASE, MODEL))
+    return Reference({BASE: base, ADAPTER: PeftModel.from_pretrained(adapted, paths[ADAPTER]).eval(), MODEL: model})
 
 
 OPTIONS: dict[str, Any] = {
@@ -98,101 +134,178 @@ OPTIONS: dict[str, Any] = {
     "max_num_batched_tokens": 48,
     "block_size": 32,
 }
-SMALL, LARGE = 500 << 10, 8 << 20
+SMALL, LARGE = 900 << 10, 12 << 20
 """Bytes of the cache: of the small one gangs are preempted."""
 
 
 @pytest.fixture(scope="module", params=[(LARGE, True), (SMALL, True), (SMALL, False)], ids=str)
-async def client(paths: dict[bool, Path], request: pytest.FixtureRequest) -> AsyncIterator[AsyncLLM]:
+async def client(paths: dict[str, Path], request: pytest.FixtureRequest) -> AsyncIterator[AsyncLLM]:
     """With a cache of so many bytes, and asynchronous steps or not."""
     from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.v1.engine.async_llm import AsyncLLM
 
+    from trimtab.engine.gang_config import schedule_gangs
+    from trimtab.engine.launch import EngineSpec
     from trimtab.engine.members import engine_args
 
     memory, asynchronous = request.param
-    kind = "AsyncGangScheduler" if asynchronous else "GangScheduler"
-    global ADAPTER
-    ADAPTER = ("aligned", 1, str(paths[True]))
-    more = {"scheduler_cls": f"trimtab.engine.gang_scheduler.{kind}", "async_scheduling": asynchronous}
-    llm = AsyncLLM.from_engine_args(
-        AsyncEngineArgs(
-            **engine_args(
-                str(paths[False]),
-                {},
-                adapters={"aligned": str(paths[True])},
-                enable_lora=True,
-                **OPTIONS,
-                **more,
-                kv_cache_memory_bytes=memory,
-            )
-        )
+    options = {**OPTIONS, "async_scheduling": asynchronous, "kv_cache_memory_bytes": memory, "enable_lora": True}
+    arguments = engine_args(
+        str(paths[BASE]), {MODEL: str(paths[MODEL])}, rows={ADAPTER: str(paths[ADAPTER])}, **options
     )
+    spec = EngineSpec(name=BASE, args=AsyncEngineArgs(**arguments))
+    schedule_gangs(spec.config, needed=[*CONTEXTS])
+    llm = spec.start()
     try:
         yield llm
     finally:
         llm.shutdown()
 
 
-async def answer(client: AsyncLLM, name: str, rows: Sequence[Row], **more: Any) -> Any:
-    from vllm.sampling_params import RequestOutputKind, SamplingParams
-
-    params = SamplingParams(
-        max_tokens=TOKENS, logprobs=2, output_kind=RequestOutputKind.FINAL_ONLY, extra_args=extra_args(rows), **more
-    )
-    outputs = [output async for output in client.generate({"prompt_token_ids": rows[0].prompt}, params, name)]
-    [only] = outputs[-1].outputs
-    return only
+@pytest.fixture(scope="module")
+def engines(client: AsyncLLM, paths: dict[str, Path]) -> list[VLLMEngine]:
+    """Of each case."""
+    return [case.engine(client, paths[ADAPTER]) for case in CASES]
 
 
-async def test_every_token_is_the_mixtures(client: AsyncLLM, models: dict[bool, Any]) -> None:
-    made = {f"r{i}": make_members(i) for i in range(16)}
-    more = {"temperature": 0.0, "ignore_eos": True}
-    answers = await asyncio.gather(*(answer(client, name, rows, **more) for name, rows in made.items()))
-    for rows, found in zip(made.values(), answers, strict=True):
-        logprobs = mixture(models, rows, found.token_ids)
-        assert logprobs.argmax(-1).tolist() == list(found.token_ids)
-        for at, listed in enumerate(found.logprobs):
+async def answer(case: Case, engine: VLLMEngine, **sampling: Any) -> tuple[list[int], list[dict[int, float]]]:
+    """Tokens, and the log-probabilities that the client is told."""
+    native = SamplingParams(logprobs=2, ignore_eos=True)
+    sampled = Sampling(max_tokens=TOKENS, engine_params=native, **sampling)
+    tokens: list[int] = []
+    shown: list[dict[int, float]] = []
+    async with aclosing(engine.generate(case.prompt, sampled, n=1, guides=case.mixture)) as chunks:
+        async for chunk in chunks:
+            tokens += chunk.tokens
+            for listed in chunk.engine_output.outputs[0].logprobs:
+                shown.append({token: logprob.logprob for token, logprob in listed.items()})
+    return tokens, shown
+
+
+async def test_every_token_is_the_mixtures(engines: list[VLLMEngine], reference: Reference) -> None:
+    answers = await asyncio.gather(*map(partial(answer, temperature=0.0), CASES, engines))
+    for case, (tokens, shown) in zip(CASES, answers, strict=True):
+        logprobs = reference.logprobs(case, tokens)
+        assert logprobs.argmax(-1).tolist() == tokens, case.mixture
+        for row, listed in zip(logprobs, shown, strict=True):
             for token, logprob in listed.items():
-                assert logprob.logprob == pytest.approx(float(logprobs[at, token]), abs=1e-4)
+                assert logprob == pytest.approx(float(row[token]), abs=1e-4)
 
 
-async def test_a_seed_draws_the_same_in_any_company(client: AsyncLLM) -> None:
-    made = {f"s{i}": make_members(i) for i in range(9)}
-    alone = [await answer(client, name, rows, seed=i) for i, (name, rows) in enumerate(made.items())]
+async def test_a_seed_draws_the_same_in_any_company(engines: list[VLLMEngine]) -> None:
+    alone = [await answer(case, engine, seed=case.at) for case, engine in zip(CASES[:9], engines, strict=False)]
     together = await asyncio.gather(
-        *(answer(client, f"{name}+", rows, seed=i) for i, (name, rows) in enumerate(made.items()))
+        *(answer(case, engine, seed=case.at) for case, engine in zip(CASES[:9], engines, strict=False))
     )
-    assert [one.token_ids for one in alone] == [one.token_ids for one in together]
+    assert [tokens for tokens, _ in alone] == [tokens for tokens, _ in together]
 
 
-async def score(client: AsyncLLM, name: str, rows: Sequence[Row], completion: list[int]) -> list[float]:
-    """Of each token, as `VLLMEngine.score` reads them."""
-    from vllm.sampling_params import RequestOutputKind, SamplingParams
+async def test_what_comes_to_nothing_is_the_base(engines: list[VLLMEngine]) -> None:
+    """Token for token, and in one row."""
+    mixtures: list[Mixture] = [{BASE: 1.0}, {"warmth": 0.0, ADAPTER: 0.0}, {"nothing": 3.0}]
+    answers = [await answer(Case(2, mixture), engines[2], seed=5) for mixture in mixtures]
+    assert [tokens for tokens, _ in answers] == [answers[0][0]] * 3
+    mixings = [await engines[2]._mixer.mix(CASES[2].prompt, guides=mixture) for mixture in mixtures]
+    assert [mixing.rows for mixing in mixings] == [1, 1, 1]
 
-    longer = [replace(row, prompt=[*row.prompt, *completion[:-1]]) for row in rows]
-    params = SamplingParams(
-        max_tokens=1,
-        temperature=0.0,
-        logprobs=0,
-        prompt_logprobs=0,
-        allowed_token_ids=completion[-1:],
-        output_kind=RequestOutputKind.FINAL_ONLY,
-        extra_args=extra_args(longer, scored=len(completion)),
+
+async def test_a_completion_is_scored_in_one_pass(engines: list[VLLMEngine], reference: Reference) -> None:
+    completions = [draw_tokens(300 + case.at, 1 + 4 * case.at) for case in CASES]
+    scores = await asyncio.gather(
+        *(
+            engine.score(case.prompt, completion, guides=case.mixture)
+            for case, engine, completion in zip(CASES, engines, completions, strict=True)
+        )
     )
-    outputs = [output async for output in client.generate({"prompt_token_ids": longer[0].prompt}, params, name)]
-    listed = [*outputs[-1].prompt_logprobs[len(rows[0].prompt) :], outputs[-1].outputs[0].logprobs[0]]
-    return [logprobs[token].logprob for logprobs, token in zip(listed, completion, strict=True)]
+    for case, completion, score in zip(CASES, completions, scores, strict=True):
+        expected = reference.logprobs(case, completion).gather(-1, torch.tensor(completion)[:, None])[:, 0]
+        assert score == pytest.approx(expected.tolist(), abs=1e-4), case.mixture
 
 
-async def test_a_completion_is_scored_in_one_pass(client: AsyncLLM, models: dict[bool, Any]) -> None:
-    made = {f"c{i}": make_members(i) for i in range(12)}
-    completions = [draw_prompt(300 + i, 1 + 5 * i) for i in range(12)]
-    scores = await asyncio.gather(*map(partial(score, client), made, made.values(), completions))
-    for rows, completion, found in zip(made.values(), completions, scores, strict=True):
-        logprobs = mixture(models, rows, completion)
-        expected = logprobs.gather(-1, torch.tensor(completion)[:, None])[:, 0].tolist()
-        assert found == pytest.approx(expected, abs=1e-4)
+async def test_divergence_from_the_base(engines: list[VLLMEngine], reference: Reference) -> None:
+    completions = [draw_tokens(400 + case.at, 1 + 3 * case.at) for case in CASES]
+    divergences = await asyncio.gather(
+        *(
+            engine.divergence(case.prompt, completion, guides=case.mixture)
+            for case, engine, completion in zip(CASES, engines, completions, strict=True)
+        )
+    )
+    for case, completion, divergence in zip(CASES, completions, divergences, strict=True):
+        p, q = (reference.logprobs(case, completion, mixture) for mixture in (case.mixture, {BASE: 1.0}))
+        expected = (p.exp() * (p - q)).sum(-1).tolist()
+        assert divergence == pytest.approx(expected, rel=1e-3, abs=1e-6), case.mixture
+
+
+async def test_entropies_and_plausibility(engines: list[VLLMEngine], reference: Reference) -> None:
+    """Of tokens that the base finds plausible, along what was drawn of them."""
+    for case, engine in zip(CASES[:8], engines, strict=False):
+        sampled = Sampling(max_tokens=6, plausibility=0.2, measured=True, seed=1, stream=False)
+        chunks = [c async for c in engine.generate(case.prompt, sampled, n=1, guides=case.mixture)]
+        tokens = [token for chunk in chunks for token in chunk.tokens]
+        z, base = (reference.logprobs(case, tokens, mixture) for mixture in (case.mixture, {BASE: 1.0}))
+        z = z.masked_fill(base < base.amax(-1, keepdim=True) + torch.tensor(0.2).log(), -torch.inf).log_softmax(-1)
+        entropies = -(z.exp() * z).nan_to_num(0.0).sum(-1)
+        assert [e for chunk in chunks for e in chunk.entropies or ()] == pytest.approx(entropies.tolist(), abs=1e-4)
+        expected = z.gather(-1, torch.tensor(tokens)[:, None])[:, 0].tolist()
+        assert [p for chunk in chunks for p in chunk.logprobs or ()] == pytest.approx(expected, abs=1e-4)
+
+
+async def test_the_likeliest_next_tokens(engines: list[VLLMEngine], reference: Reference) -> None:
+    for case, engine in zip(CASES[:8], engines, strict=False):
+        lists = await engine.greedy_top_logprobs(case.prompt, k=4, length=3, guides=case.mixture)
+        path = [listed[0][0] for listed in lists]
+        best = reference.logprobs(case, path).topk(4)
+        for listed, values, ids in zip(lists, best.values, best.indices, strict=True):
+            assert [token for token, _ in listed] == ids.tolist()
+            assert [logprob for _, logprob in listed] == pytest.approx(values.tolist(), abs=1e-4)
+
+
+async def test_several_answers_and_what_goes_on_from_a_beginning(engines: list[VLLMEngine]) -> None:
+    """A prompt's place is taken by the one under the instruction, and what is begun goes on behind it."""
+    case, engine = CASES[2], engines[2]
+    whole, _ = await answer(case, engine, temperature=0.0)
+    native = SamplingParams(ignore_eos=True)
+    sampled = Sampling(max_tokens=TOKENS - 10, temperature=0.0, engine_params=native, stream=False)
+    begun = [*case.prompt, *whole[:10]]
+    chunks = [chunk async for chunk in engine.generate(begun, sampled, n=3, guides=case.mixture)]
+    assert [list(chunk.tokens) for chunk in chunks] == [whole[10:]] * 3
+    with pytest.raises(ValueError, match=r"guides\.warmth: a prompt guides answers to the request's own prompt alone"):
+        await engine.score(draw_tokens(9, 9), [1], guides={"warmth": 1.0})
+
+
+async def test_what_cannot_be_decoded_is_refused(engines: list[VLLMEngine]) -> None:
+    """Before it reaches the engine."""
+    case, engine = CASES[0], engines[0]
+
+    async def render_each(instruction: Instruction) -> list[int]:
+        return [int(instruction.text), *case.prompt]
+
+    async def render_long(length: int, instruction: Instruction) -> list[int]:
+        return [*draw_tokens(1, length), *case.prompt]
+
+    many = {f"c{i}": Context(prompt=Instruction(f"{i}")) for i in range(30)}
+    one = {"c": Context(prompt=WARM)}
+    for contexts, message in (
+        (
+            RequestContexts(contexts=many, render=render_each),
+            r"guides: the answer takes 31 rows of a batch, which has 24",
+        ),
+        (
+            RequestContexts(contexts=one, render=partial(render_long, family.POSITIONS)),
+            rf"guides: a prompt under an instruction has {family.POSITIONS + 5} tokens; valid: below",
+        ),
+        (RequestContexts(contexts=one), "a guide that is a prompt needs a chat request"),
+    ):
+        bound = engine.for_request("x", prompt=case.prompt, run=StrategyRun(contexts=contexts))
+        with pytest.raises(ValueError, match=message):
+            await bound.score(case.prompt, [1], guides=dict.fromkeys(contexts.contexts, 0.1))
+    run = StrategyRun(contexts=RequestContexts(contexts=one, render=partial(render_long, 240)))
+    bound = engine.for_request("x", prompt=case.prompt, run=run)
+    sampled = Sampling(max_tokens=50, engine_params=SamplingParams(ignore_eos=True), stream=False)
+    if engine.client.vllm_config.cache_config.num_gpu_blocks < 20:
+        return
+    [chunk] = [chunk async for chunk in bound.generate(case.prompt, sampled, n=1, guides={"c": 1.0})]
+    assert (len(chunk.tokens), chunk.finish) == (family.POSITIONS - 245, "length")
+    assert run.warnings == ["an answer has at most 11 tokens here: the longest of its 2 prompts has 245"]
 
 
 async def test_the_small_cache_preempts(client: AsyncLLM) -> None:

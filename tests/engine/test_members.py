@@ -123,7 +123,6 @@ def test_a_state_space_guide(members, tmp_path):
     ("option", "value"),
     [
         ("pipeline_parallel_size", 2),
-        ("enable_lora", True),
         ("enable_prompt_embeds", True),
         ("logprobs_mode", "processed_logprobs"),
         ("max_logprobs", 1),
@@ -195,7 +194,7 @@ def test_adapters_of_requests(members, tmp_path):
     on = {"enable_lora": True}
     good = family.adapter(tmp_path / "good", members[BASE])
     given = start(members, {}, adapters={"one": str(good)}, **on)
-    assert "enable_lora" in reason(given)
+    assert "obstacle" not in given["hf_overrides"]["trimtab"]
     assert given["max_loras"] == 2
     assert given["lora_target_modules"] == ["down_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
     head = family.adapter(tmp_path / "head", members[BASE], target_modules=["lm_head"])
@@ -205,14 +204,12 @@ def test_adapters_of_requests(members, tmp_path):
         ({"one": str(good)}, {}, "needs enable_lora: true"),
         ({}, on, "no request could name an adapter"),
         ({"one": str(tmp_path / "nowhere")}, on, "one: no adapter in .*nowhere; valid: a folder with adapter_config"),
-        ({"one": str(head)}, on, "an adapter of lm_head scores wrongly"),
+        ({"one": str(head)}, on, "one: an adapter of lm_head scores wrongly"),
         ({"one": str(large)}, on, "one: .*rank 32 is greater than max_lora_rank 16"),
         ({"one": str(other)}, on, "one: .*DoRA"),
     ):
         with pytest.raises(MemberError, match=f"^engine: {message}"):
             start(members, {}, adapters=adapters, **options)
-    with pytest.raises(MemberError, match=r"enable_lora=True cannot be honoured beside guides: .*; valid: False"):
-        start(members, {"one": str(members["llama"])}, adapters={"one": str(good)}, **on)
 
 
 def test_an_adapter_s_options(members):

@@ -10,6 +10,7 @@ import pytest
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
+from trimtab.engine.mixing import Mixing
 from trimtab.engine.scheduling import schedule
 from trimtab.engine.table import KEY, pack
 from trimtab.engine.vllm_engine import VLLMEngine
@@ -81,7 +82,8 @@ async def test_a_reward_that_asks_the_base_waits_in_its_request_s_place() -> Non
         (StrategyRun(), None),
     ):
         token = current_run.set(own)
-        assert [piece async for piece in unbound._run([1], SamplingParams(max_tokens=1, extra_args={KEY: pack([1.0])}))]
+        params = SamplingParams(max_tokens=1, extra_args={KEY: pack([1.0])})
+        assert [piece async for piece in unbound._run([1], params, Mixing({}, rows=3, room=1))]
         current_run.reset(token)
         assert client.given.pop() == priority
-    assert shares.finish[("a", False)] == 8
+    assert shares.finish[("a", False)] == 7 + 3, "a token on three rows is three"

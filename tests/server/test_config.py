@@ -97,7 +97,7 @@ def test_a_preference_prompt_that_says_no_direction_is_refused(folder: Path, pro
             8,
             "objectives.warmth.gane: unknown key 'gane'; valid: about, gain, guide, mean, reward, spread. Did you",
         ),
-        ("revision: main", "revison: main", 4, "guides.brief.revison: unknown key 'revison'; valid: hf_over"),
+        ("revision: main", "revison: main", 4, "guides.brief.revison: unknown key 'revison'; valid: adapter, "),
         ("guide: kind", "guide: kond", 7, "objectives.warmth.guide: unknown guide 'kond'; valid: brief, kind. Did you"),
         ("kind: models/kind", "base: models/kind", 3, "guides.base: 'base' is the frozen model's own name"),
         ("kind: models/kind", "kind: ./no/where", 3, "guides.kind.model: there is no "),

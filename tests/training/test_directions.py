@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.engine import family
 from tests.training.test_rendering import CHATML, HI
 from trimtab.recipes.base import DEMO
+from trimtab.runtime.contexts import Instruction
 from trimtab.server.config import load
 from trimtab.server.request.messages import CHAT, instruct
 from trimtab.server.request.preference_prompts import build_direction, build_template
@@ -77,7 +78,9 @@ def test_a_direction_is_said_as_the_server_says_it(name: str, angle: float) -> N
     served = build_direction({"angle": theta}, {"prompt": name}, config, at="weights")
     assert served.template is not None
     for messages in ([*HI], [{"role": "system", "content": "Be kind."}, *HI]):
-        expected = instruct(CHAT, {"messages": messages}, served.template.render(served.v), served.template.role)
+        expected = instruct(
+            CHAT, {"messages": messages}, Instruction(served.template.render(served.v), served.template.role)
+        )
         template = build_template(prompts[name])
         assert directions.state(template, np.array(served.v), messages) == expected["messages"]
         if messages == [*HI]:
