@@ -125,8 +125,8 @@ def plan(raw: object, config: Config, auto: Callable[[], Mapping[str, float]] | 
     work = strategy.work(1, n=1, include=frozenset(request.include))
     source = next((key for key in ("params", "guides", "prompts") if getattr(request, key)), "weights")
     contexts = RequestContexts(contexts={**config.contexts, **own}, adapters=frozenset(config.guide_adapters))
-    check_bounds(name, work, config, contexts.contexts, at=f"{AT}.{source}")
     _check_models(name, entry, params, contexts.contexts)
+    check_bounds(name, work, config, contexts.contexts, at=f"{AT}.{source}")
     objective, others = _rewards(request, entry, params, weights, config)
     return Plan(
         name=name,

@@ -78,7 +78,7 @@ class Site:
 
 
 @asynccontextmanager
-async def serving(base: Path, **engine: Any) -> AsyncIterator[Site]:
+async def serving(base: Path, sections: Mapping[str, Any] | None = None, **engine: Any) -> AsyncIterator[Site]:
     config = Config.model_validate(
         {
             "base": str(base),
@@ -87,6 +87,7 @@ async def serving(base: Path, **engine: Any) -> AsyncIterator[Site]:
             "objectives": {"brevity": {"reward": "short"}},
             "presets": {"best": BEST},
             "engine": {**OPTIONS, **engine},
+            **(sections or {}),
         }
     )
     args = arguments(config)
@@ -186,13 +187,18 @@ async def test_an_adapter_is_a_model_id(adapted: Site) -> None:
     assert "one" in error["message"]
 
 
-async def test_what_needs_the_composite_is_refused_beside_adapters(adapted: Site) -> None:
-    for alignment, what in (
-        ({"strategy": "guided", "guides": {"base": 0.5}}, "a mixture other than the base alone"),
-        ({"strategy": "segments", "weights": {"brevity": 1.0}}, "the entropy of a distribution"),
-    ):
-        error = await adapted.refusal(COMPLETIONS, model="one", prompt=PROMPT, alignment=alignment)
-        assert error["message"].startswith(f"{what} cannot be had of this server's engine, for enable_lora=True")
+async def test_mixtures_are_of_the_adapter(adapted: Site, references: dict[str, Any]) -> None:
+    """Its distribution to a power, and that distribution's entropy, which `segments` goes by."""
+    adapter = adapted.http._transport.app.state.openai_serving_models.lora_requests["one"]  # type: ignore[attr-defined]
+    completion = [(7 * j) % 250 for j in range(9)]
+    engine = adapted.state.client.bind({"lora_request": adapter})
+    score = await engine.score(PROMPT, completion, guides={BASE: 0.5})
+    with torch.no_grad():
+        logits = references["one"](torch.tensor([[*PROMPT, *completion]])).logits[0, len(PROMPT) - 1 : -1]
+    expected = (0.5 * logits).log_softmax(-1)[range(len(completion)), completion]
+    assert score == pytest.approx(expected.tolist(), abs=1e-3)
+    alignment = {"strategy": "segments", "weights": {"brevity": 1.0}}
+    assert await adapted.ask(COMPLETIONS, model="one", prompt=PROMPT, alignment=alignment, ignore_eos=False)
 
 
 # Images

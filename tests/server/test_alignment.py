@@ -115,9 +115,7 @@ def test_what_is_said_of_a_plan() -> None:
 def test_alignment_that_is_no_object(raw: object) -> None:
     error = refusal(raw)
     assert (error.param, error.code) == ("alignment", "invalid_value")
-    assert error.message.startswith(
-        "alignment must be an object with keys among strategy, weights, guides, prompts, pa"
-    )
+    assert error.message.startswith("alignment must be an object with keys among strategy, weights, guides, prompts, p")
 
 
 OUT_OF_RANGE = "must be a number in [-100, 100]; got"
@@ -179,7 +177,8 @@ def test_a_weight_that_is_no_weight(field: str, name: str, value: object, got: s
         ({"strategy": "x" * 2**20}, "strategy", "invalid_value", "unknown strategy 'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"),
         ({"strategy": "guided"}, "", "missing_required_parameter",
          "strategy 'guided' needs alignment.guides or alignment.prompts or alignment.weights"),
-        ({"strategy": "mod"}, "", "missing_required_parameter", "strategy 'mod' needs alignment.guides or alignment.prompts"),
+        ({"strategy": "mod"}, "", "missing_required_parameter",
+         "strategy 'mod' needs alignment.guides or alignment.prompts"),
         ({"strategy": "plain", "weights": {"brevity": 1}}, "weights", "unsupported_pair",
          "alignment.weights cannot be honoured by strategy 'plain'"),
         ({"strategy": "mod", "weights": {"brevity": 1}}, "weights", "unsupported_pair",
