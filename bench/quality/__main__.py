@@ -10,7 +10,7 @@ from typing import Any
 
 from openai import AsyncOpenAI
 
-from trimtab.bench.quality import best_of_n, directions, guided, qalign, real, search, weights
+from trimtab.bench.quality import best_of_n, contexts, directions, guided, qalign, real, search, weights
 from trimtab.bench.quality.points import Bench
 from trimtab.bench.report import write
 from trimtab.bench.serving import trimtab
@@ -93,6 +93,7 @@ CONFIGS = {
     "search": DEMO.with_name("search.yaml"),
     "directions": DEMO.with_name("directions.yaml"),
     "real": Path("real/config.yaml"),
+    "contexts": Path("real/contexts.yaml"),
 }
 """study -> what serves it, where it is not the demo's own configuration"""
 STUDIES = {
@@ -104,6 +105,7 @@ STUDIES = {
     "infer": (infer_study, 36, 12),
     "auto": (auto_study, 180, 36),
     "real": (real.study, 108, 3),
+    "contexts": (contexts.study, 100, 3),
 }
 """name -> study, held-out prompts, and those of --quick"""
 
@@ -118,13 +120,14 @@ def main() -> None:
     parser.add_argument("--strength", type=float, default=1.0, help="guided: what the frontier's weights sum to")
     parser.add_argument("--betas", type=float, nargs="+", help="qalign: temperatures, in spreads of the reward")
     parser.add_argument(
-        "--data", type=Path, nargs="+", default=real.DATA, help="real: prompts, or preferences with some"
+        "--data", type=Path, nargs="+", default=real.DATA, help="real, contexts: prompts, or preferences with some"
     )
-    parser.add_argument("--out", type=Path, default=Path("out/study"), help="real: answers, and figures of each stage")
+    parser.add_argument("--out", type=Path, help="real, contexts: answers, and figures of each stage")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--png", type=Path)
     args = parser.parse_args()
     study, many, few = STUDIES[args.study]
+    args.out = args.out or Path("out", {"real": "study"}.get(args.study, args.study))
     args.png = args.png or Path(f"out/{args.study}.png")
     prompts = args.prompts or (few if args.quick else many)
     config = args.config or CONFIGS.get(args.study, DEMO)

@@ -16,57 +16,30 @@ Every stage writes its figures, and a run that was broken off goes on where it e
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import itertools
-import json
 import statistics
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from trimtab.bench.eval.arguments import arguments
-from trimtab.bench.eval.cli import list_without_score, run
-from trimtab.bench.eval.figures import compare, list_failures, show_half, show_kl, show_pairs
+from trimtab.bench.eval.figures import compare, show_half, show_kl, show_pairs
 from trimtab.bench.eval.figures import show as show_number
-from trimtab.bench.eval.inputs import EvalError, read_prompts
-from trimtab.bench.load.cli import LoadError
+from trimtab.bench.quality.arms import BASE, Arm, answer_in_stages
 from trimtab.bench.report import table, write
 
-BASE, PREFERRED, JUDGE = "base", "preferred", "judge"
+PREFERRED, JUDGE = "preferred", "judge"
 GUIDES = ("helpful", "harmless", "brief")
 PREFERENCES = Path("out/real/preferences")
 DATA = tuple(PREFERENCES / f"{axis}-test.jsonl" for axis in ("helpful", "harmless"))
 SINGLE = 8
 """Prompts that are answered one request at a time."""
-AT_ONCE = 4
-"""Requests at once, for the other prompts."""
-STAGES = (1, SINGLE, 24, 54)
-"""Prompts after which there are figures, before all are answered."""
-TIMEOUT = 3600.0
-"""Seconds for an answer."""
-RETRIES = 100
-"""Of what the server turns away while a search of many answers is under way."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Arm:
-    """A setting, as a point of a family that is tried at several strengths."""
-
-    name: str
-    family: str
-    strength: float
-    """A guide's exponent, or lambda of one that is served as a difference; the candidates of best of n and of votes; of
-    a temperature T, 1 / T - 1, which is the base's exponent beyond 1."""
-    alignment: Mapping[str, Any]
 
 
 def list_arms(*, quick: bool) -> list[Arm]:
-    """The base first. Searches go by objectives, so that their temperatures are in spreads of the reward."""
+    """The base first. The strength of a guide is its exponent, or lambda of one that is served as a difference; of best
+    of n and of votes it is n; of a temperature T it is 1 / T - 1, the base's exponent beyond 1. Searches go by
+    objectives, so that their temperatures are in spreads of the reward."""
     exponents, sizes, temperatures = ((1.0,), (4,), (0.5,)) if quick else ((0.5, 1.0, 2.0), (4, 16, 64), (0.7, 0.5))
     differences = (1.0,) if quick else (1.0, 2.0, 4.0)  # DPO's guide over the base, which it is nearer to
     steps, votes = (4, 4) if quick else (16, 16)
@@ -130,52 +103,18 @@ def list_arms(*, quick: bool) -> list[Arm]:
     ]
 
 
-def write_settings(folder: Path, arms: Sequence[Arm], *, max_tokens: int) -> list[Path]:
-    """A file for each, as `trimtab eval --settings` reads them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{arm.name}.yaml" for arm in arms]
-    for path, arm in zip(paths, arms, strict=True):
-        body = {"temperature": 1.0, "max_tokens": max_tokens, "alignment": dict(arm.alignment)}
-        path.write_text(yaml.safe_dump(body, sort_keys=False))
-    return paths
-
-
-def write_prompts(path: Path, data: Sequence[Path], limit: int) -> list[str]:
-    """The file of each prompt: files take turns, so that any first few prompts are of all of them. Raises EvalError."""
-    by_turns = itertools.zip_longest(*([(file.stem, prompt) for prompt in read_prompts(file)] for file in data))
-    chosen: dict[str, str] = {}
-    for name, prompt in (one for turn in by_turns for one in turn if one is not None):
-        chosen.setdefault(json.dumps({"messages": [*prompt.messages]}, ensure_ascii=False), name)
-    lines = [*chosen][:limit]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    return [chosen[line] for line in lines]
-
-
 async def study(url: str, prompts: int, args: argparse.Namespace) -> dict[str, Any]:
     """Figures of the last stage; those of each are in `args.out`. Exits with a message for what cannot go on."""
     arms = list_arms(quick=args.quick)
-    settings = write_settings(args.out / "settings", arms, max_tokens=32 if args.quick else 128)
-    try:
-        sources = write_prompts(args.out / "prompts.jsonl", args.data, prompts)
-        figures: dict[str, Any] = {}
-        for stage in (*(size for size in STAGES if size < len(sources)), len(sources)):
-            command = ["--url", url, "--prompts", str(args.out / "prompts.jsonl"), "--limit", str(stage)]
-            command += ["--settings", *map(str, settings), "--reward", PREFERRED, JUDGE, "--out", str(args.out)]
-            command += ["--concurrency", str(1 if stage <= SINGLE else AT_ONCE), "--timeout", str(TIMEOUT), "--resume"]
-            command += ["--retries", str(RETRIES)]
-            with contextlib.redirect_stdout(io.StringIO()):
-                summary = await run(arguments(command))
-            for failure in list_failures(summary):
-                print(failure)
-            if without := list_without_score(summary):
-                sys.exit(f"no answer has a score: {', '.join(without)}")
-            figures = work_out(summary, arms, sources[:stage])
-            show(figures, expect_seconds(figures, len(sources) - stage))
+    figures: dict[str, Any] = {}
+    async with aclosing(
+        answer_in_stages(url, arms, prompts, args, rewards=(PREFERRED, JUDGE), single=SINGLE, max_tokens=128)
+    ) as stages:
+        async for summary, sources, left in stages:
+            figures = work_out(summary, arms, sources)
+            show(figures, expect_seconds(figures, left))
             draw(figures, args.png)
             write(args.out / "study.json", figures)
-    except (EvalError, LoadError) as error:
-        sys.exit(str(error))
     return figures
 
 

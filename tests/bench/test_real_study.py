@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from tests.server.conftest import serve, until_up
-from trimtab.bench.quality import real
+from trimtab.bench.quality import arms, real
 from trimtab.server.config import Config
 from trimtab.server.request.plan import check_config, plan
 
@@ -27,10 +27,10 @@ def test_files_take_turns_and_a_prompt_counts_once(tmp_path: Path) -> None:
         pairs = [{"prompt": [{"role": "user", "content": t}], "chosen": "x", "rejected": "y"} for t in texts]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
-    assert real.write_prompts(tmp_path / "all", files, 99) == ["a", "b", "a", "b", "b"]
+    assert arms.write_prompts(tmp_path / "all", files, 99) == ["a", "b", "a", "b", "b"]
     lines = [json.loads(line)["messages"][0]["content"] for line in (tmp_path / "all").read_text().splitlines()]
     assert lines == ["1", "3", "2", "4", "5"]
-    assert real.write_prompts(tmp_path / "all", files, 2) == ["a", "b"]
+    assert arms.write_prompts(tmp_path / "all", files, 2) == ["a", "b"]
 
 
 def test_every_strength_of_a_family_is_another_and_the_base_is_first() -> None:
