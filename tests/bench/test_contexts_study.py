@@ -36,9 +36,8 @@ def test_the_configuration_serves_every_setting() -> None:
 def test_a_curve_is_read_at_the_system_prompt_s_divergence() -> None:
     """A family whose value is twice its KL, against a prompt that gets 1 for 3 nats: 5 more."""
     rng = np.random.default_rng(0)
-    costs = {
-        name: rng.gamma(4.0, mean / 4, 4000) for name, mean in {"a": 1.0, "b": 2.0, "c": 4.0, "system": 3.0}.items()
-    }
+    means = {"a": 1.0, "b": 2.0, "c": 4.0, "system": 3.0}
+    costs = {name: rng.gamma(4.0, mean / 4, 4000) for name, mean in means.items()}
     costs[BASE] = np.zeros(4000)
     values = {name: 2 * cost for name, cost in costs.items()} | {"system": rng.normal(1, 1, 4000)}
     apart = contexts.at_equal_kl(["a", "b", "c"], "system", values, costs)
@@ -54,9 +53,7 @@ def test_what_is_measured() -> None:
     measured = contexts.measures()
     assert measured["warmth"]("I love you, dear friend!") > 0.5 > measured["warmth"]("I hate this.")
     assert measured["brevity"]("one two three") == -3
-    assert measured["simplicity"]("The cat sat.") > measured["simplicity"](
-        "Incomprehensibility characterises prolegomena."
-    )
+    assert measured["simplicity"]("The cat sat.") > measured["simplicity"]("Incomprehensible prolegomena predominate.")
 
 
 @pytest.mark.slow
@@ -75,9 +72,8 @@ def test_the_whole_study_on_a_toy(tmp_path: Path, capsys: pytest.CaptureFixture[
     brevity = figures["attributes"]["brevity"]
     assert len(brevity["settings"]) == 1 + 4 + 3 + 3
     assert brevity["settings"][BASE]["kl"]["mean"] == 0
-    assert (
-        brevity["settings"]["brevity_alone_4"]["kl"]["mean"] > brevity["settings"]["brevity_alone_1"]["kl"]["mean"] > 0
-    )
+    divergences = [brevity["settings"][f"brevity_alone_{w}"]["kl"]["mean"] for w in (1, 2, 4)]
+    assert 0 < divergences[0] < divergences[2]
     assert [past["setting"] for past in brevity["past_the_prompt"]] == ["brevity_alone_2", "brevity_alone_4"]
     assert args.png.exists()
     assert "at its KL" in capsys.readouterr().out
