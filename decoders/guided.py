@@ -112,7 +112,7 @@ class Guided:
 
 
 Exponent = Annotated[float, Field(description="how far the guide pulls; 0 is the base")]
-Member = Annotated[str, Field(description="a guide's name: a model, no prompt"), NamesModel()]
+Member = Annotated[str, Field(description="a guide that is a model or an adapter, by name"), NamesModel()]
 
 
 def add_exponents(*terms: tuple[str, float]) -> Mixture:
