@@ -7,6 +7,7 @@ all of these, and plain ones; in a cache that preempts them, and in steps that a
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from prometheus_client import REGISTRY
 from torch import Tensor
 from vllm.sampling_params import SamplingParams
 
@@ -308,10 +310,43 @@ async def test_what_cannot_be_decoded_is_refused(engines: list[VLLMEngine]) -> N
     assert run.warnings == ["an answer has at most 11 tokens here: the longest of its 2 prompts has 245"]
 
 
+async def test_whoever_leaves_takes_all_rows_along(
+    client: AsyncLLM, engines: list[VLLMEngine], reference: Reference
+) -> None:
+    """Answers and scores are given up while they wait, are read, and are drawn; what stays is right, and nothing is
+    left that runs or holds a block."""
+    draw = random.Random(0)
+
+    async def leave(at: int) -> list[int] | None:
+        case, engine = CASES[at % len(CASES)], engines[at % len(CASES)]
+        scores = at % 5 == 4
+        task: asyncio.Task[Any] = asyncio.create_task(
+            engine.score(case.prompt, draw_tokens(at, 30), guides=case.mixture)
+            if scores
+            else answer(case, engine, temperature=0.0)
+        )
+        await asyncio.sleep(draw.uniform(0, 0.05))
+        done, _ = await asyncio.wait([task], timeout=None if at % 3 == 0 else draw.uniform(0, 1.5))
+        if not done:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            return None
+        return None if scores else task.result()[0]
+
+    answers = await asyncio.gather(*map(leave, range(80)))
+    assert sum(one is None for one in answers) > 20
+    for at, tokens in enumerate(answers):
+        if tokens is not None:
+            case = CASES[at % len(CASES)]
+            assert reference.logprobs(case, tokens).argmax(-1).tolist() == tokens
+    await answer(Case(1, {BASE: 1.0}), engines[1])
+    labels = {"engine": "0", "model_name": client.model_config.served_model_name}
+    for gauge in ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc"):
+        assert REGISTRY.get_sample_value(gauge, labels) == 0, gauge
+
+
 async def test_the_small_cache_preempts(client: AsyncLLM) -> None:
     """Or nothing here is shown of it."""
-    from prometheus_client import REGISTRY
-
     labels = {"engine": "0", "model_name": client.model_config.served_model_name}
     preempted = REGISTRY.get_sample_value("vllm:num_preemptions_total", labels) or 0
     assert (preempted > 5) == (client.vllm_config.cache_config.num_gpu_blocks < 100)
