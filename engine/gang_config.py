@@ -16,9 +16,11 @@ SCHEDULERS = {
     False: "trimtab.engine.gang_scheduler.GangScheduler",
     True: "trimtab.engine.gang_scheduler.AsyncGangScheduler",
 }
+GPU_WORKERS = "vllm.v1.worker.gpu_worker"
+"""The module of vLLM's own worker on CUDA."""
 WORKERS = {
     "trimtab.engine.cpu.SeededWorker": "trimtab.engine.cpu.SeededWorker",
-    "vllm.v1.worker.gpu_worker.Worker": "trimtab.engine.gang_worker.GangWorker",
+    f"{GPU_WORKERS}.Worker": "trimtab.engine.gang_worker.GangWorker",
 }
 """A worker, and the one in its place that runs gangs."""
 

@@ -128,7 +128,8 @@ class GangScheduler(Scheduler):  # type: ignore[misc]
         super().add_request(request)
 
     def _enqueue_waiting_request(self, request: Request) -> None:
-        if not isinstance(request, Member) or request.gang.admitted:
+        gang = gang_of(request)
+        if gang is None or gang.admitted:
             super()._enqueue_waiting_request(request)
 
     def admit(self) -> None:
@@ -180,13 +181,13 @@ class GangScheduler(Scheduler):  # type: ignore[misc]
                 for member in one.members:
                     member.held = held
 
-    def _update_after_schedule(self, output: Any) -> None:
+    def _update_after_schedule(self, scheduler_output: Any) -> None:
         self._set_held(False)  # what vLLM notes now must know that a prompt is not finished
         for one in self.gangs.values():
-            there = sum(member.request_id in output.num_scheduled_tokens for member in one.members)
+            there = sum(member.request_id in scheduler_output.num_scheduled_tokens for member in one.members)
             if one.decoding and there not in (0, len(one.members)):
                 raise AssertionError(f"{there} of {len(one.members)} members of {one.leader.request_id} were scheduled")
-        super()._update_after_schedule(output)
+        super()._update_after_schedule(scheduler_output)
 
     def make_room(self) -> None:
         """Frees the blocks for every decoding gang's next tokens."""
@@ -198,14 +199,15 @@ class GangScheduler(Scheduler):  # type: ignore[misc]
 
     def preempt(self, request: Request) -> None:
         """The request; of a gang that decodes all of it."""
-        preempted = request.gang.members if is_decoding(request) else [request]
+        gang = gang_of(request)
+        preempted = gang.members if gang is not None and gang.decoding else [request]
         for one in reversed([one for one in self.running if one in preempted]):
             self.running.remove(one)
             self._preempt_request(one, time.monotonic())
 
     def _preempt_request(self, request: Request, *args: Any, **more: Any) -> None:
-        if is_decoding(request):
-            request.gang.decode(False)  # all of it is being preempted: by `preempt`, or with the cache's reset
+        if (gang := gang_of(request)) is not None and gang.decoding:
+            gang.decode(False)  # all of it is being preempted: by `preempt`, or with the cache's reset
         super()._preempt_request(request, *args, **more)
 
     def count_wanted_blocks(self) -> int:
@@ -223,13 +225,15 @@ class GangScheduler(Scheduler):  # type: ignore[misc]
         """Where nothing ran, half-prefilled gangs may hold the blocks that each other's halves wait for: all but the
         one whose turn it is give theirs back."""
         waits = all(
-            isinstance(r, Member) and not all(m.lacks_one for m in r.gang.members) and not r.num_in_flight_tokens
+            (gang := gang_of(r)) is not None
+            and not all(member.lacks_one for member in gang.members)
+            and not r.num_in_flight_tokens
             for r in self.running
         )
         if not self.running or not waits:
             return
         first = self.waiting.peek_request() if self.waiting else self.running[0]
-        for request in [r for r in self.running if r.gang is not getattr(first, "gang", None)]:
+        for request in [r for r in self.running if gang_of(r) is not gang_of(first)]:
             self.preempt(request)
 
     # Going out
@@ -242,9 +246,9 @@ class GangScheduler(Scheduler):  # type: ignore[misc]
             self.disband(leader)
         return outputs
 
-    def finish_requests(self, request_ids: str | Iterable[str] | None, status: RequestStatus) -> list[Request]:
+    def finish_requests(self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus) -> list[Request]:
         ids = [request_ids] if isinstance(request_ids, str) else request_ids
-        finished = super().finish_requests(ids, status)
+        finished = super().finish_requests(ids, finished_status)
         answered = [request for request in finished if request.request_id not in self.followers]
         for request in answered:
             if request.request_id in self.gangs:
@@ -258,9 +262,15 @@ class GangScheduler(Scheduler):  # type: ignore[misc]
         self.followers -= set(ids)
 
 
-def is_decoding(request: Request) -> bool:
+def gang_of(request: Any) -> Gang | None:
+    """Of any request."""
+    return request.gang if isinstance(request, Member) else None
+
+
+def is_decoding(request: Any) -> bool:
     """Whether it is of a gang that decodes."""
-    return isinstance(request, Member) and request.gang.decoding
+    gang = gang_of(request)
+    return gang is not None and gang.decoding
 
 
 def make_follower(leader: Request, spec: GangSpec, at: int) -> Member:

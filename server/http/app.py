@@ -187,6 +187,7 @@ def describe_server(config: Config, scoring: Scoring) -> dict[str, Any]:
         "combinations": describe_table({name: e for name, e in COMBINES.items() if not e.load().in_pool}),
         "transforms": describe_table(TRANSFORMS),
         "guides": sorted(config.guides),
+        "client_prompts": config.client_prompts,
         "preference_prompts": {name: prompt.model_dump() for name, prompt in config.preference_prompts.items()},
         "auto_weights": config.auto_weights is not None,
         "presets": {name: dict(preset) for name, preset in config.presets.items()},
