@@ -114,7 +114,7 @@ def start_contenders(stack: ExitStack, load: Workload, base: str, adapter: str, 
 def speeds(seconds: Mapping[str, list[float]]) -> dict[str, list[float]]:
     """contender -> of each round, the plain engine's time over its own"""
     return {
-        name: [plain / own for plain, own in zip(seconds[PLAIN], of, strict=True)]
+        name: [plain / its for plain, its in zip(seconds[PLAIN], of, strict=True)]
         for name, of in seconds.items()
         if name != PLAIN
     }

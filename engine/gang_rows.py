@@ -22,12 +22,12 @@ from torch import Tensor
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from trimtab.engine import table
-from trimtab.engine.gangs import KEY, Place, unpack_place
+from trimtab.engine.gangs import KEY, Membership, unpack_membership
 from trimtab.engine.mixture import DISTRIBUTION, KL, NEG_INF, divergence, encode_scalar_as_logits, entropy
 
 
 @dataclass(frozen=True)
-class Rows:
+class GangRows:
     """Which rows of a step's batch are of which gang, leaders among them."""
 
     row_M: Tensor
@@ -40,27 +40,18 @@ class Rows:
     """Of gangs that ask for a number of their distribution: the leader's row, the reference's, and which number."""
 
     @classmethod
-    def of(cls, names: Sequence[str], places: Mapping[str, Place], device: torch.device) -> Rows | None:
-        """None where no gang samples. A member whose leader is not in the batch is being prefilled: what is drawn for
-        it is thrown away."""
-        row_of = {name: row for row, name in enumerate(names)}
-        members = [
-            (row, row_of[place.leader], place.weight)
-            for row, name in enumerate(names)
-            if (place := places.get(name)) is not None and place.leader in row_of
-        ]
+    def of(cls, batch: Mapping[str, Membership | None], device: torch.device) -> GangRows | None:
+        """Of a batch's requests, by row; None where no gang samples. A member whose leader is not in the batch is being
+        prefilled: what is drawn for it is thrown away."""
+        row_of = {name: row for row, name in enumerate(batch)}
+        members = [(row, one) for row, one in enumerate(batch.values()) if one is not None and one.leader in row_of]
         if not members:
             return None
-        rows, leaders, weights = zip(*members, strict=True)
+        rows, leaders = [row for row, _ in members], [row_of[one.leader] for _, one in members]
+        weights = [one.weight for _, one in members]
         gangs = {leader: i for i, leader in enumerate(dict.fromkeys(leaders))}
-        scalars = [
-            (row_of[place.leader], row, place.scalar)
-            for row, name in enumerate(names)
-            if (place := places.get(name)) is not None
-            and place.leader in row_of
-            and place.reference
-            and place.scalar != DISTRIBUTION
-        ]
+        measured = [(row, one) for row, one in members if one.reference and one.scalar != DISTRIBUTION]
+        scalars = [(row_of[one.leader], row, one.scalar) for row, one in measured]
 
         def whole(values: Sequence[int]) -> Tensor:
             return torch.tensor(values, dtype=torch.long, device=device)
@@ -103,7 +94,7 @@ class GangRunner(GPUModelRunner):  # type: ignore[misc]
     """vLLM's, between a step's two halves."""
     batch: list[str] | None = None
     """Requests of the last step, by row."""
-    rows: Rows | None = None
+    rows: GangRows | None = None
     states: dict[str, Tensor] | None = None
     """request -> [T - 1, H] of the positions before a completion's tokens, but for the last, which is sampled"""
 
@@ -113,8 +104,8 @@ class GangRunner(GPUModelRunner):  # type: ignore[misc]
         if state is not None and state.logits is not None:
             if self.batch != self.input_batch.req_ids:
                 self.batch = self.input_batch.req_ids.copy()
-                places = {name: place for name in self.batch if (place := self.place_of(name)) is not None}
-                self.rows = Rows.of(self.batch, places, state.logits.device)
+                memberships = {name: self.membership_of(name) for name in self.batch}
+                self.rows = GangRows.of(memberships, state.logits.device)
             if self.rows is not None:
                 self.execute_model_state = state._replace(logits=self.rows.mix(state.logits))
         return output
@@ -135,13 +126,13 @@ class GangRunner(GPUModelRunner):  # type: ignore[misc]
 
     def keep_states(self, hidden_states: Tensor, num_scheduled_tokens: Mapping[str, int]) -> None:
         """[tokens of the step, H]; what is computed again after a preemption takes the place of what was there."""
-        states = {name: kept for name, kept in (self.states or {}).items() if name in self.requests}
+        states = {name: those for name, those in (self.states or {}).items() if name in self.requests}
         for name, n in num_scheduled_tokens.items():
-            place, request = self.place_of(name), self.requests[name]
-            if place is None or place.scored < 2:
+            membership, request = self.membership_of(name), self.requests[name]
+            if membership is None or membership.scored < 2:
                 continue
             end, computed = request.num_prompt_tokens - 1, request.num_computed_tokens
-            begin = end - (place.scored - 1)
+            begin = end - (membership.scored - 1)
             first, last = max(begin, computed), min(end, computed + n)
             if first < last:
                 row = int(self.query_start_loc.np[self.input_batch.req_id_to_index[name]]) - computed
@@ -160,22 +151,21 @@ class GangRunner(GPUModelRunner):  # type: ignore[misc]
 
     def score(self, leader: str, logprobs: Any) -> None:
         """Writes the log-probabilities of a completion's tokens, less the last, into those of the leader's prompt."""
-        members = {
-            name: place for name in self.batch or () if (place := self.place_of(name)) and place.leader == leader
-        }
+        batch = {name: self.membership_of(name) for name in self.batch or ()}
+        members = {name: one for name, one in batch.items() if one is not None and one.leader == leader}
         logits = {name: self.logits_of(name) for name in members}
         z_TV = torch.stack([members[name].weight * one for name, one in logits.items()]).sum(0)
         if (kind := members[leader].scalar) != DISTRIBUTION:
-            [reference] = [logits[name] for name, place in members.items() if place.reference]
+            [reference] = [logits[name] for name, one in members.items() if one.reference]
             z_TV = measure(kind, z_TV, reference)
         request = self.requests[leader]
         at = slice(request.num_prompt_tokens - 1 - len(z_TV), request.num_prompt_tokens - 1)
         tokens = torch.tensor(request.prompt_token_ids[at.start + 1 : at.stop + 1], device=z_TV.device)
         scores = self.sampler.compute_logprobs(z_TV)
-        found = self.sampler.gather_logprobs(scores, logprobs.logprobs.shape[-1] - 1, tokens)
-        logprobs.logprob_token_ids[at] = found.logprob_token_ids.cpu()
-        logprobs.logprobs[at] = found.logprobs.cpu()
-        logprobs.selected_token_ranks[at] = found.selected_token_ranks.cpu()
+        gathered = self.sampler.gather_logprobs(scores, logprobs.logprobs.shape[-1] - 1, tokens)
+        logprobs.logprob_token_ids[at] = gathered.logprob_token_ids.cpu()
+        logprobs.logprobs[at] = gathered.logprobs.cpu()
+        logprobs.selected_token_ranks[at] = gathered.selected_token_ranks.cpu()
 
     def logits_of(self, name: str) -> Tensor:
         """[T - 1, V] in fp32"""
@@ -185,6 +175,6 @@ class GangRunner(GPUModelRunner):  # type: ignore[misc]
         logits: Tensor = self.model.compute_logits(states)
         return logits.float()
 
-    def place_of(self, name: str) -> Place | None:
+    def membership_of(self, name: str) -> Membership | None:
         packed = (self.requests[name].sampling_params.extra_args or {}).get(KEY)
-        return None if packed is None else unpack_place(packed)
+        return None if packed is None else unpack_membership(packed)

@@ -29,7 +29,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
 from trimtab.engine import gangs
-from trimtab.engine.gangs import KEY, GangSpec, Place
+from trimtab.engine.gangs import KEY, GangSpec, Membership
 
 FIRST = -(2**62)
 """The priority of what decodes in a gang: vLLM's own loop must not choose it to make room for another request."""
@@ -100,8 +100,8 @@ class GangScheduler(Scheduler):  # type: ignore[misc]
             return
         request.__class__ = Member  # vLLM has made it, and knows no other class
         # Workers need not have everybody's prompts again.
-        place = make_place(request, spec, weight=spec.weight, reference=not spec.has_reference)
-        request.sampling_params.extra_args = {**request.sampling_params.extra_args, KEY: place}
+        membership = make_membership(request, spec, weight=spec.weight, reference=not spec.has_reference)
+        request.sampling_params.extra_args = {**request.sampling_params.extra_args, KEY: membership}
         gang = self.gangs[request.request_id] = Gang(members)
         self.followers |= {member.request_id for member in members[1:]}
         for member in members:
@@ -283,7 +283,7 @@ def make_follower(leader: Request, spec: GangSpec, at: int) -> Member:
         ignore_eos=True,
         detokenize=False,
         skip_reading_prefix_cache=leader.skip_reading_prefix_cache,
-        extra_args={KEY: make_place(leader, spec, weight=one.weight, reference=one.reference)},
+        extra_args={KEY: make_membership(leader, spec, weight=one.weight, reference=one.reference)},
     )
     return Member(
         f"{leader.request_id}/{at + 1}",
@@ -299,9 +299,11 @@ def make_follower(leader: Request, spec: GangSpec, at: int) -> Member:
     )
 
 
-def make_place(leader: Request, spec: GangSpec, *, weight: float, reference: bool) -> bytes:
+def make_membership(leader: Request, spec: GangSpec, *, weight: float, reference: bool) -> bytes:
     name = leader.request_id
-    return gangs.pack(Place(leader=name, weight=weight, scored=spec.scored, scalar=spec.scalar, reference=reference))
+    return gangs.pack(
+        Membership(leader=name, weight=weight, scored=spec.scored, scalar=spec.scalar, reference=reference)
+    )
 
 
 class AsyncGangScheduler(GangScheduler, AsyncScheduler):  # type: ignore[misc]

@@ -15,6 +15,8 @@ travels in `SamplingParams.extra_args[KEY]`, as bytes: those cannot be written i
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import msgspec
 
 from trimtab.engine.mixture import DISTRIBUTION
@@ -56,7 +58,7 @@ class GangSpec(msgspec.Struct, frozen=True, array_like=True):
         return any(follower.reference for follower in self.followers)
 
 
-class Place(msgspec.Struct, frozen=True, array_like=True):
+class Membership(msgspec.Struct, frozen=True, array_like=True):
     """What a worker is told of a member."""
 
     leader: str
@@ -67,7 +69,7 @@ class Place(msgspec.Struct, frozen=True, array_like=True):
     reference: bool = False
 
 
-def pack(message: GangSpec | Place) -> bytes:
+def pack(message: GangSpec | Membership) -> bytes:
     return msgspec.msgpack.encode(message)
 
 
@@ -75,5 +77,6 @@ def unpack_gang(packed: bytes) -> GangSpec:
     return msgspec.msgpack.decode(packed, type=GangSpec)
 
 
-def unpack_place(packed: bytes) -> Place:
-    return msgspec.msgpack.decode(packed, type=Place)
+@lru_cache(maxsize=4096)
+def unpack_membership(packed: bytes) -> Membership:
+    return msgspec.msgpack.decode(packed, type=Membership)

@@ -15,7 +15,7 @@ from trimtab.engine.table import KEY, pack
 from trimtab.runtime.strategy_run import StrategyRun
 
 if TYPE_CHECKING:
-    from vllm.config import VllmConfig
+    from vllm.engine.protocol import EngineClient
 
 HEAVIEST = 1e6
 """|w| at most: beyond it, fp32 logits lose their units, and nothing but the sign of w would be left."""
@@ -40,8 +40,7 @@ class Mixing:
 class Mixer:
     """What a request's mixtures are made of."""
 
-    config: VllmConfig
-    """The engine's."""
+    client: EngineClient
     served: Mapping[str, Any]
     """`plugin.FIELD` of the base's config."""
     adapters: Mapping[str, Adapter]
@@ -88,9 +87,9 @@ class Mixer:
         `scored`: of how many tokens, less the last, that the prompt ends with the log-probabilities are wanted.
         """
         mixture = self.check(guides)
-        own: Row = (tuple(prompt), self.own_adapter)
-        rows = await self._rows(own, mixture)
-        columns = {name: mixture.get(name, 0.0) for name in self.columns} | {BASE: rows.pop(own, 0.0)}
+        leader: Row = (tuple(prompt), self.own_adapter)
+        rows = await self._rows(leader, mixture)
+        columns = {name: mixture.get(name, 0.0) for name in self.columns} | {BASE: rows.pop(leader, 0.0)}
         if not rows:
             row = self._row(columns, plausibility=plausibility, scalar=scalar)
             return Mixing({KEY: row}, rows=1, room=length)
@@ -106,10 +105,10 @@ class Mixer:
         lengths = [len(prompt), *(len(follower.prompt) for follower in followers)]
         return Mixing({KEY: row, gangs.KEY: gangs.pack(spec)}, rows=len(lengths), room=self._room(lengths, length))
 
-    async def _rows(self, own: Row, mixture: Mapping[str, float]) -> dict[Row, float]:
+    async def _rows(self, leader: Row, mixture: Mapping[str, float]) -> dict[Row, float]:
         """Weights of their logits; what comes to nothing is left out."""
-        prompt, adapter = own
-        rows = defaultdict(float, {own: mixture[BASE]})
+        prompt, adapter = leader
+        rows = defaultdict(float, {leader: mixture[BASE]})
         contexts, length = self.run.contexts, len(self.start)
         for name, weight in mixture.items():
             if name in self.adapters:
@@ -133,7 +132,7 @@ class Mixer:
 
         Raises ValueError for none, and where the rows can never run together.
         """
-        config = self.config
+        config = self.client.vllm_config
         if reason := self.served.get("row_obstacle"):
             raise ValueError(f"guides that are prompts or adapters cannot be had of this server's engine, for {reason}")
         if self.media:

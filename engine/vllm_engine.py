@@ -307,7 +307,7 @@ class VLLMEngine:
     @property
     def _mixer(self) -> Mixer:
         return Mixer(
-            config=self.client.vllm_config,
+            client=self.client,
             served=self._served,
             adapters=self.adapters,
             run=self._run_of,

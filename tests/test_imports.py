@@ -34,6 +34,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "training",
         "bench.intervals",
         "preferences.preference_direction",
+        "runtime.contexts",
         "server.config",
         "server.request.messages",
         "server.request.preference_prompts",

@@ -106,13 +106,13 @@ def work_out(summary: Mapping[str, Any], texts: Mapping[tuple[str, int], str], a
     prompts = sorted({prompt for _, prompt in texts if all((arm.name, prompt) in texts for arm in arms)})
     tables: dict[str, Any] = {}
     for attribute in ATTRIBUTES:
-        own = [arm for arm in arms if arm.family.startswith(f"{attribute.name}_")]
+        those = [arm for arm in arms if arm.family.startswith(f"{attribute.name}_")]
         values = {
             arm.name: np.array([measured[attribute.name](texts[arm.name, prompt]) for prompt in prompts])
-            for arm in (arms[0], *own)
+            for arm in (arms[0], *those)
         }
         costs = {name: np.array([kl[name, prompt] for prompt in prompts]) for name in values}
-        if own and prompts:
+        if those and prompts:
             tables[attribute.name] = {
                 "unit": attribute.unit,
                 "settings": {
@@ -127,7 +127,7 @@ def work_out(summary: Mapping[str, Any], texts: Mapping[tuple[str, int], str], a
                 },
                 "at_equal_kl": {
                     family: at_equal_kl(
-                        [arm.name for arm in own if arm.family == f"{attribute.name}_{family}"],
+                        [arm.name for arm in those if arm.family == f"{attribute.name}_{family}"],
                         f"{attribute.name}_{SYSTEM}",
                         values,
                         costs,
@@ -138,7 +138,7 @@ def work_out(summary: Mapping[str, Any], texts: Mapping[tuple[str, int], str], a
                 "past_the_prompt": [
                     {"setting": arm.name, "above_prompt": compare(as_scores(values[arm.name]), as_scores(system))}
                     for system in [values.get(f"{attribute.name}_{SYSTEM}")]
-                    for arm in own
+                    for arm in those
                     if arm.family.endswith("_alone") and arm.strength > 1 and system is not None
                 ],
             }

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.engine import family
-from trimtab.engine.gangs import KEY, Follower, GangSpec, pack, unpack_place
+from trimtab.engine.gangs import KEY, Follower, GangSpec, pack, unpack_membership
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -47,7 +47,7 @@ class Worker:
         computed = {}
         for new in output.scheduled_new_reqs:
             packed = (new.sampling_params.extra_args or {}).get(KEY)
-            self.leader[new.req_id] = unpack_place(packed).leader if packed else new.req_id
+            self.leader[new.req_id] = unpack_membership(packed).leader if packed else new.req_id
             self.length[new.req_id] = len(new.prompt_token_ids)
             computed[new.req_id] = new.num_computed_tokens
         cached = output.scheduled_cached_reqs

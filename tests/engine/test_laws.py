@@ -9,6 +9,7 @@ from tests.contracts import ENGINE_LAWS, STRATEGY_LAWS, TABLE_LAWS, Specimen, bu
 from trimtab.decoders import STRATEGIES
 from trimtab.decoders.protocols import BASE, Sampling
 from trimtab.preferences.preference_direction import DPA, Cone, PreferenceDirection, Template
+from trimtab.runtime.contexts import Instruction
 from trimtab.runtime.metered import Metered
 from trimtab.runtime.usage import Usage
 
@@ -49,7 +50,7 @@ def specimen(vllm_engine, client) -> Specimen:
 def requested(specimen: Specimen) -> Specimen:
     """The engine as a request has it, which knows its own messages: here, whatever instructs the model is a prompt."""
 
-    async def render(instruction: str, role: str) -> list[int]:
+    async def render(instruction: Instruction) -> list[int]:
         return PROMPTS[2]
 
     return replace(specimen, engine=Metered(specimen.engine, Usage(), render))
