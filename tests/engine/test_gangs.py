@@ -1,7 +1,7 @@
 """Guides that are rows of the batch, prompts and adapters, against transformers, token by token.
 
 Requests of every kind run side by side: with one prompt and with two, with an adapter, with a model of its own, with
-all of these, and plain ones; in a cache that preempts them, and in steps that are asynchronous or not.
+all of these, and plain ones; in a cache that preempts them, too.
 """
 
 from __future__ import annotations
@@ -142,20 +142,22 @@ SMALL, LARGE = 900 << 10, 12 << 20
 
 @pytest.fixture(scope="module", params=[(LARGE, True), (SMALL, True), (SMALL, False)], ids=str)
 async def client(paths: dict[str, Path], request: pytest.FixtureRequest) -> AsyncIterator[AsyncLLM]:
-    """With a cache of so many bytes, and asynchronous steps or not."""
+    """With a cache of so many bytes, and the scheduler for asynchronous steps or the other. vLLM's steps are never
+    asynchronous on CPU: tests/engine/test_gang_scheduler.py has those, without an engine."""
     from vllm.engine.arg_utils import AsyncEngineArgs
 
-    from trimtab.engine.gang_config import schedule_gangs
+    from trimtab.engine.gang_config import SCHEDULERS, schedule_gangs
     from trimtab.engine.launch import EngineSpec
     from trimtab.engine.members import engine_args
 
     memory, asynchronous = request.param
-    options = {**OPTIONS, "async_scheduling": asynchronous, "kv_cache_memory_bytes": memory, "enable_lora": True}
+    options = {**OPTIONS, "kv_cache_memory_bytes": memory, "enable_lora": True}
     arguments = engine_args(
         str(paths[BASE]), {MODEL: str(paths[MODEL])}, rows={ADAPTER: str(paths[ADAPTER])}, **options
     )
     spec = EngineSpec(name=BASE, args=AsyncEngineArgs(**arguments))
     schedule_gangs(spec.config, needed=[*CONTEXTS])
+    spec.config.scheduler_config.scheduler_cls = SCHEDULERS[asynchronous]
     llm = spec.start()
     try:
         yield llm
