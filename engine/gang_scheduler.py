@@ -257,9 +257,11 @@ class GangScheduler(Scheduler):  # type: ignore[misc]
 
     def disband(self, leader: str) -> None:
         """Ends the followers of a leader that has ended."""
-        ids = [member.request_id for member in self.gangs.pop(leader).members[1:]]
+        members = self.gangs.pop(leader).members
+        ids = [member.request_id for member in members[1:]]
         super().finish_requests([name for name in ids if name in self.requests], RequestStatus.FINISHED_ABORTED)
         self.followers -= set(ids)
+        members.clear()  # they know their gang too, and vLLM collects what is in a circle late or never
 
 
 def gang_of(request: Any) -> Gang | None:

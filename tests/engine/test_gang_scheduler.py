@@ -6,7 +6,9 @@ In every step all of a gang sample or none of it. In the end everybody was answe
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -226,3 +228,29 @@ def test_gangs_sample_together_whatever_comes(config: Any, hasher: Any) -> None:
             raise
         seen += game.seen
     assert min(seen[what] for what in ("gangs", "aborted", "preempted gangs")) > 20, seen
+
+
+def test_what_has_ended_is_let_go_of(config: Any, hasher: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a run of Python's collector, which vLLM's engine hardly lets run."""
+    from trimtab.engine import gang_scheduler
+
+    made: list[weakref.ref[Any]] = []
+    make_follower = gang_scheduler.make_follower
+
+    def noted(*args: Any) -> Any:
+        follower = make_follower(*args)
+        made.append(weakref.ref(follower))
+        return follower
+
+    monkeypatch.setattr(gang_scheduler, "make_follower", noted)
+    config.model_config.max_model_len = 1024
+    before = gc.get_threshold()
+    gc.set_threshold(0)
+    try:
+        for seed in range(5):
+            Round(config, random.Random(seed), hasher).play()
+        alive = [follower for follower in made if follower() is not None]
+    finally:
+        gc.set_threshold(*before)
+    assert len(made) > 20
+    assert not alive
