@@ -46,8 +46,8 @@ NGRAM = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 2}
     ("options", "reason"),
     [
         ({"speculative_config": NGRAM}, "speculative_config: the rows of an answer would accept different drafts"),
-        ({"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"}, "scheduler_cls='vllm.v1.core.sched.scheduler"),
-        ({"worker_cls": "vllm.v1.worker.cpu_worker.CPUWorker"}, "worker_cls='vllm.v1.worker.cpu_worker.CPUWorker'"),
+        ({"scheduler_cls": "people.own.Scheduler"}, "scheduler_cls='people.own.Scheduler' schedules requests by itself"),
+        ({"worker_cls": "people.own.Worker"}, "worker_cls='people.own.Worker' samples by itself"),
     ],
 )
 def test_what_cannot_be_combined(base: Path, options: dict[str, Any], reason: str) -> None:
