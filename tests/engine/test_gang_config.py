@@ -46,7 +46,7 @@ NGRAM = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 2}
     ("options", "reason"),
     [
         ({"speculative_config": NGRAM}, "speculative_config: the rows of an answer would accept different drafts"),
-        ({"scheduler_cls": "people.own.Scheduler"}, "scheduler_cls='people.own.Scheduler' schedules requests by itself"),
+        ({"scheduler_cls": "people.own.Scheduler"}, "scheduler_cls='people.own.Scheduler' schedules requests"),
         ({"worker_cls": "people.own.Worker"}, "worker_cls='people.own.Worker' samples by itself"),
     ],
 )
