@@ -9,7 +9,7 @@
 
 Named as `scheduler_cls`, vLLM's own way to bring a scheduler; one that is not vLLM's `AsyncScheduler` turns async
 scheduling off, so there are two. What is overridden and read is no public interface:
-tests/engine/test_gang_scheduler.py runs it against thousands of random requests; run it first on another vLLM.
+tests/engine/test_gang_scheduler.py runs it against random requests; run it first on another vLLM.
 """
 
 from __future__ import annotations

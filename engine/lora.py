@@ -249,9 +249,11 @@ def request_options(
     from vllm.config.lora import LoRAConfig
     from vllm.platforms import current_platform
 
-    if not options.get("enable_lora"):
+    if not options.get("enable_lora", bool(guides)):
         if adapters:
             raise MemberError("engine", "needs enable_lora: true", option="lora_modules")
+        if guides:
+            raise MemberError(next(iter(guides)), "an adapter needs enable_lora: true", option="adapter")
         return {}
     if not adapters and not guides:
         raise MemberError("engine", "no request could name an adapter; valid: with lora_modules", option="enable_lora")
@@ -264,7 +266,7 @@ def request_options(
             if name in guides:
                 raise MemberError(name, str(error), option="adapter") from None
             raise MemberError("engine", f"{name}: {error}", option="lora_modules") from None
-    made: dict[str, Any] = {"max_lora_rank": rank} if guides else {}
+    made: dict[str, Any] = {"enable_lora": True, "max_lora_rank": rank} if guides else {}
     if guides or current_platform.is_cpu():
         spare = 1 if current_platform.is_cpu() else 0
         made["max_loras"] = max(len(adapters) + len(guides) + spare, options.get("max_loras") or 0)

@@ -87,6 +87,9 @@ class Mixer:
         `scored`: of how many tokens, less the last, that the prompt ends with the log-probabilities are wanted.
         """
         mixture = self.check(guides)
+        if not any(w and (name in self.adapters or name in self.run.contexts.contexts) for name, w in mixture.items()):
+            row = self._row(mixture, plausibility=plausibility, scalar=scalar)
+            return Mixing({KEY: row}, rows=1, room=length)
         leader: Row = (tuple(prompt), self.own_adapter)
         rows = await self._rows(leader, mixture)
         columns = {name: mixture.get(name, 0.0) for name in self.columns} | {BASE: rows.pop(leader, 0.0)}

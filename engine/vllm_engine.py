@@ -50,7 +50,7 @@ class VLLMEngine:
     cache_salt: str | None = None
     run: StrategyRun | None = None
     """The request's; None: of whichever request is being handled, as for rewards that ask the base."""
-    prompt: Tokens = ()
+    prompt: tuple[int, ...] = ()
     """The request's own: contexts take its place."""
     adapters: Mapping[str, Adapter] = field(default_factory=dict)
     """Guides that are LoRA adapters of the base."""
@@ -84,7 +84,7 @@ class VLLMEngine:
         **context: Any,
     ) -> VLLMEngine:
         return replace(
-            self, name=name, cache_salt=cache_salt, run=run, prompt=prompt, rendered=rendered, context=context
+            self, name=name, cache_salt=cache_salt, run=run, prompt=tuple(prompt), rendered=rendered, context=context
         )
 
     async def generate(
@@ -311,7 +311,7 @@ class VLLMEngine:
             served=self._served,
             adapters=self.adapters,
             run=self._run_of,
-            start=tuple(self.prompt),
+            start=self.prompt,
             lora=self.context.get("lora_request"),
             salt=self.cache_salt,
             media=self.rendered is not None,

@@ -176,8 +176,6 @@ def base_spec(config: Config, args: Namespace) -> EngineSpec:
     options.setdefault("scheduling_policy", "priority")
     guides = {name: guide.model_dump(exclude_defaults=True) for name, guide in config.guide_models.items()}
     rows = config.guide_adapters
-    if rows:
-        options.setdefault("enable_lora", True)
     for key, value in engine_args(config.base, guides, adapters=config.adapters, rows=rows, **options).items():
         setattr(args, key, value)
     spec = EngineSpec(name=BASE, args=AsyncEngineArgs.from_cli_args(args), usage=UsageContext.OPENAI_API_SERVER)

@@ -194,16 +194,15 @@ def instruct(path: str, document: Json, instruction: Instruction) -> Json:
         raise ValueError("what instructs the model needs a chat request: a bare prompt has no messages")
     key = "input" if path == RESPONSES else "messages"
     system = {RESPONSES: "instructions", MESSAGES: "system"}.get(path)
+    if instruction.replaces_system:
+        document = _drop_system(document, key, system)
+    if not text:
+        return document
+    if role == "system" and system is not None:
+        return document | {system: _join(text, document.get(system))}
     content = document.get(key)
     content = [{"role": "user", "content": content}] if isinstance(content, str) else content
     items = list(content) if isinstance(content, list) else []
-    if instruction.replaces_system:
-        document = {name: value for name, value in document.items() if name != system}
-        items = [item for item in items if not (isinstance(item, Mapping) and item.get("role") in SYSTEM)]
-    if not text:
-        return document | {key: items}
-    if role == "system" and system is not None:
-        return document | {key: items, system: _join(text, document.get(system))}
     roles = SYSTEM if role == "system" else ("user",)
     places = [i for i, item in enumerate(items) if isinstance(item, Mapping) and item.get("role") in roles]
     if role == "system" and 0 not in places:
@@ -213,6 +212,14 @@ def instruct(path: str, document: Json, instruction: Instruction) -> Json:
     place = 0 if role == "system" else places[-1]
     items[place] = {**items[place], "content": _join(text, items[place].get("content"))}
     return document | {key: items}
+
+
+def _drop_system(document: Json, key: str, system: str | None) -> Json:
+    """The body without its system messages: of those under `key`, and of the field `system` where the path has one."""
+    document = {name: value for name, value in document.items() if name != system}
+    if isinstance(items := document.get(key), list):
+        document[key] = [item for item in items if not (isinstance(item, Mapping) and item.get("role") in SYSTEM)]
+    return document
 
 
 def _join(instruction: str, content: Any) -> Any:

@@ -71,7 +71,7 @@ def test_a_base_that_keeps_more_than_keys_and_values(tmp_path: Path) -> None:
 def test_adapters_as_guides(base: Path, tmp_path: Path) -> None:
     """A slot for each, one more on CPU, and as large a rank as they need; what vLLM cannot load is refused by name."""
     small, large = family.adapter(tmp_path / "small", base), family.adapter(tmp_path / "large", base, r=20)
-    config = make_config(base, {"small": str(small), "large": str(large)}, enable_lora=True)
+    config = make_config(base, {"small": str(small), "large": str(large)})
     assert config.lora_config is not None
     assert (config.lora_config.max_loras, config.lora_config.max_lora_rank) == (3, 32)
     numbers = [number for _, number, _ in number_adapters({"small": "a", "large": "b"}).values()]
@@ -80,4 +80,6 @@ def test_adapters_as_guides(base: Path, tmp_path: Path) -> None:
     head = family.adapter(tmp_path / "head", base, target_modules=["lm_head"])
     for place, message in ((head, "an adapter of lm_head scores wrongly"), (tmp_path / "nowhere", "no adapter in")):
         with pytest.raises(MemberError, match=f"^one: {message}"):
-            make_config(base, {"one": str(place)}, enable_lora=True)
+            make_config(base, {"one": str(place)})
+    with pytest.raises(MemberError, match=r"^small: an adapter needs enable_lora: true"):
+        make_config(base, {"small": str(small)}, enable_lora=False)

@@ -174,8 +174,13 @@ HI = [{"role": "user", "content": "Hi"}]
             Instruction("Be warm.", "user", replaces_system=True),
             {"messages": [{"role": "user", "content": "Be warm.\n\nHi"}]},
         ),
-        (RESPONSES, {"input": "Hi", "instructions": "Sell."}, WARM, {"input": HI, "instructions": "Be warm.\n\nSell."}),
-        (RESPONSES, {"input": "Hi", "instructions": "Sell."}, Instruction("", replaces_system=True), {"input": HI}),
+        (
+            RESPONSES,
+            {"input": "Hi", "instructions": "Sell."},
+            WARM,
+            {"input": "Hi", "instructions": "Be warm.\n\nSell."},
+        ),
+        (RESPONSES, {"input": "Hi", "instructions": "Sell."}, Instruction("", replaces_system=True), {"input": "Hi"}),
         (
             MESSAGES,
             {"messages": HI, "system": "Sell."},
